@@ -1,0 +1,39 @@
+"""Trains one stage: python launch/train.py --config=configs/brpo.py --workdir=DIR"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from qwenla_jax.train.options import ConfigError, check_command_line, describe, from_config_dict
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
+
+
+def main(argv: list[str]) -> None:
+    """Checks everything that can be checked cheaply, then runs."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        options = from_config_dict(_CONFIG.value)
+        workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
+        from qwenla_jax.train.loop import run  # after the check: a wrong key is refused before jax starts
+
+        run(options, workdir)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
+        print(__doc__, describe(), sep="\n")
+    try:
+        check_command_line(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    flags.mark_flag_as_required("config")
+    app.run(main)

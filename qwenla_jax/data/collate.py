@@ -1,0 +1,252 @@
+"""Examples to batches of a few fixed shapes, so that the number of compilations does not depend on the data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from qwenla_jax.data.images import MAX_ASPECT, PictureLayout
+from qwenla_jax.data.transforms import Example
+from qwenla_jax.types import PromptBatch, TokenBatch, VisionBatch
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes that a batch's axes may have; each axis takes the smallest that fits.
+
+    Attributes:
+      frames: I, pictures of the whole batch.
+      slots: S, patch slots of a picture, windows padded to their full size.
+      visual: M, visual tokens of a picture.
+      prompts: P, tokens of a prompt.
+      tokens: T, tokens of a prompt with its response.
+      patch_values: C, values of a patch; one number, for batches without a picture need it too.
+
+    Raises:
+      ValueError: sizes that are not positive and ascending, named by the axis.
+    """
+
+    frames: tuple[int, ...]
+    slots: tuple[int, ...]
+    visual: tuple[int, ...]
+    prompts: tuple[int, ...]
+    tokens: tuple[int, ...]
+    patch_values: int = 1176
+
+    def __post_init__(self) -> None:
+        """Refuses sizes out of order."""
+        for field in fields(self):
+            if field.name == "patch_values":
+                continue
+            sizes = getattr(self, field.name)
+            if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
+                raise ValueError(f"buckets of {field.name} must be positive and ascending, got {sizes}")
+        if self.patch_values < 1:
+            raise ValueError(f"patch_values must be positive, got {self.patch_values}")
+
+    def fit(self, axis: str, size: int, whose: str) -> int:
+        """The smallest bucket of `axis` that holds `size`.
+
+        Raises:
+          ValueError: there is none; the message names `whose` size it is and the largest bucket.
+        """
+        sizes: tuple[int, ...] = getattr(self, axis)
+        for bucket in sizes:
+            if size <= bucket:
+                return bucket
+        raise ValueError(f"{whose} needs {size} {axis}, but the largest bucket of {axis} is {sizes[-1]}")
+
+
+def ladder(low: int, high: int, multiple: int = 1) -> tuple[int, ...]:
+    """Ascending sizes that end at `high` or just above: powers of two times 1 and 1.5.
+
+    Args:
+      low, high: the first and the last size, rounded up to the multiple.
+      multiple: every size is a multiple of it.
+
+    Raises:
+      ValueError: not 1 <= low <= high, or the multiple is not positive.
+    """
+    if not 1 <= low <= high or multiple < 1:
+        raise ValueError(f"expected 1 <= low <= high and a positive multiple, got {low}, {high}, {multiple}")
+    first, last = -(-low // multiple), -(-high // multiple)
+    steps = {first, last}
+    power = 1
+    while power < last:
+        steps.update(step for step in (power, power * 3 // 2) if first < step < last)
+        power *= 2
+    return tuple(step * multiple for step in sorted(steps))
+
+
+def make_buckets(
+    layout: PictureLayout,
+    batch_size: int,
+    min_pixels: int,
+    max_pixels: int,
+    max_prompt_tokens: int,
+    max_tokens: int,
+    max_pictures: int = 1,
+    max_aspect: float = MAX_ASPECT,
+) -> Buckets:
+    """Buckets that hold whatever pictures and texts within given bounds can come.
+
+    Args:
+      layout: the vision tower's numbers.
+      batch_size: B; the batch's pictures come in multiples of it, so that they divide over devices as the rows do.
+      min_pixels, max_pixels: the image processor's bounds.
+      max_prompt_tokens, max_tokens: of a prompt, and of a prompt with its response.
+      max_pictures: pictures of a record on average over a batch, at most.
+      max_aspect: the longer side of a picture over the shorter, at most; 1 where all pictures are square.
+
+    Returns:
+      Sizes in steps of 1.5 or less (of 2 at the small end), see `ladder`.
+
+    Raises:
+      ValueError: bounds out of order, or an aspect below 1.
+    """
+    if not 1 <= min_pixels <= max_pixels or max_aspect < 1:
+        raise ValueError(
+            "expected 1 <= min_pixels <= max_pixels and max_aspect of at least 1, got"
+            f" {min_pixels}, {max_pixels}, {max_aspect}"
+        )
+    grids = list(_largest_grids(min_pixels / layout.token_pixels**2, max_pixels / layout.token_pixels**2, max_aspect))
+    least = max(1, min_pixels // layout.token_pixels**2)
+    most = max(rows * cols for rows, cols in grids)
+    slots = max(layout.frame_slots(rows, cols) for rows, cols in grids)
+    fewest_slots = math.ceil(least / layout.window_tokens**2) * layout.window_slots
+    return Buckets(
+        frames=tuple(n * batch_size for n in ladder(1, max_pictures)),
+        slots=ladder(min(fewest_slots, slots), slots, layout.window_slots),
+        visual=ladder(min(least, most), most),
+        prompts=ladder(min(32, max_prompt_tokens), max_prompt_tokens, 8),
+        tokens=ladder(min(64, max_tokens), max_tokens, 8),
+        patch_values=3 * layout.temporal_patch_size * layout.patch_size**2,
+    )
+
+
+def _largest_grids(least: float, most: float, aspect: float) -> Iterator[tuple[int, int]]:
+    """For each number of rows the most columns >= rows that `smart_resize` can give; bounds in visual tokens.
+
+    Its two roundings go beyond the bounds: a picture that is enlarged is rounded up (one of 13x13 for at least 112x112
+    becomes 140x140, because 4 tokens come out as 4.000000001), and a strip that is shrunk keeps a row at least.
+    """
+    for rows in itertools.count(1):
+        within = min(most / rows, aspect * (rows + 1))
+        strip = min(2 * aspect, math.sqrt(aspect * most)) if rows == 1 else 0
+        enlarged = min(aspect * rows, math.sqrt(aspect * least), least / (rows - 1) if rows > 1 else math.inf)
+        cols = max(math.floor(within), math.floor(strip), math.ceil(enlarged + 1e-6))
+        if cols < rows and rows > 1:
+            return
+        yield rows, max(cols, 1)
+
+
+def collate_prompts(
+    examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
+) -> tuple[VisionBatch, PromptBatch]:
+    """Pads prompts to buckets.
+
+    Args:
+      examples: at most `batch_size`, from `to_prompt_example`.
+      buckets: the sizes allowed.
+      batch_size: Q, the rows; None for as many as there are examples. A row without an example is one text token of
+        id 0, so that no length is 0 and nothing in it divides by zero.
+
+    Raises:
+      ValueError: no or too many examples, an example with a response, or one that fits no bucket, named by its record.
+    """
+    for example in examples:
+        if example.prompt_length != len(example.ids_T):
+            raise ValueError(f"record {example.record.id!r} comes with a response, expected a prompt alone")
+    vision, ids, pos, visual, length = _collate(examples, buckets, "prompts", batch_size)
+    next_pos = np.ones(len(length), np.int32)
+    next_pos[: len(examples)] = [example.next_pos for example in examples]
+    return vision, PromptBatch(ids, pos, visual, length, next_pos)
+
+
+def collate_sft(
+    examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
+) -> tuple[VisionBatch, TokenBatch]:
+    """Pads prompts with their responses to buckets; the loss weighs 1 on the response's tokens and 0 elsewhere.
+
+    Args:
+      examples: at most `batch_size`, from `to_sft_example`.
+      buckets: the sizes allowed.
+      batch_size: B, as in `collate_prompts`; the loss of a row without an example is 0.
+
+    Raises:
+      ValueError: as in `collate_prompts`, and for an example without a response.
+    """
+    for example in examples:
+        if example.prompt_length == len(example.ids_T):
+            raise ValueError(f"record {example.record.id!r} comes without a response")
+    vision, ids, pos, visual, length = _collate(examples, buckets, "tokens", batch_size)
+    loss_BxT = np.zeros(ids.shape, np.float32)
+    for row, example in enumerate(examples):
+        loss_BxT[row, example.prompt_length : len(example.ids_T)] = 1
+    return vision, TokenBatch(ids, pos, visual, loss_BxT, length)
+
+
+def _collate(
+    examples: Sequence[Example], buckets: Buckets, axis: str, batch_size: int | None
+) -> tuple[VisionBatch, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rows = len(examples) if batch_size is None else batch_size
+    if not 1 <= len(examples) <= rows:
+        raise ValueError(f"a batch of {rows} rows takes 1 to {rows} examples, got {len(examples)}")
+    T = max(buckets.fit(axis, len(example.ids_T), _named(example)) for example in examples)
+    vision, first_frame = _collate_frames(examples, buckets)
+    M = vision.gather_IxM.shape[1]
+    ids_BxT = np.zeros((rows, T), np.int32)
+    pos_BxTx3 = np.zeros((rows, T, 3), np.int32)
+    visual_BxT = np.full((rows, T), -1, np.int32)
+    length_B = np.ones(rows, np.int32)
+    for row, (example, first) in enumerate(zip(examples, first_frame, strict=True)):
+        n = len(example.ids_T)
+        ids_BxT[row, :n] = example.ids_T
+        pos_BxTx3[row, :n] = example.pos_Tx3
+        length_B[row] = n
+        counts = [frame.num_visual_tokens for frame in example.frames]
+        flat = [(first + number) * M + np.arange(count) for number, count in enumerate(counts)]
+        if flat:
+            visual_BxT[row, np.flatnonzero(example.visual_T >= 0)] = np.concatenate(flat)
+    return vision, ids_BxT, pos_BxTx3, visual_BxT, length_B
+
+
+def _collate_frames(examples: Sequence[Example], buckets: Buckets) -> tuple[VisionBatch, list[int]]:
+    """The batch's pictures, one after the other, and for each example the row of its first."""
+    S, M, C = buckets.slots[0], buckets.visual[0], buckets.patch_values
+    for example in examples:
+        for frame in example.frames:
+            S = max(S, buckets.fit("slots", len(frame.valid_S), _named(example)))
+            M = max(M, buckets.fit("visual", frame.num_visual_tokens, _named(example)))
+            if frame.patches_SxC.shape[1] != C:
+                raise ValueError(
+                    f"{_named(example)} has {frame.patches_SxC.shape[1]} values a patch, but the buckets say {C}"
+                )
+    first_frame, total = [], 0
+    for example in examples:
+        first_frame.append(total)
+        total += len(example.frames)
+    most = max(examples, key=lambda example: len(example.frames))
+    whose = f"a batch of {len(examples)} records, of which {_named(most)} has the most pictures, {len(most.frames)},"
+    frames = buckets.fit("frames", total, whose)
+    vision = VisionBatch(
+        patches_IxSxC=np.zeros((frames, S, C), np.float32),
+        hw_IxSx2=np.zeros((frames, S, 2), np.int32),
+        valid_IxS=np.zeros((frames, S), bool),
+        gather_IxM=np.zeros((frames, M), np.int32),
+    )
+    for row, frame in enumerate(frame for example in examples for frame in example.frames):
+        n = len(frame.valid_S)
+        vision.patches_IxSxC[row, :n] = frame.patches_SxC
+        vision.hw_IxSx2[row, :n] = frame.hw_Sx2
+        vision.valid_IxS[row, :n] = frame.valid_S
+        vision.gather_IxM[row, : len(frame.gather_M)] = frame.gather_M
+    return vision, first_frame
+
+
+def _named(example: Example) -> str:
+    return f"record {example.record.id!r}"

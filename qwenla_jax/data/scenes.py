@@ -1,0 +1,193 @@
+"""Rendered scenes: a few coloured shapes on a light ground, a pure function of (seed, split, index).
+
+Paper silent: it has no such data. The pictures exist so that the whole pipeline runs without a download, and are made
+so that a small model can read them but errs: shapes stand off any grid, cover each other in part, and are noisy.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize leaves the picture as it is
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
+SIZES: tuple[str, ...] = ("small", "big")
+COLORS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple")
+MAX_OBJECTS = 5
+MIN_VISIBLE = 0.55  # of an object's area; the rest may be covered by later objects
+
+_RGB = ((214, 40, 40), (244, 138, 22), (238, 214, 44), (44, 158, 72), (40, 92, 220), (142, 58, 182))
+_NUM_OBJECTS_CDF = (0.08, 0.24, 0.48, 0.74, 1.0)
+_RADIUS = ((7.0, 8.5), (12.0, 14.0))  # pixels, lowest and highest for each of SIZES
+_MIN_GAP_X = 4.0  # pixels between centres, so that "left to right" can be seen
+_SUPERSAMPLE = 2
+_COLOR_JITTER = 10  # of 255
+_SQUARE_HALF = 0.88  # half a side, in radii
+_TRIANGLE_TIP = 1.3  # centre to corner, in radii
+_STAR_TIP, _STAR_DENT = 1.3, 0.58
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One shape.
+
+    Attributes:
+      shape, color, size: words out of SHAPES, COLORS, SIZES.
+      x, y: centre in pixels from the left and from the top.
+      radius: pixels; a circle's radius, and the scale of the other shapes, which have about the circle's area.
+      angle: rotation in radians (at most 0.2).
+      rgb: the fill colour before noise and shading.
+    """
+
+    shape: str
+    color: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is on it.
+
+    Attributes:
+      objects: in drawing order, so later ones cover earlier ones.
+      image: RGB, 112x112 pixels.
+    """
+
+    objects: tuple[SceneObject, ...]
+    image: Image.Image
+
+    def left_to_right(self) -> tuple[SceneObject, ...]:
+        """The objects by the x of their centres: the canonical order of captions."""
+        return tuple(sorted(self.objects, key=lambda thing: thing.x))
+
+
+def make_scene(seed: int, split: int, index: int) -> Scene:
+    """Places and draws the objects of one scene, a pure function of its three arguments (each at least 0).
+
+    Args:
+      seed: of the whole set of scenes.
+      split: 0 for training, 1 for held-out scenes, any other number for another disjoint set.
+      index: the scene in its split.
+
+    Raises:
+      ValueError: an argument is negative.
+    """
+    if min(seed, split, index) < 0:
+        raise ValueError(f"seed={seed}, split={split}, index={index}: expected numbers that are at least 0")
+    rng = np.random.default_rng([seed, split, index])
+    objects = _place(rng)
+    return Scene(objects, render(objects, rng))
+
+
+def render(objects: Sequence[SceneObject], rng: np.random.Generator) -> Image.Image:
+    """Draws objects in their order on a light ground with a slight shading and noise out of `rng`.
+
+    Returns:
+      RGB, 112x112 pixels.
+    """
+    grey = rng.integers(196, 240)
+    tint = rng.integers(-8, 9, size=3)
+    ground = tuple(int(grey + shift) for shift in tint)
+    side = SIDE * _SUPERSAMPLE
+    image = Image.new("RGB", (side, side), ground)
+    draw = ImageDraw.Draw(image)
+    for thing in objects:
+        # A darker rim keeps two shapes of one colour apart where they overlap.
+        rim = tuple(value * 6 // 10 for value in thing.rgb)
+        _draw(draw, thing, _SUPERSAMPLE, fill=thing.rgb, outline=rim, width=_SUPERSAMPLE)
+    pixels = np.asarray(image.reduce(_SUPERSAMPLE), dtype=np.int16)
+    slope_x, slope_y = rng.uniform(-12.0, 12.0, size=2)
+    ramp = np.linspace(-1.0, 1.0, SIDE)
+    shade = np.rint(slope_x * ramp[None, :] + slope_y * ramp[:, None]).astype(np.int16)
+    noise = np.frombuffer(rng.bytes(SIDE * SIDE * 3), dtype=np.uint8).reshape(SIDE, SIDE, 3) & 15
+    noisy = pixels + (shade - 8)[:, :, None] + noise
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def _place(rng: np.random.Generator) -> tuple[SceneObject, ...]:
+    """Draws attributes and positions; a position at which too little of some object would show is drawn again."""
+    num = 1 + int(np.searchsorted(_NUM_OBJECTS_CDF, rng.random()))
+    # A scene has few colours and shapes, so that equal ones come together and counts above 1 are common.
+    shapes = rng.permutation(len(SHAPES))[: rng.integers(2, len(SHAPES) + 1)]
+    colors = rng.permutation(len(COLORS))[: rng.integers(2, 5)]
+    while True:  # a crowded start can leave the last object no place; then all positions are drawn anew
+        objects: list[SceneObject] = []
+        owners = Image.new("L", (SIDE, SIDE))
+        for _ in range(20 * MAX_OBJECTS):
+            if len(objects) == num:
+                return tuple(objects)
+            thing = _draw_object(rng, shapes, colors)
+            if any(abs(thing.x - other.x) < _MIN_GAP_X for other in objects):
+                continue
+            trial = owners.copy()
+            _draw(ImageDraw.Draw(trial), thing, 1, fill=len(objects) + 1)
+            visible = trial.histogram()
+            if all(visible[i + 1] >= MIN_VISIBLE * _area(other) for i, other in enumerate(objects)):
+                objects.append(thing)
+                owners = trial
+
+
+def _draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarray) -> SceneObject:
+    shape = int(shapes[rng.integers(len(shapes))])
+    color = int(colors[rng.integers(len(colors))])
+    size = int(rng.integers(len(SIZES)))
+    u_radius, u_x, u_y, u_angle = rng.random(4)
+    low, high = _RADIUS[size]
+    radius = low + (high - low) * u_radius
+    margin = _STAR_TIP * radius + 1.0
+    jitter = rng.integers(-_COLOR_JITTER, _COLOR_JITTER + 1, size=3)
+    red, green, blue = (min(255, max(0, int(v + j))) for v, j in zip(_RGB[color], jitter, strict=True))
+    return SceneObject(
+        shape=SHAPES[shape],
+        color=COLORS[color],
+        size=SIZES[size],
+        x=margin + (SIDE - 2 * margin) * u_x,
+        y=margin + (SIDE - 2 * margin) * u_y,
+        radius=radius,
+        angle=0.4 * (u_angle - 0.5),
+        rgb=(red, green, blue),
+    )
+
+
+def _draw(draw: ImageDraw.ImageDraw, thing: SceneObject, scale: int, **style: object) -> None:
+    x, y, r = thing.x * scale, thing.y * scale, thing.radius * scale
+    if thing.shape == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), **style)  # type: ignore[arg-type]
+        return
+    corners = [
+        (x + r * reach * math.sin(thing.angle + turn), y - r * reach * math.cos(thing.angle + turn))
+        for reach, turn in _corners(thing.shape)
+    ]
+    draw.polygon(corners, **style)  # type: ignore[arg-type]
+
+
+def _corners(shape: str) -> list[tuple[float, float]]:
+    """Corners as (distance in radii, angle clockwise from straight up)."""
+    if shape == "square":
+        return [(_SQUARE_HALF * math.sqrt(2.0), math.pi * (0.25 + 0.5 * i)) for i in range(4)]
+    if shape == "triangle":
+        return [(_TRIANGLE_TIP, 2.0 * math.pi * i / 3.0) for i in range(3)]
+    return [(_STAR_DENT if i % 2 else _STAR_TIP, math.pi * i / 5.0) for i in range(10)]
+
+
+def _area(thing: SceneObject) -> float:
+    """Square pixels of the whole shape."""
+    if thing.shape == "circle":
+        unit = math.pi
+    elif thing.shape == "square":
+        unit = (2.0 * _SQUARE_HALF) ** 2
+    elif thing.shape == "triangle":
+        unit = 0.75 * math.sqrt(3.0) * _TRIANGLE_TIP**2
+    else:
+        unit = 5.0 * _STAR_TIP * _STAR_DENT * math.sin(math.pi / 5.0)
+    return unit * thing.radius**2

@@ -1,0 +1,56 @@
+"""Keys and values as explicit values: what the decoder reads, what it returns, and how the two are joined."""
+
+from __future__ import annotations
+
+from flax import struct
+
+import jax
+import jax.numpy as jnp
+
+
+@struct.dataclass
+class KeyValues:
+    """Keys and values of all layers for rows of tokens, left-aligned.
+
+    Attributes:
+      k_LxBxSxKxH, v_LxBxSxKxH: the keys (already rotated) and values.
+      length_B: int32, filled slots of each row; slots from there on are hidden.
+    """
+
+    k_LxBxSxKxH: jax.Array
+    v_LxBxSxKxH: jax.Array
+    length_B: jax.Array
+
+
+def empty_cache(
+    num_layers: int, rows: int, slots: int, num_kv_heads: int, head_dim: int, dtype: str
+) -> KeyValues:
+    """A cache of `slots` empty slots a row."""
+    zeros = jnp.zeros((num_layers, rows, slots, num_kv_heads, head_dim), dtype)
+    return KeyValues(zeros, zeros, jnp.zeros((rows,), jnp.int32))
+
+
+def append(cache: KeyValues, new: KeyValues) -> KeyValues:
+    """Write `new.length_B` tokens of `new` behind each row's filled slots; what finds no slot is dropped.
+
+    Args:
+      cache: the cache, S slots.
+      new: T tokens a row, of which the first `length_B` count.
+
+    Returns:
+      The cache with the tokens in place and its lengths advanced.
+    """
+    rows, tokens = new.k_LxBxSxKxH.shape[1:3]
+    slots = cache.k_LxBxSxKxH.shape[2]
+    offset_BxT = jnp.arange(tokens, dtype=jnp.int32)[None, :]
+    slot_BxT = jnp.where(offset_BxT < new.length_B[:, None], cache.length_B[:, None] + offset_BxT, slots)
+    row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
+
+    def write(old: jax.Array, values: jax.Array) -> jax.Array:
+        return old.at[:, row_Bx1, slot_BxT].set(values.astype(old.dtype), mode="drop")
+
+    return KeyValues(
+        write(cache.k_LxBxSxKxH, new.k_LxBxSxKxH),
+        write(cache.v_LxBxSxKxH, new.v_LxBxSxKxH),
+        jnp.minimum(cache.length_B + new.length_B, slots),
+    )

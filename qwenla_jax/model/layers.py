@@ -1,0 +1,145 @@
+"""Building blocks that the vision tower and the decoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Additive mask value: finite, so that a row whose keys are all hidden gives numbers and not nan, and far enough below
+# any score that its probability is exactly zero in float32 and bfloat16.
+HIDDEN = -1e30
+
+# The name under which attention's results are known to the remat policies.
+ATTENTION_OUTPUT = "attention_output"
+
+
+class Dense(nn.Module):
+    """A linear layer with a two-dimensional kernel [in, out].
+
+    The rows are flattened before the product: one large 2-D matmul is what every backend does best.
+
+    Attributes:
+      features: size of the output's last axis.
+      axes: logical names of the kernel's two axes.
+      use_bias: whether a bias is added.
+      dtype, param_dtype: names of the compute and the storage type.
+      init_scale: standard deviation of the kernel's initial values (the checkpoint's `initializer_range`).
+    """
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    init_scale: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(nn.initializers.normal(self.init_scale), self.axes),
+            (x.shape[-1], self.features),
+            jnp.dtype(self.param_dtype),
+        )
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+                (self.features,),
+                jnp.dtype(self.param_dtype),
+            )
+            y = y + bias.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: variance in float32, rounded to the compute type *before* the weight multiplies.
+
+    The order of rounding and multiplication is the released model's; in bfloat16 the other order differs.
+    """
+
+    eps: float
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            (x.shape[-1],),
+            jnp.dtype(self.param_dtype),
+        )
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return x32.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), the feed-forward of both the vision blocks and the decoder layers."""
+
+    features: int
+    use_bias: bool
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    init_scale: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def dense(name: str, features: int, axes: tuple[str, str]) -> Dense:
+            return Dense(
+                features, axes, self.use_bias, self.dtype, self.param_dtype, self.init_scale, name=name
+            )
+
+        gate = dense("gate", self.features, ("embed", "mlp"))(x)
+        up = dense("up", self.features, ("embed", "mlp"))(x)
+        return dense("down", x.shape[-1], ("mlp", "embed"))(nn.silu(gate) * up)
+
+
+def remat_policy(name: str) -> Callable | None:
+    """The checkpoint policy of that name: "full" keeps nothing, "dots" keeps the products with the weights
+    and what attention returns.
+
+    Raises:
+      ValueError: for another name.
+    """
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT),
+        ),
+    }
+    if name not in policies:
+        raise ValueError(f"remat: {name!r} is not known; use 'none', {', '.join(map(repr, policies))}")
+    return policies[name]
+
+
+def scan_layers(
+    block: type[nn.Module], length: int, remat: str, num_broadcast: int, num_scanned: int
+) -> type[nn.Module]:
+    """One scan over `length` equal layers, parameters stacked on a leading axis named "layers".
+
+    The block is called as `block(carry, *broadcast, *scanned) -> (carry, outputs)`.
+
+    Args:
+      block: the layer's module class.
+      length: number of layers.
+      remat: "none", "full" or "dots".
+      num_broadcast: how many arguments after the carry are the same for all layers.
+      num_scanned: how many arguments after those carry a leading layer axis (or are None).
+    """
+    if remat != "none":
+        block = nn.remat(block, prevent_cse=False, policy=remat_policy(remat))
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast,) * num_broadcast + (0,) * num_scanned,
+        length=length,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

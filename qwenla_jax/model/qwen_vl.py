@@ -1,0 +1,111 @@
+"""Qwen2.5-VL whole: pictures and tokens in, hidden states and keys and values out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qwenla_jax.config import ModelConfig
+from qwenla_jax.model.decoder import Decoder
+from qwenla_jax.model.kv_cache import KeyValues
+from qwenla_jax.model.vision import VisionTower, window_slots
+from qwenla_jax.types import VisionBatch
+
+Params = dict[str, Any]
+
+
+class QwenVL(nn.Module):
+    """The model; use `apply({"params": params}, ..., method="encode" | "embed" | "decode")`, or no method for all."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+        shared = (cfg.dtype, cfg.param_dtype, cfg.remat, cfg.initializer_range)
+        self.visual = VisionTower(cfg.vision, *shared)
+        self.decoder = Decoder(cfg.text, *shared)
+
+    def encode(self, vision: VisionBatch) -> jax.Array:
+        """Visual tokens of all frames, [I * M, D]: what `visual_BxT` indexes."""
+        tokens_IxMxD = self.visual(vision)
+        return tokens_IxMxD.reshape(-1, tokens_IxMxD.shape[-1])
+
+    def embed(self, ids_BxT: jax.Array, visual_BxT: jax.Array | None, visual_ZxD: jax.Array | None) -> jax.Array:
+        """Embeddings of tokens, visual tokens in their places.
+
+        Args:
+          ids_BxT: int32 token ids.
+          visual_BxT: int32 index into `visual_ZxD`, -1 where the token is text; None for text only.
+          visual_ZxD: visual tokens as `encode` returns them.
+
+        Returns:
+          [B, T, D] in the compute type.
+        """
+        x_BxTxD = self.decoder.embed(ids_BxT)
+        if visual_BxT is None:
+            return x_BxTxD
+        picked = jnp.take(visual_ZxD, jnp.maximum(visual_BxT, 0), axis=0)
+        return jnp.where((visual_BxT >= 0)[..., None], picked.astype(x_BxTxD.dtype), x_BxTxD)
+
+    def decode(
+        self,
+        x_BxTxD: jax.Array,
+        pos_BxTx3: jax.Array,
+        prefix: KeyValues | None = None,
+        cache: KeyValues | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """See `Decoder.__call__`."""
+        return self.decoder(x_BxTxD, pos_BxTx3, prefix, cache)
+
+    def __call__(
+        self, vision: VisionBatch, ids_BxT: jax.Array, pos_BxTx3: jax.Array, visual_BxT: jax.Array
+    ) -> jax.Array:
+        """Hidden states [B, T, D] of whole sequences, after the last norm."""
+        x = self.embed(ids_BxT, visual_BxT, self.encode(vision))
+        return self.decode(x, pos_BxTx3)[0]
+
+
+def head_matrix(params: Params) -> jax.Array:
+    """The output matrix [D, V]: the model's own, or its embedding turned over where the two are tied."""
+    decoder = params["decoder"]
+    if "lm_head" in decoder:
+        return decoder["lm_head"]["kernel"]
+    return decoder["embed"]["embedding"].T
+
+
+def logits_of(params: Params, hidden: jax.Array) -> jax.Array:
+    """Logits [..., V] in float32 of hidden states [..., D]. For few rows; training goes by chunks."""
+    head_DxV = head_matrix(params).astype(hidden.dtype)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    out = jnp.dot(flat, head_DxV, preferred_element_type=jnp.float32)
+    return out.reshape(*hidden.shape[:-1], head_DxV.shape[-1])
+
+
+def abstract_inputs(config: ModelConfig) -> tuple[VisionBatch, jax.Array, jax.Array, jax.Array]:
+    """The smallest inputs on which the model initialises: one frame of one window, one row of one token."""
+    v = config.vision
+    slots = window_slots(v)
+    values = v.in_channels * v.temporal_patch_size * v.patch_size**2
+    vision = VisionBatch(
+        jnp.zeros((1, slots, values), jnp.float32),
+        jnp.zeros((1, slots, 2), jnp.int32),
+        jnp.ones((1, slots), bool),
+        jnp.zeros((1, 1), jnp.int32),
+    )
+    ids = jnp.zeros((1, 1), jnp.int32)
+    return vision, ids, jnp.zeros((1, 1, 3), jnp.int32), ids - 1
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters as a plain tree of arrays; normal with `config.initializer_range`, norms 1, biases 0."""
+    return nn.meta.unbox(QwenVL(config).init(key, *abstract_inputs(config))["params"])
+
+
+def logical_specs(config: ModelConfig) -> Params:
+    """The parameters' tree with, for each, its logical axis names (a `PartitionSpec`)."""
+    model = QwenVL(config)
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), *abstract_inputs(config)))
+    return nn.get_partition_spec(abstract)["params"]

@@ -1,0 +1,126 @@
+"""The vision tower: patches in window slots -> visual tokens of the decoder's width.
+
+The host has put the patches in window order, every window padded to its full number of slots (`types.VisionBatch`), so
+window attention is a reshape and no layer gathers anything. paper silent: the tower is Qwen2.5-VL's, unchanged.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qwenla_jax.config import VisionConfig
+from qwenla_jax.model.attention import Segment, segment_attention
+from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
+from qwenla_jax.model.rope import rotate, vision_angles
+from qwenla_jax.types import VisionBatch
+
+
+class VisionAttention(nn.Module):
+    """Self-attention of patches, within a window or within the whole frame."""
+
+    config: VisionConfig
+    dtype: str
+    param_dtype: str
+    init_scale: float
+
+    @nn.compact
+    def __call__(
+        self, x_IxSxD: jax.Array, cos: jax.Array, sin: jax.Array, valid_IxS: jax.Array, is_full: jax.Array
+    ) -> jax.Array:
+        cfg = self.config
+        I, S, D = x_IxSxD.shape
+        N, H = cfg.num_heads, D // cfg.num_heads
+
+        def dense(name: str, axes: tuple[str, str]) -> Dense:
+            return Dense(D, axes, True, self.dtype, self.param_dtype, self.init_scale, name=name)
+
+        q, k, v = (dense(name, ("embed", "heads"))(x_IxSxD).reshape(I, S, N, H) for name in "qkv")
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+
+        def attend(rows: int) -> jax.Array:
+            split = (I * rows, S // rows)
+            seg = Segment(
+                k.reshape(*split, N, H), v.reshape(*split, N, H), valid_IxS.reshape(*split)[:, None, None, :]
+            )
+            return segment_attention(q.reshape(*split, N, H), (seg,)).reshape(I, S, D)
+
+        windows = S // window_slots(cfg)
+        if windows == 1:  # one window is the whole frame: both kinds of layer are the same
+            out = attend(1)
+        else:
+            out = jax.lax.cond(is_full, lambda: attend(1), lambda: attend(windows))
+        return dense("proj", ("heads", "embed"))(out)
+
+
+class VisionBlock(nn.Module):
+    """One layer of the tower: attention and a gated MLP, each behind an RMS norm, with residuals."""
+
+    config: VisionConfig
+    dtype: str
+    param_dtype: str
+    init_scale: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, valid_IxS: jax.Array, is_full: jax.Array
+    ) -> tuple[jax.Array, None]:
+        cfg, types = self.config, (self.dtype, self.param_dtype)
+        x = nn.with_logical_constraint(x, ("frames", "patches", "act_embed"))
+        h = RMSNorm(cfg.rms_norm_eps, *types, name="norm1")(x)
+        x = x + VisionAttention(cfg, *types, self.init_scale, name="attn")(h, cos, sin, valid_IxS, is_full)
+        h = RMSNorm(cfg.rms_norm_eps, *types, name="norm2")(x)
+        x = x + GatedMLP(cfg.intermediate_size, True, *types, self.init_scale, name="mlp")(h)
+        return x, None
+
+
+class Merger(nn.Module):
+    """Joins merge x merge neighbouring patches into one visual token of the decoder's width; exact (erf) GELU."""
+
+    config: VisionConfig
+    dtype: str
+    param_dtype: str
+    init_scale: float
+
+    @nn.compact
+    def __call__(self, x_IxSxD: jax.Array) -> jax.Array:
+        cfg, types = self.config, (self.dtype, self.param_dtype)
+        I, S, D = x_IxSxD.shape
+        unit = cfg.spatial_merge_size**2
+        x = RMSNorm(cfg.rms_norm_eps, *types, name="norm")(x_IxSxD).reshape(I, S // unit, D * unit)
+        x = Dense(D * unit, ("embed", "mlp"), True, *types, self.init_scale, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return Dense(cfg.out_hidden_size, ("mlp", "embed"), True, *types, self.init_scale, name="fc2")(x)
+
+
+class VisionTower(nn.Module):
+    """Pictures to visual tokens."""
+
+    config: VisionConfig
+    dtype: str
+    param_dtype: str
+    remat: str
+    init_scale: float
+
+    @nn.compact
+    def __call__(self, vision: VisionBatch) -> jax.Array:
+        """Visual tokens of every frame in raster order, [I, M, D] in the compute type; rows of padding are finite."""
+        cfg, types = self.config, (self.dtype, self.param_dtype)
+        x = Dense(cfg.hidden_size, ("patch", "embed"), False, *types, self.init_scale, name="patch_embed")(
+            vision.patches_IxSxC
+        )
+        angles = vision_angles(vision.hw_IxSx2, cfg.hidden_size // cfg.num_heads)
+        layer = jnp.arange(cfg.depth)
+        is_full_L = jnp.isin(layer, jnp.asarray(cfg.full_attention_layers, jnp.int32))
+        blocks = scan_layers(VisionBlock, cfg.depth, self.remat, num_broadcast=3, num_scanned=1)
+        x, _ = blocks(cfg, *types, self.init_scale, name="blocks")(
+            x, jnp.cos(angles), jnp.sin(angles), vision.valid_IxS, is_full_L
+        )
+        merged = Merger(cfg, *types, self.init_scale, name="merger")(x)
+        return jnp.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1)
+
+
+def window_slots(config: VisionConfig) -> int:
+    """Patch slots of one attention window: 64 in the released models (4 x 4 merged tokens of 2 x 2 patches)."""
+    return config.window_tokens**2 * config.merge_patches

@@ -1,0 +1,110 @@
+"""The BRPO update (paper, section BRPO): log-probabilities, reference, loss, gradient, AdamW, in one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from qwenla_jax.model.qwen_vl import Params, QwenVL
+from qwenla_jax.train.logprobs import response_logprobs
+from qwenla_jax.train.losses import brpo_loss
+from qwenla_jax.train.options import BrpoOptions
+from qwenla_jax.train.sft_step import accumulate
+from qwenla_jax.train.state import TrainState, apply_gradients
+from qwenla_jax.types import PromptBatch, VisionBatch
+
+
+@struct.dataclass
+class Judged:
+    """Responses and what they are worth.
+
+    Attributes:
+      ids_BxR, logp_BxR, length_B: as in `types.Rollout`.
+      advantage_B: float32.
+      counted_B: float32, 1 where the row is a response, 0 where it only fills the batch.
+    """
+
+    ids_BxR: Any
+    logp_BxR: Any
+    length_B: Any
+    advantage_B: Any
+    counted_B: Any
+
+
+Step = Callable[
+    [TrainState, Params | None, VisionBatch, PromptBatch, Judged, jax.Array],
+    tuple[TrainState, dict[str, jax.Array]],
+]
+
+
+def make_brpo_step(model: QwenVL, optimizer: optax.GradientTransformation, options: BrpoOptions) -> Step:
+    """The update, to be jitted with the run's layouts; every array of the batch has a leading axis of A parts.
+
+    The reference's log-probabilities are computed here, with the gradient's program, so that they never leave the
+    device; without a KL term (beta 0) they are not computed and the reference may be None.
+    """
+
+    def step(
+        state: TrainState,
+        ref_params: Params | None,
+        vision: VisionBatch,
+        prompts: PromptBatch,
+        judged: Judged,
+        bias_V: jax.Array,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        responses = jnp.maximum(judged.counted_B.sum(), 1.0)
+        tokens = jnp.maximum((judged.length_B * judged.counted_B).sum(), 1.0)
+
+        def part(batch: tuple[VisionBatch, PromptBatch, Judged]):
+            vision, prompts, judged = batch
+            slot_R = jnp.arange(judged.ids_BxR.shape[1])
+            mask_BxR = (slot_R < judged.length_B[:, None]) * judged.counted_B[:, None]
+
+            def logprobs(params: Params) -> tuple[jax.Array, jax.Array]:
+                return response_logprobs(
+                    model, params, vision, prompts, judged.ids_BxR, bias_V, options.temperature
+                )
+
+            def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+                logp_BxR, entropy_BxR = logprobs(params)
+                if options.beta:
+                    ref_logp_BxR = jax.lax.stop_gradient(logprobs(ref_params)[0])
+                else:
+                    ref_logp_BxR = jax.lax.stop_gradient(logp_BxR)
+                value, sums = brpo_loss(
+                    logp_BxR,
+                    judged.logp_BxR,
+                    ref_logp_BxR,
+                    judged.advantage_B,
+                    mask_BxR,
+                    beta=options.beta,
+                    clip_low=options.clip_low,
+                    clip_high=options.clip_high,
+                )
+                gap = jnp.max(jnp.abs(logp_BxR - judged.logp_BxR) * mask_BxR)
+                sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR)}
+                return value, (sums, gap)
+
+            (value, (sums, gap)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            return grads, value, sums, gap
+
+        grads, value, sums, gap = accumulate(part, (vision, prompts, judged))
+        state, metrics = apply_gradients(state, jax.tree.map(lambda g: g / responses, grads), optimizer)
+        metrics |= {
+            "loss": value / responses,
+            "kl": sums["kl"] / tokens,
+            "entropy": sums["entropy"] / tokens,
+            "clip_ratio/low_mean": sums["clip_low"] / tokens,
+            "clip_ratio/high_mean": sums["clip_high"] / tokens,
+            "ratio_mean": sums["ratio"] / tokens,
+            # The largest difference between the sampler's log-probability and the trainer's (over the parts: summed).
+            "sampling_logp_difference": gap,
+        }
+        return state, metrics
+
+    return step

@@ -1,0 +1,112 @@
+"""Log-probabilities of given tokens: the one path that every loss takes, chunked over tokens and vocabulary."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from qwenla_jax.model.kv_cache import KeyValues
+from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
+from qwenla_jax.sampling.loop import encode_prompts, text_positions
+from qwenla_jax.types import PromptBatch, VisionBatch
+
+TOKEN_CHUNK = 4096
+VOCAB_CHUNK = 16384
+
+
+def token_logprobs(
+    hidden_ZxD: jax.Array, head_DxV: jax.Array, ids_Z: jax.Array, bias_V: jax.Array, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of one token a row and the entropy of its distribution; [Z, V] never exists whole.
+
+    Args:
+      hidden_ZxD: hidden states that predict the tokens.
+      head_DxV: output matrix.
+      ids_Z: int32 tokens.
+      bias_V: float32 added to the logits (`sampling.logits.forbidden_bias`).
+      temperature: divides the logits; > 0.
+
+    Returns:
+      float32 [Z] natural log-probabilities and float32 [Z] entropies in nats. No gradient flows through the entropy.
+    """
+    Z, D = hidden_ZxD.shape
+    V = head_DxV.shape[1]
+    vocab = max(size for size in range(1, min(V, VOCAB_CHUNK) + 1) if V % size == 0)
+    if vocab * 16 < min(V, VOCAB_CHUNK):  # V is nearly prime: its divisors are too small to be chunks
+        vocab = V
+    chunks = -(-Z // TOKEN_CHUNK)
+    rows = -(-Z // chunks)
+    pad = chunks * rows - Z
+
+    @jax.checkpoint
+    def vocab_chunk(hidden: jax.Array, ids: jax.Array, carry: tuple[jax.Array, ...], start: jax.Array):
+        top, total, weighted, chosen = carry
+        head = jax.lax.dynamic_slice_in_dim(head_DxV, start, vocab, axis=1).astype(hidden.dtype)
+        bias = jax.lax.dynamic_slice_in_dim(bias_V, start, vocab)
+        logits = (jnp.dot(hidden, head, preferred_element_type=jnp.float32) + bias) / temperature
+        new_top = jax.lax.stop_gradient(jnp.maximum(top, logits.max(-1)))
+        scale, e = jnp.exp(top - new_top), jnp.exp(logits - new_top[:, None])
+        # A product with a mask, not a gather: its gradient is a product too and not a scatter.
+        here = jnp.arange(vocab)[None, :] == (ids - start)[:, None]
+        chosen = chosen + jnp.sum(jnp.where(here, logits, 0.0), -1)
+        weighted = weighted * scale + jax.lax.stop_gradient(jnp.sum(e * logits, -1))
+        return new_top, total * scale + e.sum(-1), weighted, chosen
+
+    @jax.checkpoint
+    def token_chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden, ids = inputs
+        zeros = jnp.zeros((rows,), jnp.float32)
+        carry = (jnp.full((rows,), -jnp.inf), zeros, zeros, zeros)
+        if vocab == V:
+            carry = vocab_chunk(hidden, ids, carry, jnp.zeros((), jnp.int32))
+        else:
+            starts = jnp.arange(0, V, vocab, dtype=jnp.int32)
+            carry, _ = jax.lax.scan(lambda c, s: (vocab_chunk(hidden, ids, c, s), None), carry, starts)
+        top, total, weighted, chosen = carry
+        lse = top + jnp.log(total)
+        return chosen - lse, jax.lax.stop_gradient(lse - weighted / total)
+
+    if chunks == 1:
+        return token_chunk((hidden_ZxD, ids_Z))
+    hidden = jnp.pad(hidden_ZxD, ((0, pad), (0, 0))).reshape(chunks, rows, D)
+    ids = jnp.pad(ids_Z, (0, pad)).reshape(chunks, rows)
+    logp, entropy = jax.lax.map(token_chunk, (hidden, ids))
+    return logp.reshape(-1)[:Z], entropy.reshape(-1)[:Z]
+
+
+def response_logprobs(
+    model: QwenVL,
+    params: Params,
+    vision: VisionBatch,
+    prompts: PromptBatch,
+    ids_BxR: jax.Array,
+    bias_V: jax.Array,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of responses, as the sampler computed them: prompts once, responses over the shared prompts.
+
+    Args:
+      model: static.
+      params: parameters, the ones trained or the reference.
+      vision, prompts: Q questions.
+      ids_BxR: int32 responses, B = Q * G; row b answers question b // G.
+      bias_V: float32, see `sampling.logits.forbidden_bias`.
+      temperature: the sampler's.
+
+    Returns:
+      float32 [B, R] log-probabilities and entropies; behind a response's end they are of no meaning.
+    """
+    B, R = ids_BxR.shape
+    G = B // prompts.ids_QxP.shape[0]
+    variables = {"params": params}
+    last_QxD, prefix = encode_prompts(model, params, vision, prompts)
+    prefix = KeyValues(prefix.k_LxBxSxKxH, prefix.v_LxBxSxKxH, prefix.length_B)
+    x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
+    pos_BxTx3 = text_positions(jnp.repeat(prompts.next_pos_Q, G), R - 1)
+    hidden_BxTxD, _ = model.apply(variables, x_BxTxD, pos_BxTx3, prefix, method="decode")
+    # Which hidden state predicts each token: the prompt's last the first, every token its successor.
+    pred_BxRxD = jnp.concatenate([jnp.repeat(last_QxD, G, axis=0)[:, None], hidden_BxTxD], axis=1)
+    logp, entropy = token_logprobs(
+        pred_BxRxD.reshape(B * R, -1), head_matrix(params), ids_BxR.reshape(-1), bias_V, temperature
+    )
+    return logp.reshape(B, R), entropy.reshape(B, R)

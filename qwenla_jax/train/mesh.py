@@ -1,0 +1,32 @@
+"""The device mesh of a run."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from qwenla_jax.train.options import MeshOptions
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(options: MeshOptions, num_devices: int | None = None) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor over all devices.
+
+    The axes are Auto: arrays keep the layout that the compiler derives from the table in `sharding.py`.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    total = jax.device_count() if num_devices is None else num_devices
+    sizes = [options.data, options.fsdp, options.tensor]
+    if -1 in sizes:
+        rest = 1
+        for size in sizes:
+            rest *= 1 if size == -1 else size
+        if total % rest:
+            raise ValueError(f"config.mesh: {total} devices do not divide by {rest} (data, fsdp, tensor = {sizes})")
+        sizes[sizes.index(-1)] = total // rest
+    if sizes[0] * sizes[1] * sizes[2] != total:
+        raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {total} devices there are")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)

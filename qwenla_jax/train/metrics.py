@@ -1,0 +1,159 @@
+"""Metrics of a run: one JSON object a step in `metrics.jsonl`, TensorBoard event files, and the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from qwenla_jax.train.progress import Progress
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
+    """One line of valid JSON without its line break: `step` first, then the metrics in their order.
+
+    JSON has no nan and no infinities. Such a metric is null, and `nonfinite` says which it was: "nan", "inf", "-inf".
+
+    Raises:
+      ValueError: a metric that is not one number, or is called `step` or `nonfinite`.
+    """
+    row: dict[str, Any] = {"step": int(step)}
+    nonfinite = {}
+    for name, value in metrics.items():
+        if name in ("step", "nonfinite"):
+            raise ValueError(f"metrics: {name!r} is taken by the format of {METRICS_FILE}")
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metrics: {name}: got {value!r}, expected one number") from error
+        row[name] = number if math.isfinite(number) else None
+        if not math.isfinite(number):
+            nonfinite[name] = str(number)
+    if nonfinite:
+        row["nonfinite"] = nonfinite
+    return json.dumps(row, allow_nan=False)
+
+
+def truncate(path: Path, last_step: int) -> int:
+    """Drops the lines of steps after `last_step`, and a torn last line, from a metrics file; returns how many.
+
+    The file is replaced in one move, so that a crash leaves either the old or the new one. A file that is not there is
+    an empty one.
+
+    Raises:
+      ValueError: a line, other than the last, that is not a JSON object with an integer `step`; names file and line.
+    """
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="utf-8").split("\n")
+    torn = lines.pop()  # the text after the last line break: empty unless a crash cut a line short
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            step = json.loads(line)["step"]
+            if type(step) is not int:
+                raise TypeError(f"step is {step!r}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object with an integer `step`: {error}") from error
+        if step <= last_step:
+            kept.append(line)
+    dropped = len(lines) - len(kept) + bool(torn)
+    if dropped:
+        fresh = path.with_name(path.name + ".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    return dropped
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, as written (non-finite values are None)."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+class MetricWriter:
+    """Writes metrics of training and evaluation steps.
+
+    Args:
+      workdir: folder of the run; made if it is not there.
+      resume_step: last step that counts; None: a fresh run, nothing there counts. Lines of later steps are dropped
+        from metrics.jsonl, and TensorBoard is told to forget them, so that no step stands twice.
+      progress: console; None: silent.
+      primary: False on all processes but one: nothing is written.
+
+    Several writes of one step (training, then evaluation) make several lines with that step and different keys.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        resume_step: int | None = None,
+        progress: Progress | None = None,
+        primary: bool = True,
+    ) -> None:
+        self._progress = progress if primary else None
+        self._file = None
+        self._board = None
+        if not primary:
+            return
+        folder = Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        last_step = -1 if resume_step is None else resume_step
+        path = folder / METRICS_FILE
+        truncate(path, last_step)
+        self._file = path.open("a", encoding="utf-8")
+        board = folder / TENSORBOARD_FOLDER
+        earlier = board.is_dir() and any(board.iterdir())
+        # The writer names its file by the second: a restart in the same second must not reuse the name.
+        self._board = SummaryWriter(
+            str(board), purge_step=last_step + 1 if earlier else None, filename_suffix=f".{time.time_ns()}"
+        )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends the metrics of a step. Values: numbers, and arrays without axes.
+
+        Raises:
+          ValueError: as `to_json_line`; nothing is written then.
+        """
+        if self._file is None or self._board is None:
+            return
+        numbers = {}
+        line = to_json_line(step, metrics)
+        for name, value in metrics.items():
+            numbers[name] = float(value)
+            self._board.add_scalar(name, numbers[name], int(step))
+        self._file.write(line + "\n")
+        self._file.flush()
+        if self._progress is not None:
+            self._progress.show(int(step), numbers)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+            self._file = self._board = None
+        if self._progress is not None:
+            self._progress.close()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

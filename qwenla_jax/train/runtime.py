@@ -1,0 +1,206 @@
+"""What both stages share: model, data, layouts, and the compiled programs made from them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwenla_jax.data.collate import Buckets, ladder, make_buckets
+from qwenla_jax.data.images import PictureLayout, ProcessorSettings
+from qwenla_jax.data.pipeline import RecordSource, make_pipeline
+from qwenla_jax.data.sources import Split, make_source
+from qwenla_jax.data.transforms import Example, to_prompt_example, to_sft_example
+from qwenla_jax.model.qwen_vl import Params, QwenVL
+from qwenla_jax.sampling.logits import forbidden_bias
+from qwenla_jax.sampling.loop import SampleOptions, sample
+from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.train.mesh import make_mesh
+from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.sharding import activation_rules, batch_sharding, param_shardings, replicated
+from qwenla_jax.train.start import start
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+
+Sampler = Callable[[Params, VisionBatch, PromptBatch, int, np.ndarray], Rollout]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """A run's fixed parts.
+
+    Attributes:
+      options: the run's settings.
+      mesh: the devices.
+      model: the Linen module, its configuration within.
+      first_params: the parameters the run starts from, which are the reference too.
+      layouts: their shardings.
+      tokenizer, processor, layout: how text and pictures become numbers.
+      bias_V: float32 added to all logits: forbidden tokens.
+    """
+
+    options: RunOptions
+    mesh: Mesh
+    model: QwenVL
+    first_params: Params
+    layouts: Any
+    tokenizer: Tokenizer
+    processor: ProcessorSettings
+    layout: PictureLayout
+    bias_V: np.ndarray
+
+    def source(self, split: Split) -> RecordSource:
+        """The questions of one split."""
+        data = self.options.data
+        name = data.source if split != "held_out" or data.eval_source is None else data.eval_source
+        assert name is not None
+        return make_source(
+            name,
+            split,
+            seed=self.options.seed,
+            size=data.size if split != "held_out" else None,
+            reflection_share=data.reflection_share,
+            correction_share=data.correction_share,
+        )
+
+    def buckets(self, rows: int) -> Buckets:
+        """The shapes that batches of `rows` rows may have."""
+        data = self.options.data
+        return make_buckets(
+            self.layout,
+            rows,
+            self.processor.min_pixels,
+            self.processor.max_pixels,
+            data.max_prompt_tokens,
+            data.max_prompt_tokens + data.max_response_tokens,
+        )
+
+    def example(self, with_response: bool) -> Callable[[Any], Example]:
+        """Record to example."""
+        make = to_sft_example if with_response else to_prompt_example
+        return functools.partial(
+            make, tok=self.tokenizer, settings=self.processor, layout=self.layout, system=self.options.data.system
+        )
+
+    def batches(
+        self, source: RecordSource, collate: Callable[[Sequence[Example], Buckets], Any], with_response: bool, step: int
+    ) -> Iterator[tuple[Any, list[Any]]]:
+        """Training batches from step `step` on, in A equal parts stacked on a leading axis, with their records."""
+        data, parts = self.options.data, self.options.optim.accumulation
+        rows = data.batch_size // parts
+        buckets = self.buckets(rows)
+
+        def stack(examples: Sequence[Example]) -> tuple[Any, list[Any]]:
+            batches = [collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)]
+            return stack_parts(batches), [example.record for example in examples]
+
+        return make_pipeline(
+            source, self.example(with_response), stack, data.batch_size, self.options.seed, step, data.threads
+        )
+
+    def sampler(self, options: SampleOptions) -> Sampler:
+        """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
+        rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
+        compiled = jax.jit(
+            functools.partial(sample, self.model, options),
+            in_shardings=(self.layouts, rows, rows, whole, whole, whole, rows),
+            out_shardings=rows,
+        )
+        seed = np.uint32(self.options.seed)
+
+        def call(params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray) -> Rollout:
+            with self.context():
+                return compiled(params, vision, prompts, self.bias_V, seed, np.uint32(step), sample_B)
+
+        return call
+
+    def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
+        """Sampling with this run's response length and stop tokens."""
+        return SampleOptions(
+            group_size, self.options.data.max_response_tokens, temperature, top_p, self.tokenizer.ids.stop()
+        )
+
+    def context(self) -> Any:
+        """The context in which programs are traced: the mesh and the meaning of the logical axes."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.set_mesh(self.mesh))
+        stack.enter_context(activation_rules())
+        return stack
+
+
+def build(options: RunOptions) -> Runtime:
+    """Loads the model and makes everything that does not depend on the step.
+
+    Raises:
+      ValueError: settings that do not fit the devices or the checkpoint.
+    """
+    mesh = make_mesh(options.mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = options.data.batch_size // options.optim.accumulation
+    for key, size in (("data.batch_size / optim.accumulation", rows), ("eval.batch_size", options.eval.batch_size)):
+        if size % shards:
+            raise ValueError(f"config.{key}: {size} rows do not divide over {shards} devices (mesh data x fsdp)")
+    first = start(options, mesh)
+    processor = first.processor
+    if options.data.min_pixels or options.data.max_pixels:
+        processor = dataclasses.replace(
+            processor,
+            min_pixels=options.data.min_pixels or min(processor.min_pixels, options.data.max_pixels or 0),
+            max_pixels=options.data.max_pixels or max(processor.max_pixels, options.data.min_pixels or 0),
+        )
+    config = first.model.config
+    vision = config.vision
+    known = first.tokenizer.vocab_size
+    return Runtime(
+        options=options,
+        mesh=mesh,
+        model=first.model,
+        first_params=first.params,
+        layouts=param_shardings(config, mesh),
+        tokenizer=first.tokenizer,
+        processor=processor,
+        layout=PictureLayout(
+            vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, vision.window_size
+        ),
+        bias_V=forbidden_bias(config.text.vocab_size, known, first.tokenizer.ids.forbidden()),
+    )
+
+
+def stack_parts(batches: Sequence[Any]) -> Any:
+    """Batches of one run of parts, padded to a common shape and stacked on a leading axis.
+
+    Parts of one step may have fallen into different buckets; the larger one holds them all. What is padded lies behind
+    every length and is never read, but for `visual` indexes, which count by the padded number of visual tokens.
+    """
+    if len(batches) == 1:
+        return jax.tree.map(lambda x: x[None], batches[0])
+    return jax.tree.map(_pad_and_stack, *[_common_visual(batch, batches) for batch in batches])
+
+
+def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
+    """The batch with its flat visual indexes counted by the largest M of all parts."""
+    vision, text = batch
+    old = vision.gather_IxM.shape[1]
+    new = max(other[0].gather_IxM.shape[1] for other in batches)
+    name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
+    index = getattr(text, name)
+    moved = np.where(index >= 0, index // old * new + index % old, -1).astype(index.dtype)
+    return vision, text.replace(**{name: moved})
+
+
+def _pad_and_stack(*arrays: np.ndarray) -> np.ndarray:
+    shape = np.max([a.shape for a in arrays], axis=0)
+    fill = -1 if arrays[0].dtype == np.int32 and arrays[0].min() < 0 else 0
+    return np.stack(
+        [np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)], constant_values=fill) for a in arrays]
+    )
+
+
+def response_buckets(longest: int) -> tuple[int, ...]:
+    """Lengths that responses are cut to before the update: what no response of a step reaches is not computed."""
+    return ladder(min(16, longest), longest, 8)

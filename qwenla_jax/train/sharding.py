@@ -1,0 +1,89 @@
+"""From the model's logical axes to the mesh: one table, and the layouts that follow from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qwenla_jax.config import ModelConfig
+from qwenla_jax.model.qwen_vl import init_params, logical_specs
+
+# Logical axis -> mesh axes. The model names the left side only; None is replicated.
+RULES: tuple[tuple[str, Any], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("frames", ("data", "fsdp")),
+    ("tokens", None),
+    ("patches", None),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("head_dim", None),
+    ("layers", None),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("patch", None),
+    ("norm", None),
+)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of a value that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The layout of a batch: its row axis, which `leading` other axes precede, lies over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+    """A layout for every parameter, from its logical axes; an axis that does not divide is replicated."""
+    table = dict(RULES)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+    def layout(spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = []
+        for size, logical in zip(shape.shape, spec, strict=True):
+            axis = table[logical]
+            names.append(axis if axis is None or size % mesh.shape[axis] == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree.map(layout, logical_specs(config), shapes, is_leaf=is_spec)
+
+
+def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Layouts for a tree that holds copies of the parameters' tree (optimizer moments) among other, replicated values.
+
+    Args:
+      tree: abstract values.
+      params: the parameters' abstract tree.
+      shardings: the parameters' layouts.
+      mesh: the mesh.
+    """
+    by_path = {
+        tuple(map(str, path)): (leaf.shape, layout)
+        for (path, leaf), layout in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def layout_of(path: Any, leaf: Any) -> NamedSharding:
+        names = tuple(map(str, path))
+        for start in range(len(names)):
+            found = by_path.get(names[start:])
+            if found and found[0] == leaf.shape:
+                return found[1]
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(layout_of, tree)
+
+
+def activation_rules() -> Any:
+    """A context in which the model's logical constraints on activations mean the table's mesh axes."""
+    return nn.logical_axis_rules(RULES)

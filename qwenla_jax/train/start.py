@@ -1,0 +1,125 @@
+"""Where a run starts from: a checkpoint folder, the embedded one, or a random model of a given shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qwenla_jax.config import ModelConfig, TextConfig, VisionConfig
+from qwenla_jax.data.images import ProcessorSettings
+from qwenla_jax.data.sources import tokenizer_texts
+from qwenla_jax.model.hf_io import load
+from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
+from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
+from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.sharding import param_shardings
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor."""
+
+    model: QwenVL
+    params: Params
+    tokenizer: Tokenizer
+    processor: ProcessorSettings
+
+
+def tiny_config(tokenizer: Tokenizer, vocab_size: int = 512) -> ModelConfig:
+    """The embedded default's architecture: Qwen2.5-VL with about a million parameters.
+
+    paper silent: the paper's model is the 7B; this one is for machines without an accelerator.
+    """
+    ids = tokenizer.ids
+    vision = VisionConfig(
+        depth=3,
+        hidden_size=64,
+        intermediate_size=160,
+        num_heads=4,
+        in_channels=3,
+        patch_size=14,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
+        window_size=112,
+        full_attention_layers=(2,),
+        out_hidden_size=128,
+        tokens_per_second=2,
+    )
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=320,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        mrope_section=(4, 6, 6),
+        tie_word_embeddings=True,
+    )
+    # 0.06 and not the released 0.02: at this width the smaller scale learns far more slowly.
+    return ModelConfig(
+        vision,
+        text,
+        image_token_id=ids.image_pad,
+        video_token_id=ids.video_pad,
+        vision_start_token_id=ids.vision_start,
+        vision_end_token_id=ids.vision_end,
+        initializer_range=0.06,
+    )
+
+
+def tiny_processor() -> ProcessorSettings:
+    """The embedded default's image processor: the released one, pictures at 112 x 112 pixels unless a run says more."""
+    return ProcessorSettings(min_pixels=112 * 112, max_pixels=112 * 112)
+
+
+def start(options: RunOptions, mesh: Mesh) -> Start:
+    """Builds or loads what `options.init_from` names, placed on the mesh.
+
+    Raises:
+      FileNotFoundError, ValueError: the checkpoint is missing, broken, or lacks what training needs; by file and key.
+    """
+    name = options.init_from or ""
+    changes: dict[str, Any] = {
+        "dtype": options.dtype,
+        "param_dtype": options.param_dtype,
+        "remat": options.remat,
+    }
+    if name == "random:tiny":
+        tokenizer = train_tiny_tokenizer(tokenizer_texts())
+        config = dataclasses.replace(tiny_config(tokenizer), **changes)
+        return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer, tiny_processor())
+    folder = ASSETS / "tiny" if name == "tiny" else Path(name.removeprefix("random:"))
+    folder = folder.parent if folder.is_file() else folder
+    config = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
+    if name.startswith("random:"):
+        if not (folder / "tokenizer.json").is_file():
+            raise FileNotFoundError(f"{folder / 'tokenizer.json'}: no such file; a random model needs a tokenizer too")
+        tokenizer = Tokenizer.from_folder(folder)
+        processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
+        return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer.with_tags(), processor)
+    loaded = load(folder, shardings=param_shardings(config, mesh), **changes)
+    for part, file in ((loaded.tokenizer, "tokenizer.json"), (loaded.processor, "preprocessor_config.json")):
+        if part is None:
+            raise FileNotFoundError(f"{folder / file}: no such file; training needs it")
+    assert loaded.tokenizer is not None and loaded.processor is not None
+    tokenizer = loaded.tokenizer.with_tags()
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer with the ten tags has {tokenizer.vocab_size} tokens, "
+            f"but the embedding has only {config.text.vocab_size} rows"
+        )
+    return Start(loaded.model, loaded.params, tokenizer, loaded.processor)
+
+
+def _random(config: ModelConfig, seed: int, mesh: Mesh) -> Params:
+    make = jax.jit(lambda key: init_params(config, key), out_shardings=param_shardings(config, mesh))
+    return make(jax.random.key(seed))

@@ -1,0 +1,234 @@
+"""The house rules that a program can check, over the syntax tree of every file of the package.
+
+Oracle: small synthetic files, each breaking one rule, must be reported; see `test_checker_reports`.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+PACKAGE = "qwenla_jax"
+# Data flows down this list: a file imports from its own group and from those above it.
+GROUPS = (
+    "config",
+    "types",
+    "text",
+    "data",
+    "model",
+    "reattention",
+    "sampling",
+    "rewards",
+    "train",
+    "distill",
+    "evals",
+    "analysis",
+)
+MAX_LINES = 450
+FORBIDDEN_ROOTS = ("torch", "torchvision", "launch", "configs", "tests")
+# These start a backend, or change settings for everybody, when a module is merely imported.
+IMPORT_TIME_TRAPS = ("jax.numpy.", "jax.random.", "jax.lax.", "jax.config.", "jax.devices", "jax.local_devices")
+LINEN_HOOKS = ("setup",)  # documented by the class, as __call__ is
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py"))
+
+
+def module_parts(path: str) -> list[str]:
+    """Dotted name of a file, as parts: `qwenla_jax/text/sections.py` -> [qwenla_jax, text, sections]."""
+    parts = list(PurePosixPath(path).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imported_modules(tree: ast.AST, path: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of whatever is imported anywhere in the file; relative imports are resolved."""
+    parts = module_parts(path)
+    package = parts if path.endswith("__init__.py") else parts[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - (node.level - 1)] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            # `from package import name`: the name may be a module, so it is part of what is imported.
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, alias.name])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+            target = node.args[0] if node.args else None
+            known = isinstance(target, ast.Constant) and isinstance(target.value, str)
+            yield node.lineno, target.value if known else "<computed at run time>"
+
+
+def import_problems(tree: ast.AST, path: str) -> Iterator[tuple[int, str]]:
+    """Imports that the layer order, the ban on torch or the rule of public APIs forbid."""
+    own = (module_parts(path) + [None])[1]
+    if own is not None and own not in GROUPS:
+        yield 1, f"group {own!r} has no place in the layer order"
+        return
+    for line, name in imported_modules(tree, path):
+        root, *rest = name.split(".")
+        if root in FORBIDDEN_ROOTS or root.startswith("<"):
+            yield line, f"imports {name}"
+        elif root != PACKAGE:
+            if root != "__future__" and any(part.startswith("_") for part in [root, *rest[:-1]]):
+                yield line, f"imports {name}, which is private"
+        elif own is None:
+            pass  # qwenla_jax/__init__.py gathers the public names of all groups.
+        elif not rest or rest[0] not in GROUPS:
+            yield line, f"imports {name}, which no group holds"
+        elif GROUPS.index(rest[0]) > GROUPS.index(own):
+            yield line, f"{own} imports {name}, which stands below it"
+
+
+def public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Public functions and classes of a module, and public methods of those classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and not inner.name.startswith("_"):
+                    if inner.name not in LINEN_HOOKS:
+                        yield inner
+
+
+def signature_problems(tree: ast.Module, path: str) -> Iterator[tuple[int, str]]:
+    """Missing docstrings, missing annotations of public functions."""
+    if ast.get_docstring(tree) is None and tree.body:
+        yield 1, "the module has no docstring"
+    for node in public_functions(tree):
+        if ast.get_docstring(node) is None:
+            yield node.lineno, f"{node.name} has no docstring"
+        if isinstance(node, ast.ClassDef):
+            continue
+        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+        untyped = [a.arg for a in args if a and a.annotation is None and a.arg not in ("self", "cls")]
+        if untyped or node.returns is None:
+            yield node.lineno, f"{node.name} lacks types: {', '.join(untyped) or 'the result'}"
+
+
+def import_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node that runs when the module is imported: all but the bodies of functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [*child.args.defaults, *child.args.kw_defaults, *getattr(child, "decorator_list", [])]
+            for expression in filter(None, defaults):
+                yield expression
+                yield from import_time_nodes(expression)
+        else:
+            yield child
+            yield from import_time_nodes(child)
+
+
+def full_names(tree: ast.AST) -> dict[str, str]:
+    """What each imported name stands for: {"jnp": "jax.numpy"}."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {a.asname: a.name for a in node.names if a.asname}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def side_effect_problems(tree: ast.Module, path: str) -> Iterator[tuple[int, str]]:
+    """Work done at import: bare calls, loops, context managers, arrays; and `global`, which is module state."""
+    names = full_names(tree)
+    for node in import_time_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Await):
+            yield node.lineno, f"calls {ast.unparse(node.value)[:40]} at import"
+        elif isinstance(node, ast.For | ast.While | ast.With):
+            yield node.lineno, f"runs a {type(node).__name__.lower()} at import"
+        elif isinstance(node, ast.Call):
+            head, _, tail = ast.unparse(node.func).partition(".")
+            name = names.get(head, head) + (f".{tail}" if tail else "")
+            if name.startswith(IMPORT_TIME_TRAPS):
+                yield node.lineno, f"calls {name} at import"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield node.lineno, f"global {', '.join(node.names)}"
+
+
+def problems(source: str, path: str) -> list[str]:
+    """All broken rules of one file, each as "path:line: what"."""
+    tree = ast.parse(source, path)
+    checks = (import_problems, signature_problems, side_effect_problems)
+    found = [f"{line}: {what}" for check in checks for line, what in check(tree, path)]
+    count = len(source.splitlines())
+    if count > MAX_LINES:
+        found.append(f"{count}: {count} lines, at most {MAX_LINES}")
+    return [f"{path}:{line}" for line in found]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_file_keeps_the_rules(path):
+    found = problems((ROOT / path).read_text(encoding="utf-8"), path)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_every_folder_is_a_package():
+    # setuptools' `find:` leaves a folder without __init__.py out of the wheel, without a word.
+    folders = {PurePosixPath(path).parent for path in FILES}
+    missing = [str(f) for f in sorted(folders) if not (ROOT / f / "__init__.py").is_file()]
+    assert not missing, f"no __init__.py in {missing}"
+
+
+GOOD = '''"""A module."""
+import jax.numpy as jnp
+from ..text import answers
+from .layers import norm
+LIMIT = max(1, 2)
+def f(x: int) -> int:
+    """Doubles."""
+    y = jnp.zeros(3)
+    print(y)
+    return 2 * x
+class C:
+    """Holds."""
+    def setup(self):
+        pass
+'''
+
+
+def test_checker_accepts_a_good_file():
+    assert problems(GOOD, f"{PACKAGE}/model/a.py") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "expected"),
+    [
+        ("text/a.py", "from qwenla_jax.model import layers", "stands below"),
+        ("text/a.py", "import qwenla_jax.model.layers", "stands below"),
+        ("text/a.py", "from qwenla_jax import model", "stands below"),
+        ("text/a.py", "from ..model.layers import norm", "stands below"),
+        ("text/a.py", "from .. import model", "stands below"),
+        ("text/__init__.py", "from ..model import layers", "stands below"),
+        ("config.py", "from . import types", "stands below"),
+        ("rewards/a.py", "def _f():\n    from qwenla_jax.train import loop", "stands below"),
+        ("text/a.py", "from qwenla_jax import load", "no group holds"),
+        ("text/a.py", "import qwenla_jax", "no group holds"),
+        ("helpers/a.py", "", "no place"),
+        ("model/a.py", "import torch", "imports torch"),
+        ("model/a.py", "def _f():\n    from torch.nn import Linear", "imports torch.nn.Linear"),
+        ("model/a.py", "import importlib\nX = importlib.import_module('torch')", "imports torch"),
+        ("__init__.py", "import torch", "imports torch"),
+        ("model/a.py", "from jax._src import core", "private"),
+        ("model/a.py", "from launch import train", "imports launch"),
+        ("model/a.py", "def f() -> None:\n    pass", "f has no docstring"),
+        ("model/a.py", "class C:\n    x = 1", "C has no docstring"),
+        ("model/a.py", "class C:\n    '''.'''\n    def g(self) -> None:\n        pass", "g has no docstring"),
+        ("model/a.py", "def f(x) -> None:\n    '''.'''", "lacks types: x"),
+        ("model/a.py", "def f(x: int):\n    '''.'''", "lacks types: the result"),
+        ("model/a.py", "print('hello')", "calls print"),
+        ("model/a.py", "import jax\njax.config.update('jax_enable_x64', True)", "at import"),
+        ("model/a.py", "import jax.numpy as jnp\nX = 1 + jnp.zeros(3)", "calls jax.numpy.zeros at import"),
+        ("model/a.py", "from jax import random\ndef _f(k=random.key(0)):\n    pass", "jax.random.key at import"),
+        ("model/a.py", "for i in range(3):\n    X = i", "runs a for"),
+        ("model/a.py", "def _f():\n    global X\n    X = 1", "global X"),
+        ("model/a.py", "\n" * MAX_LINES, "lines, at most"),
+    ],
+)
+def test_checker_reports(path, line, expected):
+    found = problems(f'"""A module."""\n{line}\n', f"{PACKAGE}/{path}")
+    assert any(expected in problem for problem in found), found

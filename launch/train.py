@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from qwenla_jax.train.options import ConfigError, check_command_line, describe, from_config_dict
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
     """Checks everything that can be checked cheaply, then runs."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     try:
         options = from_config_dict(_CONFIG.value)
         workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()

@@ -1,8 +1,23 @@
 """Sources of records: Grain random-access sources, index -> Record."""
 
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
+
+from qwenla_jax.data.scene_questions import ask
+from qwenla_jax.data.scenes import make_scene
+
+Split = Literal["cold_start", "train", "held_out"]
+_SPLIT_NUMBER: dict[str, int] = {"cold_start": 0, "held_out": 1, "train": 2}
+SCENES = 1_000_000  # scenes of one split; they are drawn when asked for
 
 
 @dataclass(frozen=True)
@@ -24,3 +39,231 @@ class Record:
     answer: str
     response: str | None
     kind: str
+
+
+class SceneSource:
+    """Rendered scenes with a question each; drawn anew at every read, a pure function of (seed, split, index).
+
+    The three splits share no scene: BRPO trains on other scenes than the cold start did, and neither sees the held-out.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        split: Split,
+        size: int | None = None,
+        reflection_share: float = 0.5,
+        correction_share: float = 0.3,
+    ) -> None:
+        self._seed, self._split, self._size = seed, split, size or SCENES
+        self._shares = reflection_share, correction_share
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Record:
+        number = _SPLIT_NUMBER[self._split]
+        scene = make_scene(self._seed, number, index)
+        asked = ask(scene, self._seed, number, index, *self._shares)
+        name = f"scene-{self._seed}-{self._split}-{index}"
+        return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
+
+
+class EasyVqaSource:
+    """The PyPI package easy-vqa: 64x64 pictures of one coloured shape, and questions that nobody here wrote.
+
+    Responses for the cold start are written from the package's own answers: what is true of a picture is what its
+    questions say. The package's training part serves "cold_start" and "train", its test part "held_out".
+
+    Raises:
+      ModuleNotFoundError: the package is not installed.
+    """
+
+    def __init__(self, split: Split, size: int | None = None, seed: int = 0, reflection_share: float = 0.5) -> None:
+        try:
+            import easy_vqa
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("data.source easy_vqa needs a package: pip install easy-vqa") from error
+        test = split == "held_out"
+        self._paths = easy_vqa.get_test_image_paths() if test else easy_vqa.get_train_image_paths()
+        questions = easy_vqa.get_test_questions() if test else easy_vqa.get_train_questions()
+        self._facts = _easy_vqa_facts(questions)
+        rows = list(zip(*questions, strict=True))
+        # The package lists all questions of a picture together; the first `size` should be of many pictures.
+        rows.sort(key=lambda row: _hash(f"{seed} {row[2]} {row[0]}"))
+        self._rows = rows[:size]
+        self._share, self._split = reflection_share, split
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        question, answer, picture = self._rows[index]
+        with Image.open(self._paths[picture]) as image:
+            image = image.convert("RGB")
+        name = f"easy-vqa-{self._split}-{picture}-{question}"
+        caption = " ".join(self._facts[picture])
+        reflects = _hash(f"reflect {name}") % 1000 < 1000 * self._share
+        sections = [
+            ("SUMMARY", "look at the shape"),
+            ("CAPTION", caption),
+            ("REASONING", f"{caption}: {answer}"),
+            *([("REFLECTION", f"look again: {caption}: {answer}")] if reflects else []),
+            ("CONCLUSION", answer),
+        ]
+        response = "".join(f"<{tag}>{text}</{tag}>" for tag, text in sections)
+        return Record(name, (image,), question, answer, response, _easy_vqa_kind(answer))
+
+
+_EASY_VQA_SHAPES = ("circle", "rectangle", "triangle")
+_EASY_VQA_COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+
+
+def _easy_vqa_kind(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes_no"
+    return "shape" if answer in _EASY_VQA_SHAPES else "color"
+
+
+def _easy_vqa_facts(questions: tuple[list[str], list[str], list[int]]) -> dict[int, tuple[str, ...]]:
+    """Colour and shape of every picture, as far as its questions with their answers tell."""
+    facts: dict[int, dict[str, str]] = collections.defaultdict(dict)
+    for question, answer, picture in zip(*questions, strict=True):
+        words = set(question.rstrip("?").split())
+        told = words if answer == "yes" and not words & {"no", "not"} else {answer}
+        told |= words if answer == "no" and words & {"no", "not"} else set()
+        told |= words if answer not in ("yes", "no") else set()  # "what color is the circle?" tells of a circle
+        for word in told:
+            if word in _EASY_VQA_COLORS:
+                facts[picture]["color"] = word
+            elif word in _EASY_VQA_SHAPES:
+                facts[picture]["shape"] = word
+    names = ("color", "shape")
+    return {
+        picture: tuple(facts[picture][name] for name in names if name in facts[picture]) for picture in set(questions[2])
+    }
+
+
+class JsonlSource:
+    """A JSONL file of `{id, image, question, answer[, response][, kind]}`; image paths are relative to the file.
+
+    Args:
+      path: the file.
+      split: "held_out" takes every tenth record (by a hash of its id), the others take the rest; None takes all.
+      size: only the first so many.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: lines that cannot be used; all are named with what would be right.
+    """
+
+    _REQUIRED = ("id", "image", "question", "answer")
+
+    def __init__(self, path: str | Path, split: Split | None = None, size: int | None = None) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise FileNotFoundError(f"{self._path}: no such file")
+        problems: list[str] = []
+        rows = list(self._read(problems))
+        if problems:
+            more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise ValueError("\n".join(problems[:20]) + more)
+        if split is not None:
+            rows = [row for row in rows if (_hash(row["id"]) % 10 == 0) == (split == "held_out")]
+        self._rows = rows[:size]
+        if not self._rows:
+            raise ValueError(f"{self._path}: holds no record" + (f" for the split {split}" if split else ""))
+
+    def _read(self, problems: list[str]) -> Iterator[dict[str, Any]]:
+        seen: dict[str, int] = {}
+        with self._path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                found = self._problem(line, seen)
+                if isinstance(found, str):
+                    problems.append(f"{self._path}:{number}: {found}")
+                else:
+                    seen[found["id"]] = number
+                    yield found
+
+    def _problem(self, line: str, seen: dict[str, int]) -> dict[str, Any] | str:
+        """The record of a line, or what is wrong with it."""
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            return f"not JSON: {error}"
+        if not isinstance(row, dict):
+            return f"holds a {type(row).__name__}; expected an object with {', '.join(self._REQUIRED)}"
+        for key in (*self._REQUIRED, "response", "kind"):
+            value = row.get(key)
+            if value is None and key not in self._REQUIRED:
+                continue
+            if value is None:
+                return f"{key} is missing"
+            if not isinstance(value, str):
+                return f"{key} is {value!r}; expected text"
+        if row["id"] in seen:
+            return f"id {row['id']!r} stands in line {seen[row['id']]} already; ids must differ"
+        if not (self._path.parent / row["image"]).is_file():
+            return f"image {row['image']!r}: no such file beside {self._path.name}"
+        return row
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
+        path = self._path.parent / row["image"]
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except OSError as error:
+            raise ValueError(f"{path}: not a readable picture: {error}") from error
+        return Record(
+            row["id"], (image,), row["question"], row["answer"], row.get("response"), row.get("kind") or "question"
+        )
+
+
+Source = SceneSource | EasyVqaSource | JsonlSource
+
+
+def make_source(
+    name: str,
+    split: Split,
+    *,
+    seed: int,
+    size: int | None = None,
+    reflection_share: float = 0.5,
+    correction_share: float = 0.3,
+) -> Source:
+    """The source that a config names: "scenes", "easy_vqa", or the path of a JSONL file.
+
+    Args:
+      name: as above.
+      split: which part of it.
+      seed: of drawn scenes, and of the order of easy-VQA.
+      size: at most so many records.
+      reflection_share, correction_share: see `scene_questions.ask`.
+    """
+    if name == "scenes":
+        return SceneSource(seed, split, size, reflection_share, correction_share)
+    if name == "easy_vqa":
+        return EasyVqaSource(split, size, seed, reflection_share)
+    return JsonlSource(name, split, size)
+
+
+def tokenizer_texts(scenes: int = 2000) -> Iterator[str]:
+    """Texts from which the embedded default's tokenizer learns its words: scenes, and easy-VQA's few words."""
+    for index in range(scenes):
+        record = SceneSource(0, "cold_start")[index]
+        yield record.question
+        yield record.response or ""
+    for word in (*_EASY_VQA_COLORS, *_EASY_VQA_SHAPES):
+        for text in (f"is there a {word} shape?", f"what is the {word}?", f"does the image contain a {word} shape?"):
+            yield from [text] * 20
+
+
+def _hash(text: str) -> int:
+    """The same number in every process, unlike `hash`."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -15,8 +15,8 @@ COUNT = 24
 SEEDS = [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(COUNT)]
 TOLERANCE = 1e-4  # of visual tokens and logits in float32, absolute; both are of order 1
 # bfloat16: root mean square distance of our logits from transformers' float32 logits, as a share of the logits'
-# standard deviation, and over the distance of transformers' own bfloat16 logits. Orders of rounding differ by chance: on
-# the 24 architectures the ratio came out between 0.46 and 1.64, 1.06 in the mean, and the distance at 0.06 at most.
+# standard deviation, and over the distance of transformers' own bfloat16 logits. Orders of rounding differ by chance:
+# on the 24 architectures the ratio came out between 0.46 and 1.64, 1.06 in the mean, and the distance at 0.06 at most.
 BFLOAT16_DISTANCE, BFLOAT16_RATIO = 0.1, 2.0
 
 

@@ -1,0 +1,219 @@
+"""Questions about rendered scenes, and structured responses to them; a pure function of (seed, split, index).
+
+paper silent: the paper's cold start takes 2k records of LLaVA-CoT-100k with one reflection inserted by hand. Here the
+response is written from the scene: what the format and the habit of checking look like, on pictures a small model can
+read. A reflection stands between reasoning and conclusion and looks at the scene again; where the reasoning was wrong,
+the reflection says what is right. The conclusion is always right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
+
+KINDS: tuple[str, ...] = ("count", "existence", "attribute", "subtract", "compare")
+Objects = Sequence[SceneObject]
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneQuestion:
+    """A question with its answer and a response in the paper's format.
+
+    Attributes:
+      kind: one of KINDS.
+      question, answer: text; the answer is a number in digits, yes or no, or one word.
+      response: all four sections, and perhaps one reflection.
+      reasoning_right: False where the reasoning is wrong and the reflection corrects it.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    response: str
+    reasoning_right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draft:
+    question: str
+    summary: str
+    answer: str
+    why: str  # the reasoning that leads to the answer
+    wrong: str  # one that leads elsewhere
+
+
+def ask(
+    scene: Scene, seed: int, split: int, index: int, reflection_share: float = 0.5, correction_share: float = 0.3
+) -> SceneQuestion:
+    """The question of a scene.
+
+    Args:
+      scene: `make_scene(seed, split, index)`.
+      seed, split, index: as there; question and response are drawn from them.
+      reflection_share: share of the responses that hold a reflection.
+      correction_share: share of those reflections that correct a wrong reasoning.
+    """
+    rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
+    things = scene.left_to_right()
+    kind = KINDS[rng.integers(len(KINDS))]
+    draft = _MAKERS[kind](things, rng)
+    if draft is None:  # no object can be told from all others by two words
+        kind, draft = "count", _count(things, rng)
+    # Drawn in every case, so that the shares do not change the scene's question.
+    reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
+    sections = [
+        ("SUMMARY", draft.summary),
+        ("CAPTION", ", ".join(map(str, things))),
+        ("REASONING", draft.wrong if reflects and corrects else draft.why),
+        *([("REFLECTION", f"look again: {draft.why}")] if reflects else []),
+        ("CONCLUSION", draft.answer),
+    ]
+    response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
+    return SceneQuestion(kind, draft.question, draft.answer, response, not (reflects and corrects))
+
+
+def _count(things: Objects, rng: np.random.Generator) -> _Draft:
+    """The number asked for is drawn first among those the scene offers, so that no number is much commoner."""
+    counts: dict[int, list[str]] = {}
+    for word in (*SHAPES, *COLORS, *SIZES):
+        counts.setdefault(sum(_is(thing, word) for thing in things), []).append(word)
+    offered = sorted(counts)
+    number = offered[rng.integers(len(offered))]
+    word = counts[number][rng.integers(len(counts[number]))]
+    noun = _plural(word)
+    chosen = [thing for thing in things if _is(thing, word)]
+    wrong = _altered(chosen, things, rng)
+    return _Draft(
+        f"How many {noun} are there?", f"count {noun}", str(number), _listing(chosen, word), _listing(wrong, word)
+    )
+
+
+def _existence(things: Objects, rng: np.random.Generator) -> _Draft:
+    """Half yes. The absent ones have a colour and a shape that occur, but not together (POPE's adversarial kind)."""
+    present = sorted({(thing.color, thing.shape) for thing in things})
+    near = [
+        (color, shape)
+        for color in sorted({thing.color for thing in things})
+        for shape in SHAPES
+        if (color, shape) not in present
+    ]
+    yes = bool(rng.integers(2)) or not near
+    pairs = present if yes else near
+    color, shape = pairs[rng.integers(len(pairs))]
+    of_color = [thing for thing in things if thing.color == color]
+    why, other = ("yes", "no") if yes else ("no", "yes")
+    listed = ", ".join(_short(thing) for thing in of_color)
+    return _Draft(
+        f"Is there a {color} {shape}?",
+        f"find {color} {shape}",
+        why,
+        f"{listed}: {why}",
+        f"{listed}: {other}",
+    )
+
+
+def _attribute(things: Objects, rng: np.random.Generator) -> _Draft | None:
+    """Asks for the third attribute of an object that two others single out."""
+    words: dict[str, tuple[str, ...]] = {"color": COLORS, "shape": SHAPES, "size": SIZES}
+    options = []
+    for asked in words:
+        given = [name for name in ("size", "color", "shape") if name != asked]
+        for thing in things:
+            same = [o for o in things if all(getattr(o, name) == getattr(thing, name) for name in given)]
+            if len(same) == 1:
+                options.append((asked, given, thing))
+    if not options:
+        return None
+    asked, given, thing = options[rng.integers(len(options))]
+    noun = " ".join(getattr(thing, name) for name in given) + (" shape" if asked == "shape" else "")
+    answer = getattr(thing, asked)
+    others = [word for word in words[asked] if word != answer]
+    wrong = dataclasses.replace(thing, **{asked: others[rng.integers(len(others))]})
+    return _Draft(
+        f"What {asked} is the {noun}?",
+        f"{asked} of {noun}",
+        answer,
+        f"{thing}: {answer}",
+        f"{wrong}: {getattr(wrong, asked)}",
+    )
+
+
+def _subtract(things: Objects, rng: np.random.Generator) -> _Draft:
+    """What is taken away usually occurs."""
+    words = [word for word in (*SHAPES, *COLORS) if any(_is(thing, word) for thing in things)]
+    if rng.random() < 0.15:
+        words = [*SHAPES, *COLORS]
+    word = words[rng.integers(len(words))]
+    left = [thing for thing in things if not _is(thing, word)]
+    return _Draft(
+        f"Subtract all {_plural(word)}. How many objects are left?",
+        f"subtract {_plural(word)}",
+        str(len(left)),
+        _listing(left),
+        _listing(_altered(left, things, rng)),
+    )
+
+
+def _compare(things: Objects, rng: np.random.Generator) -> _Draft:
+    """Half yes, as far as the scene allows."""
+    words = SHAPES if rng.integers(2) else COLORS
+    number = {word: sum(_is(thing, word) for thing in things) for word in words}
+    seen = [word for word in words if number[word]]
+    pairs = [(a, b) for a in words for b in words if a != b and (a in seen or b in seen)]
+    more = [(a, b) for a, b in pairs if number[a] > number[b]]
+    want = bool(rng.integers(2)) and bool(more)
+    fitting = more if want else [pair for pair in pairs if pair not in more]
+    a, b = fitting[rng.integers(len(fitting))]
+
+    def why(first: int, second: int) -> str:
+        return f"{_plural(a)} {first}, {_plural(b)} {second}: {'yes' if first > second else 'no'}"
+
+    # The nearest counts that lead to the other answer.
+    wrong = (number[b], number[a] + (number[a] == number[b])) if want else (number[b] + 1, number[b])
+    return _Draft(
+        f"Are there more {_plural(a)} than {_plural(b)}?",
+        f"compare {_plural(a)}, {_plural(b)}",
+        "yes" if want else "no",
+        why(number[a], number[b]),
+        why(*wrong),
+    )
+
+
+_MAKERS: dict[str, Callable[[Objects, np.random.Generator], _Draft | None]] = {
+    "count": _count,
+    "existence": _existence,
+    "attribute": _attribute,
+    "subtract": _subtract,
+    "compare": _compare,
+}
+
+
+def _is(thing: SceneObject, word: str) -> bool:
+    return word in (thing.shape, thing.color, thing.size)
+
+
+def _plural(word: str) -> str:
+    return f"{word}s" if word in SHAPES else f"{word} shapes"
+
+
+def _short(thing: SceneObject, word: str = "") -> str:
+    """Two words, of which one is the size where the question is about it."""
+    return f"{thing.size if word in SIZES else thing.color} {thing.shape}"
+
+
+def _listing(things: Objects, word: str = "") -> str:
+    return f"{', '.join(_short(thing, word) for thing in things) or 'none'}: {len(things)}"
+
+
+def _altered(chosen: Objects, things: Objects, rng: np.random.Generator) -> list[SceneObject]:
+    """The list with one object too many or too few."""
+    spare = [thing for thing in things if thing not in chosen]
+    if chosen and (not spare or rng.integers(2)):
+        gone = rng.integers(len(chosen))
+        return [thing for i, thing in enumerate(chosen) if i != gone]
+    extra = spare[rng.integers(len(spare))]
+    return [thing for thing in things if thing in chosen or thing is extra]

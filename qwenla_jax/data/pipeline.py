@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -55,6 +56,7 @@ def make_pipeline(
     start_step: int = 0,
     threads: int = 1,
     prefetch: int = 2,
+    group: int = 1,
 ) -> Iterator[Batch]:
     """An endless iterator over batches; the one at step n does not depend on where the iterator was started.
 
@@ -67,6 +69,8 @@ def make_pipeline(
       start_step: the step of the first batch, counted from 0.
       threads: each makes whole batches ahead of time; 0 makes them when they are asked for.
       prefetch: batches that may wait, at least one a thread.
+      group: this many batches are drawn together and share out their records by length, so that less of a batch is
+        padding; 1 takes records as they come.
 
     Raises:
       ValueError: as in `batch_indices`, at once; whatever `transform` and `collate` raise comes with the batch.
@@ -74,10 +78,31 @@ def make_pipeline(
     _check(seed, start_step, batch_size, len(source))
     if threads < 0 or prefetch < 0:
         raise ValueError(f"threads and prefetch must not be negative, got {threads} and {prefetch}")
+    if group < 1:
+        raise ValueError(f"group must be at least 1, got {group}")
+
+    def collate_group(examples: Sequence[Example]) -> list[Batch]:
+        return [collate(batch) for batch in by_length(examples, group)]
+
     dataset = _shuffled(grain.MapDataset.source(source), seed).map(transform)
-    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collate)[start_step:]
+    dataset = dataset.batch(batch_size * group, drop_remainder=True, batch_fn=collate_group)[start_step // group :]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch) if threads else 0)
-    return iter(dataset.to_iter_dataset(options))
+    batches = itertools.chain.from_iterable(dataset.to_iter_dataset(options))
+    return itertools.islice(batches, start_step % group, None)
+
+
+def by_length(examples: Sequence[Example], parts: int) -> list[list[Example]]:
+    """Shares examples out into equal parts of similar lengths.
+
+    The parts come in the order of what each one's first example was drawn as, not from short to long, so that a
+    parameter's updates do not swing with the length.
+    """
+    if parts == 1:
+        return [list(examples)]
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids_T))
+    size = len(examples) // parts
+    shares = sorted(sorted(order[i : i + size]) for i in range(0, len(order), size))
+    return [[examples[i] for i in share] for share in shares]
 
 
 def _shuffled(dataset: grain.MapDataset, seed: int) -> Any:

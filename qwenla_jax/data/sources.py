@@ -73,7 +73,8 @@ class EasyVqaSource:
     """The PyPI package easy-vqa: 64x64 pictures of one coloured shape, and questions that nobody here wrote.
 
     Responses for the cold start are written from the package's own answers: what is true of a picture is what its
-    questions say. The package's training part serves "cold_start" and "train", its test part "held_out".
+    questions say; pictures whose questions do not tell both colour and shape (9%) are left out there. The package's
+    training part serves "cold_start" and "train", its test part "held_out".
 
     Raises:
       ModuleNotFoundError: the package is not installed.
@@ -90,6 +91,8 @@ class EasyVqaSource:
         self._facts = _easy_vqa_facts(questions)
         rows = list(zip(*questions, strict=True))
         # The package lists all questions of a picture together; the first `size` should be of many pictures.
+        if split == "cold_start":
+            rows = [row for row in rows if len(self._facts[row[2]]) == 2]
         rows.sort(key=lambda row: _hash(f"{seed} {row[2]} {row[0]}"))
         self._rows = rows[:size]
         self._share, self._split = reflection_share, split
@@ -102,7 +105,8 @@ class EasyVqaSource:
         with Image.open(self._paths[picture]) as image:
             image = image.convert("RGB")
         name = f"easy-vqa-{self._split}-{picture}-{question}"
-        caption = " ".join(self._facts[picture])
+        facts = self._facts[picture]
+        caption = " ".join(facts)
         reflects = _hash(f"reflect {name}") % 1000 < 1000 * self._share
         sections = [
             ("SUMMARY", "look at the shape"),
@@ -111,7 +115,7 @@ class EasyVqaSource:
             *([("REFLECTION", f"look again: {caption}: {answer}")] if reflects else []),
             ("CONCLUSION", answer),
         ]
-        response = "".join(f"<{tag}>{text}</{tag}>" for tag, text in sections)
+        response = "".join(f"<{tag}>{text}</{tag}>" for tag, text in sections) if len(facts) == 2 else None
         return Record(name, (image,), question, answer, response, _easy_vqa_kind(answer))
 
 
@@ -140,7 +144,8 @@ def _easy_vqa_facts(questions: tuple[list[str], list[str], list[int]]) -> dict[i
                 facts[picture]["shape"] = word
     names = ("color", "shape")
     return {
-        picture: tuple(facts[picture][name] for name in names if name in facts[picture]) for picture in set(questions[2])
+        picture: tuple(facts[picture][name] for name in names if name in facts[picture])
+        for picture in set(questions[2])
     }
 
 

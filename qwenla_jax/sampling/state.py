@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flax import struct
-
 import jax
+from flax import struct
 
 from qwenla_jax.model.kv_cache import KeyValues
 

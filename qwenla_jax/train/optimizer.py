@@ -48,7 +48,7 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
             used.add(hit[0])
     missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
     if missing:
-        raise ValueError(f"config.optim.trainable: no rule covers {', '.join(missing)}; add ('.*', 'freeze') or the like")
+        raise ValueError(f"config.optim.trainable: no rule covers {', '.join(missing)}; add ('.*', 'freeze'), say")
     unused = [pattern for pattern, _ in rules if pattern not in used]
     if unused:
         raise ValueError(f"config.optim.trainable: {unused} cover no parameter; names look like {paths[0]!r}")

@@ -67,6 +67,9 @@ class DataOptions:
     min_pixels: int | None = _option(None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1)
     max_pixels: int | None = _option(None, "shrink pictures with more pixels; none: as the checkpoint says", low=1)
     system: str | None = _option(None, "system prompt; none: no system turn")
+    length_group: int = _option(
+        1, "this many batches share out their questions by length, so that less of a batch is padding", low=1
+    )
     threads: int = _option(1, "threads that prepare data ahead of the step; 0: in the step's own thread", low=0)
 
 

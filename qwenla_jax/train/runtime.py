@@ -100,7 +100,14 @@ class Runtime:
             return stack_parts(batches), [example.record for example in examples]
 
         return make_pipeline(
-            source, self.example(with_response), stack, data.batch_size, self.options.seed, step, data.threads
+            source,
+            self.example(with_response),
+            stack,
+            data.batch_size,
+            self.options.seed,
+            step,
+            data.threads,
+            group=data.length_group,
         )
 
     def sampler(self, options: SampleOptions) -> Sampler:

@@ -1,6 +1,7 @@
 """The order of the data: a restart, another seed, whole epochs."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,39 @@ def _take(iterator, count):
 def test_restart_at_any_step_goes_on_exactly(start, threads):
     whole = _take(_pipeline(151, seed=3), start + 6)
     assert _take(_pipeline(151, seed=3, start_step=start, threads=threads), 6) == whole[start:]
+
+
+def _grouped(start):
+    lengths = np.random.default_rng(0).integers(5, 100, 200)
+    return make_pipeline(
+        _Numbers(200),
+        lambda record: SimpleNamespace(number=int(record.id), ids_T=np.zeros(lengths[int(record.id)])),
+        lambda examples: [(example.number, len(example.ids_T)) for example in examples],
+        4,
+        seed=3,
+        start_step=start,
+        group=5,
+    )
+
+
+def test_groups_hold_the_same_records_with_less_padding_and_restart_exactly():
+    whole = _take(_grouped(0), 20)
+    for start in (1, 5, 13):
+        assert _take(_grouped(start), 7) == whole[start : start + 7]
+    padding = {}
+    for name, batches in (("grouped", whole), ("plain", [])):
+        if name == "plain":
+            drawn = [batch_indices(3, step, 4, 200).tolist() for step in range(20)]
+            known = dict(pair for batch in whole for pair in batch)
+            assert sorted(known) == sorted(n for batch in drawn for n in batch)
+            for first in range(0, 20, 5):
+                group = {n for batch in drawn[first : first + 5] for n in batch}
+                assert group == {n for batch in whole[first : first + 5] for n, _ in batch}
+            batches = [[(n, known[n]) for n in batch] for batch in drawn]
+        padding[name] = sum(4 * max(n for _, n in batch) - sum(n for _, n in batch) for batch in batches)
+    assert padding["grouped"] < 0.5 * padding["plain"]
+    firsts = [max(n for _, n in batch) for batch in whole[:5]]
+    assert firsts != sorted(firsts)
 
 
 def test_batch_indices_are_what_the_pipeline_draws():

@@ -84,7 +84,7 @@ def test_sampler_and_trainer_agree(temperature):
         assert np.abs((np.asarray(logp) - rollout.logp_BxR) * counted).max() < 1e-5
         assert (np.asarray(entropy)[counted] > 0).all()
     stale, _ = trainer(moved, vision, prompts, draw(options, vision, prompts).ids_BxR, BIAS)
-    assert np.abs((np.asarray(stale) - draw(options, vision, prompts).logp_BxR)).max() > 0.1
+    assert np.abs(np.asarray(stale) - draw(options, vision, prompts).logp_BxR).max() > 0.1
 
 
 def test_a_rows_text_is_independent_of_its_neighbours():

@@ -1,0 +1,93 @@
+"""JSONL files as users write them, good and broken; easy-VQA against its own answers."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from qwenla_jax.data.sources import EasyVqaSource, JsonlSource, make_source
+
+GOOD = {"id": "a", "image": "pictures/a.png", "question": "what?", "answer": "b"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"\x89PNG no")
+    return tmp_path
+
+
+def write(folder, *lines):
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_records(folder):
+    source = JsonlSource(write(folder, GOOD, "", GOOD | {"id": "b", "response": "r", "kind": "k"}))
+    assert [(r.id, r.response, r.kind) for r in (source[0], source[1])] == [("a", None, "question"), ("b", "r", "k")]
+    assert source[0].images[0].size == (30, 20) and len(source) == 2
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("{", "not JSON"),
+        ("[1]", "holds a list"),
+        ({k: v for k, v in GOOD.items() if k != "answer"}, "answer is missing"),
+        (GOOD | {"answer": 3}, "answer is 3; expected text"),
+        (GOOD | {"response": ["x"]}, "response is \\['x'\\]; expected text"),
+        (GOOD | {"image": "pictures/none.png"}, "image 'pictures/none.png': no such file"),
+        (GOOD | {"id": "first"}, "id 'first' stands in line 1 already"),
+    ],
+)
+def test_a_broken_line_is_named(folder, line, told):
+    path = write(folder, GOOD | {"id": "first"}, line)
+    with pytest.raises(ValueError, match=rf"data.jsonl:2: {told}"):
+        JsonlSource(path)
+
+
+def test_a_broken_picture_and_an_empty_file_are_named(folder):
+    source = JsonlSource(write(folder, GOOD | {"image": "pictures/broken.png"}))
+    with pytest.raises(ValueError, match="broken.png: not a readable picture"):
+        source[0]
+    with pytest.raises(ValueError, match="holds no record"):
+        JsonlSource(write(folder))
+    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+        make_source("nothing.jsonl", "train", seed=0)
+
+
+def test_a_tenth_is_held_out_and_nothing_is_in_both(folder):
+    path = write(folder, *(GOOD | {"id": str(i)} for i in range(500)))
+    train, held = (JsonlSource(path, split) for split in ("train", "held_out"))
+    ids = [{source[i].id for i in range(len(source))} for source in (train, held)]
+    assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 500 and 30 < len(held) < 70
+
+
+def test_easy_vqa_is_the_packages():
+    easy_vqa = pytest.importorskip("easy_vqa")
+    source = EasyVqaSource("held_out")
+    questions, answers, pictures = easy_vqa.get_test_questions()
+    assert len(source) == len(questions) == 9673
+    want = sorted(zip(questions, answers, strict=True))
+    got = sorted((q, a) for q, a, _ in source._rows)
+    assert got == want
+    record = source[0]
+    assert record.images[0].size == (64, 64) and record.answer in easy_vqa.get_answers()
+    # What is put together from a picture's questions never contradicts one of their answers.
+    whole = 0
+    for question, answer, picture in source._rows[:2000]:
+        facts = source._facts[picture]
+        if len(facts) < 2:
+            continue
+        whole += 1
+        words = question.rstrip("?").split()
+        if answer in ("yes", "no"):
+            true = bool(set(words) & set(facts)) != bool({"no", "not"} & set(words))
+            assert answer == ("yes" if true else "no"), (question, facts)
+        else:
+            assert answer in facts
+    assert whole > 1700
+    cold = EasyVqaSource("cold_start")
+    assert all(cold[i].response for i in range(300)) and 35_000 < len(cold) < 38_575

@@ -58,7 +58,7 @@ def ask(
       correction_share: share of those reflections that correct a wrong reasoning.
     """
     rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
-    things = scene.left_to_right()
+    things = scene.in_order()
     kind = KINDS[rng.integers(len(KINDS))]
     draft = _MAKERS[kind](things, rng)
     if draft is None:  # no object can be told from all others by two words

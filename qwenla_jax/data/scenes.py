@@ -15,13 +15,12 @@ SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize leaves the p
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
 SIZES: tuple[str, ...] = ("small", "big")
 COLORS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple")
-MAX_OBJECTS = 5
+MAX_OBJECTS = 4
 MIN_VISIBLE = 0.55  # of an object's area; the rest may be covered by later objects
 
 _RGB = ((214, 40, 40), (244, 138, 22), (238, 214, 44), (44, 158, 72), (40, 92, 220), (142, 58, 182))
-_NUM_OBJECTS_CDF = (0.08, 0.24, 0.48, 0.74, 1.0)
-_RADIUS = ((7.0, 8.5), (12.0, 14.0))  # pixels, lowest and highest for each of SIZES
-_MIN_GAP_X = 4.0  # pixels between centres, so that "left to right" can be seen
+_NUM_OBJECTS_CDF = (0.1, 0.35, 0.7, 1.0)
+_RADIUS = ((8.5, 10.5), (14.5, 17.5))  # pixels, lowest and highest for each of SIZES
 _SUPERSAMPLE = 2
 _COLOR_JITTER = 10  # of 255
 _SQUARE_HALF = 0.88  # half a side, in radii
@@ -66,9 +65,13 @@ class Scene:
     objects: tuple[SceneObject, ...]
     image: Image.Image
 
-    def left_to_right(self) -> tuple[SceneObject, ...]:
-        """The objects by the x of their centres: the canonical order of captions."""
-        return tuple(sorted(self.objects, key=lambda thing: thing.x))
+    def in_order(self) -> tuple[SceneObject, ...]:
+        """The objects by size, colour and shape: the canonical order of captions.
+
+        An order by place would ask a small model to compare positions before it can name anything.
+        """
+        rank = lambda thing: (SIZES.index(thing.size), COLORS.index(thing.color), SHAPES.index(thing.shape))  # noqa: E731
+        return tuple(sorted(self.objects, key=rank))
 
 
 def make_scene(seed: int, split: int, index: int) -> Scene:
@@ -127,8 +130,6 @@ def _place(rng: np.random.Generator) -> tuple[SceneObject, ...]:
             if len(objects) == num:
                 return tuple(objects)
             thing = _draw_object(rng, shapes, colors)
-            if any(abs(thing.x - other.x) < _MIN_GAP_X for other in objects):
-                continue
             trial = owners.copy()
             _draw(ImageDraw.Draw(trial), thing, 1, fill=len(objects) + 1)
             visible = trial.histogram()

@@ -29,4 +29,4 @@ def make_mesh(options: MeshOptions, num_devices: int | None = None) -> Mesh:
         sizes[sizes.index(-1)] = total // rest
     if sizes[0] * sizes[1] * sizes[2] != total:
         raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {total} devices there are")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:total])

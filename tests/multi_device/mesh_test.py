@@ -1,0 +1,19 @@
+"""Eight simulated devices, in their own process, against one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["8,1,1", "2,2,2"])
+def test_a_mesh_computes_what_one_device_does(mesh):
+    result = subprocess.run(
+        [sys.executable, str(HERE / "compare.py"), mesh], capture_output=True, text=True, timeout=900
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert "equal" in result.stdout

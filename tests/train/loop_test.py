@@ -1,0 +1,153 @@
+"""Whole runs on a small scale: files, resuming, and refusing before anything heavy."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from qwenla_jax.train.checkpoint import CheckpointError
+from qwenla_jax.train.loop import run
+from qwenla_jax.train.options import (
+    BrpoOptions,
+    CheckpointOptions,
+    DataOptions,
+    EvalOptions,
+    LogOptions,
+    OptimOptions,
+    RewardOptions,
+    RunOptions,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = RunOptions(
+    stage="brpo",
+    steps=4,
+    init_from="random:tiny",
+    data=DataOptions(batch_size=2, max_response_tokens=8, max_prompt_tokens=64),
+    optim=OptimOptions(learning_rate=1e-2),
+    brpo=BrpoOptions(group_size=2),
+    # Random responses have no right answers; with the balance alone their rewards still differ.
+    rewards=RewardOptions(target_length=4.0),
+    eval=EvalOptions(every=2, size=4, final_size=4, batch_size=4),
+    checkpoint=CheckpointOptions(every=2, keep=3),
+    log=LogOptions(completions_every=2, completions_rows=4),
+)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def comparable(record):
+    return {key: value for key, value in record.items() if "timing" not in key and "perf" not in key}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    run(SMALL, workdir)
+    return workdir
+
+
+def test_a_run_leaves_everything(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"metrics.jsonl", "tensorboard", "checkpoints", "completions", "evaluations", "hf"} <= names
+    train = [line for line in lines(uninterrupted) if "train/reward" in line]
+    assert [line["step"] for line in train] == [1, 2, 3, 4]
+    wanted = {
+        "train/reward", "train/rewards/format/mean", "train/rewards/accuracy/mean", "train/rewards/balance/mean",
+        "train/frac_reward_zero_std", "train/kl", "train/entropy", "train/clip_ratio/low_mean",
+        "train/clip_ratio/high_mean", "train/completions/mean_length", "train/completions/clipped_ratio",
+        "train/reflection/count_mean", "train/reflection/tokens_mean", "train/timing_s/step", "train/timing_s/rollout",
+        "train/loss", "train/grad_norm", "train/learning_rate",
+    }  # fmt: skip
+    assert wanted <= set(train[0])
+    assert abs(train[0]["train/ratio_mean"] - 1) < 1e-5 and train[0]["train/sampling_logp_difference"] < 1e-4
+    evaluations = [line for line in lines(uninterrupted) if "eval/accuracy" in line]
+    assert [line["step"] for line in evaluations] == [0, 2, 4]
+    assert (uninterrupted / "completions" / "step_000002.html").is_file()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path):
+    """Stopped after step 2 and gone on with in a new process: metrics and weights to the last bit."""
+    first = replace(SMALL, steps=4, checkpoint=CheckpointOptions(every=2, keep=3))
+    script = f"""
+import dataclasses, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "train")!r}]
+from pathlib import Path
+import loop_test
+from qwenla_jax.train import loop
+if sys.argv[1] == "stop":
+    save = loop.Checkpoints.save
+    def stop(self, step, state, meta=None):
+        save(self, step, state, meta)
+        self.wait()
+        raise KeyboardInterrupt
+    loop.Checkpoints.save = stop
+loop.run(loop_test.SMALL, Path({str(tmp_path)!r}))
+"""
+    stopped = subprocess.run([sys.executable, "-c", script, "stop"], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in stopped.stderr, stopped.stderr
+    assert lines(tmp_path)[-1]["step"] == 2
+    # What a killed run may have written after its last checkpoint must not stand twice.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "train/reward": 99}\n')
+    resumed = subprocess.run([sys.executable, "-c", script, "go on"], capture_output=True, text=True)
+    assert resumed.returncode == 0 and "going on after step 2" in resumed.stdout, resumed.stderr
+    whole = [comparable(line) for line in lines(uninterrupted)]
+    assert [comparable(line) for line in lines(tmp_path)] == whole
+    one, two = (load_file(folder / "hf" / "model.safetensors") for folder in (uninterrupted, tmp_path))
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+    with pytest.raises(CheckpointError, match="optim.learning_rate"):
+        run(replace(first, optim=replace(SMALL.optim, learning_rate=0.5)), tmp_path)
+
+
+def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
+    options = replace(
+        SMALL,
+        stage="sft",
+        data=DataOptions(batch_size=4, max_prompt_tokens=64, length_group=2),
+        optim=OptimOptions(learning_rate=1e-3, accumulation=2),
+        eval=EvalOptions(every=0, final_size=0),
+    )
+    run(options, tmp_path / "sft")
+    losses = [line["train/loss"] for line in lines(tmp_path / "sft")]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    go_on = replace(SMALL, steps=1, init_from=str(tmp_path / "sft" / "hf"), eval=EvalOptions(every=0, final_size=0))
+    run(go_on, tmp_path / "brpo")
+    assert [line["step"] for line in lines(tmp_path / "brpo")] == [1]
+
+
+def launch(*args):
+    return subprocess.run(
+        [sys.executable, "launch/train.py", *args], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        (["--config=configs/brpo.py", "--config.stepps=3"], "config.stepps: there is no such key; did you mean"),
+        (["--config=configs/brpo.py", "--config.steps=many"], "config.steps: got 'many', expected int"),
+        (["--config=configs/brpo.py", "--config.brpo.temperature=0"], "config.brpo.temperature: got 0"),
+        (["--config=configs/brpo.py:7b"], "config.init_from"),
+        (["--config=configs/brpo.py:8b"], "there is no preset '8b'; valid: tiny"),
+        (["--config=configs/brpo.py", "--config.init_from=nowhere"], "nowhere"),
+        (["--config=configs/brpo.py", "--config.data.source=no.jsonl"], "no.jsonl"),
+        (["--config=configs/none.py"], "configs/none.py"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(args, told, tmp_path):
+    result = launch(*args, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_setting():
+    result = launch("--help")
+    assert "--config.rewards.target_length" in result.stdout and "--workdir" in result.stdout + result.stderr

@@ -1,0 +1,171 @@
+"""The update steps: accumulation, what they descend, and the reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import IMAGE, VOCAB, questions, small_model
+
+from qwenla_jax.sampling.logits import forbidden_bias
+from qwenla_jax.train.brpo_step import Judged, make_brpo_step
+from qwenla_jax.train.logprobs import response_logprobs
+from qwenla_jax.train.optimizer import make_optimizer
+from qwenla_jax.train.options import BrpoOptions, OptimOptions
+from qwenla_jax.train.runtime import stack_parts
+from qwenla_jax.train.sft_step import make_sft_step, sft_loss
+from qwenla_jax.train.state import create
+from qwenla_jax.types import TokenBatch
+
+BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE])
+# One plain step: AdamW's first update would hide the gradient's size.
+SGD = OptimOptions(learning_rate=1e-3, warmup_ratio=0.0, clip_norm=None)
+
+
+def sft_batch(rows, seed=0):
+    vision, prompts = questions(rows, seed)
+    rng = np.random.default_rng(seed)
+    loss = (np.arange(16) >= rng.integers(8, 14, rows)[:, None]) & (np.arange(16) < prompts.length_Q[:, None])
+    return vision, TokenBatch(
+        prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP, loss.astype(np.float32), prompts.length_Q
+    )
+
+
+def judged_batch(questions_, group=2, tokens=6, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = questions_ * group
+    return Judged(
+        ids_BxR=rng.integers(0, IMAGE, (rows, tokens)).astype(np.int32),
+        logp_BxR=(-rng.random((rows, tokens))).astype(np.float32),
+        length_B=rng.integers(1, tokens + 1, rows).astype(np.int32),
+        advantage_B=rng.normal(size=rows).astype(np.float32),
+        counted_B=np.ones(rows, np.float32),
+    )
+
+
+def take(tree, rows):
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def split(vision, text, parts):
+    """Equal parts, each with its own pictures."""
+    rows = len(vision.valid_IxS) // parts
+    name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
+    batches = []
+    for i in range(parts):
+        here = slice(i * rows, (i + 1) * rows)
+        part = take(text, here)
+        index = getattr(part, name)
+        moved = np.where(index >= 0, index - i * rows * vision.gather_IxM.shape[1], -1)
+        batches.append((take(vision, here), part.replace(**{name: moved})))
+    return stack_parts(batches)
+
+
+def gradient_of(step, state, *batch):
+    """The gradient, read off AdamW's first moment after one update: (1 - b1) times it."""
+    new, metrics = jax.jit(step)(state, *batch, BIAS)
+    mu = new.opt_state.inner_states["train"].inner_state[1][0].mu
+    return jax.tree.map(lambda m: m / 0.1, mu), metrics
+
+
+def assert_close(one, two, atol):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_sft_gradient_does_not_depend_on_the_parts(parts):
+    model, params = small_model()
+    optimizer = make_optimizer(SGD, 10, params)
+    step, state = make_sft_step(model, optimizer), create(params, optimizer)
+    vision, tokens = sft_batch(4)
+    whole, metrics = gradient_of(step, state, *split(vision, tokens, 1))
+    cut, cut_metrics = gradient_of(step, state, *split(vision, tokens, parts))
+    assert_close(whole, cut, 1e-5)
+    np.testing.assert_allclose(metrics["loss"], cut_metrics["loss"], rtol=1e-5)
+    want = jax.grad(lambda p: sft_loss(model, p, vision, tokens, BIAS)[0] / tokens.loss_BxT.sum())(params)
+    assert_close(whole, want, 1e-5)
+
+
+def test_sft_learns_and_only_from_the_response():
+    model, params = small_model()
+    optimizer = make_optimizer(OptimOptions(learning_rate=1e-2, warmup_ratio=0.0), 60, params)
+    step, state = jax.jit(make_sft_step(model, optimizer)), create(params, optimizer)
+    vision, tokens = sft_batch(4)
+    batch = split(vision, tokens, 1)
+    losses = []
+    for _ in range(60):
+        state, metrics = step(state, *batch, BIAS)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.05 * losses[0]
+    blind = tokens.replace(loss_BxT=np.zeros_like(tokens.loss_BxT))
+    grads, metrics = gradient_of(make_sft_step(model, optimizer), create(params, optimizer), *split(vision, blind, 1))
+    assert all(not np.any(g) for g in jax.tree.leaves(grads)) and float(metrics["loss"]) == 0
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_brpo_gradient_does_not_depend_on_the_parts(parts):
+    model, params = small_model()
+    optimizer = make_optimizer(SGD, 10, params)
+    step, state = make_brpo_step(model, optimizer, BrpoOptions(group_size=2)), create(params, optimizer)
+    reference = jax.tree.map(lambda x: x * 1.01, params)
+    vision, prompts = questions(4)
+    judged = judged_batch(4)
+    results = []
+    for n in (1, parts):
+        cut = jax.tree.map(lambda x, n=n: x.reshape(n, len(x) // n, *x.shape[1:]), judged)
+        grads, metrics = gradient_of(step, state, reference, *split(vision, prompts, n), cut)
+        metrics.pop("sampling_logp_difference")
+        results.append((grads, metrics))
+    assert_close(results[0][0], results[1][0], 1e-5)
+    assert_close(results[0][1], results[1][1], 1e-4)
+
+
+def test_on_policy_ratio_is_one_and_kl_zero_and_the_reference_counts():
+    model, params = small_model()
+    optimizer = make_optimizer(SGD, 10, params)
+    step, state = make_brpo_step(model, optimizer, BrpoOptions(group_size=2)), create(params, optimizer)
+    vision, prompts = questions(4)
+    judged = judged_batch(4)
+    logp, _ = response_logprobs(model, params, vision, prompts, judged.ids_BxR, BIAS, 1.0)
+    judged = judged.replace(logp_BxR=np.asarray(logp))
+    batch = (*split(vision, prompts, 1), jax.tree.map(lambda x: x[None], judged))
+    _, same = gradient_of(step, state, params, *batch)
+    assert abs(float(same["ratio_mean"]) - 1) < 1e-5 and abs(float(same["kl"])) < 1e-9
+    assert float(same["sampling_logp_difference"]) < 1e-5
+    moved = jax.tree.map(lambda x: x * 1.02, params)
+    _, other = gradient_of(step, state, moved, *batch)
+    ref_logp, _ = response_logprobs(model, moved, vision, prompts, judged.ids_BxR, BIAS, 1.0)
+    mask = np.arange(6) < judged.length_B[:, None]
+    d = np.asarray(ref_logp - logp, np.float64)
+    np.testing.assert_allclose(other["kl"], ((np.expm1(d) - d) * mask).sum() / mask.sum(), rtol=1e-3)
+
+
+def test_an_update_raises_what_had_an_advantage():
+    model, params = small_model()
+    optimizer = make_optimizer(OptimOptions(learning_rate=1e-3, warmup_ratio=0.0), 10, params)
+    step = jax.jit(make_brpo_step(model, optimizer, BrpoOptions(group_size=2, beta=0.0)))
+    state = create(params, optimizer)
+    vision, prompts = questions(4)
+    score = jax.jit(functools.partial(response_logprobs, model, temperature=1.0))
+    judged = judged_batch(4)
+    judged = judged.replace(advantage_B=np.tile(np.array([1.0, -1.0], np.float32), 4))
+    before = np.asarray(score(params, vision, prompts, judged.ids_BxR, BIAS)[0])
+    judged = judged.replace(logp_BxR=before)
+    batch = (*split(vision, prompts, 1), jax.tree.map(lambda x: x[None], judged))
+    state, _ = step(state, None, *batch, BIAS)
+    after = np.asarray(score(state.params, vision, prompts, judged.ids_BxR, BIAS)[0])
+    mask = np.arange(6) < judged.length_B[:, None]
+    change = ((after - before) * mask).sum(1)
+    assert change[0::2].sum() > 0 > change[1::2].sum()
+
+
+def test_parts_in_different_buckets_are_padded_alike():
+    """The stacked visual indexes must name the same pictures' tokens as before."""
+    one, two = questions(2, 0, tokens=4), questions(2, 1, tokens=2)
+    vision, prompts = stack_parts([one, two])
+    assert vision.gather_IxM.shape == (2, 2, 4) and jnp.shape(prompts.visual_QxP) == (2, 2, 16)
+    assert prompts.visual_QxP[1].tolist() == np.where(
+        two[1].visual_QxP >= 0, two[1].visual_QxP // 2 * 4 + two[1].visual_QxP % 2, -1
+    ).tolist()

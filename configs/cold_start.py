@@ -21,11 +21,11 @@ def _tiny() -> RunOptions:
     return RunOptions(
         stage="sft",
         preset="tiny",
-        steps=2600,
+        steps=3000,
         init_from="random:tiny",
         remat="dots",
         data=DataOptions(batch_size=32, length_group=8),
-        optim=OptimOptions(learning_rate=2e-3, warmup_ratio=0.05, schedule="cosine", weight_decay=0.01),
+        optim=OptimOptions(learning_rate=1e-3, warmup_ratio=0.05, schedule="cosine", weight_decay=0.01),
         eval=EvalOptions(every=500),
         checkpoint=CheckpointOptions(every=500),
         log=LogOptions(every=10, completions_every=500),

@@ -12,20 +12,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize leaves the picture as it is
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 SIZES: tuple[str, ...] = ("small", "big")
-COLORS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple")
+COLORS: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
 MAX_OBJECTS = 4
 MIN_VISIBLE = 0.55  # of an object's area; the rest may be covered by later objects
 
-_RGB = ((214, 40, 40), (244, 138, 22), (238, 214, 44), (44, 158, 72), (40, 92, 220), (142, 58, 182))
+_RGB = ((214, 40, 40), (238, 214, 44), (44, 158, 72), (40, 92, 220), (142, 58, 182))
 _NUM_OBJECTS_CDF = (0.1, 0.35, 0.7, 1.0)
 _RADIUS = ((8.5, 10.5), (14.5, 17.5))  # pixels, lowest and highest for each of SIZES
 _SUPERSAMPLE = 2
 _COLOR_JITTER = 10  # of 255
 _SQUARE_HALF = 0.88  # half a side, in radii
-_TRIANGLE_TIP = 1.3  # centre to corner, in radii
-_STAR_TIP, _STAR_DENT = 1.3, 0.58
+_TRIANGLE_TIP = 1.3  # centre to corner, in radii; the farthest that any shape reaches
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarra
     u_radius, u_x, u_y, u_angle = rng.random(4)
     low, high = _RADIUS[size]
     radius = low + (high - low) * u_radius
-    margin = _STAR_TIP * radius + 1.0
+    margin = _TRIANGLE_TIP * radius + 1.0
     jitter = rng.integers(-_COLOR_JITTER, _COLOR_JITTER + 1, size=3)
     red, green, blue = (min(255, max(0, int(v + j))) for v, j in zip(_RGB[color], jitter, strict=True))
     return SceneObject(
@@ -176,9 +175,7 @@ def _corners(shape: str) -> list[tuple[float, float]]:
     """Corners as (distance in radii, angle clockwise from straight up)."""
     if shape == "square":
         return [(_SQUARE_HALF * math.sqrt(2.0), math.pi * (0.25 + 0.5 * i)) for i in range(4)]
-    if shape == "triangle":
-        return [(_TRIANGLE_TIP, 2.0 * math.pi * i / 3.0) for i in range(3)]
-    return [(_STAR_DENT if i % 2 else _STAR_TIP, math.pi * i / 5.0) for i in range(10)]
+    return [(_TRIANGLE_TIP, 2.0 * math.pi * i / 3.0) for i in range(3)]
 
 
 def _area(thing: SceneObject) -> float:
@@ -187,8 +184,6 @@ def _area(thing: SceneObject) -> float:
         unit = math.pi
     elif thing.shape == "square":
         unit = (2.0 * _SQUARE_HALF) ** 2
-    elif thing.shape == "triangle":
-        unit = 0.75 * math.sqrt(3.0) * _TRIANGLE_TIP**2
     else:
-        unit = 5.0 * _STAR_TIP * _STAR_DENT * math.sin(math.pi / 5.0)
+        unit = 0.75 * math.sqrt(3.0) * _TRIANGLE_TIP**2
     return unit * thing.radius**2

@@ -29,6 +29,13 @@ def empty_cache(
     return KeyValues(zeros, zeros, jnp.zeros((rows,), jnp.int32))
 
 
+def grow(cache: KeyValues, slots: int) -> KeyValues:
+    """The cache with room for `slots` slots a row, the new ones empty."""
+    more = [(0, 0)] * 5
+    more[2] = (0, slots - cache.k_LxBxSxKxH.shape[2])
+    return cache.replace(k_LxBxSxKxH=jnp.pad(cache.k_LxBxSxKxH, more), v_LxBxSxKxH=jnp.pad(cache.v_LxBxSxKxH, more))
+
+
 def append(cache: KeyValues, new: KeyValues) -> KeyValues:
     """Write `new.length_B` tokens of `new` behind each row's filled slots; what finds no slot is dropped.
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache
+from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache, grow
 from qwenla_jax.model.qwen_vl import Params, QwenVL, logits_of
 from qwenla_jax.sampling.logits import choose, token_keys
 from qwenla_jax.sampling.state import SampleState
@@ -97,9 +97,6 @@ def sample(
     hidden_QxD, prefix = encode_prompts(model, params, vision, prompts)
     stop_ids = jnp.asarray(options.stop_ids, jnp.int32)
 
-    def running(state: SampleState) -> jax.Array:
-        return (state.token < R) & ~jnp.all(state.stopped_B)
-
     def one_token(state: SampleState) -> SampleState:
         token_B = jnp.broadcast_to(state.token, (B,))
         keys_B = token_keys(seed, step, sample_B, token_B)
@@ -130,12 +127,25 @@ def sample(
     start = SampleState(
         token=jnp.zeros((), jnp.int32),
         hidden_BxD=jnp.repeat(hidden_QxD, G, axis=0),
-        cache=empty_cache(text.num_layers, B, R, text.num_kv_heads, text.head_dim, cfg.dtype),
+        cache=empty_cache(text.num_layers, B, 0, text.num_kv_heads, text.head_dim, cfg.dtype),
         next_pos_B=jnp.repeat(prompts.next_pos_Q, G),
         ids_BxR=jnp.full((B, R), options.stop_ids[0], jnp.int32),
         logp_BxR=jnp.zeros((B, R), jnp.float32),
         length_B=jnp.zeros((B,), jnp.int32),
         stopped_B=jnp.zeros((B,), bool),
     )
-    end = jax.lax.while_loop(running, one_token, start)
-    return Rollout(end.ids_BxR, end.logp_BxR, end.length_B, end.stopped_B)
+    state = start
+    for slots in cache_sizes(R):
+        # Every token reads the whole cache, so a short one first; the loop's body is compiled once for each size.
+        state = jax.lax.while_loop(
+            lambda state, slots=slots: (state.token < slots) & ~jnp.all(state.stopped_B),
+            one_token,
+            state.replace(cache=grow(state.cache, slots)),
+        )
+    return Rollout(state.ids_BxR, state.logp_BxR, state.length_B, state.stopped_B)
+
+
+def cache_sizes(max_new_tokens: int) -> tuple[int, ...]:
+    """Slots of a row's cache as its response grows: a quarter, a half and all of the longest, in multiples of 8."""
+    parts = {min(max_new_tokens, -(-max_new_tokens // (8 * n)) * 8) for n in (4, 2)}
+    return tuple(sorted(parts | {max_new_tokens}))

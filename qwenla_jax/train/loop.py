@@ -51,7 +51,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         progress = Progress(options.steps, done)
         writer = stack.enter_context(MetricWriter(workdir, resume_step=done or None, progress=progress))
         progress.note(_headline(runtime, workdir, done))
-        state, layouts, optimizer = _first_state(runtime)
+        state, layouts, optimizer = first_state(runtime)
         if done:
             state = checkpoints.restore(state)
         evaluator = Evaluator(runtime, workdir, writer, progress)
@@ -74,7 +74,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     return summary | {"seconds": seconds, "export": export}
 
 
-def _first_state(runtime: Runtime) -> tuple[train_state.TrainState, train_state.TrainState, Any]:
+def first_state(runtime: Runtime) -> tuple[train_state.TrainState, train_state.TrainState, Any]:
     """State before the first update, its layouts, and the optimizer. The state's buffers are the run's to donate."""
     options = runtime.options
     updates = options.steps * (options.brpo.inner_updates if options.stage == "brpo" else 1)

@@ -1,344 +1,219 @@
-"""Questions about scenes, their answers, and structured responses in the paper's answer format.
+"""Questions about rendered scenes, and structured responses to them; a pure function of (seed, split, index).
 
-Paper silent: it has no such data. Answers are balanced by drawing the answer first and then a question that has it.
-Responses use few words, so that the small tokenizer has each as one token. A mistake in a reasoning is what a model
-would really do: one object is taken for a member of a group or is missed.
+paper silent: the paper's cold start takes 2k records of LLaVA-CoT-100k with one reflection inserted by hand. Here the
+response is written from the scene: what the format and the habit of checking look like, on pictures a small model can
+read. A reflection stands between reasoning and conclusion and looks at the scene again; where the reasoning was wrong,
+the reflection says what is right. The conclusion is always right.
 """
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
-from qwenla_jax.text.special_tokens import REFLECTION_CLOSE, REFLECTION_OPEN, SECTION_TAGS
 
 KINDS: tuple[str, ...] = ("count", "existence", "attribute", "subtract", "compare")
-
-# How often an answer of 0, 1, ... is asked for where the scene offers it: small numbers are nearly always on offer.
-_COUNT_WEIGHTS = (0.35, 0.6, 1.6, 5.0, 12.0, 20.0)
-_LEFT_WEIGHTS = (1.0, 1.0, 1.3, 1.6, 2.6, 1.0)
+Objects = Sequence[SceneObject]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SceneQuestion:
-    """A question about one scene and all that its response is made of.
+    """A question with its answer and a response in the paper's format.
 
     Attributes:
       kind: one of KINDS.
-      question, answer: the answer bare ("yes", "3", "red", "circle").
-      summary, caption, reasoning: right contents of these sections; the reasoning leads to the answer.
-      mistake: a wrong reasoning that could be a misperception.
-      check: what a reflection finds when it looks at the scene again.
+      question, answer: text; the answer is a number in digits, yes or no, or one word.
+      response: all four sections, and perhaps one reflection.
+      reasoning_right: False where the reasoning is wrong and the reflection corrects it.
     """
 
     kind: str
     question: str
     answer: str
+    response: str
+    reasoning_right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draft:
+    question: str
     summary: str
-    caption: str
-    reasoning: str
-    mistake: str
-    check: str
+    answer: str
+    why: str  # the reasoning that leads to the answer
+    wrong: str  # one that leads elsewhere
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Objects that share a colour, a shape, or both; None stands for any."""
-
-    color: str | None = None
-    shape: str | None = None
-
-    def __contains__(self, thing: SceneObject) -> bool:
-        return self.color in (None, thing.color) and self.shape in (None, thing.shape)
-
-    def plural(self) -> str:
-        """As in "red objects", "circles", "red circles"."""
-        return f"{self.color} {self.shape or 'object'}s" if self.color else f"{self.shape}s"
-
-    def label(self) -> str:
-        """As in "red", "circle", "red circle"."""
-        return " ".join(word for word in (self.color, self.shape) if word)
-
-    def distinguish(self, thing: SceneObject) -> str:
-        """The word by which members of the group differ."""
-        if self.color and self.shape:
-            return thing.size
-        return thing.shape if self.color else thing.color
-
-
-def ask(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
-    """One question about a scene, its kind drawn evenly from KINDS.
-
-    Where a scene admits no question of the kind (an attribute needs an object that a description singles out), the
-    next kind in KINDS is taken.
-    """
-    makers: tuple[Callable[[Scene, np.random.Generator], SceneQuestion | None], ...] = (
-        _count,
-        _existence,
-        _attribute,
-        _subtract,
-        _compare,
-    )
-    first = int(rng.integers(len(makers)))
-    for i in range(len(makers)):
-        question = makers[(first + i) % len(makers)](scene, rng)
-        if question is not None:
-            return question
-    raise ValueError("a scene without objects admits no question; expected at least 1 object")
-
-
-def write_response(
-    question: SceneQuestion, rng: np.random.Generator, reflection_share: float = 0.5, correction_share: float = 0.3
-) -> str:
-    """A response in the paper's answer format (paper, the answer format): the conclusion is always right.
+def ask(
+    scene: Scene, seed: int, split: int, index: int, reflection_share: float = 0.5, correction_share: float = 0.3
+) -> SceneQuestion:
+    """The question of a scene.
 
     Args:
-      question: what to answer.
-      rng: decides on the reflection; always two draws are taken, so the shares do not move anything else.
-      reflection_share: how often exactly one reflection stands between reasoning and conclusion.
-      correction_share: how often such a reflection corrects a wrong reasoning ("wait") instead of confirming a right
-        one ("again").
+      scene: `make_scene(seed, split, index)`.
+      seed, split, index: as there; question and response are drawn from them.
+      reflection_share: share of the responses that hold a reflection.
+      correction_share: share of those reflections that correct a wrong reasoning.
     """
-    u_reflection, u_correction = rng.random(2)
-    reflect = u_reflection < reflection_share
-    correct = reflect and u_correction < correction_share
-    reflection = f"{'wait' if correct else 'again'}, {question.check}" if reflect else None
-    reasoning = question.mistake if correct else question.reasoning
-    return structured_response(question.summary, question.caption, reasoning, reflection, question.answer)
+    rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
+    things = scene.in_order()
+    kind = KINDS[rng.integers(len(KINDS))]
+    draft = _MAKERS[kind](things, rng)
+    if draft is None:  # no object can be told from all others by two words
+        kind, draft = "count", _count(things, rng)
+    # Drawn in every case, so that the shares do not change the scene's question.
+    reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
+    sections = [
+        ("SUMMARY", draft.summary),
+        ("CAPTION", ", ".join(map(str, things))),
+        ("REASONING", draft.wrong if reflects and corrects else draft.why),
+        *([("REFLECTION", f"look again: {draft.why}")] if reflects else []),
+        ("CONCLUSION", draft.answer),
+    ]
+    response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
+    return SceneQuestion(kind, draft.question, draft.answer, response, not (reflects and corrects))
 
 
-def structured_response(summary: str, caption: str, reasoning: str, reflection: str | None, conclusion: str) -> str:
-    """Puts contents between the tags, sections back to back, the reflection (if any) before the conclusion."""
-    contents = (summary, caption, reasoning, conclusion)
-    parts = [f"{SECTION_TAGS[2 * i]}{text}{SECTION_TAGS[2 * i + 1]}" for i, text in enumerate(contents)]
-    if reflection is not None:
-        parts.insert(3, f"{REFLECTION_OPEN}{reflection}{REFLECTION_CLOSE}")
-    return "".join(parts)
-
-
-def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    things = scene.left_to_right()
-    groups = [*_single_groups(), *(_Group(color, shape) for color in COLORS for shape in SHAPES)]
-    sizes = [sum(thing in group for thing in things) for group in groups]
-    group = groups[_draw_by_answer(sizes, _COUNT_WEIGHTS, rng)]
-    members = [thing in group for thing in things]
-    slip = _flip(members, rng)
-
-    def listing(picked: Sequence[bool]) -> str:
-        words = [group.distinguish(thing) for thing, one in zip(things, picked, strict=True) if one]
-        return f"{group.label()}: {_list(words)} = {len(words)}"
-
-    return SceneQuestion(
-        kind="count",
-        question=f"How many {group.plural()} are there?",
-        answer=str(sum(members)),
-        summary=f"count {group.plural()}",
-        caption=_caption(things),
-        reasoning=listing(members),
-        mistake=listing(slip),
-        check=listing(members),
+def _count(things: Objects, rng: np.random.Generator) -> _Draft:
+    """The number asked for is drawn first among those the scene offers, so that no number is much commoner."""
+    counts: dict[int, list[str]] = {}
+    for word in (*SHAPES, *COLORS, *SIZES):
+        counts.setdefault(sum(_is(thing, word) for thing in things), []).append(word)
+    offered = sorted(counts)
+    number = offered[rng.integers(len(offered))]
+    word = counts[number][rng.integers(len(counts[number]))]
+    noun = _plural(word)
+    chosen = [thing for thing in things if _is(thing, word)]
+    wrong = _altered(chosen, things, rng)
+    return _Draft(
+        f"How many {noun} are there?", f"count {noun}", str(number), _listing(chosen, word), _listing(wrong, word)
     )
 
 
-def _subtract(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    things = scene.left_to_right()
-    groups = _single_groups()
-    sizes = [sum(thing not in group for thing in things) for group in groups]
-    # An absent group is asked for now and then: subtracting nothing is a question about what is not there.
-    if rng.random() < 0.9:
-        sizes = [size if size < len(things) else -1 for size in sizes]
-    group = groups[_draw_by_answer(sizes, _LEFT_WEIGHTS, rng)]
-    left = [thing not in group for thing in things]
-    slip = _flip(left, rng)
-
-    def listing(picked: Sequence[bool]) -> str:
-        words = [thing.shape if group.shape else thing.color for thing, one in zip(things, picked, strict=True) if one]
-        return f"left: {_list(words)} = {len(words)}"
-
-    return SceneQuestion(
-        kind="subtract",
-        question=f"Subtract all {group.plural()}. How many objects are left?",
-        answer=str(sum(left)),
-        summary=f"subtract {group.plural()}",
-        caption=_caption(things),
-        reasoning=listing(left),
-        mistake=listing(slip),
-        check=listing(left),
+def _existence(things: Objects, rng: np.random.Generator) -> _Draft:
+    """Half yes. The absent ones have a colour and a shape that occur, but not together (POPE's adversarial kind)."""
+    present = sorted({(thing.color, thing.shape) for thing in things})
+    near = [
+        (color, shape)
+        for color in sorted({thing.color for thing in things})
+        for shape in SHAPES
+        if (color, shape) not in present
+    ]
+    yes = bool(rng.integers(2)) or not near
+    pairs = present if yes else near
+    color, shape = pairs[rng.integers(len(pairs))]
+    of_color = [thing for thing in things if thing.color == color]
+    why, other = ("yes", "no") if yes else ("no", "yes")
+    listed = ", ".join(_short(thing) for thing in of_color)
+    return _Draft(
+        f"Is there a {color} {shape}?",
+        f"find {color} {shape}",
+        why,
+        f"{listed}: {why}",
+        f"{listed}: {other}",
     )
 
 
-def _existence(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    things = scene.left_to_right()
-    yes = bool(rng.random() < 0.5)
-    by_shape = rng.random() < 0.2
-    if by_shape:
-        groups = [_Group(shape=shape) for shape in SHAPES]
-    else:
-        groups = [_Group(color, shape) for color in COLORS for shape in SHAPES]
-    groups = [group for group in groups if any(thing in group for thing in things) == yes]
-    if not groups:  # every shape is there
+def _attribute(things: Objects, rng: np.random.Generator) -> _Draft | None:
+    """Asks for the third attribute of an object that two others single out."""
+    words: dict[str, tuple[str, ...]] = {"color": COLORS, "shape": SHAPES, "size": SIZES}
+    options = []
+    for asked in words:
+        given = [name for name in ("size", "color", "shape") if name != asked]
+        for thing in things:
+            same = [o for o in things if all(getattr(o, name) == getattr(thing, name) for name in given)]
+            if len(same) == 1:
+                options.append((asked, given, thing))
+    if not options:
         return None
-    if not yes and not by_shape and rng.random() < 0.75:
-        # POPE's adversarial half: what is not there shares its colour and its shape with what is.
-        near = [group for group in groups if _near(group, things) == 2]
-        groups = near or [group for group in groups if _near(group, things) == 1] or groups
-    group = groups[rng.integers(len(groups))]
-    described = group.label()
-    asked = _Group(color=group.color) if group.color else _Group(shape=group.shape)
-    other = _Group(shape=group.shape)
-
-    def listing(among: _Group, objects: Sequence[SceneObject]) -> str:
-        return f"{among.label()}: {_list([among.distinguish(thing) for thing in objects if thing in among])}"
-
-    return SceneQuestion(
-        kind="existence",
-        question=f"Is there {'an' if described[0] in 'aeiou' else 'a'} {described}?",
-        answer="yes" if yes else "no",
-        summary=f"find {described}",
-        caption=_caption(things),
-        reasoning=listing(asked, things),
-        mistake=_existence_mistake(asked, group, yes, things, rng),
-        check=listing(other, things),
+    asked, given, thing = options[rng.integers(len(options))]
+    noun = " ".join(getattr(thing, name) for name in given) + (" shape" if asked == "shape" else "")
+    answer = getattr(thing, asked)
+    others = [word for word in words[asked] if word != answer]
+    wrong = dataclasses.replace(thing, **{asked: others[rng.integers(len(others))]})
+    return _Draft(
+        f"What {asked} is the {noun}?",
+        f"{asked} of {noun}",
+        answer,
+        f"{thing}: {answer}",
+        f"{wrong}: {getattr(wrong, asked)}",
     )
 
 
-def _existence_mistake(
-    asked: _Group, group: _Group, yes: bool, things: Sequence[SceneObject], rng: np.random.Generator
-) -> str:
-    """Misses what is asked for where it is there, else sees one object as what is asked for."""
-    if yes:
-        kept = [thing for thing in things if thing not in group]
-        return f"{asked.label()}: {_list([asked.distinguish(thing) for thing in kept if thing in asked])}"
-    closeness = [_near(group, [thing]) for thing in things]
-    closest = [i for i, near in enumerate(closeness) if near == max(closeness)]
-    misread = closest[rng.integers(len(closest))]
-    words = []
-    for i, thing in enumerate(things):
-        if i == misread:
-            words.append(group.shape or "" if group.color else thing.color)
-        elif thing in asked:
-            words.append(asked.distinguish(thing))
-    return f"{asked.label()}: {_list(words)}"
-
-
-def _attribute(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    things = scene.left_to_right()
-    of_color = bool(rng.random() < 0.5)
-    with_size = bool(rng.random() < 0.5)
-
-    def describe(thing: SceneObject, sized: bool) -> str:
-        word = thing.shape if of_color else thing.color
-        return f"{thing.size} {word}" if sized else word
-
-    for sized in (with_size, not with_size):
-        descriptions = [describe(thing, sized) for thing in things]
-        unique = [i for i, words in enumerate(descriptions) if descriptions.count(words) == 1]
-        if unique:
-            break
-    else:
-        return None
-    thing = things[unique[rng.integers(len(unique))]]
-    described = describe(thing, sized) if of_color else f"{describe(thing, sized)} object"
-    answer = thing.color if of_color else thing.shape
-    seen = {other.color if of_color else other.shape for other in things} - {answer}
-    wrong = sorted(seen) or [word for word in (COLORS if of_color else SHAPES) if word != answer]
-    asked = "color" if of_color else "shape"
-    return SceneQuestion(
-        kind="attribute",
-        question=f"What {asked} is the {described}?",
-        answer=answer,
-        summary=f"{asked} of {described}",
-        caption=_caption(things),
-        reasoning=f"{described}: {answer}",
-        mistake=f"{described}: {wrong[rng.integers(len(wrong))]}",
-        check=f"{described}: {answer}",
+def _subtract(things: Objects, rng: np.random.Generator) -> _Draft:
+    """What is taken away usually occurs."""
+    words = [word for word in (*SHAPES, *COLORS) if any(_is(thing, word) for thing in things)]
+    if rng.random() < 0.15:
+        words = [*SHAPES, *COLORS]
+    word = words[rng.integers(len(words))]
+    left = [thing for thing in things if not _is(thing, word)]
+    return _Draft(
+        f"Subtract all {_plural(word)}. How many objects are left?",
+        f"subtract {_plural(word)}",
+        str(len(left)),
+        _listing(left),
+        _listing(_altered(left, things, rng)),
     )
 
 
-def _compare(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    things = scene.left_to_right()
-    yes = bool(rng.random() < 0.5)
-    by_shape = bool(rng.random() < 0.5)
-    groups = [_Group(shape=shape) for shape in SHAPES] if by_shape else [_Group(color=color) for color in COLORS]
-    sizes = [sum(thing in group for thing in things) for group in groups]
-    pairs = [(i, j) for i, a in enumerate(sizes) for j, b in enumerate(sizes) if i != j and a + b > 0 and (a > b) == yes]
-    both = [(i, j) for i, j in pairs if min(sizes[i], sizes[j]) > 0]
-    if both and rng.random() < 0.7:  # a comparison with nothing is easier
-        pairs = both
-    first, second = (groups[i] for i in pairs[rng.integers(len(pairs))])
-    # The mistake: one object is taken for a member of the other group, or of none, so that the comparison turns over
-    # where one object can do that.
-    seen = [0 if thing in first else 1 if thing in second else 2 for thing in things]
-    slips = [[*seen[:i], side, *seen[i + 1 :]] for i in range(len(things)) for side in range(3) if side != seen[i]]
-    turned = [slip for slip in slips if (slip.count(0) > slip.count(1)) != yes]
-    slips = turned or slips
-    slip = slips[rng.integers(len(slips))]
+def _compare(things: Objects, rng: np.random.Generator) -> _Draft:
+    """Half yes, as far as the scene allows."""
+    words = SHAPES if rng.integers(2) else COLORS
+    number = {word: sum(_is(thing, word) for thing in things) for word in words}
+    seen = [word for word in words if number[word]]
+    pairs = [(a, b) for a in words for b in words if a != b and (a in seen or b in seen)]
+    more = [(a, b) for a, b in pairs if number[a] > number[b]]
+    want = bool(rng.integers(2)) and bool(more)
+    fitting = more if want else [pair for pair in pairs if pair not in more]
+    a, b = fitting[rng.integers(len(fitting))]
 
-    def listing(sides: Sequence[int]) -> str:
-        parts = []
-        for side, group in enumerate((first, second)):
-            words = [group.distinguish(thing) for thing, one in zip(things, sides, strict=True) if one == side]
-            parts.append(f"{group.label()}: {_list(words)}")
-        return ", ".join(parts)
+    def why(first: int, second: int) -> str:
+        return f"{_plural(a)} {first}, {_plural(b)} {second}: {'yes' if first > second else 'no'}"
 
-    if by_shape:
-        question = f"Are there more {first.plural()} than {second.plural()}?"
-        summary = f"compare {first.plural()} and {second.plural()}"
-    else:
-        question = f"Are there more {first.color} than {second.color} objects?"
-        summary = f"compare {first.color} and {second.color}"
-    return SceneQuestion(
-        kind="compare",
-        question=question,
-        answer="yes" if yes else "no",
-        summary=summary,
-        caption=_caption(things),
-        reasoning=listing(seen),
-        mistake=listing(slip),
-        check=f"{first.label()} = {seen.count(0)}, {second.label()} = {seen.count(1)}",
+    # The nearest counts that lead to the other answer.
+    wrong = (number[b], number[a] + (number[a] == number[b])) if want else (number[b] + 1, number[b])
+    return _Draft(
+        f"Are there more {_plural(a)} than {_plural(b)}?",
+        f"compare {_plural(a)}, {_plural(b)}",
+        "yes" if want else "no",
+        why(number[a], number[b]),
+        why(*wrong),
     )
 
 
-def _single_groups() -> list[_Group]:
-    return [*(_Group(color=color) for color in COLORS), *(_Group(shape=shape) for shape in SHAPES)]
+_MAKERS: dict[str, Callable[[Objects, np.random.Generator], _Draft | None]] = {
+    "count": _count,
+    "existence": _existence,
+    "attribute": _attribute,
+    "subtract": _subtract,
+    "compare": _compare,
+}
 
 
-def _draw_by_answer(answers: Sequence[int], weights: Sequence[float], rng: np.random.Generator) -> int:
-    """Draws an answer by weight from those on offer, then evenly one of its groups; negative answers are barred."""
-    offered = sorted({answer for answer in answers if answer >= 0})
-    if not offered:
-        raise ValueError("no question has an answer; expected a scene with at least 1 object")
-    edges = np.cumsum([weights[answer] for answer in offered])
-    answer = offered[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
-    places = [i for i, value in enumerate(answers) if value == answer]
-    return places[rng.integers(len(places))]
+def _is(thing: SceneObject, word: str) -> bool:
+    return word in (thing.shape, thing.color, thing.size)
 
 
-def _flip(members: Sequence[bool], rng: np.random.Generator) -> list[bool]:
-    """One object misjudged."""
-    i = int(rng.integers(len(members)))
-    return [member != (j == i) for j, member in enumerate(members)]
+def _plural(word: str) -> str:
+    return f"{word}s" if word in SHAPES else f"{word} shapes"
 
 
-def _near(group: _Group, things: Sequence[SceneObject]) -> int:
-    """How many of the group's colour and shape occur among the objects, 0 to 2."""
-    return sum(
-        [
-            any(thing.color == group.color for thing in things),
-            any(thing.shape == group.shape for thing in things),
-        ]
-    )
+def _short(thing: SceneObject, word: str = "") -> str:
+    """Two words, of which one is the size where the question is about it."""
+    return f"{thing.size if word in SIZES else thing.color} {thing.shape}"
 
 
-def _caption(things: Sequence[SceneObject]) -> str:
-    return ", ".join(str(thing) for thing in things)
+def _listing(things: Objects, word: str = "") -> str:
+    return f"{', '.join(_short(thing, word) for thing in things) or 'none'}: {len(things)}"
 
 
-def _list(words: Sequence[str]) -> str:
-    return " ".join(words) if words else "none"
-
-
-def vocabulary() -> tuple[str, ...]:
-    """Every attribute word; the small tokenizer should have each as one token."""
-    return (*SIZES, *COLORS, *SHAPES)
+def _altered(chosen: Objects, things: Objects, rng: np.random.Generator) -> list[SceneObject]:
+    """The list with one object too many or too few."""
+    spare = [thing for thing in things if thing not in chosen]
+    if chosen and (not spare or rng.integers(2)):
+        gone = rng.integers(len(chosen))
+        return [thing for i, thing in enumerate(chosen) if i != gone]
+    extra = spare[rng.integers(len(spare))]
+    return [thing for thing in things if thing in chosen or thing is extra]

@@ -46,7 +46,7 @@ def _large(preset: str) -> RunOptions:
         steps=625,
         init_from=None,
         dtype="bfloat16",
-        param_dtype="bfloat16",
+        param_dtype="float32",  # bfloat16 is too coarse for updates as small as these
         remat="full",
         data=DataOptions(
             source=None,

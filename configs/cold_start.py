@@ -28,7 +28,7 @@ def _tiny() -> RunOptions:
         optim=OptimOptions(learning_rate=1e-3, warmup_ratio=0.05, schedule="cosine", weight_decay=0.01),
         eval=EvalOptions(every=500),
         checkpoint=CheckpointOptions(every=500),
-        log=LogOptions(every=10, completions_every=500),
+        log=LogOptions(every=10),
     )
 
 
@@ -46,7 +46,7 @@ def _large(preset: str) -> RunOptions:
         steps=94,
         init_from=None,
         dtype="bfloat16",
-        param_dtype="bfloat16",
+        param_dtype="float32",  # bfloat16 is too coarse for updates as small as these
         remat="full",
         data=DataOptions(
             source=None,
@@ -70,7 +70,6 @@ def _large(preset: str) -> RunOptions:
         ),
         eval=EvalOptions(every=0, final_size=200, batch_size=16),
         checkpoint=CheckpointOptions(every=50),
-        log=LogOptions(completions_every=50),
     )
 
 

@@ -21,17 +21,31 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     try:
         options = from_config_dict(_CONFIG.value)
-        workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
-        from qwenla_jax.train.loop import run  # after the check: a wrong key is refused before jax starts
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
+    from qwenla_jax.train.loop import Refused, run  # after the check: a wrong key is refused before jax starts
 
+    try:
         run(options, workdir)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Refused as error:
+        sys.exit(str(error))
+
+
+def config_file(argv: list[str]) -> str | None:
+    """The path part of --config=PATH:PRESET, None where it is not given that way."""
+    for arg in argv:
+        if arg.startswith(("--config=", "-config=")):
+            return arg.partition("=")[2].partition(":")[0]
+    return None
 
 
 if __name__ == "__main__":
     if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
         print(__doc__, describe(), sep="\n")
+    path = config_file(sys.argv[1:])
+    if path is not None and not Path(path).is_file():
+        sys.exit(f"--config: there is no file {path!r}; expected configs/STAGE.py or configs/STAGE.py:PRESET")
     try:
         check_command_line(sys.argv[1:])
     except ConfigError as error:

@@ -154,8 +154,10 @@ class JsonlSource:
 
     Args:
       path: the file.
-      split: "held_out" takes every tenth record (by a hash of its id), the others take the rest; None takes all.
+      split: "held_out" takes every tenth record (by a hash of its id), the others take the rest. For "cold_start" every
+        record must have a response.
       size: only the first so many.
+      whole: take all records whatever the split, because the others are in another file.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -164,8 +166,9 @@ class JsonlSource:
 
     _REQUIRED = ("id", "image", "question", "answer")
 
-    def __init__(self, path: str | Path, split: Split | None = None, size: int | None = None) -> None:
+    def __init__(self, path: str | Path, split: Split, size: int | None = None, whole: bool = False) -> None:
         self._path = Path(path)
+        self._required = (*self._REQUIRED, "response") if split == "cold_start" else self._REQUIRED
         if not self._path.is_file():
             raise FileNotFoundError(f"{self._path}: no such file")
         problems: list[str] = []
@@ -173,11 +176,11 @@ class JsonlSource:
         if problems:
             more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
             raise ValueError("\n".join(problems[:20]) + more)
-        if split is not None:
+        if not whole:
             rows = [row for row in rows if (_hash(row["id"]) % 10 == 0) == (split == "held_out")]
         self._rows = rows[:size]
         if not self._rows:
-            raise ValueError(f"{self._path}: holds no record" + (f" for the split {split}" if split else ""))
+            raise ValueError(f"{self._path}: holds no record for the split {split}")
 
     def _read(self, problems: list[str]) -> Iterator[dict[str, Any]]:
         seen: dict[str, int] = {}
@@ -199,10 +202,10 @@ class JsonlSource:
         except ValueError as error:
             return f"not JSON: {error}"
         if not isinstance(row, dict):
-            return f"holds a {type(row).__name__}; expected an object with {', '.join(self._REQUIRED)}"
+            return f"holds a {type(row).__name__}; expected an object with {', '.join(self._required)}"
         for key in (*self._REQUIRED, "response", "kind"):
             value = row.get(key)
-            if value is None and key not in self._REQUIRED:
+            if value is None and key not in self._required:
                 continue
             if value is None:
                 return f"{key} is missing"
@@ -241,6 +244,7 @@ def make_source(
     size: int | None = None,
     reflection_share: float = 0.5,
     correction_share: float = 0.3,
+    whole: bool = False,
 ) -> Source:
     """The source that a config names: "scenes", "easy_vqa", or the path of a JSONL file.
 
@@ -250,12 +254,13 @@ def make_source(
       seed: of drawn scenes, and of the order of easy-VQA.
       size: at most so many records.
       reflection_share, correction_share: see `scene_questions.ask`.
+      whole: see `JsonlSource`.
     """
     if name == "scenes":
         return SceneSource(seed, split, size, reflection_share, correction_share)
     if name == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
-    return JsonlSource(name, split, size)
+    return JsonlSource(name, split, size, whole)
 
 
 def tokenizer_texts(scenes: int = 2000) -> Iterator[str]:

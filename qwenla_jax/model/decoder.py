@@ -93,11 +93,11 @@ class Embedding(nn.Module):
             nn.with_logical_partitioning(nn.initializers.normal(self.init_scale), ("vocab", "embed")),
             (self.vocab_size, self.features),
             jnp.dtype(self.param_dtype),
-        ).astype(self.dtype)
+        )
         if self.vocab_size <= ONE_HOT_VOCAB:
             one_hot = jax.nn.one_hot(ids_BxT.reshape(-1), self.vocab_size, dtype=self.dtype)
-            return (one_hot @ table_VxD).reshape(*ids_BxT.shape, self.features)
-        return jnp.take(table_VxD, ids_BxT, axis=0)
+            return (one_hot @ table_VxD.astype(self.dtype)).reshape(*ids_BxT.shape, self.features)
+        return jnp.take(table_VxD, ids_BxT, axis=0).astype(self.dtype)
 
 
 class Head(nn.Module):

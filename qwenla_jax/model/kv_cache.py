@@ -46,14 +46,14 @@ def append(cache: KeyValues, new: KeyValues) -> KeyValues:
     Returns:
       The cache with the tokens in place and its lengths advanced.
     """
-    rows, tokens = new.k_LxBxSxKxH.shape[1:3]
-    slots = cache.k_LxBxSxKxH.shape[2]
+    tokens, slots = new.k_LxBxSxKxH.shape[2], cache.k_LxBxSxKxH.shape[2]
     offset_BxT = jnp.arange(tokens, dtype=jnp.int32)[None, :]
     slot_BxT = jnp.where(offset_BxT < new.length_B[:, None], cache.length_B[:, None] + offset_BxT, slots)
-    row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
 
     def write(old: jax.Array, values: jax.Array) -> jax.Array:
-        return old.at[:, row_Bx1, slot_BxT].set(values.astype(old.dtype), mode="drop")
+        # Mapped over rows, so that rows that lie on different devices are written without a word between them.
+        row = lambda old, values, slot: old.at[:, slot].set(values, mode="drop")  # noqa: E731
+        return jax.vmap(row, (1, 1, 0), 1)(old, values.astype(old.dtype), slot_BxT)
 
     return KeyValues(
         write(cache.k_LxBxSxKxH, new.k_LxBxSxKxH),

@@ -91,6 +91,8 @@ def sample(
       The responses, row b to question b // G.
     """
     cfg = model.config
+    # Once, and not at every token: the layers would cast what is kept in another type than is computed in.
+    params = jax.tree.map(lambda x: x.astype(cfg.dtype), params)
     G, R = options.group_size, options.max_new_tokens
     Q = prompts.ids_QxP.shape[0]
     B = Q * G

@@ -13,8 +13,9 @@ from flax import struct
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.losses import brpo_loss
+from qwenla_jax.train.optimizer import stop_frozen
 from qwenla_jax.train.options import BrpoOptions
-from qwenla_jax.train.sft_step import accumulate
+from qwenla_jax.train.sft_step import TRAIN_ALL, Rules, accumulate
 from qwenla_jax.train.state import TrainState, apply_gradients
 from qwenla_jax.types import PromptBatch, VisionBatch
 
@@ -42,7 +43,9 @@ Step = Callable[
 ]
 
 
-def make_brpo_step(model: QwenVL, optimizer: optax.GradientTransformation, options: BrpoOptions) -> Step:
+def make_brpo_step(
+    model: QwenVL, optimizer: optax.GradientTransformation, options: BrpoOptions, trainable: Rules = TRAIN_ALL
+) -> Step:
     """The update, to be jitted with the run's layouts; every array of the batch has a leading axis of A parts.
 
     The reference's log-probabilities are computed here, with the gradient's program, so that they never leave the
@@ -71,7 +74,7 @@ def make_brpo_step(model: QwenVL, optimizer: optax.GradientTransformation, optio
                 )
 
             def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-                logp_BxR, entropy_BxR = logprobs(params)
+                logp_BxR, entropy_BxR = logprobs(stop_frozen(params, trainable))
                 if options.beta:
                     ref_logp_BxR = jax.lax.stop_gradient(logprobs(ref_params)[0])
                 else:
@@ -86,14 +89,14 @@ def make_brpo_step(model: QwenVL, optimizer: optax.GradientTransformation, optio
                     clip_low=options.clip_low,
                     clip_high=options.clip_high,
                 )
-                gap = jnp.max(jnp.abs(logp_BxR - judged.logp_BxR) * mask_BxR)
-                sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR)}
-                return value, (sums, gap)
+                gap_BxR = jnp.abs(logp_BxR - judged.logp_BxR)
+                sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR), "gap": jnp.sum(gap_BxR * mask_BxR)}
+                return value, sums
 
-            (value, (sums, gap)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-            return grads, value, sums, gap
+            (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            return grads, value, sums
 
-        grads, value, sums, gap = accumulate(part, (vision, prompts, judged))
+        grads, value, sums = accumulate(part, (vision, prompts, judged))
         state, metrics = apply_gradients(state, jax.tree.map(lambda g: g / responses, grads), optimizer)
         metrics |= {
             "loss": value / responses,
@@ -102,8 +105,8 @@ def make_brpo_step(model: QwenVL, optimizer: optax.GradientTransformation, optio
             "clip_ratio/low_mean": sums["clip_low"] / tokens,
             "clip_ratio/high_mean": sums["clip_high"] / tokens,
             "ratio_mean": sums["ratio"] / tokens,
-            # The largest difference between the sampler's log-probability and the trainer's (over the parts: summed).
-            "sampling_logp_difference": gap,
+            # Of the sampler's log-probability and this update's: rounding alone, where the update is on policy.
+            "sampling_logp_difference": sums["gap"] / tokens,
         }
         return state, metrics
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
 from qwenla_jax.types import PromptBatch, VisionBatch
@@ -15,28 +14,31 @@ VOCAB_CHUNK = 16384
 
 
 def token_logprobs(
-    hidden_ZxD: jax.Array, head_DxV: jax.Array, ids_Z: jax.Array, bias_V: jax.Array, temperature: float = 1.0
+    hidden_BxTxD: jax.Array, head_DxV: jax.Array, ids_BxT: jax.Array, bias_V: jax.Array, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of one token a row and the entropy of its distribution; [Z, V] never exists whole.
+    """Log-probability of given tokens and the entropy of their distributions; [B, T, V] never exists whole.
+
+    The chunks run along T and V and never along B: rows lie over the devices, and a loop over them would make every
+    device work on all of them.
 
     Args:
-      hidden_ZxD: hidden states that predict the tokens.
+      hidden_BxTxD: hidden states that predict the tokens.
       head_DxV: output matrix.
-      ids_Z: int32 tokens.
+      ids_BxT: int32 tokens.
       bias_V: float32 added to the logits (`sampling.logits.forbidden_bias`).
       temperature: divides the logits; > 0.
 
     Returns:
-      float32 [Z] natural log-probabilities and float32 [Z] entropies in nats. No gradient flows through the entropy.
+      float32 [B, T] natural log-probabilities and float32 [B, T] entropies in nats. No gradient flows through the
+      entropy.
     """
-    Z, D = hidden_ZxD.shape
+    B, T, D = hidden_BxTxD.shape
     V = head_DxV.shape[1]
     vocab = max(size for size in range(1, min(V, VOCAB_CHUNK) + 1) if V % size == 0)
     if vocab * 16 < min(V, VOCAB_CHUNK):  # V is nearly prime: its divisors are too small to be chunks
         vocab = V
-    chunks = -(-Z // TOKEN_CHUNK)
-    rows = -(-Z // chunks)
-    pad = chunks * rows - Z
+    chunks = -(-T // max(1, TOKEN_CHUNK // B))
+    length = -(-T // chunks)
 
     @jax.checkpoint
     def vocab_chunk(hidden: jax.Array, ids: jax.Array, carry: tuple[jax.Array, ...], start: jax.Array):
@@ -54,9 +56,9 @@ def token_logprobs(
 
     @jax.checkpoint
     def token_chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden, ids = inputs
-        zeros = jnp.zeros((rows,), jnp.float32)
-        carry = (jnp.full((rows,), -jnp.inf), zeros, zeros, zeros)
+        hidden, ids = inputs[0].reshape(-1, D), inputs[1].reshape(-1)
+        zeros = jnp.zeros(ids.shape, jnp.float32)
+        carry = (zeros - jnp.inf, zeros, zeros, zeros)
         if vocab == V:
             carry = vocab_chunk(hidden, ids, carry, jnp.zeros((), jnp.int32))
         else:
@@ -64,14 +66,17 @@ def token_logprobs(
             carry, _ = jax.lax.scan(lambda c, s: (vocab_chunk(hidden, ids, c, s), None), carry, starts)
         top, total, weighted, chosen = carry
         lse = top + jnp.log(total)
-        return chosen - lse, jax.lax.stop_gradient(lse - weighted / total)
+        entropy = jax.lax.stop_gradient(lse - weighted / total)
+        return (chosen - lse).reshape(B, -1), entropy.reshape(B, -1)
 
     if chunks == 1:
-        return token_chunk((hidden_ZxD, ids_Z))
-    hidden = jnp.pad(hidden_ZxD, ((0, pad), (0, 0))).reshape(chunks, rows, D)
-    ids = jnp.pad(ids_Z, (0, pad)).reshape(chunks, rows)
-    logp, entropy = jax.lax.map(token_chunk, (hidden, ids))
-    return logp.reshape(-1)[:Z], entropy.reshape(-1)[:Z]
+        return token_chunk((hidden_BxTxD, ids_BxT))
+    pad = [(0, 0), (0, chunks * length - T)]
+    hidden = jnp.pad(hidden_BxTxD, [*pad, (0, 0)]).reshape(B, chunks, length, D)
+    ids = jnp.pad(ids_BxT, pad).reshape(B, chunks, length)
+    logp, entropy = jax.lax.map(token_chunk, (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(ids, 1, 0)))
+    whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T]  # noqa: E731
+    return whole(logp), whole(entropy)
 
 
 def response_logprobs(
@@ -100,13 +105,9 @@ def response_logprobs(
     G = B // prompts.ids_QxP.shape[0]
     variables = {"params": params}
     last_QxD, prefix = encode_prompts(model, params, vision, prompts)
-    prefix = KeyValues(prefix.k_LxBxSxKxH, prefix.v_LxBxSxKxH, prefix.length_B)
     x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
     pos_BxTx3 = text_positions(jnp.repeat(prompts.next_pos_Q, G), R - 1)
     hidden_BxTxD, _ = model.apply(variables, x_BxTxD, pos_BxTx3, prefix, method="decode")
     # Which hidden state predicts each token: the prompt's last the first, every token its successor.
     pred_BxRxD = jnp.concatenate([jnp.repeat(last_QxD, G, axis=0)[:, None], hidden_BxTxD], axis=1)
-    logp, entropy = token_logprobs(
-        pred_BxRxD.reshape(B * R, -1), head_matrix(params), ids_BxR.reshape(-1), bias_V, temperature
-    )
-    return logp.reshape(B, R), entropy.reshape(B, R)
+    return token_logprobs(pred_BxRxD, head_matrix(params), ids_BxR, bias_V, temperature)

@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
+from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.hf_io import save
+from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train import state as train_state
-from qwenla_jax.train.checkpoint import Checkpoints
+from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints
 from qwenla_jax.train.evaluate import Evaluation, evaluate
 from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.metrics import MetricWriter
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.progress import Progress, duration
-from qwenla_jax.train.runtime import Runtime, build
-from qwenla_jax.train.stages import BrpoStage, SftStage, Stage
+from qwenla_jax.train.rollout import reward_settings
+from qwenla_jax.train.runtime import Runtime, build, make_run_source
+from qwenla_jax.train.stages import BrpoStage, SftStage, Stage, make_reference
 
 EXPORT_FOLDER = "hf"
+
+
+class Refused(Exception):
+    """A run that cannot start, for a reason that its user can mend; the message is all there is to say."""
 
 
 def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
@@ -38,28 +46,40 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
       a summary: `accuracy_before` and `accuracy_after` (where evaluated), `seconds`, and the folder `export`.
 
     Raises:
-      CheckpointError: the folder's checkpoint belongs to other settings.
-      ValueError, FileNotFoundError: settings, files or records that cannot be used.
+      Refused: the folder's checkpoint belongs to other settings, or settings, files or records cannot be used.
     """
     begin = time.perf_counter()
-    runtime = build(options)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir, options))
-        done = checkpoints.latest_step() or 0
-        if done:
-            checkpoints.check()
+        # What is cheap to refuse comes first: a wrong folder, a broken file or setting, and only then the model.
+        try:
+            reward_settings(options.rewards)
+            source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
+            held_out = make_run_source(options, "held_out")
+            checkpoints = stack.enter_context(Checkpoints(workdir, options))
+            done = checkpoints.latest_step() or 0
+            _check_progress(options, checkpoints, done, workdir)
+            runtime, params = build(options)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            raise Refused(f"{type(error).__name__}: {error}") from error
         progress = Progress(options.steps, done)
         writer = stack.enter_context(MetricWriter(workdir, resume_step=done or None, progress=progress))
-        progress.note(_headline(runtime, workdir, done))
-        state, layouts, optimizer = first_state(runtime)
+        progress.note(_headline(runtime, workdir, done, sum(leaf.size for leaf in jax.tree.leaves(params))))
+        reference = make_reference(runtime, params)
+        optimizer, layouts = state_plan(runtime, params)
         if done:
-            state = checkpoints.restore(state)
-        evaluator = Evaluator(runtime, workdir, writer, progress)
-        if not done and options.eval.final_size:
-            evaluator(state.params, 0, options.eval.final_size)
-        kind = {"sft": SftStage, "brpo": BrpoStage}[options.stage]
-        stage: Stage = kind(runtime, optimizer, layouts, done)
+            state = checkpoints.restore(_abstract_state(params, optimizer, layouts))
+        else:
+            state = first_state(params, optimizer, layouts, keep=reference is params)
+        del params
+        evaluator = Evaluator(runtime, held_out, workdir, writer, progress)
+        if not done:
+            evaluator.final(state.params, 0)
+        if options.stage == "sft":
+            stage: Stage = SftStage(runtime, optimizer, layouts, source, done)
+        else:
+            stage = BrpoStage(runtime, optimizer, layouts, source, done, reference)
         state = _train(options, workdir, state, done, stage, writer, checkpoints, evaluator)
+        evaluator.final(state.params, options.steps)
         summary = evaluator.compare(options.steps)
         export = save(
             workdir / EXPORT_FOLDER,
@@ -67,6 +87,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             state.params,
             tokenizer=runtime.tokenizer,
             processor=runtime.processor,
+            dtype=options.dtype,
             overwrite=True,
         )
         seconds = time.perf_counter() - begin
@@ -74,17 +95,44 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     return summary | {"seconds": seconds, "export": export}
 
 
-def first_state(runtime: Runtime) -> tuple[train_state.TrainState, train_state.TrainState, Any]:
-    """State before the first update, its layouts, and the optimizer. The state's buffers are the run's to donate."""
+def _check_progress(options: RunOptions, checkpoints: Checkpoints, done: int, workdir: Path) -> None:
+    """Refuses a folder whose checkpoint is of other settings or beyond the steps asked for."""
+    if done:
+        checkpoints.check()
+    if done > options.steps:
+        raise CheckpointError(
+            f"config.steps: got {options.steps}, but {workdir} has {done} steps done; ask for more, or another workdir"
+        )
+
+
+def state_plan(runtime: Runtime, params: Params) -> tuple[optax.GradientTransformation, train_state.TrainState]:
+    """The run's optimizer and the layouts of its state."""
     options = runtime.options
     updates = options.steps * (options.brpo.inner_updates if options.stage == "brpo" else 1)
-    optimizer = make_optimizer(options.optim, updates, runtime.first_params)
-    layouts = train_state.state_shardings(runtime.first_params, runtime.layouts, optimizer, runtime.mesh)
-    # Copied: the first parameters stay as the reference while the state's are overwritten in place.
-    make = jax.jit(
-        lambda params: train_state.create(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=layouts
-    )
-    return make(runtime.first_params), layouts, optimizer
+    optimizer = make_optimizer(options.optim, updates, params)
+    return optimizer, train_state.state_shardings(params, runtime.layouts, optimizer, runtime.mesh)
+
+
+def first_state(
+    params: Params, optimizer: optax.GradientTransformation, layouts: train_state.TrainState, keep: bool
+) -> train_state.TrainState:
+    """The state before the first update. Its buffers are the run's to overwrite.
+
+    Args:
+      params: the parameters to start from; given up to the state unless `keep`.
+      optimizer, layouts: from `state_plan`.
+      keep: copy the parameters, because they are the reference too.
+    """
+    copy = lambda params: train_state.create(jax.tree.map(lambda x: x + 0, params), optimizer)  # noqa: E731
+    return jax.jit(copy, out_shardings=layouts, donate_argnums=() if keep else 0)(params)
+
+
+def _abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, layouts: train_state.TrainState
+) -> train_state.TrainState:
+    """What a checkpoint is restored into, without an array of it existing."""
+    shapes = jax.eval_shape(lambda params: train_state.create(params, optimizer), params)
+    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, layouts)
 
 
 def _train(
@@ -117,9 +165,7 @@ def _train(
             if waiting is not None:
                 _write(writer, *waiting)
                 waiting = None
-            if final and options.eval.final_size:
-                evaluator(state.params, number, options.eval.final_size)
-            elif cadence and number % cadence == 0:
+            if cadence and number % cadence == 0 and not final:
                 evaluator(state.params, number, options.eval.size)
             if checkpoints.due(number):
                 checkpoints.save(number, state)
@@ -136,11 +182,13 @@ def _write(writer: MetricWriter, step: int, metrics: dict[str, Any]) -> None:
 class Evaluator:
     """Evaluates, and remembers on disk what each question's answer was, so that before and after can be paired."""
 
-    def __init__(self, runtime: Runtime, workdir: Path, writer: MetricWriter, progress: Progress) -> None:
+    def __init__(
+        self, runtime: Runtime, source: RecordSource, workdir: Path, writer: MetricWriter, progress: Progress
+    ) -> None:
         self._runtime = runtime
         self._folder = workdir / "evaluations"
         self._writer, self._progress = writer, progress
-        self._source = runtime.source("held_out")
+        self._source = source
         self._sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
 
     def _path(self, step: int) -> Path:
@@ -155,6 +203,13 @@ class Evaluator:
         self._writer.write(step, result.metrics() | {"eval/timing_s": seconds})
         kinds = ", ".join(f"{kind} {part.share:.1%}" for kind, part in result.by_kind().items())
         self._progress.note(f"held out, {len(result.right)} questions: accuracy {result.accuracy} ({kinds})")
+
+    def final(self, params: Any, step: int) -> None:
+        """The evaluation before or after the run, unless it is there from before an interruption."""
+        size = min(self._runtime.options.eval.final_size, len(self._source))
+        path = self._path(step)
+        if size and not (path.is_file() and len(Evaluation.read(path).ids) == size and step):
+            self(params, step, size)
 
     def compare(self, steps: int) -> dict[str, Any]:
         """Before and after on the same questions, where both were evaluated."""
@@ -172,11 +227,12 @@ class Evaluator:
         return {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy, "paired": test}
 
 
-def _headline(runtime: Runtime, workdir: Path, done: int) -> str:
+def _headline(runtime: Runtime, workdir: Path, done: int, size: int) -> str:
     options = runtime.options
-    size = sum(leaf.size for leaf in jax.tree.leaves(runtime.first_params))
     shape = "x".join(str(n) for n in runtime.mesh.shape.values())
     resumed = f", going on after step {done}" if done else ""
+    if done == options.steps:
+        resumed = f", all {done} steps done already (for more: a larger config.steps, or another workdir)"
     return (
         f"{options.stage}: {size / 1e6:.2f}M parameters from {options.init_from}, {options.data.source}, "
         f"{options.steps} steps, mesh {shape} on {jax.devices()[0].platform}, workdir {workdir}{resumed}"

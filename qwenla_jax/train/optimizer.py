@@ -16,7 +16,7 @@ def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
     """Learning rate by optimizer step: a linear rise, then constant or a fall to 0 by cosine or line."""
     warmup = max(1, round(options.warmup_ratio * steps))
     rise = optax.linear_schedule(0.0, options.learning_rate, warmup)
-    rest = max(1, steps - warmup)
+    rest = max(1, steps - warmup + 1)  # the last update still moves; 0 would come after it
     after = {
         "constant": optax.constant_schedule(options.learning_rate),
         "cosine": optax.cosine_decay_schedule(options.learning_rate, rest),
@@ -53,6 +53,12 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
     if unused:
         raise ValueError(f"config.optim.trainable: {unused} cover no parameter; names look like {paths[0]!r}")
     return jax.tree.unflatten(jax.tree.structure(params), labels)
+
+
+def stop_frozen(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
+    """The parameters, with no gradient to the frozen ones: what only they would need is not computed."""
+    labels = trainable_labels(params, rules)
+    return jax.tree.map(lambda p, label: p if label == "train" else jax.lax.stop_gradient(p), params, labels)
 
 
 def make_optimizer(options: OptimOptions, steps: int, params: Any) -> optax.GradientTransformation:

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
 import math
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from qwenla_jax.train.option_checks import paths, relations
+
 DTYPES = ("float32", "bfloat16")
-BUILT_IN_SOURCES = ("scenes", "easy_vqa")
 
 
 class ConfigError(ValueError):
@@ -37,11 +36,11 @@ def _option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    below: float | None = None,
 ) -> Any:
-    """A field: `low` <= value, `above` < value, value <= `high`, or one of `choices`."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "low": low, "above": above, "high": high}
-    )
+    """A field: `low` <= value, `above` < value, value <= `high`, value < `below`, or one of `choices`."""
+    bounds = {"low": low, "above": above, "high": high, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
 
 
 def _group(cls: type, help: str) -> Any:
@@ -56,9 +55,11 @@ class DataOptions:
         "scenes", "training questions: scenes, easy_vqa, or a .jsonl of {id, image, question, answer[, response]}"
     )
     eval_source: str | None = _option(None, "held-out questions, like source; none: the held-out part of source")
-    size: int | None = _option(None, "use only this many of the source's questions; none: all of them", low=1)
+    size: int | None = _option(None, "train on only this many of the source's questions; none: all of them", low=1)
     batch_size: int = _option(8, "questions of one optimizer step, over all devices and all accumulation parts", low=1)
-    reflection_share: float = _option(0.5, "scenes: share of the responses that hold one reflection", low=0, high=1)
+    reflection_share: float = _option(
+        0.5, "scenes, easy_vqa: share of the written responses that hold one reflection", low=0, high=1
+    )
     correction_share: float = _option(
         0.3, "scenes: share of the reflections that correct a wrong reasoning", low=0, high=1
     )
@@ -78,8 +79,8 @@ class OptimOptions:
     """AdamW and its learning rate."""
 
     learning_rate: float = _option(2e-4, "highest learning rate, reached at the end of the warm-up", above=0)
-    b1: float = _option(0.9, "AdamW: decay of the gradient's mean", low=0, high=1)
-    b2: float = _option(0.95, "AdamW: decay of the squared gradient's mean", low=0, high=1)
+    b1: float = _option(0.9, "AdamW: decay of the gradient's mean", low=0, below=1)
+    b2: float = _option(0.95, "AdamW: decay of the squared gradient's mean", low=0, below=1)
     eps: float = _option(1e-8, "AdamW: added to the root of the squared gradient's mean", above=0)
     weight_decay: float = _option(0.0, "AdamW: decoupled weight decay", low=0)
     warmup_ratio: float = _option(0.01, "share of the steps in which the learning rate rises from 0", low=0, high=1)
@@ -105,7 +106,7 @@ class BrpoOptions:
     clip_low: float = _option(0.2, "the probability ratio is clipped below at 1 - clip_low", low=0, high=1)
     clip_high: float = _option(0.2, "the probability ratio is clipped above at 1 + clip_high", low=0)
     inner_updates: int = _option(1, "mu: optimizer steps taken on one set of samples", low=1)
-    std_eps: float = _option(1e-4, "added to the group's standard deviation that advantages are divided by", low=0)
+    std_eps: float = _option(1e-4, "added to the group's standard deviation that advantages are divided by", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,9 @@ class RewardOptions:
     accuracy: float = _option(1.0, "weight of the accuracy reward", low=0)
     balance: float = _option(1.0, "weight of the reflection balance reward", low=0)
     target_length: float = _option(100.0, "lambda: ideal tokens of one reflection", above=0)
-    balance_floor: float | None = _option(None, "least balance reward, before its weight; none or -inf: no floor")
+    balance_floor: float | None = _option(
+        None, "least balance reward, before its weight; none or -inf: no floor", high=1
+    )
     balance_only_if_correct: bool = _option(False, "give the balance reward only to responses with the right answer")
 
 
@@ -149,7 +152,7 @@ class CheckpointOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LogOptions:
-    """Metrics and tables of completions."""
+    """Metrics, and tables of completions (stage brpo)."""
 
     every: int = _option(1, "steps between metric lines", low=1)
     completions_every: int = _option(50, "steps between tables of completions; 0: none", low=0)
@@ -251,7 +254,7 @@ def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> RunO
     problems: list[str] = []
     options = _build(RunOptions, raw, "", problems)
     if not problems:
-        problems = [*_relations(options), *_paths(options)]
+        problems = [*relations(options), *paths(options)]
     if problems:
         raise ConfigError("\n".join(problems))
     return options
@@ -366,6 +369,8 @@ def _checked(leaf: Leaf, value: Any) -> Any:
         raise ConfigError(f"got {value}, expected more than {meta['above']}")
     if meta["high"] is not None and value > meta["high"]:
         raise ConfigError(f"got {value}, expected at most {meta['high']}")
+    if meta["below"] is not None and value >= meta["below"]:
+        raise ConfigError(f"got {value}, expected less than {meta['below']}")
     return value
 
 
@@ -382,59 +387,3 @@ def _checked_trainable(value: Any, wrong: ConfigError) -> tuple[tuple[str, str],
         except re.error as error:
             raise ConfigError(f"{pair[0]!r} is not a regular expression: {error}") from error
     return tuple((pattern, mode) for pattern, mode in value)
-
-
-def _relations(options: RunOptions) -> Iterator[str]:
-    """Problems between settings that are each fine alone."""
-    data, optim, mesh = options.data, options.optim, options.mesh
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-    if data.batch_size % optim.accumulation:
-        yield (
-            f"config.optim.accumulation: got {optim.accumulation}, expected a divisor of "
-            f"config.data.batch_size ({data.batch_size})"
-        )
-    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
-        yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
-    if 0 in sizes or sum(size == -1 for size in sizes) > 1:
-        yield f"config.mesh: got data, fsdp, tensor = {sizes}, expected sizes of at least 1, of which one may be -1"
-    if options.stage == "brpo" and not any((options.rewards.format, options.rewards.accuracy, options.rewards.balance)):
-        yield "config.rewards: all three weights are 0, expected at least one above 0"
-    if all(mode == "freeze" for _, mode in optim.trainable):
-        yield f"config.optim.trainable: got {optim.trainable}, expected at least one pair with 'train'"
-
-
-def _paths(options: RunOptions) -> Iterator[str]:
-    """Required values that are missing, and files that are not there or not what is needed."""
-    yield from _init_problems(options)
-    if options.data.source is None:
-        yield f"config.data.source: the {options.preset} preset needs --config.data.source=FILE.jsonl with questions"
-    for key, source in (("source", options.data.source), ("eval_source", options.data.eval_source)):
-        if source is None:
-            continue
-        if source == "easy_vqa":
-            if importlib.util.find_spec("easy_vqa") is None:
-                yield f"config.data.{key}: easy_vqa is not installed; the extra `demo` brings it"
-        elif source not in BUILT_IN_SOURCES and not (source.endswith(".jsonl") and Path(source).is_file()):
-            yield f"config.data.{key}: got {source!r}, expected scenes, easy_vqa or an existing .jsonl file"
-
-
-def _init_problems(options: RunOptions) -> Iterator[str]:
-    source = options.init_from
-    if source is None:
-        yield (
-            f"config.init_from: the {options.preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint"
-        )
-    elif source.startswith("random:"):
-        path = Path(source.removeprefix("random:"))
-        if str(path) != "tiny" and not (path.is_file() or (path / "config.json").is_file()):
-            yield f"config.init_from: got {source!r}, but {path} is neither a config.json nor a folder that holds one"
-    elif source != "tiny":
-        folder = Path(source)
-        if not folder.is_dir():
-            yield f"config.init_from: there is no folder {source!r}; expected tiny, random:CONFIG or such a folder"
-            return
-        missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-        if not any(folder.glob("*.safetensors")):
-            missing.append("*.safetensors")
-        if missing:
-            yield f"config.init_from: {source!r} is not a Hugging Face checkpoint: {', '.join(missing)} missing"

@@ -13,7 +13,7 @@ from typing import TextIO
 # Shown when present, in this order; the rest is in metrics.jsonl. Names: metric -> console.
 CONSOLE_METRICS = {
     "train/loss": "loss",
-    "train/accuracy": "token_acc",
+    "train/mean_token_probability": "token_p",
     "train/reward": "reward",
     "train/rewards/format/mean": "format",
     "train/rewards/accuracy/mean": "accuracy",

@@ -33,7 +33,7 @@ class Verdicts:
     length_B: np.ndarray
     stopped_B: np.ndarray
 
-    def metrics(self, group_size: int, truncated_at: int) -> dict[str, float]:
+    def metrics(self, group_size: int) -> dict[str, float]:
         """Means over the step under DESIGN's names (those of TRL), without the `train/` prefix."""
         column = lambda name: np.array([getattr(s, name) for s in self.scores], np.float64)  # noqa: E731
         totals_QxG = column("total").reshape(-1, group_size)

@@ -38,8 +38,7 @@ class Runtime:
       options: the run's settings.
       mesh: the devices.
       model: the Linen module, its configuration within.
-      first_params: the parameters the run starts from, which are the reference too.
-      layouts: their shardings.
+      layouts: the parameters' shardings.
       tokenizer, processor, layout: how text and pictures become numbers.
       bias_V: float32 added to all logits: forbidden tokens.
     """
@@ -47,26 +46,11 @@ class Runtime:
     options: RunOptions
     mesh: Mesh
     model: QwenVL
-    first_params: Params
     layouts: Any
     tokenizer: Tokenizer
     processor: ProcessorSettings
     layout: PictureLayout
     bias_V: np.ndarray
-
-    def source(self, split: Split) -> RecordSource:
-        """The questions of one split."""
-        data = self.options.data
-        name = data.source if split != "held_out" or data.eval_source is None else data.eval_source
-        assert name is not None
-        return make_source(
-            name,
-            split,
-            seed=self.options.seed,
-            size=data.size if split != "held_out" else None,
-            reflection_share=data.reflection_share,
-            correction_share=data.correction_share,
-        )
 
     def buckets(self, rows: int) -> Buckets:
         """The shapes that batches of `rows` rows may have."""
@@ -140,8 +124,27 @@ class Runtime:
         return stack
 
 
-def build(options: RunOptions) -> Runtime:
+def make_run_source(options: RunOptions, split: Split) -> RecordSource:
+    """The questions of one split of a run; see `data.sources` for what it raises."""
+    data = options.data
+    name = data.source if split != "held_out" or data.eval_source is None else data.eval_source
+    assert name is not None
+    return make_source(
+        name,
+        split,
+        seed=options.seed,
+        size=data.size if split != "held_out" else None,
+        reflection_share=data.reflection_share,
+        correction_share=data.correction_share,
+        whole=data.eval_source is not None,
+    )
+
+
+def build(options: RunOptions) -> tuple[Runtime, Params]:
     """Loads the model and makes everything that does not depend on the step.
+
+    Returns:
+      the run's fixed parts, and the parameters it starts from.
 
     Raises:
       ValueError: settings that do not fit the devices or the checkpoint.
@@ -155,19 +158,19 @@ def build(options: RunOptions) -> Runtime:
     first = start(options, mesh)
     processor = first.processor
     if options.data.min_pixels or options.data.max_pixels:
+        low, high = options.data.min_pixels, options.data.max_pixels
         processor = dataclasses.replace(
             processor,
-            min_pixels=options.data.min_pixels or min(processor.min_pixels, options.data.max_pixels or 0),
-            max_pixels=options.data.max_pixels or max(processor.max_pixels, options.data.min_pixels or 0),
+            min_pixels=low or min(processor.min_pixels, high or processor.min_pixels),
+            max_pixels=high or max(processor.max_pixels, low or processor.max_pixels),
         )
     config = first.model.config
     vision = config.vision
     known = first.tokenizer.vocab_size
-    return Runtime(
+    runtime = Runtime(
         options=options,
         mesh=mesh,
         model=first.model,
-        first_params=first.params,
         layouts=param_shardings(config, mesh),
         tokenizer=first.tokenizer,
         processor=processor,
@@ -176,6 +179,7 @@ def build(options: RunOptions) -> Runtime:
         ),
         bias_V=forbidden_bias(config.text.vocab_size, known, first.tokenizer.ids.forbidden()),
     )
+    return runtime, first.params
 
 
 def stack_parts(batches: Sequence[Any]) -> Any:
@@ -186,7 +190,7 @@ def stack_parts(batches: Sequence[Any]) -> Any:
     """
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None], batches[0])
-    return jax.tree.map(_pad_and_stack, *[_common_visual(batch, batches) for batch in batches])
+    return jax.tree_util.tree_map_with_path(_pad_and_stack, *[_common_visual(batch, batches) for batch in batches])
 
 
 def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
@@ -200,9 +204,9 @@ def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
     return vision, text.replace(**{name: moved})
 
 
-def _pad_and_stack(*arrays: np.ndarray) -> np.ndarray:
+def _pad_and_stack(path: Any, *arrays: np.ndarray) -> np.ndarray:
     shape = np.max([a.shape for a in arrays], axis=0)
-    fill = -1 if arrays[0].dtype == np.int32 and arrays[0].min() < 0 else 0
+    fill = -1 if path[-1].name.startswith("visual_") else 0  # -1: no picture's token
     return np.stack(
         [np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)], constant_values=fill) for a in arrays]
     )

@@ -42,19 +42,25 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
-    """A layout for every parameter, from its logical axes; an axis that does not divide is replicated."""
+    """A layout for every parameter, from its logical axes.
+
+    An axis that does not divide is replicated; of heads the whole ones must divide, for half a head on a device would
+    be moved about in every layer.
+    """
     table = dict(RULES)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    text_heads = {"heads": config.text.num_heads, "kv_heads": config.text.num_kv_heads}
 
-    def layout(spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+    def layout(path: Any, spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+        heads = {"heads": config.vision.num_heads} if path[0].key == "visual" else text_heads
         names = []
         for size, logical in zip(shape.shape, spec, strict=True):
             axis = table[logical]
-            names.append(axis if axis is None or size % mesh.shape[axis] == 0 else None)
+            names.append(axis if axis is None or heads.get(logical, size) % mesh.shape[axis] == 0 else None)
         return NamedSharding(mesh, PartitionSpec(*names))
 
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree.map(layout, logical_specs(config), shapes, is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(layout, logical_specs(config), shapes, is_leaf=is_spec)
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -12,6 +12,8 @@ import numpy as np
 import optax
 
 from qwenla_jax.data.collate import collate_prompts, collate_sft
+from qwenla_jax.data.pipeline import RecordSource
+from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train.brpo_step import Judged, make_brpo_step
 from qwenla_jax.train.completions import Completion, write_completions
 from qwenla_jax.train.optimizer import schedule
@@ -32,25 +34,41 @@ class Stage(Protocol):
         """Writes a table of what the last step looked at, where the stage has one."""
 
 
+def make_reference(runtime: Runtime, params: Params) -> Params | None:
+    """The frozen reference: the parameters a BRPO run starts from, in the type they are computed in; None if unused.
+
+    Where that type is the parameters' own, it is the same arrays: they must not be donated.
+    """
+    if runtime.options.stage != "brpo" or not runtime.options.brpo.beta:
+        return None
+    dtype = runtime.options.dtype
+    if dtype == runtime.options.param_dtype:
+        return params
+    return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=runtime.layouts)(params)
+
+
 class SftStage:
     """Cold start: supervised training on structured responses."""
 
     def __init__(
-        self, runtime: Runtime, optimizer: optax.GradientTransformation, layouts: TrainState, first_step: int
+        self,
+        runtime: Runtime,
+        optimizer: optax.GradientTransformation,
+        layouts: TrainState,
+        source: RecordSource,
+        first_step: int,
     ) -> None:
         options = runtime.options
         rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
         self._runtime = runtime
         self._step = jax.jit(
-            make_sft_step(runtime.model, optimizer),
+            make_sft_step(runtime.model, optimizer, options.optim.trainable),
             in_shardings=(layouts, rows, rows, whole),
             out_shardings=(layouts, whole),
             donate_argnums=0,
         )
         self._rate = schedule(options.optim, options.steps)
-        self._batches = runtime.batches(
-            runtime.source("cold_start"), lambda examples, buckets: collate_sft(examples, buckets), True, first_step
-        )
+        self._batches = runtime.batches(source, collate_sft, True, first_step)
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One update; dispatch only, nothing is waited for but the data."""
@@ -69,14 +87,20 @@ class BrpoStage:
     """BRPO: sample, reward, update (paper, section BRPO)."""
 
     def __init__(
-        self, runtime: Runtime, optimizer: optax.GradientTransformation, layouts: TrainState, first_step: int
+        self,
+        runtime: Runtime,
+        optimizer: optax.GradientTransformation,
+        layouts: TrainState,
+        source: RecordSource,
+        first_step: int,
+        reference: Params | None,
     ) -> None:
         options = runtime.options
         rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
         self._runtime = runtime
-        self._reference = runtime.first_params if options.brpo.beta else None
+        self._reference = reference
         self._step = jax.jit(
-            make_brpo_step(runtime.model, optimizer, options.brpo),
+            make_brpo_step(runtime.model, optimizer, options.brpo, options.optim.trainable),
             in_shardings=(layouts, runtime.layouts if options.brpo.beta else None, rows, rows, rows, whole),
             out_shardings=(layouts, whole),
             donate_argnums=0,
@@ -87,9 +111,7 @@ class BrpoStage:
         self._rate = schedule(options.optim, options.steps * options.brpo.inner_updates)
         self._settings = reward_settings(options.rewards)
         self._lengths = response_buckets(options.data.max_response_tokens)
-        self._batches: Iterator[Any] = runtime.batches(
-            runtime.source("train"), lambda examples, buckets: collate_prompts(examples, buckets), False, first_step
-        )
+        self._batches: Iterator[Any] = runtime.batches(source, collate_prompts, False, first_step)
         self._last: tuple[list[Any], Verdicts] | None = None
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -117,14 +139,19 @@ class BrpoStage:
             counted_B=np.ones((len(parts), rows), np.float32),
         )
         with self._runtime.context():
+            updates = []
             for _ in range(options.inner_updates):
                 state, metrics = self._step(state, self._reference, *batch, judged, self._runtime.bias_V)
-        metrics = jax.device_get(metrics)
+                updates.append(metrics)
+        updates = jax.device_get(updates)
+        # The first update is the one on policy: only there is a difference to the sampler a sign of something wrong.
+        first = "sampling_logp_difference"
+        metrics = {name: np.mean([m[name] for m in updates]) for name in updates[0]} | {first: updates[0][first]}
         clock.append(time.perf_counter())
         names = ("data", "rollout", "reward", "update")
         timing = {f"timing_s/{name}": b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
         rate = float(self._rate(step * options.inner_updates))
-        own = verdicts.metrics(options.group_size, longest)
+        own = verdicts.metrics(options.group_size)
         speed = {"perf/sampled_tokens_per_s": float(verdicts.length_B.sum()) / timing["timing_s/rollout"]}
         return state, own | metrics | timing | speed | {"learning_rate": rate}
 

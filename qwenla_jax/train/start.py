@@ -114,19 +114,30 @@ def start(options: RunOptions, mesh: Mesh) -> Start:
             raise FileNotFoundError(f"{folder / 'tokenizer.json'}: no such file; a random model needs a tokenizer too")
         tokenizer = Tokenizer.from_folder(folder)
         processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
-        return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer.with_tags(), processor)
+        tokenizer = tokenizer.with_tags()
+        _check_vocabulary(folder, config, tokenizer)
+        return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer, processor)
     loaded = load(folder, shardings=param_shardings(config, mesh), **changes)
     for part, file in ((loaded.tokenizer, "tokenizer.json"), (loaded.processor, "preprocessor_config.json")):
         if part is None:
             raise FileNotFoundError(f"{folder / file}: no such file; training needs it")
     assert loaded.tokenizer is not None and loaded.processor is not None
     tokenizer = loaded.tokenizer.with_tags()
+    _check_vocabulary(folder, config, tokenizer)
+    return Start(loaded.model, loaded.params, tokenizer, loaded.processor)
+
+
+def _check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.text.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer with the ten tags has {tokenizer.vocab_size} tokens, "
             f"but the embedding has only {config.text.vocab_size} rows"
         )
-    return Start(loaded.model, loaded.params, tokenizer, loaded.processor)
+    if config.image_token_id != tokenizer.ids.image_pad:
+        raise ValueError(
+            f"{folder}: image_token_id is {config.image_token_id} in config.json, "
+            f"but {tokenizer.ids.image_pad} in tokenizer.json"
+        )
 
 
 def _random(config: ModelConfig, seed: int, mesh: Mesh) -> Params:

@@ -23,8 +23,13 @@ class TrainState:
 
 
 def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    """The state before the first update. Moments are float32 whatever the parameters are."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(as_float32(params)))
+
+
+def as_float32(tree: Any) -> Any:
+    """All arrays of a tree in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def state_shardings(params: Any, param_layouts: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -41,6 +46,6 @@ def apply_gradients(
     state: TrainState, grads: Any, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. Returns the new state and the gradient's global norm before clipping."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(as_float32(grads), state.opt_state, as_float32(state.params))
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), {"grad_norm": optax.global_norm(grads)}

@@ -25,7 +25,8 @@ def write(folder, *lines):
 
 
 def test_records(folder):
-    source = JsonlSource(write(folder, GOOD, "", GOOD | {"id": "b", "response": "r", "kind": "k"}))
+    path = write(folder, GOOD, "", GOOD | {"id": "b", "response": "r", "kind": "k"})
+    source = JsonlSource(path, "train", whole=True)
     assert [(r.id, r.response, r.kind) for r in (source[0], source[1])] == [("a", None, "question"), ("b", "r", "k")]
     assert source[0].images[0].size == (30, 20) and len(source) == 2
 
@@ -45,15 +46,17 @@ def test_records(folder):
 def test_a_broken_line_is_named(folder, line, told):
     path = write(folder, GOOD | {"id": "first"}, line)
     with pytest.raises(ValueError, match=rf"data.jsonl:2: {told}"):
-        JsonlSource(path)
+        JsonlSource(path, "train", whole=True)
 
 
 def test_a_broken_picture_and_an_empty_file_are_named(folder):
-    source = JsonlSource(write(folder, GOOD | {"image": "pictures/broken.png"}))
+    source = JsonlSource(write(folder, GOOD | {"image": "pictures/broken.png"}), "train", whole=True)
     with pytest.raises(ValueError, match="broken.png: not a readable picture"):
         source[0]
     with pytest.raises(ValueError, match="holds no record"):
-        JsonlSource(write(folder))
+        JsonlSource(write(folder), "train")
+    with pytest.raises(ValueError, match="data.jsonl:1: response is missing"):
+        JsonlSource(write(folder, GOOD), "cold_start")
     with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
         make_source("nothing.jsonl", "train", seed=0)
 

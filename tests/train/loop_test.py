@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qwenla_jax.train.checkpoint import CheckpointError
-from qwenla_jax.train.loop import run
+from qwenla_jax.train.loop import Refused, run
 from qwenla_jax.train.options import (
     BrpoOptions,
     CheckpointOptions,
@@ -75,7 +74,6 @@ def test_a_run_leaves_everything(uninterrupted):
 
 def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path):
     """Stopped after step 2 and gone on with in a new process: metrics and weights to the last bit."""
-    first = replace(SMALL, steps=4, checkpoint=CheckpointOptions(every=2, keep=3))
     script = f"""
 import dataclasses, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "train")!r}]
@@ -103,8 +101,10 @@ loop.run(loop_test.SMALL, Path({str(tmp_path)!r}))
     assert [comparable(line) for line in lines(tmp_path)] == whole
     one, two = (load_file(folder / "hf" / "model.safetensors") for folder in (uninterrupted, tmp_path))
     assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
-    with pytest.raises(CheckpointError, match="optim.learning_rate"):
-        run(replace(first, optim=replace(SMALL.optim, learning_rate=0.5)), tmp_path)
+    with pytest.raises(Refused, match="optim.learning_rate"):
+        run(replace(SMALL, optim=replace(SMALL.optim, learning_rate=0.5)), tmp_path)
+    with pytest.raises(Refused, match="config.steps: got 3, but .* has 4 steps done"):
+        run(replace(SMALL, steps=3), tmp_path)
 
 
 def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
@@ -139,7 +139,8 @@ def launch(*args):
         (["--config=configs/brpo.py:8b"], "there is no preset '8b'; valid: tiny"),
         (["--config=configs/brpo.py", "--config.init_from=nowhere"], "nowhere"),
         (["--config=configs/brpo.py", "--config.data.source=no.jsonl"], "no.jsonl"),
-        (["--config=configs/none.py"], "configs/none.py"),
+        (["--config=configs/none.py"], "--config: there is no file 'configs/none.py'"),
+        (["--config=configs/brpo.py", "--config.rewards.balance_floor=2"], "config.rewards.balance_floor: got 2"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(args, told, tmp_path):

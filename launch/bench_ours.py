@@ -77,6 +77,7 @@ class Ours:
         options = RunOptions(
             stage="brpo",
             preset="bench",
+            remat="dots",  # as configs/brpo.py
             seed=args.seed,
             init_from=args.checkpoint,
             # No thread prepares data ahead: its work is in the step, and nothing runs while the peer does.

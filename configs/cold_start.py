@@ -24,7 +24,7 @@ def _tiny() -> RunOptions:
         steps=4000,
         init_from="random:tiny",
         remat="dots",
-        # Where more of the reflections correct, a small model learns to doubt what it saw right.
+        # Few corrections, in the guess (not measured alone) that many teach a small model to doubt what it saw right.
         data=DataOptions(batch_size=32, length_group=8, correction_share=0.15),
         optim=OptimOptions(learning_rate=1e-3, warmup_ratio=0.05, schedule="cosine", weight_decay=0.01),
         eval=EvalOptions(every=500),

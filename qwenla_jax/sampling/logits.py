@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-HIDDEN = np.float32(-1e30)
+from qwenla_jax.model.layers import HIDDEN
 
 
 def forbidden_bias(vocab_size: int, known_tokens: int, forbidden: Iterable[int]) -> np.ndarray:

@@ -26,7 +26,7 @@ def _tiny() -> RunOptions:
         remat="dots",
         init_from="tiny",
         data=DataOptions(batch_size=8),
-        optim=OptimOptions(learning_rate=5e-5, warmup_ratio=0.05),
+        optim=OptimOptions(learning_rate=5e-5, b2=0.99, warmup_ratio=0.05, schedule="cosine"),
         brpo=BrpoOptions(group_size=8),
         # A response has at most 64 tokens here, so the paper's ideal of 100 for one reflection is out of reach: 10 is
         # the length of the reflections that the cold start has seen. The balance counts only where the answer is right:

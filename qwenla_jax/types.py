@@ -2,7 +2,8 @@
 
 Axis letters: B rows, T tokens, S slots, D width, N query heads, K key/value heads, H head size, V vocabulary, L layers,
 P prompt tokens, M visual tokens of a frame after the merger (the paper's L_c), G responses a question, Q questions,
-I frames (rows of the vision tower), R response tokens, C values of one flattened patch.
+I frames (rows of the vision tower), R response tokens, C values of one flattened patch, X slots of a prompt's pictures
+(visual tokens and delimiters), E insertions (times that the pictures stand in a response again).
 """
 
 from __future__ import annotations
@@ -53,12 +54,34 @@ class TokenBatch:
 
 
 @struct.dataclass
+class PictureBlock:
+    """What stands in the sequence when a prompt's pictures are put into it again: all of them, in order.
+
+    Attributes:
+      source_QxX: int32, the prompt slot whose token is repeated, -1 in padding.
+      pos_QxXx3: int32, M-RoPE positions.
+      moves_QxX: int32, 1 where the position counts from the one at which the block begins, 0 where it is absolute.
+      length_Q: int32, slots that are no padding.
+      span_Q: int32, how far the block moves the position of what follows.
+      tokens_QxN: int32, visual tokens of each of the prompt's pictures, 0 where it has fewer than N.
+    """
+
+    source_QxX: Array
+    pos_QxXx3: Array
+    moves_QxX: Array
+    length_Q: Array
+    span_Q: Array
+    tokens_QxN: Array
+
+
+@struct.dataclass
 class PromptBatch:
     """Prompts, left-aligned, padded on the right.
 
     Attributes:
       ids_QxP, pos_QxPx3, visual_QxP, length_Q: as in `TokenBatch`.
       next_pos_Q: int32, the M-RoPE position of the first generated token (the same on all three axes).
+      block: the pictures as they would stand in the response again; None where they never do.
     """
 
     ids_QxP: Array
@@ -66,6 +89,22 @@ class PromptBatch:
     visual_QxP: Array
     length_Q: Array
     next_pos_Q: Array
+    block: PictureBlock | None = None
+
+
+@struct.dataclass
+class ResponseBatch:
+    """Given responses to prompts, for supervised training in which they look at the pictures again.
+
+    Attributes:
+      ids_BxR: int32, response tokens, the stop token included; padding after `length_B`.
+      length_B: int32, tokens in the response; 0 in a row that only fills the batch.
+      insertion_BxE: int32, numbers of the insertions that a response may have: 0 .. E - 1.
+    """
+
+    ids_BxR: Array
+    length_B: Array
+    insertion_BxE: Array
 
 
 @struct.dataclass
@@ -78,9 +117,16 @@ class Rollout:
         tokens masked and before top-p; 0 in padding.
       length_B: int32, tokens in the response, the stop token included.
       stopped_B: bool, True where a stop token ended the response, False where the length did.
+      inserted_B: int32, times that the pictures were put in again.
+      refused_B: int32, reflections before which they would have been, had the cap or the budget not been spent.
+      kept_BxExX: bool, the slots of the `PictureBlock` that insertion E put in (or, hidden by a bias, left visible);
+        E is 0 where nothing is ever inserted.
     """
 
     ids_BxR: Array
     logp_BxR: Array
     length_B: Array
     stopped_B: Array
+    inserted_B: Array
+    refused_B: Array
+    kept_BxExX: Array

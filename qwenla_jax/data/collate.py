@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from qwenla_jax.data.blocks import BlockOptions, picture_block
 from qwenla_jax.data.images import MAX_ASPECT, PictureLayout
 from qwenla_jax.data.transforms import Example
-from qwenla_jax.types import PromptBatch, TokenBatch, VisionBatch
+from qwenla_jax.types import PictureBlock, PromptBatch, ResponseBatch, TokenBatch, VisionBatch
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def _largest_grids(least: float, most: float, aspect: float) -> Iterator[tuple[i
 
 
 def collate_prompts(
-    examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
+    examples: Sequence[Example],
+    buckets: Buckets,
+    batch_size: int | None = None,
+    block: BlockOptions | None = None,
 ) -> tuple[VisionBatch, PromptBatch]:
     """Pads prompts to buckets.
 
@@ -154,6 +159,7 @@ def collate_prompts(
       buckets: the sizes allowed.
       batch_size: Q, the rows; None for as many as there are examples. A row without an example is one text token of
         id 0, so that no length is 0 and nothing in it divides by zero.
+      block: how the pictures would be put into the responses again; None where they never are.
 
     Raises:
       ValueError: no or too many examples, an example with a response, or one that fits no bucket, named by its record.
@@ -164,7 +170,8 @@ def collate_prompts(
     vision, ids, pos, visual, length = _collate(examples, buckets, "prompts", batch_size)
     next_pos = np.ones(len(length), np.int32)
     next_pos[: len(examples)] = [example.next_pos for example in examples]
-    return vision, PromptBatch(ids, pos, visual, length, next_pos)
+    pictures = None if block is None else _collate_blocks(examples, len(length), vision.gather_IxM.shape[1], block)
+    return vision, PromptBatch(ids, pos, visual, length, next_pos, pictures)
 
 
 def collate_sft(
@@ -190,6 +197,63 @@ def collate_sft(
     return vision, TokenBatch(ids, pos, visual, loss_BxT, length)
 
 
+def collate_responses(
+    examples: Sequence[Example],
+    buckets: Buckets,
+    batch_size: int | None,
+    lengths: Sequence[int],
+    insertions: Sequence[int],
+    block: BlockOptions,
+    tag: int,
+) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
+    """Pads prompts and, apart from them, their responses, in which the pictures are to be put in again.
+
+    Args:
+      examples: at most `batch_size`, from `to_sft_example`.
+      buckets: the sizes allowed of pictures and prompts.
+      batch_size: B, as in `collate_prompts`; a row without an example has a response of length 0.
+      lengths: the sizes allowed of responses, ascending.
+      insertions: the numbers of insertions allowed, ascending; the batch takes the smallest that serves the response
+        with the most tags, or the last.
+      block: how the pictures are put in.
+      tag: the id before which they are.
+
+    Raises:
+      ValueError: as in `collate_sft`, or a response longer than allowed.
+    """
+    asked, answers = [], []
+    for example in examples:
+        n = example.prompt_length
+        if n == len(example.ids_T):
+            raise ValueError(f"record {example.record.id!r} comes without a response")
+        answers.append(example.ids_T[n:])
+        asked.append(
+            dataclasses.replace(
+                example,
+                ids_T=example.ids_T[:n],
+                pos_Tx3=example.pos_Tx3[:n],
+                visual_T=example.visual_T[:n],
+                next_pos=int(example.pos_Tx3[n, 0]),
+            )
+        )
+    vision, prompts = collate_prompts(asked, buckets, batch_size, block)
+    longest = max(range(len(answers)), key=lambda row: len(answers[row]))
+    R = next((size for size in lengths if size >= len(answers[longest])), None)
+    if R is None:
+        raise ValueError(
+            f"{_named(examples[longest])} has a response of {len(answers[longest])} tokens, but at most {lengths[-1]} "
+            "are allowed"
+        )
+    rows = len(prompts.length_Q)
+    most = max(int((ids == tag).sum()) for ids in answers)
+    E = next((number for number in insertions if number >= most), insertions[-1])
+    ids_BxR = np.zeros((rows, R), np.int32)
+    length_B = np.zeros(rows, np.int32)
+    for row, ids in enumerate(answers):
+        ids_BxR[row, : len(ids)], length_B[row] = ids, len(ids)
+    return vision, prompts, ResponseBatch(ids_BxR, length_B, np.tile(np.arange(E, dtype=np.int32), (rows, 1)))
+
+
 def _collate(
     examples: Sequence[Example], buckets: Buckets, axis: str, batch_size: int | None
 ) -> tuple[VisionBatch, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -213,6 +277,24 @@ def _collate(
         if flat:
             visual_BxT[row, np.flatnonzero(example.visual_T >= 0)] = np.concatenate(flat)
     return vision, ids_BxT, pos_BxTx3, visual_BxT, length_B
+
+
+def _collate_blocks(examples: Sequence[Example], rows: int, tokens: int, options: BlockOptions) -> PictureBlock:
+    """The slots follow from the vision batch's bucket and the most pictures of a record: no more shapes come of it."""
+    N = max(1, *(len(example.frames) for example in examples))
+    X = options.slots(N, tokens)
+    source_QxX = np.full((rows, X), -1, np.int32)
+    pos_QxXx3 = np.zeros((rows, X, 3), np.int32)
+    moves_QxX = np.zeros((rows, X), np.int32)
+    length_Q, span_Q = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    tokens_QxN = np.zeros((rows, N), np.int32)
+    for row, example in enumerate(examples):
+        grids = [(frame.rows, frame.cols) for frame in example.frames]
+        source, pos, moves, span_Q[row] = picture_block(example.visual_T, example.pos_Tx3, grids, options)
+        tokens_QxN[row, : len(grids)] = [r * c for r, c in grids]
+        n = length_Q[row] = len(source)
+        source_QxX[row, :n], pos_QxXx3[row, :n], moves_QxX[row, :n] = source, pos, moves
+    return PictureBlock(source_QxX, pos_QxXx3, moves_QxX, length_Q, span_Q, tokens_QxN)
 
 
 def _collate_frames(examples: Sequence[Example], buckets: Buckets) -> tuple[VisionBatch, list[int]]:

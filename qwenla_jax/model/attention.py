@@ -25,11 +25,13 @@ class Segment(NamedTuple):
     Attributes:
       k, v: [Q, S, K, H]; B must be a multiple of Q, and row b reads segment row b // (B // Q).
       visible: bool, broadcastable to [Q, B // Q, T, S]: which query may see which key.
+      bias: float32 [Q, S], added to every query's score of the key; None for none. It gets no gradient.
     """
 
     k: jax.Array
     v: jax.Array
     visible: jax.Array
+    bias: jax.Array | None = None
 
 
 @jax.custom_vjp
@@ -44,6 +46,29 @@ def segment_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...]) -> ja
       [B, T, N, H] in the queries' type. A query that sees no key gets the mean of the values, not nan.
     """
     return _attend(q_BxTxNxH, segments)[0]
+
+
+def watched_attention(
+    q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], watch: tuple[int, ...]
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`segment_attention`, and what it paid to the keys of some segments. For passes without a gradient.
+
+    The probabilities come from the log-sum-exp: a kernel that returns that, and no probabilities, gives them as well.
+
+    Args:
+      q_BxTxNxH, segments: as there.
+      watch: numbers of segments.
+
+    Returns:
+      [B, T, N, H], and for each watched segment float32 [B, T, S]: probabilities, their mean over the heads.
+    """
+    out, lse = _attend(q_BxTxNxH, segments)
+    paid = []
+    for segment in (segments[number] for number in watch):
+        lay = _layout(q_BxTxNxH, segment)
+        p = jnp.exp(_scores(q_BxTxNxH, segment) - lay.group(lse)[..., None])
+        paid.append(lay.ungroup(p).mean(2))
+    return out, tuple(paid)
 
 
 class _Layout(NamedTuple):
@@ -81,6 +106,8 @@ def _scores(q_BxTxNxH: jax.Array, segment: Segment) -> jax.Array:
     S = segment.k.shape[1]
     scale = q_BxTxNxH.shape[-1] ** -0.5
     s = jnp.einsum("qkmh,qskh->qkms", lay.group(q_BxTxNxH), segment.k, preferred_element_type=jnp.float32) * scale
+    if segment.bias is not None:
+        s = s + segment.bias[:, None, None, :]
     visible = jnp.broadcast_to(segment.visible, (lay.Q, lay.G, lay.T, S))[:, None, :, :, None]
     return jnp.where(visible, s.reshape(lay.Q, lay.K, lay.G, lay.T, lay.J, S), HIDDEN).reshape(s.shape)
 
@@ -122,7 +149,7 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
         d_k = jnp.einsum("qkms,qkmh->qskh", d_s, lay.group(q), preferred_element_type=jnp.float32)
         part = jnp.einsum("qkms,qskh->qkmh", d_s, segment.k, preferred_element_type=jnp.float32)
         d_q = d_q + lay.ungroup(part)
-        d_segments.append(Segment(d_k.astype(segment.k.dtype), d_v.astype(segment.v.dtype), None))
+        d_segments.append(Segment(d_k.astype(segment.k.dtype), d_v.astype(segment.v.dtype), None, None))
     return d_q.astype(dtype), tuple(d_segments)
 
 

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from qwenla_jax.config import TextConfig
-from qwenla_jax.model.attention import Segment, segment_attention
+from qwenla_jax.model.attention import Segment, segment_attention, watched_attention
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
 from qwenla_jax.model.rope import mrope_angles, rotate
 
 # Below this many rows a product with a one-hot matrix beats a gather, whose gradient is a scatter.
 ONE_HOT_VOCAB = 2048
+
+
+# Of one run of keys: what a query may see, and what is added to its scores; see `attention.Segment`.
+Mask = tuple[jax.Array, jax.Array | None]
+# Number of a watched run of keys -> float32 [B, T, S], the attention paid to them, summed over the layers so far.
+Paid = dict[int, jax.Array]
+
+
+class Decoded(NamedTuple):
+    """What the decoder makes of T new tokens a row.
+
+    Attributes:
+      hidden_BxTxD: hidden states after the last norm.
+      new: keys and values of the tokens, each [L, B, T, K, H].
+      paid: name of each watched run of keys -> float32 [B, T, S], the attention that each token paid to each key:
+        the mean over layers and heads.
+    """
+
+    hidden_BxTxD: jax.Array
+    new: tuple[jax.Array, jax.Array]
+    paid: dict[str, jax.Array]
 
 
 class DecoderAttention(nn.Module):
@@ -30,9 +53,10 @@ class DecoderAttention(nn.Module):
         x_BxTxD: jax.Array,
         cos: jax.Array,
         sin: jax.Array,
-        visible: tuple[jax.Array, ...],
+        masks: tuple[Mask, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        watch: tuple[int, ...],
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
         cfg = self.config
         B, T, D = x_BxTxD.shape
         N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
@@ -46,9 +70,12 @@ class DecoderAttention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = nn.with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
         runs = [*past, (k, v)]
-        segments = tuple(Segment(ks, vs, seen) for (ks, vs), seen in zip(runs, visible, strict=True))
-        out = segment_attention(q, segments).reshape(B, T, N * H)
-        return dense("o", D, ("heads", "embed"), False)(out), (k, v)
+        segments = tuple(Segment(ks, vs, *mask) for (ks, vs), mask in zip(runs, masks, strict=True))
+        if watch:
+            out, paid = watched_attention(q, segments, watch)
+        else:
+            out, paid = segment_attention(q, segments), ()
+        return dense("o", D, ("heads", "embed"), False)(out.reshape(B, T, N * H)), (k, v), paid
 
 
 class DecoderLayer(nn.Module):
@@ -62,19 +89,22 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        carry: tuple[jax.Array, Paid],
         cos: jax.Array,
         sin: jax.Array,
-        visible: tuple[jax.Array, ...],
+        masks: tuple[Mask, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[tuple[jax.Array, Paid], tuple[jax.Array, jax.Array]]:
         cfg, types = self.config, (self.dtype, self.param_dtype)
+        x, total = carry
+        watch = tuple(total)
         x = nn.with_logical_constraint(x, ("batch", "tokens", "act_embed"))
         h = RMSNorm(cfg.rms_norm_eps, *types, name="input_norm")(x)
-        h, new = DecoderAttention(cfg, *types, self.init_scale, name="attn")(h, cos, sin, visible, past)
+        h, new, paid = DecoderAttention(cfg, *types, self.init_scale, name="attn")(h, cos, sin, masks, past, watch)
         x = x + h
         h = RMSNorm(cfg.rms_norm_eps, *types, name="post_norm")(x)
-        return x + GatedMLP(cfg.intermediate_size, False, *types, self.init_scale, name="mlp")(h), new
+        x = x + GatedMLP(cfg.intermediate_size, False, *types, self.init_scale, name="mlp")(h)
+        return (x, {number: total[number] + p for number, p in zip(watch, paid, strict=True)}), new
 
 
 class Embedding(nn.Module):
@@ -147,32 +177,45 @@ class Decoder(nn.Module):
         pos_BxTx3: jax.Array,
         prefix: KeyValues | None = None,
         cache: KeyValues | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        bias_BxT: jax.Array | None = None,
+        watch: tuple[str, ...] = (),
+    ) -> Decoded:
         """Run the layers over T new tokens a row.
 
         The causal mask goes by slot, never by M-RoPE position: a token sees the whole prefix, the filled slots of its
-        row's cache, and the tokens of this call up to itself.
+        row's cache, and the tokens of this call up to itself, as far as no bias hides them.
 
         Args:
           x_BxTxD: embeddings.
           pos_BxTx3: int32 M-RoPE positions.
           prefix: keys and values of Q prompts, each shared by B // Q consecutive rows.
           cache: keys and values of the row's own earlier tokens.
-
-        Returns:
-          hidden states [B, T, D] after the last norm, and the new keys and values, each [L, B, T, K, H].
+          bias_BxT: float32, added to every score of a new token's key; None for none.
+          watch: which of the runs "prefix", "cache" and "new" are watched; for passes without a gradient.
         """
         cfg = self.config
         T = x_BxTxD.shape[1]
         angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
-        visible, past = [], []
-        for run in (prefix, cache):
+        names, masks, past = [], [], []
+        for name, run in (("prefix", prefix), ("cache", cache)):
             if run is not None:
                 slots = jnp.arange(run.k_LxBxSxKxH.shape[2])
-                visible.append((slots[None, :] < run.length_B[:, None])[:, None, None, :])
+                names.append(name)
+                visible = (slots[None, :] < run.length_B[:, None])[:, None, None, :]
+                masks.append((visible, _sharded_bias(run.bias_BxS)))
                 past.append((run.k_LxBxSxKxH, run.v_LxBxSxKxH))
-        visible.append(jnp.tril(jnp.ones((T, T), bool))[None, None])
-        x, new = self.layers(x_BxTxD, jnp.cos(angles), jnp.sin(angles), tuple(visible), tuple(past))
+        names.append("new")
+        masks.append((jnp.tril(jnp.ones((T, T), bool))[None, None], _sharded_bias(bias_BxT)))
+        keys = [past[number][0].shape[2] if number < len(past) else T for number in range(len(names))]
+        watched = sorted(names.index(name) for name in watch)
+        nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in watched}
+        (x, total), new = self.layers((x_BxTxD, nothing), jnp.cos(angles), jnp.sin(angles), tuple(masks), tuple(past))
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
-        return self.norm(x), new
+        paid = {names[number]: sums / cfg.num_layers for number, sums in total.items()}
+        return Decoded(self.norm(x), new, paid)
+
+
+def _sharded_bias(bias_BxS: jax.Array | None) -> jax.Array | None:
+    """The bias, laid out as the rows are."""
+    return None if bias_BxS is None else nn.with_logical_constraint(bias_BxS, ("batch", "tokens"))

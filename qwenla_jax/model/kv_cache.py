@@ -14,26 +14,32 @@ class KeyValues:
     Attributes:
       k_LxBxSxKxH, v_LxBxSxKxH: the keys (already rotated) and values.
       length_B: int32, filled slots of each row; slots from there on are hidden.
+      bias_BxS: float32, added to every score of the slot's key (`layers.HIDDEN` hides it), or None for none.
     """
 
     k_LxBxSxKxH: jax.Array
     v_LxBxSxKxH: jax.Array
     length_B: jax.Array
+    bias_BxS: jax.Array | None = None
 
 
 def empty_cache(
-    num_layers: int, rows: int, slots: int, num_kv_heads: int, head_dim: int, dtype: str
+    num_layers: int, rows: int, slots: int, num_kv_heads: int, head_dim: int, dtype: str, biased: bool = False
 ) -> KeyValues:
-    """A cache of `slots` empty slots a row."""
+    """A cache of `slots` empty slots a row, with a bias (of 0) where `biased`."""
     zeros = jnp.zeros((num_layers, rows, slots, num_kv_heads, head_dim), dtype)
-    return KeyValues(zeros, zeros, jnp.zeros((rows,), jnp.int32))
+    bias_BxS = jnp.zeros((rows, slots), jnp.float32) if biased else None
+    return KeyValues(zeros, zeros, jnp.zeros((rows,), jnp.int32), bias_BxS)
 
 
 def grow(cache: KeyValues, slots: int) -> KeyValues:
     """The cache with room for `slots` slots a row, the new ones empty."""
     more = [(0, 0)] * 5
     more[2] = (0, slots - cache.k_LxBxSxKxH.shape[2])
-    return cache.replace(k_LxBxSxKxH=jnp.pad(cache.k_LxBxSxKxH, more), v_LxBxSxKxH=jnp.pad(cache.v_LxBxSxKxH, more))
+    bias_BxS = None if cache.bias_BxS is None else jnp.pad(cache.bias_BxS, more[1:3])
+    return cache.replace(
+        k_LxBxSxKxH=jnp.pad(cache.k_LxBxSxKxH, more), v_LxBxSxKxH=jnp.pad(cache.v_LxBxSxKxH, more), bias_BxS=bias_BxS
+    )
 
 
 def append(cache: KeyValues, new: KeyValues) -> KeyValues:
@@ -41,7 +47,7 @@ def append(cache: KeyValues, new: KeyValues) -> KeyValues:
 
     Args:
       cache: the cache, S slots.
-      new: T tokens a row, of which the first `length_B` count.
+      new: T tokens a row, of which the first `length_B` count; its bias, if the cache has one (None: 0).
 
     Returns:
       The cache with the tokens in place and its lengths advanced.
@@ -55,8 +61,12 @@ def append(cache: KeyValues, new: KeyValues) -> KeyValues:
         row = lambda old, values, slot: old.at[:, slot].set(values, mode="drop")  # noqa: E731
         return jax.vmap(row, (1, 1, 0), 1)(old, values.astype(old.dtype), slot_BxT)
 
+    bias_BxS = cache.bias_BxS
+    if bias_BxS is not None and new.bias_BxS is not None:  # a slot that is free holds 0
+        bias_BxS = jax.vmap(lambda old, b, slot: old.at[slot].set(b, mode="drop"))(bias_BxS, new.bias_BxS, slot_BxT)
     return KeyValues(
         write(cache.k_LxBxSxKxH, new.k_LxBxSxKxH),
         write(cache.v_LxBxSxKxH, new.v_LxBxSxKxH),
         jnp.minimum(cache.length_B + new.length_B, slots),
+        bias_BxS,
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.config import ModelConfig
-from qwenla_jax.model.decoder import Decoder
+from qwenla_jax.model.decoder import Decoded, Decoder
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.vision import VisionTower, window_slots
 from qwenla_jax.types import VisionBatch
@@ -56,16 +56,18 @@ class QwenVL(nn.Module):
         pos_BxTx3: jax.Array,
         prefix: KeyValues | None = None,
         cache: KeyValues | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        bias_BxT: jax.Array | None = None,
+        watch: tuple[str, ...] = (),
+    ) -> Decoded:
         """See `Decoder.__call__`."""
-        return self.decoder(x_BxTxD, pos_BxTx3, prefix, cache)
+        return self.decoder(x_BxTxD, pos_BxTx3, prefix, cache, bias_BxT, watch)
 
     def __call__(
         self, vision: VisionBatch, ids_BxT: jax.Array, pos_BxTx3: jax.Array, visual_BxT: jax.Array
     ) -> jax.Array:
         """Hidden states [B, T, D] of whole sequences, after the last norm."""
         x = self.embed(ids_BxT, visual_BxT, self.encode(vision))
-        return self.decode(x, pos_BxTx3)[0]
+        return self.decode(x, pos_BxTx3).hidden_BxTxD
 
 
 def head_matrix(params: Params) -> jax.Array:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache, grow
 from qwenla_jax.model.qwen_vl import Params, QwenVL, logits_of
+from qwenla_jax.reattention.insert import insertion
+from qwenla_jax.reattention.route import select
+from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, allowed_insertions, most_slots
 from qwenla_jax.sampling.logits import choose, token_keys
-from qwenla_jax.sampling.state import SampleState
+from qwenla_jax.sampling.state import Chosen, SampleState
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 
 
@@ -24,6 +28,8 @@ class SampleOptions:
       temperature: 0 is greedy.
       top_p: nucleus; 1 is the whole distribution.
       stop_ids: any of these ends a response.
+      look: whether and how a reflection looks at the pictures again.
+      shards: equal runs of rows that lie on different devices; rows of one run only are served together.
     """
 
     group_size: int
@@ -31,6 +37,8 @@ class SampleOptions:
     temperature: float
     top_p: float
     stop_ids: tuple[int, ...]
+    look: LookOptions = TEXT_ONLY
+    shards: int = 1
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -42,19 +50,19 @@ class SampleOptions:
 
 def encode_prompts(
     model: QwenVL, params: Params, vision: VisionBatch, prompts: PromptBatch
-) -> tuple[jax.Array, KeyValues]:
+) -> tuple[jax.Array, KeyValues, jax.Array]:
     """Runs pictures and prompts once.
 
     Returns:
-      the hidden state [Q, D] of each prompt's last token, and the prompts' keys and values.
+      the hidden state [Q, D] of each prompt's last token, the prompts' keys and values, and all visual tokens [Z, D].
     """
     variables = {"params": params}
     visual_ZxD = model.apply(variables, vision, method="encode")
     x_QxPxD = model.apply(variables, prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, method="embed")
-    hidden_QxPxD, (k, v) = model.apply(variables, x_QxPxD, prompts.pos_QxPx3, method="decode")
+    decoded = model.apply(variables, x_QxPxD, prompts.pos_QxPx3, method="decode")
     last_Qx1x1 = (prompts.length_Q - 1)[:, None, None]
-    hidden_QxD = jnp.take_along_axis(hidden_QxPxD, last_Qx1x1, axis=1)[:, 0]
-    return hidden_QxD, KeyValues(k, v, prompts.length_Q)
+    hidden_QxD = jnp.take_along_axis(decoded.hidden_BxTxD, last_Qx1x1, axis=1)[:, 0]
+    return hidden_QxD, KeyValues(*decoded.new, prompts.length_Q), visual_ZxD
 
 
 def text_positions(first_B: jax.Array, tokens: int) -> jax.Array:
@@ -76,78 +84,182 @@ def sample(
 ) -> Rollout:
     """Samples G responses to each of Q prompts. Pure; compile it with `model` and `options` bound.
 
-    A prompt and its pictures are encoded once and shared by its G rows. The loop ends when every row has stopped.
+    A prompt and its pictures are encoded once and shared by its G rows. A row that samples `<REFLECTION>` and is to
+    look again waits; rows that wait are served together: the pictures' tokens and the tag are run for them in one go,
+    and the state behind the tag goes on. The loop ends when every row has stopped.
 
     Args:
       model, options: static.
       params: the model's parameters.
-      vision, prompts: the questions.
+      vision, prompts: the questions; with `prompts.block` where `options.look` puts anything in.
       bias_V: float32, see `logits.forbidden_bias`.
       seed, step: uint32 scalars.
       sample_B: uint32 [Q * G], numbers of the samples within the step; a row's randomness is a function of
         (seed, step, its number, its token) alone, whoever else is in the batch.
 
     Returns:
-      The responses, row b to question b // G.
+      The responses, row b to question b // G. Inserted tokens are no part of them.
+
+    Raises:
+      ValueError: the prompts come without the pictures' block that `options.look` needs.
     """
-    cfg = model.config
+    cfg, look = model.config, options.look
+    if look.inserts and prompts.block is None:
+        raise ValueError(f"mode {look.mode!r} needs prompts with their `block`; collate them with block options")
     # Once, and not at every token: the layers would cast what is kept in another type than is computed in.
     params = jax.tree.map(lambda x: x.astype(cfg.dtype), params)
+    variables = {"params": params}
     G, R = options.group_size, options.max_new_tokens
-    Q = prompts.ids_QxP.shape[0]
+    Q, P = prompts.ids_QxP.shape
     B = Q * G
-    hidden_QxD, prefix = encode_prompts(model, params, vision, prompts)
+    hidden_QxD, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
     stop_ids = jnp.asarray(options.stop_ids, jnp.int32)
+    allowed_B = jnp.repeat(allowed_insertions(look, prompts), G)
+    Y = most_slots(look, prompts.block)
+    served = min(B, -(-look.rows_at_once // options.shards) * options.shards)
+    watch = ("prefix",) if look.selects else ()
 
     def one_token(state: SampleState) -> SampleState:
-        token_B = jnp.broadcast_to(state.token, (B,))
-        keys_B = token_keys(seed, step, sample_B, token_B)
         logits_BxV = logits_of(params, state.hidden_BxD)
+        keys_B = token_keys(seed, step, sample_B, state.length_B)
         ids_B, logp_B = choose(logits_BxV, bias_V, options.temperature, options.top_p, keys_B)
-        live_B = ~state.stopped_B
-        ids_B = jnp.where(live_B, ids_B, options.stop_ids[0])
-        # A row that has stopped keeps running with the others: its tokens fall behind its length and are never read.
-        x_Bx1xD = model.apply({"params": params}, ids_B[:, None], None, None, method="embed")
-        pos_Bx1x3 = text_positions(state.next_pos_B, 1)
-        hidden_Bx1xD, (k, v) = model.apply(
-            {"params": params}, x_Bx1xD, pos_Bx1x3, prefix, state.cache, method="decode"
+        active_B = state.live_B & ~state.waiting_B
+        forced_B = active_B & state.closing_B
+        ids_B = jnp.where(forced_B, look.close_id, ids_B)
+        here_BxR = active_B[:, None] & (jnp.arange(R) == state.length_B[:, None])
+        length_B = state.length_B + active_B
+        tag_B = active_B & (ids_B == look.open_id) & (length_B < R) & look.inserts
+        waits_B = tag_B & (state.inserted_B < allowed_B)
+        fed_B = active_B & ~waits_B
+        # Rows that wait or have stopped run along; what they give is not kept.
+        x_Bx1xD = model.apply(variables, ids_B[:, None], None, None, method="embed")
+        decoded = model.apply(
+            variables, x_Bx1xD, text_positions(state.next_pos_B, 1), prefix, state.cache, None, watch, method="decode"
         )
-        return SampleState(
-            token=state.token + 1,
-            hidden_BxD=hidden_Bx1xD[:, 0],
-            cache=append(state.cache, KeyValues(k, v, jnp.ones((B,), jnp.int32))),
-            next_pos_B=state.next_pos_B + 1,
-            ids_BxR=jax.lax.dynamic_update_slice(state.ids_BxR, ids_B[:, None], (0, state.token)),
-            logp_BxR=jax.lax.dynamic_update_slice(
-                state.logp_BxR, jnp.where(live_B, logp_B, 0.0)[:, None], (0, state.token)
+        paid_BxP = state.paid_BxP
+        if watch:
+            paid_BxP = paid_BxP + jnp.where(fed_B[:, None], decoded.paid["prefix"][:, 0], 0.0)
+        return state.replace(
+            hidden_BxD=jnp.where(fed_B[:, None], decoded.hidden_BxTxD[:, 0], state.hidden_BxD),
+            cache=append(state.cache, KeyValues(*decoded.new, fed_B.astype(jnp.int32))),
+            next_pos_B=state.next_pos_B + fed_B,
+            paid_BxP=paid_BxP,
+            waiting_B=state.waiting_B | waits_B,
+            closing_B=state.closing_B & ~active_B,
+            ids_BxR=jnp.where(here_BxR, ids_B[:, None], state.ids_BxR),
+            logp_BxR=jnp.where(here_BxR & ~forced_B[:, None], logp_B[:, None], state.logp_BxR),
+            length_B=length_B,
+            stopped_B=state.stopped_B | (active_B & jnp.isin(ids_B, stop_ids)),
+            refused_B=state.refused_B + (tag_B & ~waits_B),
+        )
+
+    def serve(state: SampleState) -> SampleState:
+        rows = Chosen(state.waiting_B, options.shards, served)
+        live_C = rows.wanted_C
+        question_C = rows.row_C // G
+        kept_CxX = select(look, prompts, question_C, rows.take(state.paid_BxP))
+        block = insertion(look, prompts, question_C, kept_CxX, rows.take(state.next_pos_B))
+        # The tag stands right behind the block's last slot.
+        at_CxT = jnp.arange(Y + 1) == block.length_B[:, None]
+        one_more = lambda x: jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+        ids_CxT = jnp.where(at_CxT, look.open_id, one_more(block.ids_BxY))
+        visual_CxT = jnp.where(at_CxT, -1, one_more(block.visual_BxY))
+        pos_CxTx3 = jnp.where(at_CxT[..., None], block.next_pos_B[:, None, None], one_more(block.pos_BxYx3))
+        bias_CxT = jnp.where(at_CxT, 0.0, one_more(block.bias_BxY)) if look.hides else None
+        mine = KeyValues(
+            rows.take(prefix.k_LxBxSxKxH, 1, G), rows.take(prefix.v_LxBxSxKxH, 1, G), rows.take(prefix.length_B, 0, G)
+        )
+        cache = KeyValues(
+            rows.take(state.cache.k_LxBxSxKxH, 1),
+            rows.take(state.cache.v_LxBxSxKxH, 1),
+            rows.take(state.cache.length_B),
+            None if state.cache.bias_BxS is None else rows.take(state.cache.bias_BxS),
+        )
+        x_CxTxD = model.apply(variables, ids_CxT, visual_CxT, visual_ZxD, method="embed")
+        decoded = model.apply(variables, x_CxTxD, pos_CxTx3, mine, cache, bias_CxT, watch, method="decode")
+        cache = append(cache, KeyValues(*decoded.new, (block.length_B + 1) * live_C, bias_CxT))
+        of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731
+        paid_BxP = state.paid_BxP
+        if watch:
+            paid_BxP = rows.put(paid_BxP, rows.take(paid_BxP) + of_tag(decoded.paid["prefix"]))
+        turn_C = rows.take(state.inserted_B)
+        now_CxE = jnp.arange(state.kept_BxExX.shape[1]) == turn_C[:, None]
+        kept_CxExX = jnp.where(now_CxE[..., None], kept_CxX[:, None], rows.take(state.kept_BxExX))
+        done_B = rows.put(jnp.zeros((B,), bool), live_C)
+        return state.replace(
+            hidden_BxD=rows.put(state.hidden_BxD, of_tag(decoded.hidden_BxTxD)),
+            cache=state.cache.replace(
+                k_LxBxSxKxH=rows.put(state.cache.k_LxBxSxKxH, cache.k_LxBxSxKxH, 1),
+                v_LxBxSxKxH=rows.put(state.cache.v_LxBxSxKxH, cache.v_LxBxSxKxH, 1),
+                length_B=rows.put(state.cache.length_B, cache.length_B),
+                bias_BxS=None if cache.bias_BxS is None else rows.put(state.cache.bias_BxS, cache.bias_BxS),
             ),
-            length_B=state.length_B + live_B,
-            stopped_B=state.stopped_B | jnp.isin(ids_B, stop_ids),
+            next_pos_B=rows.put(state.next_pos_B, block.next_pos_B + 1),
+            paid_BxP=paid_BxP,
+            waiting_B=state.waiting_B & ~done_B,
+            closing_B=state.closing_B | (done_B & (look.mode == "vision_only")),
+            inserted_B=state.inserted_B + done_B,
+            kept_BxExX=rows.put(state.kept_BxExX, kept_CxExX),
         )
 
     text = cfg.text
-    start = SampleState(
-        token=jnp.zeros((), jnp.int32),
+    E, X = (look.max_insertions, prompts.block.source_QxX.shape[1]) if look.inserts else (0, 0)
+    state = SampleState(
         hidden_BxD=jnp.repeat(hidden_QxD, G, axis=0),
-        cache=empty_cache(text.num_layers, B, 0, text.num_kv_heads, text.head_dim, cfg.dtype),
+        cache=empty_cache(text.num_layers, B, 0, text.num_kv_heads, text.head_dim, cfg.dtype, look.hides),
         next_pos_B=jnp.repeat(prompts.next_pos_Q, G),
+        paid_BxP=jnp.zeros((B, P if watch else 0), jnp.float32),
+        waiting_B=jnp.zeros((B,), bool),
+        closing_B=jnp.zeros((B,), bool),
         ids_BxR=jnp.full((B, R), options.stop_ids[0], jnp.int32),
         logp_BxR=jnp.zeros((B, R), jnp.float32),
         length_B=jnp.zeros((B,), jnp.int32),
         stopped_B=jnp.zeros((B,), bool),
+        inserted_B=jnp.zeros((B,), jnp.int32),
+        refused_B=jnp.zeros((B,), jnp.int32),
+        kept_BxExX=jnp.zeros((B, E, X), bool),
     )
-    state = start
-    for slots in cache_sizes(R):
+
+    def tokens_until(state: SampleState, going: Callable[[SampleState], jax.Array]) -> SampleState:
+        """Single tokens while some row can take one and no chunk of waiting rows is full."""
+
+        def more(state: SampleState) -> jax.Array:
+            full = state.waiting_B.reshape(options.shards, -1).sum(1).max() >= served // options.shards
+            return going(state) & ~full & jnp.any(state.live_B & ~state.waiting_B)
+
+        return jax.lax.while_loop(more, one_token, state)
+
+    sizes = cache_sizes(R + E * Y)
+    for slots in sizes:
         # Every token reads the whole cache, so a short one first; the loop's body is compiled once for each size.
-        state = jax.lax.while_loop(
-            lambda state, slots=slots: (state.token < slots) & ~jnp.all(state.stopped_B),
-            one_token,
-            state.replace(cache=grow(state.cache, slots)),
+        # A size is left while it still has room for a row's token, and for a block with its tag.
+        most = slots if slots == sizes[-1] else slots - (Y + 1 if look.inserts else 1)
+        going = lambda state, most=most: jnp.any(state.live_B & (state.cache.length_B <= most)) & jnp.all(  # noqa: E731
+            ~state.live_B | (state.cache.length_B <= most)
         )
-    return Rollout(state.ids_BxR, state.logp_BxR, state.length_B, state.stopped_B)
+        state = state.replace(cache=grow(state.cache, slots))
+        if not look.inserts:
+            state = jax.lax.while_loop(going, one_token, state)
+            continue
+        state = jax.lax.while_loop(
+            going,
+            lambda state, going=going: jax.lax.cond(
+                jnp.any((state := tokens_until(state, going)).waiting_B) & going(state), serve, lambda s: s, state
+            ),
+            state,
+        )
+    return Rollout(
+        state.ids_BxR,
+        state.logp_BxR,
+        state.length_B,
+        state.stopped_B,
+        state.inserted_B,
+        state.refused_B,
+        state.kept_BxExX,
+    )
 
 
-def cache_sizes(max_new_tokens: int) -> tuple[int, ...]:
+def cache_sizes(max_tokens: int) -> tuple[int, ...]:
     """Slots of a row's cache as its response grows: a quarter, a half and all of the longest, in multiples of 8."""
-    parts = {min(max_new_tokens, -(-max_new_tokens // (8 * n)) * 8) for n in (4, 2)}
-    return tuple(sorted(parts | {max_new_tokens}))
+    parts = {min(max_tokens, -(-max_tokens // (8 * n)) * 8) for n in (4, 2)}
+    return tuple(sorted(parts | {max_tokens}))

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL
+from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, forced_tokens
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.losses import brpo_loss
 from qwenla_jax.train.optimizer import stop_frozen
@@ -28,6 +29,7 @@ class Judged:
       ids_BxR, logp_BxR, length_B: as in `types.Rollout`.
       advantage_B: float32.
       counted_B: float32, 1 where the row is a response, 0 where it only fills the batch.
+      kept_BxExX: as in `types.Rollout`; None where nothing is put in.
     """
 
     ids_BxR: Any
@@ -35,6 +37,7 @@ class Judged:
     length_B: Any
     advantage_B: Any
     counted_B: Any
+    kept_BxExX: Any = None
 
 
 Step = Callable[
@@ -44,12 +47,17 @@ Step = Callable[
 
 
 def make_brpo_step(
-    model: QwenVL, optimizer: optax.GradientTransformation, options: BrpoOptions, trainable: Rules = TRAIN_ALL
+    model: QwenVL,
+    optimizer: optax.GradientTransformation,
+    options: BrpoOptions,
+    trainable: Rules = TRAIN_ALL,
+    look: LookOptions = TEXT_ONLY,
 ) -> Step:
     """The update, to be jitted with the run's layouts; every array of the batch has a leading axis of A parts.
 
     The reference's log-probabilities are computed here, with the gradient's program, so that they never leave the
-    device; without a KL term (beta 0) they are not computed and the reference may be None.
+    device; without a KL term (beta 0) they are not computed and the reference may be None. With insertions both see
+    what the rollout put in.
     """
 
     def step(
@@ -66,11 +74,13 @@ def make_brpo_step(
         def part(batch: tuple[VisionBatch, PromptBatch, Judged]):
             vision, prompts, judged = batch
             slot_R = jnp.arange(judged.ids_BxR.shape[1])
-            mask_BxR = (slot_R < judged.length_B[:, None]) * judged.counted_B[:, None]
+            forced_BxR = forced_tokens(look, prompts, judged.ids_BxR, judged.length_B)
+            mask_BxR = (slot_R < judged.length_B[:, None]) * ~forced_BxR * judged.counted_B[:, None]
 
             def logprobs(params: Params) -> tuple[jax.Array, jax.Array]:
+                replayed = (look, judged.length_B, judged.kept_BxExX)
                 return response_logprobs(
-                    model, params, vision, prompts, judged.ids_BxR, bias_V, options.temperature
+                    model, params, vision, prompts, judged.ids_BxR, bias_V, options.temperature, *replayed
                 )
 
             def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:

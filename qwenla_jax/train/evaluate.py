@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenla_jax.data.collate import collate_prompts
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
@@ -92,7 +91,7 @@ def evaluate(runtime: Runtime, sampler: Sampler, params: Params, source: RecordS
     out = Evaluation([], [], [], [], [])
     for start in range(0, total, rows):
         examples = [to_example(source[i]) for i in range(start, min(start + rows, total))]
-        vision, prompts = collate_prompts(examples, buckets, rows)
+        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
         rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
         lengths = np.asarray(rollout.length_B)
         # Rows behind the last example only fill the batch.

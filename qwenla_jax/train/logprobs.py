@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
+from qwenla_jax.reattention.insert import replay_selection, splice
+from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
 from qwenla_jax.types import PromptBatch, VisionBatch
 
@@ -79,6 +81,73 @@ def token_logprobs(
     return whole(logp), whole(entropy)
 
 
+def response_states(
+    model: QwenVL,
+    params: Params,
+    vision: VisionBatch,
+    prompts: PromptBatch,
+    ids_BxR: jax.Array,
+    look: LookOptions = TEXT_ONLY,
+    length_B: jax.Array | None = None,
+    kept_BxExX: jax.Array | None = None,
+) -> jax.Array:
+    """The hidden states that predict each token of given responses: prompts once, responses over the shared prompts.
+
+    Args:
+      model, look: static.
+      params: parameters, the ones trained or the reference.
+      vision, prompts: Q questions.
+      ids_BxR: int32 responses, B = Q * G; row b answers question b // G.
+      length_B: int32, tokens of the responses; needed where `look` puts anything in.
+      kept_BxExX: bool, what each insertion shows, as a `types.Rollout` records it or `replay_selection` computes it;
+        needed where `look` puts anything in.
+
+    Returns:
+      [B, R, D]. A tag behind an insertion is predicted by the token before the insertion, as it was sampled; inserted
+      tokens predict nothing. Behind a response's end the states are of no meaning.
+    """
+    B, R = ids_BxR.shape
+    G = B // prompts.ids_QxP.shape[0]
+    variables = {"params": params}
+    last_QxD, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    last_Bx1xD = jnp.repeat(last_QxD, G, axis=0)[:, None]
+    if not look.inserts:
+        x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
+        pos_BxTx3 = text_positions(jnp.repeat(prompts.next_pos_Q, G), R - 1)
+        hidden_BxTxD = model.apply(variables, x_BxTxD, pos_BxTx3, prefix, method="decode").hidden_BxTxD
+    else:
+        if length_B is None or kept_BxExX is None:
+            raise ValueError(f"mode {look.mode!r} needs the responses' lengths and what each insertion shows")
+        tokens = splice(look, prompts, ids_BxR[:, :-1], length_B, kept_BxExX)
+        x_BxTxD = model.apply(variables, tokens.ids_BxT, tokens.visual_BxT, visual_ZxD, method="embed")
+        decoded = model.apply(variables, x_BxTxD, tokens.pos_BxTx3, prefix, None, tokens.bias_BxT, method="decode")
+        hidden_BxTxD = jnp.take_along_axis(decoded.hidden_BxTxD, tokens.slot_BxR[..., None], axis=1)
+    # Which hidden state predicts each token: the prompt's last the first, every token its successor.
+    return jnp.concatenate([last_Bx1xD, hidden_BxTxD], axis=1)
+
+
+def response_selection(
+    model: QwenVL,
+    params: Params,
+    vision: VisionBatch,
+    prompts: PromptBatch,
+    ids_BxR: jax.Array,
+    length_B: jax.Array,
+    look: LookOptions,
+    max_insertions: int,
+) -> jax.Array:
+    """What each insertion shows in responses that nobody recorded it of; bool [B, E, X], E = `max_insertions`.
+
+    See `reattention.insert.replay_selection`. No gradient flows.
+    """
+    params = jax.lax.stop_gradient(params)
+    _, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    # The last token is never run: the sampler did not need it either.
+    return replay_selection(
+        look, model, params, prompts, prefix, visual_ZxD, ids_BxR[:, :-1], length_B, max_insertions
+    )
+
+
 def response_logprobs(
     model: QwenVL,
     params: Params,
@@ -87,27 +156,19 @@ def response_logprobs(
     ids_BxR: jax.Array,
     bias_V: jax.Array,
     temperature: float,
+    look: LookOptions = TEXT_ONLY,
+    length_B: jax.Array | None = None,
+    kept_BxExX: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of responses, as the sampler computed them: prompts once, responses over the shared prompts.
+    """Log-probabilities of responses, as the sampler computed them.
 
     Args:
-      model: static.
-      params: parameters, the ones trained or the reference.
-      vision, prompts: Q questions.
-      ids_BxR: int32 responses, B = Q * G; row b answers question b // G.
       bias_V: float32, see `sampling.logits.forbidden_bias`.
       temperature: the sampler's.
+      model, params, vision, prompts, ids_BxR, look, length_B, kept_BxExX: see `response_states`.
 
     Returns:
       float32 [B, R] log-probabilities and entropies; behind a response's end they are of no meaning.
     """
-    B, R = ids_BxR.shape
-    G = B // prompts.ids_QxP.shape[0]
-    variables = {"params": params}
-    last_QxD, prefix = encode_prompts(model, params, vision, prompts)
-    x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
-    pos_BxTx3 = text_positions(jnp.repeat(prompts.next_pos_Q, G), R - 1)
-    hidden_BxTxD, _ = model.apply(variables, x_BxTxD, pos_BxTx3, prefix, method="decode")
-    # Which hidden state predicts each token: the prompt's last the first, every token its successor.
-    pred_BxRxD = jnp.concatenate([jnp.repeat(last_QxD, G, axis=0)[:, None], hidden_BxTxD], axis=1)
+    pred_BxRxD = response_states(model, params, vision, prompts, ids_BxR, look, length_B, kept_BxExX)
     return token_logprobs(pred_BxRxD, head_matrix(params), ids_BxR, bias_V, temperature)

@@ -109,7 +109,7 @@ def state_plan(runtime: Runtime, params: Params) -> tuple[optax.GradientTransfor
     """The run's optimizer and the layouts of its state."""
     options = runtime.options
     updates = options.steps * (options.brpo.inner_updates if options.stage == "brpo" else 1)
-    optimizer = make_optimizer(options.optim, updates, params)
+    optimizer = make_optimizer(options.optim, updates, params, tuple(runtime.tokenizer.ids.tags.values()))
     return optimizer, train_state.state_shardings(params, runtime.layouts, optimizer, runtime.mesh)
 
 

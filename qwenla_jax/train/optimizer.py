@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from qwenla_jax.train.options import OptimOptions
@@ -27,16 +29,25 @@ def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
     return lambda count: joined(count + 1)
 
 
+# Parameters with a row for each token, and the axis of these rows.
+VOCABULARY_AXIS = {"decoder/embed/embedding": 0, "decoder/lm_head/kernel": 1}
+
+
+def _name(path: Any) -> str:
+    return "/".join(str(key.key) for key in path)
+
+
 def param_paths(params: Any) -> list[str]:
     """Names of all parameters, `decoder/layers/attn/q/kernel`, in the tree's order."""
-    return ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    return [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
 
 
 def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
-    """"train" or "freeze" for every parameter, by the first rule whose expression matches its whole name.
+    """"train", "freeze" or "tags" for every parameter, by the first rule whose expression matches its whole name.
 
     Raises:
-      ValueError: parameters that no rule covers, or a rule that covers nothing; each is named.
+      ValueError: parameters that no rule covers, a rule that covers nothing, or "tags" for a parameter without a
+        vocabulary axis; each is named.
     """
     paths = param_paths(params)
     compiled = [(re.compile(pattern), pattern, mode) for pattern, mode in rules]
@@ -49,6 +60,11 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
     missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
     if missing:
         raise ValueError(f"config.optim.trainable: no rule covers {', '.join(missing)}; add ('.*', 'freeze'), say")
+    wrong = [p for p, label in zip(paths, labels, strict=True) if label == "tags" and p not in VOCABULARY_AXIS]
+    if wrong:
+        raise ValueError(
+            f"config.optim.trainable: 'tags' for {', '.join(wrong)}; only {', '.join(VOCABULARY_AXIS)} have such rows"
+        )
     unused = [pattern for pattern, _ in rules if pattern not in used]
     if unused:
         raise ValueError(f"config.optim.trainable: {unused} cover no parameter; names look like {paths[0]!r}")
@@ -58,20 +74,49 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
 def stop_frozen(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
     """The parameters, with no gradient to the frozen ones: what only they would need is not computed."""
     labels = trainable_labels(params, rules)
-    return jax.tree.map(lambda p, label: p if label == "train" else jax.lax.stop_gradient(p), params, labels)
+    return jax.tree.map(lambda p, label: jax.lax.stop_gradient(p) if label == "freeze" else p, params, labels)
 
 
-def make_optimizer(options: OptimOptions, steps: int, params: Any) -> optax.GradientTransformation:
+def only_rows(labels: Any, rows: Sequence[int]) -> optax.GradientTransformation:
+    """Zeroes, in parameters labelled "tags", whatever does not belong to the given rows of the vocabulary."""
+    index = np.asarray(rows, np.int32)
+
+    def keep(path: Any, update: jax.Array, label: str) -> jax.Array:
+        if label != "tags":
+            return update
+        axis = VOCABULARY_AXIS[_name(path)]
+        kept_V = np.isin(np.arange(update.shape[axis]), index)
+        return jnp.where(kept_V[:, None] if axis == 0 else kept_V[None, :], update, 0)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(keep, updates, labels))
+
+
+def make_optimizer(
+    options: OptimOptions, steps: int, params: Any, tag_rows: Sequence[int] = ()
+) -> optax.GradientTransformation:
     """The optimizer of a run; frozen parameters have no moments and no update.
 
     Args:
       options: settings; the paper's are AdamW with (b1, b2, eps) by stage.
       steps: optimizer steps of the whole run, which the schedule spans.
       params: the parameters or their abstract values.
+      tag_rows: ids of the tags: the rows of the vocabulary that a "tags" rule trains (paper, stage 4). Gradients,
+        moments, weight decay and updates of all other rows are zero.
+
+    Raises:
+      ValueError: see `trainable_labels`; or a "tags" rule and no ids.
     """
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
     adamw = optax.adamw(
         schedule(options, steps), options.b1, options.b2, options.eps, weight_decay=options.weight_decay
     )
     labels = trainable_labels(params, options.trainable)
-    return optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, labels)
+    if "tags" not in jax.tree.leaves(labels):
+        return optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, labels)
+    if not len(tag_rows):
+        raise ValueError("config.optim.trainable: a 'tags' rule needs the ids of the tags")
+    rows = only_rows(labels, tag_rows)
+    moves = jax.tree.map(lambda label: "freeze" if label == "freeze" else "train", labels)
+    parts = optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, moves)
+    # Rows first, so that what is not trained counts in no norm; and last, so that no weight decays that is not trained.
+    return optax.chain(rows, parts, rows)

@@ -22,6 +22,7 @@ from ml_collections import config_dict
 from qwenla_jax.train.option_checks import paths, relations
 
 DTYPES = ("float32", "bfloat16")
+TRAIN_MODES = ("train", "freeze", "tags")
 
 
 class ConfigError(ValueError):
@@ -91,7 +92,8 @@ class OptimOptions:
     accumulation: int = _option(1, "equal parts that a batch is worked through in; saves memory, same gradient", low=1)
     trainable: tuple[tuple[str, str], ...] = _option(
         ((".*", "train"),),
-        "pairs (regular expression of whole parameter paths, train or freeze); the first that matches counts",
+        "pairs (regular expression of whole parameter paths, train, freeze, or tags: of embedding and head only the "
+        "rows of the ten tags); the first that matches counts",
     )
 
 
@@ -107,6 +109,33 @@ class BrpoOptions:
     clip_high: float = _option(0.2, "the probability ratio is clipped above at 1 + clip_high", low=0)
     inner_updates: int = _option(1, "mu: optimizer steps taken on one set of samples", low=1)
     std_eps: float = _option(1e-4, "added to the group's standard deviation that advantages are divided by", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReattentionOptions:
+    """Whether reflections look at the pictures again, in sampling, training and evaluation alike."""
+
+    mode: str = _option(
+        "none",
+        "what stands before a reflection: none (text alone), copy (all visual tokens again), route (the most attended),"
+        " vision_only (as copy, and the reflection is closed at once)",
+        choices=("none", "copy", "route", "vision_only"),
+    )
+    share: float = _option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
+    form: str = _option(
+        "compact",
+        "route: put in the kept tokens only, or all of them with a bias that hides the rest",
+        choices=("compact", "bias"),
+    )
+    max_insertions: int = _option(2, "most insertions of a response; later reflections are text alone", low=0)
+    max_inserted_tokens: int | None = _option(None, "most inserted tokens of a response; none: no such limit", low=0)
+    rows_at_once: int = _option(8, "sampling: rows that wait for their pictures are served together, so many", low=1)
+    delimiters: bool = _option(True, "put the vision delimiters around the pictures again")
+    positions: str = _option(
+        "again",
+        "again: the pictures take the next positions, as if given a second time; original: those in the prompt",
+        choices=("again", "original"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +212,7 @@ class RunOptions:
     optim: OptimOptions = _group(OptimOptions, "optimizer")
     brpo: BrpoOptions = _group(BrpoOptions, "BRPO; unused in stage sft")
     rewards: RewardOptions = _group(RewardOptions, "rewards; unused in stage sft")
+    reattention: ReattentionOptions = _group(ReattentionOptions, "looking at the pictures again")
     mesh: MeshOptions = _group(MeshOptions, "devices")
     eval: EvalOptions = _group(EvalOptions, "evaluation")
     checkpoint: CheckpointOptions = _group(CheckpointOptions, "checkpoints")
@@ -309,7 +339,7 @@ def describe(options: RunOptions | None = None, flag: str = "config") -> str:
 
 def _type_name(leaf: Leaf) -> str:
     name = {int: "int", float: "float", str: "str", bool: "true or false"}.get(
-        leaf.type, "pairs (regular expression, 'train' or 'freeze')"
+        leaf.type, "pairs (regular expression, 'train', 'freeze' or 'tags')"
     )
     return f"{name} or none" if leaf.optional else name
 
@@ -380,8 +410,8 @@ def _checked_trainable(value: Any, wrong: ConfigError) -> tuple[tuple[str, str],
     for pair in value:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
             raise wrong
-        if pair[1] not in ("train", "freeze"):
-            raise ConfigError(f"got {pair[1]!r} for {pair[0]!r}, expected 'train' or 'freeze'")
+        if pair[1] not in TRAIN_MODES:
+            raise ConfigError(f"got {pair[1]!r} for {pair[0]!r}, expected 'train', 'freeze' or 'tags'")
         try:
             re.compile(pair[0])
         except re.error as error:

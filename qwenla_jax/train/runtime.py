@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenla_jax.data.collate import Buckets, ladder, make_buckets
+from qwenla_jax.data.blocks import BlockOptions
+from qwenla_jax.data.collate import Buckets, collate_prompts, collate_responses, ladder, make_buckets
 from qwenla_jax.data.images import PictureLayout, ProcessorSettings
 from qwenla_jax.data.pipeline import RecordSource, make_pipeline
 from qwenla_jax.data.sources import Split, make_source
 from qwenla_jax.data.transforms import Example, to_prompt_example, to_sft_example
 from qwenla_jax.model.qwen_vl import Params, QwenVL
+from qwenla_jax.reattention.trigger import LookOptions
 from qwenla_jax.sampling.logits import forbidden_bias
 from qwenla_jax.sampling.loop import SampleOptions, sample
 from qwenla_jax.text.tokenizer import Tokenizer
@@ -25,7 +27,7 @@ from qwenla_jax.train.mesh import make_mesh
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.sharding import activation_rules, batch_sharding, param_shardings, replicated
 from qwenla_jax.train.start import start
-from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch
 
 Sampler = Callable[[Params, VisionBatch, PromptBatch, int, np.ndarray], Rollout]
 
@@ -113,7 +115,50 @@ class Runtime:
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
         """Sampling with this run's response length and stop tokens."""
         return SampleOptions(
-            group_size, self.options.data.max_response_tokens, temperature, top_p, self.tokenizer.ids.stop()
+            group_size,
+            self.options.data.max_response_tokens,
+            temperature,
+            top_p,
+            self.tokenizer.ids.stop(),
+            self.look(),
+            self.mesh.shape["data"] * self.mesh.shape["fsdp"],
+        )
+
+    def look(self) -> LookOptions:
+        """Whether and how this run's reflections look at the pictures again."""
+        own, ids = self.options.reattention, self.tokenizer.ids
+        return LookOptions(
+            mode=own.mode,
+            share=own.share,
+            form=own.form,
+            max_insertions=own.max_insertions,
+            max_inserted_tokens=own.max_inserted_tokens,
+            rows_at_once=own.rows_at_once,
+            open_id=ids.reflection_open,
+            close_id=ids.reflection_close,
+        )
+
+    def collate_prompts(
+        self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
+    ) -> tuple[VisionBatch, PromptBatch]:
+        """`data.collate.collate_prompts`, with the pictures' blocks where this run puts them in."""
+        own = self.options.reattention
+        block = BlockOptions(own.delimiters, own.positions) if self.look().inserts else None
+        return collate_prompts(examples, buckets, batch_size, block)
+
+    def collate_responses(
+        self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
+    ) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
+        """`data.collate.collate_responses` with this run's sizes and this run's way to look again."""
+        own = self.options.reattention
+        return collate_responses(
+            examples,
+            buckets,
+            batch_size,
+            response_buckets(self.options.data.max_response_tokens),
+            insertion_buckets(own.max_insertions),
+            BlockOptions(own.delimiters, own.positions),
+            self.tokenizer.ids.reflection_open,
         )
 
     def context(self) -> Any:
@@ -195,18 +240,18 @@ def stack_parts(batches: Sequence[Any]) -> Any:
 
 def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
     """The batch with its flat visual indexes counted by the largest M of all parts."""
-    vision, text = batch
+    vision, text, *rest = batch
     old = vision.gather_IxM.shape[1]
     new = max(other[0].gather_IxM.shape[1] for other in batches)
     name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
     index = getattr(text, name)
     moved = np.where(index >= 0, index // old * new + index % old, -1).astype(index.dtype)
-    return vision, text.replace(**{name: moved})
+    return vision, text.replace(**{name: moved}), *rest
 
 
 def _pad_and_stack(path: Any, *arrays: np.ndarray) -> np.ndarray:
     shape = np.max([a.shape for a in arrays], axis=0)
-    fill = -1 if path[-1].name.startswith("visual_") else 0  # -1: no picture's token
+    fill = -1 if path[-1].name.startswith(("visual_", "source_")) else 0  # -1: no picture's token
     return np.stack(
         [np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)], constant_values=fill) for a in arrays]
     )
@@ -215,3 +260,8 @@ def _pad_and_stack(path: Any, *arrays: np.ndarray) -> np.ndarray:
 def response_buckets(longest: int) -> tuple[int, ...]:
     """Lengths that responses are cut to before the update: what no response of a step reaches is not computed."""
     return ladder(min(16, longest), longest, 8)
+
+
+def insertion_buckets(most: int) -> tuple[int, ...]:
+    """Insertions of a response that an update makes room for: one, for most responses have no more, or the cap."""
+    return tuple(sorted({min(1, most), most}))

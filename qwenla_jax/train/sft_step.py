@@ -1,22 +1,24 @@
-"""Supervised training on responses: the cold start (paper, section 3, stage 1)."""
+"""Supervised training on responses: the cold start, and with the pictures put in again (paper, stages 1 and 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
-from qwenla_jax.train.logprobs import token_logprobs
+from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, forced_tokens
+from qwenla_jax.train.logprobs import response_logprobs, response_selection, token_logprobs
 from qwenla_jax.train.optimizer import stop_frozen
 from qwenla_jax.train.state import TrainState, apply_gradients, as_float32
-from qwenla_jax.types import TokenBatch, VisionBatch
+from qwenla_jax.types import PromptBatch, ResponseBatch, TokenBatch, VisionBatch
 
 Rules = Sequence[tuple[str, str]]
 TRAIN_ALL: Rules = ((".*", "train"),)
-Step = Callable[[TrainState, VisionBatch, TokenBatch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def sft_loss(
@@ -34,27 +36,67 @@ def sft_loss(
     return -jnp.sum(logp_BxT * weight_BxT), jnp.sum(jnp.exp(logp_BxT) * weight_BxT)
 
 
-def make_sft_step(model: QwenVL, optimizer: optax.GradientTransformation, trainable: Rules = TRAIN_ALL) -> Step:
+def look_sft_loss(
+    model: QwenVL,
+    params: Params,
+    vision: VisionBatch,
+    prompts: PromptBatch,
+    responses: ResponseBatch,
+    bias_V: jax.Array,
+    look: LookOptions,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """`sft_loss` with the pictures in the responses again (paper, section Visual re-attention, stage 4).
+
+    Inserted tokens carry no loss. What ROUTE keeps is computed under the given responses and the current parameters.
+
+    Returns:
+      three float32 scalars: the sum of -log p over the responses' tokens, and the sum of p and their number.
+    """
+    ids_BxR, length_B = responses.ids_BxR, responses.length_B
+    kept_BxExX = response_selection(
+        model, params, vision, prompts, ids_BxR, length_B, look, responses.insertion_BxE.shape[1]
+    )
+    logp_BxR, _ = response_logprobs(
+        model, params, vision, prompts, ids_BxR, bias_V, 1.0, look, length_B, kept_BxExX
+    )
+    mask_BxR = (jnp.arange(ids_BxR.shape[1]) < length_B[:, None]) & ~forced_tokens(look, prompts, ids_BxR, length_B)
+    logp_BxR = jnp.where(mask_BxR, logp_BxR, 0.0)
+    return -jnp.sum(logp_BxR), (jnp.sum(jnp.exp(logp_BxR) * mask_BxR), jnp.sum(mask_BxR, dtype=jnp.float32))
+
+
+def make_sft_step(
+    model: QwenVL,
+    optimizer: optax.GradientTransformation,
+    trainable: Rules = TRAIN_ALL,
+    look: LookOptions = TEXT_ONLY,
+) -> Step:
     """The update, to be jitted with the run's layouts.
 
     The batch comes in A parts (leading axis A on every array), worked through one after the other; the sum of losses is
     divided by the loss weight of the whole batch, so the gradient does not depend on A. `trainable` are the rules of
-    `config.optim.trainable`.
+    `config.optim.trainable`. The batch is (VisionBatch, TokenBatch), or where `look` puts anything in (VisionBatch,
+    PromptBatch, ResponseBatch).
     """
 
-    def step(
-        state: TrainState, vision: VisionBatch, tokens: TokenBatch, bias_V: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        weight = jnp.maximum(tokens.loss_BxT[:, :, 1:].sum(), 1.0)
+    def step(state: TrainState, *args: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        *batch, bias_V = args
 
-        def part(batch: tuple[VisionBatch, TokenBatch]):
-            loss = lambda params: sft_loss(model, stop_frozen(params, trainable), *batch, bias_V)  # noqa: E731
-            (nll, prob), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-            return grads, {"loss": nll, "mean_token_probability": prob}
+        def part(batch: tuple[Any, ...]):
+            def loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+                params = stop_frozen(params, trainable)
+                if look.inserts:
+                    return look_sft_loss(model, params, *batch, bias_V, look)
+                nll, prob = sft_loss(model, params, *batch, bias_V)
+                return nll, (prob, batch[1].loss_BxT[:, 1:].sum())
 
-        grads, sums = accumulate(part, (vision, tokens))
+            (nll, (prob, weight)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            return grads, {"loss": nll, "mean_token_probability": prob, "num_tokens": weight}
+
+        grads, sums = accumulate(part, tuple(batch))
+        weight = jnp.maximum(sums["num_tokens"], 1.0)
         state, metrics = apply_gradients(state, jax.tree.map(lambda g: g / weight, grads), optimizer)
-        return state, metrics | {name: value / weight for name, value in sums.items()} | {"num_tokens": weight}
+        means = {name: value / weight for name, value in sums.items()}
+        return state, metrics | means | {"num_tokens": sums["num_tokens"]}
 
     return step
 

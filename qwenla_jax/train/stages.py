@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import optax
 
-from qwenla_jax.data.collate import collate_prompts, collate_sft
+from qwenla_jax.data.collate import collate_sft
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train.brpo_step import Judged, make_brpo_step
 from qwenla_jax.train.completions import Completion, write_completions
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.rollout import Verdicts, judge, reward_settings
-from qwenla_jax.train.runtime import Runtime, response_buckets
+from qwenla_jax.train.runtime import Runtime, insertion_buckets, response_buckets
 from qwenla_jax.train.sft_step import make_sft_step
 from qwenla_jax.train.sharding import batch_sharding, replicated
 from qwenla_jax.train.state import TrainState
@@ -60,23 +60,26 @@ class SftStage:
     ) -> None:
         options = runtime.options
         rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
+        look = runtime.look()
+        collate = runtime.collate_responses if look.inserts else collate_sft
+        batch = (rows,) * (3 if look.inserts else 2)
         self._runtime = runtime
         self._step = jax.jit(
-            make_sft_step(runtime.model, optimizer, options.optim.trainable),
-            in_shardings=(layouts, rows, rows, whole),
+            make_sft_step(runtime.model, optimizer, options.optim.trainable, look),
+            in_shardings=(layouts, *batch, whole),
             out_shardings=(layouts, whole),
             donate_argnums=0,
         )
         self._rate = schedule(options.optim, options.steps)
-        self._batches = runtime.batches(source, collate_sft, True, first_step)
+        self._batches = runtime.batches(source, collate, True, first_step)
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One update; dispatch only, nothing is waited for but the data."""
         begin = time.perf_counter()
-        (vision, tokens), _ = next(self._batches)
+        batch, _ = next(self._batches)
         waited = time.perf_counter() - begin
         with self._runtime.context():
-            state, metrics = self._step(state, vision, tokens, self._runtime.bias_V)
+            state, metrics = self._step(state, *batch, self._runtime.bias_V)
         return state, metrics | {"learning_rate": float(self._rate(step)), "timing_s/data": waited}
 
     def show(self, workdir: Path, step: int) -> None:
@@ -100,7 +103,7 @@ class BrpoStage:
         self._runtime = runtime
         self._reference = reference
         self._step = jax.jit(
-            make_brpo_step(runtime.model, optimizer, options.brpo, options.optim.trainable),
+            make_brpo_step(runtime.model, optimizer, options.brpo, options.optim.trainable, runtime.look()),
             in_shardings=(layouts, runtime.layouts if options.brpo.beta else None, rows, rows, rows, whole),
             out_shardings=(layouts, whole),
             donate_argnums=0,
@@ -111,7 +114,7 @@ class BrpoStage:
         self._rate = schedule(options.optim, options.steps * options.brpo.inner_updates)
         self._settings = reward_settings(options.rewards)
         self._lengths = response_buckets(options.data.max_response_tokens)
-        self._batches: Iterator[Any] = runtime.batches(source, collate_prompts, False, first_step)
+        self._batches: Iterator[Any] = runtime.batches(source, runtime.collate_prompts, False, first_step)
         self._last: tuple[list[Any], Verdicts] | None = None
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -131,12 +134,17 @@ class BrpoStage:
         clock.append(time.perf_counter())
         self._last = records, verdicts
         longest = next(n for n in self._lengths if n >= verdicts.length_B.max())
+        inserted_B = np.concatenate([r.inserted_B for r in rollouts])
+        refused_B = np.concatenate([r.refused_B for r in rollouts])
+        looks = self._runtime.look().inserts
+        turns = next((n for n in insertion_buckets(rollouts[0].kept_BxExX.shape[1]) if n >= inserted_B.max()), 0)
         judged = Judged(
             ids_BxR=np.stack([r.ids_BxR[:, :longest] for r in rollouts]),
             logp_BxR=np.stack([r.logp_BxR[:, :longest] for r in rollouts]),
             length_B=np.stack([r.length_B for r in rollouts]),
             advantage_B=verdicts.advantage_B.reshape(len(parts), rows),
             counted_B=np.ones((len(parts), rows), np.float32),
+            kept_BxExX=np.stack([r.kept_BxExX[:, :turns] for r in rollouts]) if looks else None,
         )
         with self._runtime.context():
             updates = []
@@ -153,6 +161,8 @@ class BrpoStage:
         rate = float(self._rate(step * options.inner_updates))
         own = verdicts.metrics(options.group_size)
         speed = {"perf/sampled_tokens_per_s": float(verdicts.length_B.sum()) / timing["timing_s/rollout"]}
+        if looks:
+            own |= {"reattention/inserted_mean": inserted_B.mean(), "reattention/refused_mean": refused_B.mean()}
         return state, own | metrics | timing | speed | {"learning_rate": rate}
 
     def show(self, workdir: Path, step: int) -> None:

@@ -24,7 +24,7 @@ BFLOAT16_DISTANCE, BFLOAT16_RATIO = 0.1, 2.0
 def _forward(model, params, vision, ids_BxT, pos_BxTx3, visual_BxT):
     visual_ZxD = model.apply({"params": params}, vision, method="encode")
     x = model.apply({"params": params}, ids_BxT, visual_BxT, visual_ZxD, method="embed")
-    hidden, _ = model.apply({"params": params}, x, pos_BxTx3, method="decode")
+    hidden = model.apply({"params": params}, x, pos_BxTx3, method="decode").hidden_BxTxD
     return visual_ZxD, logits_of(params, hidden)
 
 

@@ -139,13 +139,13 @@ def test_cache_in_pieces_is_the_full_pass():
     """Tokens fed one by one and in runs of different lengths a row give the hidden states of one pass."""
     net, params = model()
     vision, prompts = questions(2)
-    _, prefix = encode_prompts(net, params, vision, prompts)
+    _, prefix, _ = encode_prompts(net, params, vision, prompts)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, IMAGE, (2, 7)).astype(np.int32)
     apply = functools.partial(net.apply, {"params": params})
     x = apply(ids, None, None, method="embed")
     pos = text_positions(jnp.asarray(prompts.next_pos_Q), 7)
-    whole, _ = apply(x, pos, prefix, method="decode")
+    whole = apply(x, pos, prefix, method="decode").hidden_BxTxD
     cache = empty_cache(2, 2, 8, 2, 8, "float32")
     got = np.zeros(whole.shape, np.float32)
     fed = np.zeros(2, np.int32)
@@ -153,7 +153,7 @@ def test_cache_in_pieces_is_the_full_pass():
         longest = max(counts)
         index = np.minimum(fed[:, None] + np.arange(longest), 6)
         take = np.arange(2)[:, None], index
-        hidden, (k, v) = apply(x[take], pos[take], prefix, cache, method="decode")
+        hidden, (k, v), _ = apply(x[take], pos[take], prefix, cache, method="decode")
         cache = append(cache, KeyValues(k, v, jnp.asarray(counts, jnp.int32)))
         for row, count in enumerate(counts):
             got[row, fed[row] : fed[row] + count] = hidden[row, :count]

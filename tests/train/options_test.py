@@ -104,7 +104,7 @@ def test_unknown_key_names_the_nearest(key, nearest):
         ("stage", "rl", "config.stage: got 'rl', expected one of sft, brpo"),
         ("optim", 3, "config.optim: got 3, expected a group of settings"),
         ("optim__trainable", ((".*", "tune"),),
-         "config.optim.trainable: got 'tune' for '.*', expected 'train' or 'freeze'"),
+         "config.optim.trainable: got 'tune' for '.*', expected 'train', 'freeze' or 'tags'"),
         ("optim__accumulation", 3,
          "config.optim.accumulation: got 3, expected a divisor of config.data.batch_size (8)"),
         ("data__source", "nowhere.jsonl",

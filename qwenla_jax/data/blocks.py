@@ -1,0 +1,86 @@
+"""The pictures of a prompt as they stand in the sequence once more, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+POSITIONS = ("again", "original")
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How a picture is put into the sequence again (paper silent on both).
+
+    Attributes:
+      delimiters: whether `<|vision_start|>` and `<|vision_end|>` stand around each picture, as in the prompt.
+      positions: "again": the picture takes the next free positions, as if it were given a second time; "original": its
+        tokens keep the positions that they have in the prompt, and only the delimiters take new ones.
+
+    Raises:
+      ValueError: another word for `positions`.
+    """
+
+    delimiters: bool = True
+    positions: str = "again"
+
+    def __post_init__(self) -> None:
+        """Checks the choice."""
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions: got {self.positions!r}, expected one of {', '.join(POSITIONS)}")
+
+    def slots(self, pictures: int, tokens: int) -> int:
+        """Slots of so many pictures with `tokens` visual tokens each."""
+        return pictures * (tokens + 2 * self.delimiters)
+
+
+class Block(NamedTuple):
+    """One prompt's part of a `types.PictureBlock`, without padding."""
+
+    source_X: np.ndarray
+    pos_Xx3: np.ndarray
+    moves_X: np.ndarray
+    span: int
+
+
+def picture_block(
+    visual_T: np.ndarray, pos_Tx3: np.ndarray, grids: Sequence[tuple[int, int]], options: BlockOptions
+) -> Block:
+    """All pictures of a prompt, one after the other.
+
+    With p the next position, "again" gives `<|vision_start|>` p, visual token (i, j) (p+1, p+1+i, p+1+j), and
+    `<|vision_end|>` p+1+max(rows, cols): what Qwen2.5-VL's rule gives to a picture that is one more of the prompt.
+
+    Args:
+      visual_T: at least 0 where the prompt's token is a visual one; a delimiter stands on either side of each picture.
+      pos_Tx3: the prompt's positions.
+      grids: (rows, cols) of visual tokens of each picture, in the prompt's order.
+      options: see there.
+    """
+    at_M = np.flatnonzero(visual_T >= 0)
+    source, pos, moves = [], [], []
+    used = span = 0
+    edge = int(options.delimiters)
+    for rows, cols in grids:
+        at = at_M[used : used + rows * cols]
+        used += rows * cols
+        i, j = np.divmod(np.arange(rows * cols, dtype=np.int32), cols)
+        again = options.positions == "again"
+        inner = np.stack([0 * i, i, j], axis=1) + span + edge if again else pos_Tx3[at]
+        extent = max(rows, cols) if again else 0
+        if edge:
+            ends = np.array([[span] * 3, [span + 1 + extent] * 3], np.int32)
+            source += [at[:1] - 1, at, at[-1:] + 1]
+            pos += [ends[:1], inner, ends[1:]]
+            moves += [[1], [int(again)] * len(at), [1]]
+        else:
+            source, pos, moves = [*source, at], [*pos, inner], [*moves, [int(again)] * len(at)]
+        span += 2 * edge + extent
+
+    def join(parts: list, *tail: int) -> np.ndarray:
+        return np.concatenate([np.zeros((0, *tail)), *parts]).astype(np.int32)
+
+    return Block(join(source), join(pos, 3), join(moves), span)

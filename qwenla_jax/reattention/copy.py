@@ -1,0 +1,60 @@
+"""COPY: all visual tokens again, by a gather of the embeddings that the vision tower made once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qwenla_jax.types import PromptBatch
+
+
+@struct.dataclass
+class Inserted:
+    """The tokens of one insertion a row, Y slots.
+
+    Attributes:
+      ids_BxY: int32.
+      visual_BxY: int32, index into the flattened visual tokens, -1 at delimiters and in padding: what
+        `QwenVL.embed` gathers embeddings by.
+      pos_BxYx3: int32, M-RoPE positions.
+      bias_BxY: float32, 0, or `layers.HIDDEN` at a token that is put in and hidden.
+      length_B: int32, slots that are no padding.
+      next_pos_B: int32, the position of what follows.
+    """
+
+    ids_BxY: jax.Array
+    visual_BxY: jax.Array
+    pos_BxYx3: jax.Array
+    bias_BxY: jax.Array
+    length_B: jax.Array
+    next_pos_B: jax.Array
+
+
+def copy_slots(prompts: PromptBatch, question_B: jax.Array, slot_BxY: jax.Array, next_pos_B: jax.Array) -> Inserted:
+    """Repeats slots of the prompts' pictures.
+
+    Args:
+      prompts: with their `block`.
+      question_B: int32, each row's prompt.
+      slot_BxY: int32, slots of the block in their order, -1 in padding (behind the last).
+      next_pos_B: int32, the position at which the block begins.
+    """
+    block = prompts.block
+    assert block is not None
+    real_BxY = slot_BxY >= 0
+    slot_BxY = jnp.maximum(slot_BxY, 0)
+    of_block = lambda x: jnp.take_along_axis(jnp.take(x, question_B, axis=0), slot_BxY, axis=1)  # noqa: E731
+    source_BxY = of_block(block.source_QxX)
+    of_prompt = lambda x: jnp.take_along_axis(jnp.take(x, question_B, axis=0), source_BxY, axis=1)  # noqa: E731
+    base_BxY = of_block(block.moves_QxX) * next_pos_B[:, None]
+    pos_QxXx3 = jnp.asarray(block.pos_QxXx3)
+    pos_BxYx3 = jnp.stack([of_block(pos_QxXx3[..., axis]) + base_BxY for axis in range(3)], axis=-1)
+    return Inserted(
+        ids_BxY=of_prompt(prompts.ids_QxP),
+        visual_BxY=jnp.where(real_BxY, of_prompt(prompts.visual_QxP), -1),
+        pos_BxYx3=pos_BxYx3,
+        bias_BxY=jnp.zeros(slot_BxY.shape, jnp.float32),
+        length_B=real_BxY.sum(1, dtype=jnp.int32),
+        next_pos_B=next_pos_B + jnp.take(block.span_Q, question_B),
+    )

@@ -14,8 +14,8 @@ from qwenla_jax.train.options import (
     OptimOptions,
     RewardOptions,
     RunOptions,
-    to_config_dict,
 )
+from qwenla_jax.train.schema import to_config_dict
 
 
 def _tiny() -> RunOptions:

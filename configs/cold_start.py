@@ -13,8 +13,8 @@ from qwenla_jax.train.options import (
     LogOptions,
     OptimOptions,
     RunOptions,
-    to_config_dict,
 )
+from qwenla_jax.train.schema import to_config_dict
 
 
 def _tiny() -> RunOptions:

@@ -34,9 +34,9 @@ from qwenla_jax.train.options import (
     RewardOptions,
     RunOptions,
     from_config_dict,
-    to_dict,
 )
 from qwenla_jax.train.runtime import build, make_run_source
+from qwenla_jax.train.schema import to_dict
 from qwenla_jax.train.stages import BrpoStage, make_reference
 
 PHASES = ("data", "rollout", "reward", "update")

@@ -8,7 +8,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qwenla_jax.train.options import ConfigError, check_command_line, describe, from_config_dict
+from qwenla_jax.train.options import RunOptions, from_config_dict
+from qwenla_jax.train.schema import ConfigError, check_command_line, describe
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
@@ -42,12 +43,12 @@ def config_file(argv: list[str]) -> str | None:
 
 if __name__ == "__main__":
     if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
-        print(__doc__, describe(), sep="\n")
+        print(__doc__, describe(RunOptions()), sep="\n")
     path = config_file(sys.argv[1:])
     if path is not None and not Path(path).is_file():
         sys.exit(f"--config: there is no file {path!r}; expected configs/STAGE.py or configs/STAGE.py:PRESET")
     try:
-        check_command_line(sys.argv[1:])
+        check_command_line(sys.argv[1:], RunOptions)
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
     flags.mark_flag_as_required("config")

@@ -17,17 +17,19 @@ import numpy as np
 from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
 
 KINDS: tuple[str, ...] = ("count", "existence", "attribute", "subtract", "compare")
+STYLES: tuple[str, ...] = ("structured", "plain")
+DESCRIBE = "Describe the picture."
 Objects = Sequence[SceneObject]
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneQuestion:
-    """A question with its answer and a response in the paper's format.
+    """A question with its answer and a response.
 
     Attributes:
-      kind: one of KINDS.
-      question, answer: text; the answer is a number in digits, yes or no, or one word.
-      response: all four sections, and perhaps one reflection.
+      kind: one of KINDS, or "describe".
+      question, answer: text; the answer is a number in digits, yes or no, or one word; a caption for "describe".
+      response: all four sections, and perhaps one reflection; in plain style the bare answer.
       reasoning_right: False where the reasoning is wrong and the reflection corrects it.
     """
 
@@ -48,8 +50,19 @@ class _Draft:
     check: str  # what a reflection goes through, up to its verdict
 
 
+def caption_of(scene: Scene) -> str:
+    """All objects in their canonical order."""
+    return ", ".join(map(str, scene.in_order()))
+
+
 def ask(
-    scene: Scene, seed: int, split: int, index: int, reflection_share: float = 0.5, correction_share: float = 0.3
+    scene: Scene,
+    seed: int,
+    split: int,
+    index: int,
+    reflection_share: float = 0.5,
+    correction_share: float = 0.3,
+    style: str = "structured",
 ) -> SceneQuestion:
     """The question of a scene.
 
@@ -58,6 +71,8 @@ def ask(
       seed, split, index: as there; question and response are drawn from them.
       reflection_share: share of the responses that hold a reflection.
       correction_share: share of those reflections that correct a wrong reasoning.
+      style: "structured": the paper's format; "plain": the bare answer, and for every other scene a request to
+        describe it, with its caption as the answer: what a model knows before it learns the format.
     """
     rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
     things = scene.in_order()
@@ -67,9 +82,13 @@ def ask(
         kind, draft = "count", _count(things, rng)
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
+    if style == "plain":
+        if index % 2:
+            return SceneQuestion("describe", DESCRIBE, caption_of(scene), caption_of(scene), True)
+        return SceneQuestion(kind, draft.question, draft.answer, draft.answer, True)
     sections = [
         ("SUMMARY", draft.summary),
-        ("CAPTION", ", ".join(map(str, things))),
+        ("CAPTION", caption_of(scene)),
         ("REASONING", f"{draft.glance}: {draft.wrong if reflects and corrects else draft.answer}"),
         *([("REFLECTION", f"look again: {draft.check}: {draft.answer}")] if reflects else []),
         ("CONCLUSION", draft.answer),

@@ -54,9 +54,10 @@ class SceneSource:
         size: int | None = None,
         reflection_share: float = 0.5,
         correction_share: float = 0.3,
+        style: str = "structured",
     ) -> None:
         self._seed, self._split, self._size = seed, split, size or SCENES
-        self._shares = reflection_share, correction_share
+        self._written = reflection_share, correction_share, style
 
     def __len__(self) -> int:
         return self._size
@@ -64,7 +65,7 @@ class SceneSource:
     def __getitem__(self, index: int) -> Record:
         number = _SPLIT_NUMBER[self._split]
         scene = make_scene(self._seed, number, index)
-        asked = ask(scene, self._seed, number, index, *self._shares)
+        asked = ask(scene, self._seed, number, index, *self._written)
         name = f"scene-{self._seed}-{self._split}-{index}"
         return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
 
@@ -244,6 +245,7 @@ def make_source(
     size: int | None = None,
     reflection_share: float = 0.5,
     correction_share: float = 0.3,
+    style: str = "structured",
     whole: bool = False,
 ) -> Source:
     """The source that a config names: "scenes", "easy_vqa", or the path of a JSONL file.
@@ -253,11 +255,11 @@ def make_source(
       split: which part of it.
       seed: of drawn scenes, and of the order of easy-VQA.
       size: at most so many records.
-      reflection_share, correction_share: see `scene_questions.ask`.
+      reflection_share, correction_share, style: see `scene_questions.ask`; the style is that of scenes alone.
       whole: see `JsonlSource`.
     """
     if name == "scenes":
-        return SceneSource(seed, split, size, reflection_share, correction_share)
+        return SceneSource(seed, split, size, reflection_share, correction_share, style)
     if name == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     return JsonlSource(name, split, size, whole)

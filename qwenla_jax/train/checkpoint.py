@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from qwenla_jax.train.options import RunOptions, to_dict
+from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.schema import to_dict
 
 CHECKPOINT_FOLDER = "checkpoints"
 

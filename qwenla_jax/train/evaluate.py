@@ -27,6 +27,8 @@ class Evaluation:
       right: whether the conclusion was the right answer.
       well_formed: whether the response kept the format.
       lengths: tokens of the responses, stop token included.
+      responses: the texts.
+      inserted, refused: times that a response looked at its pictures again, and that it would have but for the cap.
     """
 
     ids: list[str]
@@ -34,6 +36,9 @@ class Evaluation:
     right: list[bool]
     well_formed: list[bool]
     lengths: list[int]
+    responses: list[str]
+    inserted: list[int]
+    refused: list[int]
 
     @property
     def accuracy(self) -> Interval:
@@ -58,6 +63,7 @@ class Evaluation:
             "eval/format": float(np.mean(self.well_formed)),
             "eval/completions/mean_length": float(np.mean(self.lengths)),
             "eval/size": float(len(self.right)),
+            "eval/reattention/inserted_mean": float(np.mean(self.inserted)),
             **found,
         }
 
@@ -88,17 +94,22 @@ def evaluate(runtime: Runtime, sampler: Sampler, params: Params, source: RecordS
     buckets = runtime.buckets(rows)
     to_example = runtime.example(with_response=False)
     total = min(size, len(source))
-    out = Evaluation([], [], [], [], [])
+    out = Evaluation([], [], [], [], [], [], [], [])
     for start in range(0, total, rows):
         examples = [to_example(source[i]) for i in range(start, min(start + rows, total))]
         vision, prompts = runtime.collate_prompts(examples, buckets, rows)
         rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
-        lengths = np.asarray(rollout.length_B)
+        counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.refused_B], axis=1).tolist()
         # Rows behind the last example only fill the batch.
-        for example, text, length in zip(examples, texts_of(rollout, runtime.tokenizer), lengths, strict=False):
+        for example, text, (length, inserted, refused) in zip(
+            examples, texts_of(rollout, runtime.tokenizer), counts, strict=False
+        ):
             out.ids.append(example.record.id)
             out.kinds.append(example.record.kind)
             out.right.append(accuracy_reward(text, example.record.answer) == 1.0)
             out.well_formed.append(format_reward(text) == 1.0)
-            out.lengths.append(int(length))
+            out.lengths.append(length)
+            out.responses.append(text)
+            out.inserted.append(inserted)
+            out.refused.append(refused)
     return out

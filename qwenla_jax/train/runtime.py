@@ -181,6 +181,7 @@ def make_run_source(options: RunOptions, split: Split) -> RecordSource:
         size=data.size if split != "held_out" else None,
         reflection_share=data.reflection_share,
         correction_share=data.correction_share,
+        style=data.response_style if split == "cold_start" else "structured",
         whole=data.eval_source is not None,
     )
 

@@ -48,4 +48,4 @@ def apply_gradients(
     """One update. Returns the new state and the gradient's global norm before clipping."""
     updates, opt_state = optimizer.update(as_float32(grads), state.opt_state, as_float32(state.params))
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), {"grad_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), {"grad_norm": optax.tree.norm(grads)}

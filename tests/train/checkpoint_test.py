@@ -13,7 +13,8 @@ import pytest
 from flax import struct
 
 from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints, abstract, config_differences, versions
-from qwenla_jax.train.options import CheckpointOptions, LogOptions, OptimOptions, RunOptions, to_dict
+from qwenla_jax.train.options import CheckpointOptions, LogOptions, OptimOptions, RunOptions
+from qwenla_jax.train.schema import to_dict
 
 
 @struct.dataclass

@@ -17,6 +17,9 @@ def test_counts_by_hand(tmp_path):
         right=[True, False, True, True],
         well_formed=[True, True, True, False],
         lengths=[4, 6, 8, 2],
+        responses=["a", "b", "c", "d"],
+        inserted=[1, 0, 2, 0],
+        refused=[0, 0, 1, 0],
     )
     metrics = result.metrics()
     assert metrics["eval/accuracy"] == 0.75 and metrics["eval/accuracy/count"] == pytest.approx(2 / 3)

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 from ml_collections import config_dict
 
-from qwenla_jax.train.options import (
+from qwenla_jax.train.options import OptimOptions, RunOptions, from_config_dict
+from qwenla_jax.train.schema import (
     ConfigError,
-    OptimOptions,
-    RunOptions,
     check_command_line,
     describe,
-    from_config_dict,
     leaves,
     to_config_dict,
     to_dict,
@@ -24,6 +22,7 @@ from qwenla_jax.train.options import (
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("brpo", "cold_start")
+STAGE_4 = ("sft_copy", "sft_route")
 
 
 def get_config(name, *preset):
@@ -140,7 +139,7 @@ def test_a_whole_number_and_no_limit_are_good_floats():
     assert options.optim.clip_norm is None and options.data.system is None
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS + STAGE_4)
 def test_large_presets_need_a_checkpoint_and_questions(name, checkpoint):
     config = get_config(name, "7b")
     with pytest.raises(ConfigError) as error:
@@ -177,9 +176,31 @@ def test_brpo_7b_carries_the_papers_settings():
     assert o.data.max_prompt_tokens + o.data.max_response_tokens == 8192
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_presets(name):
-    assert from_config_dict(get_config(name)).preset == "tiny"
+@pytest.mark.parametrize("name", STAGE_4)
+def test_stage_4_carries_the_papers_settings(name):
+    o = get_config(name, "7b")
+    assert (o.optim.learning_rate, o.optim.b1, o.optim.b2, o.optim.eps, o.optim.warmup_ratio) == (
+        1e-5,
+        0.9,
+        0.999,
+        1e-8,
+        0.01,
+    )
+    assert (o.data.batch_size, o.optim.accumulation, o.data.max_pixels) == (64, 8, 262_144)
+    assert o.steps == 13 * 40_000 // o.data.batch_size
+    assert o.optim.trainable == get_config(name).optim.trainable
+    assert [mode for _, mode in o.optim.trainable] == ["freeze", "tags", "train"]
+    assert (o.reattention.mode, o.reattention.share) == (name.removeprefix("sft_"), 0.5)
+
+
+@pytest.mark.parametrize("name", CONFIGS + STAGE_4)
+def test_presets(name, checkpoint):
+    config = get_config(name)
+    if name in STAGE_4:
+        with pytest.raises(ConfigError, match="tiny preset needs --config.init_from"):
+            from_config_dict(config)
+        config.init_from, config.data.source = str(checkpoint), "scenes"
+    assert from_config_dict(config).preset == "tiny"
     assert {get_config(name, preset).preset for preset in ("3b", "32b", "72b")} == {"3b", "32b", "72b"}
     with pytest.raises(ValueError, match="'9b'; valid: tiny, 3b, 7b, 32b, 72b"):
         get_config(name, "9b")
@@ -189,13 +210,13 @@ SCRIPT = """
 import sys
 from absl import app
 from ml_collections import config_flags
-from qwenla_jax.train import options
+from qwenla_jax.train import options, schema
 config = config_flags.DEFINE_config_file("config")
 def main(argv):
     import json
-    print(json.dumps(options.to_dict(options.from_config_dict(config.value))))
+    print(json.dumps(schema.to_dict(options.from_config_dict(config.value))))
     assert not {"jax", "flax", "numpy"} & set(sys.modules)
-options.check_command_line(sys.argv[1:])
+schema.check_command_line(sys.argv[1:], options.RunOptions)
 app.run(main)
 """
 
@@ -217,10 +238,12 @@ def test_through_config_flags_from_the_repository_root():
 
 
 def test_command_line_is_refused_before_the_flags_are_parsed():
-    check_command_line(["--config=x.py", "--config.seed=3", "--config.seed", "3", "--other.key=1", "--workdir=/x"])
-    check_command_line(["--", "--config.nothing=1"])
+    right = ["--config=x.py", "--config.seed=3", "--config.seed", "3", "--other.key=1", "--workdir=/x"]
+    check_command_line(right, RunOptions)
+    check_command_line(["--", "--config.nothing=1"], RunOptions)
     with pytest.raises(ConfigError) as error:
-        check_command_line(["--config.optim.lr=1", "-config.steps=1e3", "--noconfig.zzz", "--config.seed=5"])
+        wrong = ["--config.optim.lr=1", "-config.steps=1e3", "--noconfig.zzz", "--config.seed=5"]
+        check_command_line(wrong, RunOptions)
     assert str(error.value).splitlines() == [
         "config.optim.lr: there is no such key; did you mean config.optim.learning_rate?",
         "config.steps: got '1e3', expected int",
@@ -229,8 +252,8 @@ def test_command_line_is_refused_before_the_flags_are_parsed():
 
 
 def test_help_names_every_key_with_its_default():
-    text = describe()
-    for leaf in leaves():
+    text = describe(RunOptions())
+    for leaf in leaves(RunOptions):
         assert f"--config.{leaf.key}  (" in text
         assert leaf.field.metadata["help"] in text
     assert "--config.optim.learning_rate  (float, 0.0002)" in text

@@ -1,0 +1,69 @@
+"""Samples answers and verifies them: python launch/distill.py --config=configs/distill.py --workdir=DIR
+
+What is found in DIR is gone on with. Questions for which no answer was accepted are in DIR/queue.jsonl: a person fills
+in `response`, and `python launch/distill.py --workdir=DIR --take_back=queue.jsonl` adds them to DIR/accepted.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from qwenla_jax.distill.options import DistillOptions, from_config_dict
+from qwenla_jax.distill.take_back import correct
+from qwenla_jax.train.schema import ConfigError, check_command_line, describe
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/distill.py or configs/distill.py:PRESET")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
+_TAKE_BACK = flags.DEFINE_string("take_back", None, "a corrected queue, in the workdir or from here; samples nothing")
+
+
+def main(argv: list[str]) -> None:
+    """Checks everything that can be checked cheaply, then runs."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    workdir = Path(_WORKDIR.value or Path("runs") / "distill").absolute()
+    if _TAKE_BACK.value is not None:
+        if _CONFIG.value is not None:
+            sys.exit("--take_back goes by the settings in the workdir; leave --config out")
+        try:
+            sys.exit(1 if correct(workdir, _TAKE_BACK.value) else 0)
+        except (ValueError, OSError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+    if _CONFIG.value is None:
+        sys.exit("--config is missing; expected --config=configs/distill.py or configs/distill.py:PRESET")
+    try:
+        options = from_config_dict(_CONFIG.value)
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    from qwenla_jax.distill.run import run  # after the check: a wrong key is refused before jax starts
+    from qwenla_jax.train.loop import Refused
+
+    try:
+        run(options, workdir)
+    except Refused as error:
+        sys.exit(str(error))
+
+
+def config_file(argv: list[str]) -> str | None:
+    """The path part of --config=PATH:PRESET, None where it is not given that way."""
+    for arg in argv:
+        if arg.startswith(("--config=", "-config=")):
+            return arg.partition("=")[2].partition(":")[0]
+    return None
+
+
+if __name__ == "__main__":
+    if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
+        print(__doc__, describe(DistillOptions()), sep="\n")
+    path = config_file(sys.argv[1:])
+    if path is not None and not Path(path).is_file():
+        sys.exit(f"--config: there is no file {path!r}; expected configs/distill.py or configs/distill.py:PRESET")
+    try:
+        check_command_line(sys.argv[1:], DistillOptions)
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    app.run(main)

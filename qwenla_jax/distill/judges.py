@@ -1,0 +1,304 @@
+"""External judges behind an OpenAI-compatible endpoint: asking, what it costs, and remembering what was said.
+
+Paper, the pipeline: 4 models judge each answer. Paper silent, ours: what they are asked, and that they see the picture,
+the question, the right answer and the response.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qwenla_jax.distill.options import JudgeOptions
+from qwenla_jax.distill.store import Row, append, mend, read_rows
+from qwenla_jax.distill.verify import Vote
+
+_INSTRUCTION = """You check an answer that a model gave to a question about the picture.
+
+Question: {question}
+Right answer: {answer}
+
+The model's answer:
+{text}
+
+The answer is correct only if its conclusion is the right answer, and what it says of the picture and its reasoning are
+true. Think about it briefly, then end with one line, either "VERDICT: CORRECT" or "VERDICT: INCORRECT"."""
+
+_VERDICT = re.compile(r"\bVERDICT\W+(CORRECT|INCORRECT)\b", re.IGNORECASE)
+_BARE = re.compile(r"\W*(CORRECT|INCORRECT)\W*", re.IGNORECASE)
+_PASSING = (408, 409, 425, 429)  # and 5xx: the same request may succeed later
+_HOPELESS = (401, 403, 404)  # wrong key, address or model: every further request would fail too
+_GIVE_UP_AFTER = 20  # answers in a row to which no judge could be asked
+_LONGEST_PAUSE = 60.0  # seconds
+_LARGEST_REPLY = 4 << 20  # bytes
+
+
+class JudgeLog:
+    """What judges said and what it cost: a log in the run's folder, so that nothing is asked, or paid, twice.
+
+    A failure is logged for its cost and its reason; the next run asks again. Safe to use from several threads.
+
+    Attributes:
+      requests: sent so far, retries included.
+      prompt_tokens, completion_tokens: as the endpoint reported them.
+      without_usage: replies for which it reported none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        mend(path)
+        self._path = path
+        self._lock = threading.Lock()
+        self._votes: dict[str, Vote] = {}
+        self._failed: dict[str, str] = {}
+        self.requests = self.prompt_tokens = self.completion_tokens = self.without_usage = 0
+        for _, row in read_rows(path):
+            self._take(row)
+
+    def _take(self, row: Row) -> None:
+        self.requests += row["requests"]
+        if "error" in row:
+            if not row["pending"]:
+                self._failed[row["key"]] = row["error"]
+            return
+        self._failed.pop(row["key"], None)
+        self._votes[row["key"]] = Vote(row["vote"])
+        self.prompt_tokens += row["prompt_tokens"] or 0
+        self.completion_tokens += row["completion_tokens"] or 0
+        self.without_usage += row["prompt_tokens"] is None
+
+    def add(self, row: Row) -> None:
+        """Logs a reply or a failure."""
+        with self._lock:
+            append(self._path, [row])
+            self._take(row)
+
+    def vote(self, key: str) -> Vote | None:
+        """The vote of a request that was answered, None where there is none."""
+        return self._votes.get(key)
+
+    def failure(self, key: str) -> str | None:
+        """Why a request failed the last time it was sent, None where it did not."""
+        return self._failed.get(key)
+
+    def said(self, key: str) -> Vote:
+        """The vote as it counts without asking anybody: a failure abstains, what was never asked is pending."""
+        return self._votes.get(key) or (Vote.ABSTAIN if key in self._failed else Vote.PENDING)
+
+    def cost(self, options: JudgeOptions) -> float:
+        """In the unit of the options' prices."""
+        return (self.prompt_tokens * options.price_prompt + self.completion_tokens * options.price_completion) / 1e6
+
+
+def request_key(options: JudgeOptions, model: str, row: Row) -> str:
+    """Names a request within a run's folder: the same judge, settings, question and answer have the same key."""
+    parts = [model, options.temperature, options.max_reply_tokens, options.max_side, _INSTRUCTION]
+    parts += [row[name] for name in ("image", "question", "answer", "text")]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+
+
+def read_verdict(reply: str) -> Vote:
+    """The verdict in a reply: the last in the form asked for, or the bare word; without one the judge abstains."""
+    found = _VERDICT.findall(reply)
+    bare = _BARE.fullmatch(reply)
+    if not found and not bare:
+        return Vote.ABSTAIN
+    word = found[-1] if found else bare[1]  # type: ignore[index]
+    return Vote(word.lower())
+
+
+def picture_url(path: Path, max_side: int) -> str:
+    """The picture as a data URL of a PNG whose longer side is at most `max_side` pixels."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    image.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def request_body(options: JudgeOptions, model: str, row: Row, picture: str) -> dict[str, Any]:
+    """The JSON that is sent: one user turn with the picture and the instruction."""
+    text = _INSTRUCTION.format(**{name: row[name] for name in ("question", "answer", "text")})
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": content}]}
+    if options.temperature is not None:
+        body["temperature"] = options.temperature
+    if options.max_reply_tokens is not None:
+        body["max_tokens"] = options.max_reply_tokens
+    return body
+
+
+class _Failed(Exception):
+    """A request came to nothing; `again` says whether it may succeed later, `pause` how long the endpoint wants."""
+
+    def __init__(self, message: str, again: bool, hopeless: bool = False, pause: float = 0.0) -> None:
+        super().__init__(message)
+        self.again, self.hopeless, self.pause = again, hopeless, pause
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: urllib would send the API key along to wherever it is sent."""
+        return None
+
+
+class Judges:
+    """Asks, within the limits of the options.
+
+    Args:
+      options: endpoint, models and limits.
+      log: what was said before.
+      workdir: folder that the rows' image paths are relative to.
+      api_key: sent as a bearer token; None: not sent.
+      sleep: waits some seconds between two attempts.
+    """
+
+    def __init__(
+        self,
+        options: JudgeOptions,
+        log: JudgeLog,
+        workdir: Path,
+        api_key: str | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._options, self._log, self._workdir, self._sleep = options, log, workdir, sleep
+        self._headers = {"Content-Type": "application/json", "User-Agent": "qwenla_jax"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._url = (options.base_url or "").rstrip("/") + "/chat/completions"
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._lock = threading.Lock()
+        self._unlogged = 0  # requests sent whose outcome is not in the log yet
+        self._failures_in_a_row = 0
+        self.stopped: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Asks nothing more from now on; the first reason stays."""
+        with self._lock:
+            self.stopped = self.stopped or reason
+
+    def votes(self, row: Row) -> tuple[Vote, ...]:
+        """The votes on one answer, a row of the log of samples, in the order of the models."""
+        picture = ""
+        votes = []
+        for model in self._options.models:
+            key = request_key(self._options, model, row)
+            vote = self._log.vote(key)
+            if vote is None and self.stopped is None:
+                picture = picture or picture_url(self._workdir / row["image"], self._options.max_side)
+                self._ask(model, key, row, picture)
+            votes.append(self._log.said(key))
+        return tuple(votes)
+
+    def _ask(self, model: str, key: str, row: Row, picture: str) -> None:
+        """Asks one judge, retrying, and logs how it came out; nothing is logged where no request was sent."""
+        body = json.dumps(request_body(self._options, model, row, picture)).encode()
+        about = {"key": key, "id": row["id"], "sample": row["sample"], "model": model}
+        sent, error = 0, ""
+        for attempt in range(self._options.retries + 1):
+            if not self._may_send():
+                break
+            sent += 1
+            try:
+                reply, usage = self._send(body)
+            except _Failed as failed:
+                error = str(failed)
+                if failed.hopeless:
+                    self.stop(f"{self._url} does not serve {model}: {error}")
+                if not failed.again or attempt == self._options.retries:
+                    break
+                self._sleep(min(max(self._options.backoff_s * 2**attempt, failed.pause), _LONGEST_PAUSE))
+                continue
+            self._finish(about | {"vote": read_verdict(reply), "reply": reply, "requests": sent, **usage}, sent)
+            return
+        if sent:
+            # Where judging stops the judge has not failed: it still has to be asked.
+            self._finish(about | {"error": error, "requests": sent, "pending": self.stopped is not None}, sent)
+
+    def _may_send(self) -> bool:
+        """Counts one more request against the limits, unless one of them is reached."""
+        with self._lock:
+            if self.stopped is not None:
+                return False
+            limit, most = self._options.max_requests, self._options.max_cost
+            if limit is not None and self._log.requests + self._unlogged >= limit:
+                self.stopped = f"config.judges.max_requests: {limit} requests are made"
+            elif most is not None and self._log.cost(self._options) >= most:
+                self.stopped = f"config.judges.max_cost: {self._log.cost(self._options):.4g} of {most:.4g} are spent"
+            else:
+                self._unlogged += 1
+                return True
+            return False
+
+    def _finish(self, row: Row, sent: int) -> None:
+        with self._lock:
+            self._log.add(row)
+            self._unlogged -= sent
+            self._failures_in_a_row = self._failures_in_a_row + 1 if "error" in row else 0
+            if self._failures_in_a_row >= _GIVE_UP_AFTER and self.stopped is None:
+                self.stopped = f"{_GIVE_UP_AFTER} requests in a row failed, the last with: {row['error']}"
+
+    def _send(self, body: bytes) -> tuple[str, dict[str, int | None]]:
+        """One request: the reply's text, and its tokens."""
+        request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
+        deadline = time.monotonic() + self._options.timeout_s
+        try:
+            with self._opener.open(request, timeout=self._options.timeout_s) as response:
+                raw = b""
+                while part := response.read1(1 << 16):
+                    raw += part
+                    # The socket's own timeout starts anew with every part.
+                    if time.monotonic() > deadline:
+                        raise _Failed(f"no whole reply within {self._options.timeout_s:g} s", again=True)
+                    if len(raw) > _LARGEST_REPLY:
+                        raise _Failed(f"a reply of more than {_LARGEST_REPLY} bytes", again=False)
+        except urllib.error.HTTPError as error:
+            with error:
+                told = " ".join(error.read(400).decode("utf-8", "replace").split())
+            again = error.code in _PASSING or error.code >= 500
+            raise _Failed(
+                f"HTTP {error.code}: {told[:200]}", again, error.code in _HOPELESS, _seconds(error.headers)
+            ) from error
+        except TimeoutError as error:
+            raise _Failed(f"no reply within {self._options.timeout_s:g} s", again=True) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Failed(f"{type(error).__name__}: {error}", again=True) from error
+        return _content(raw)
+
+
+def _seconds(headers: Any) -> float:
+    """What `Retry-After` asks for; 0 where it is absent or a date."""
+    value = headers.get("Retry-After", "") if headers is not None else ""
+    return float(value) if re.fullmatch(r"[0-9]{1,6}", value) else 0.0
+
+
+def _content(raw: bytes) -> tuple[str, dict[str, int | None]]:
+    """Text and tokens of a chat completion."""
+    try:
+        reply = json.loads(raw)
+        text = reply["choices"][0]["message"]["content"]
+        if isinstance(text, list):  # some servers send parts
+            text = "".join(part.get("text", "") for part in text)
+        usage = reply.get("usage") or {}
+        tokens = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _Failed(f"not a chat completion: {raw[:120]!r}", again=True) from error
+    if text is None:
+        text = ""  # a refusal, or all of the tokens went into thinking: paid for, and no vote
+    if not isinstance(text, str):
+        raise _Failed(f"not a chat completion: {raw[:120]!r}", again=True)
+    whole = all(type(value) is int and value >= 0 for value in tokens.values())
+    return text, tokens if whole else dict.fromkeys(tokens)

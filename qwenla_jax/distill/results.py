@@ -1,0 +1,199 @@
+"""What comes out of the logs: answers with verdicts, accepted, rejected, the queue for a person, and a summary.
+
+All of it is a function of the settings and the three logs (samples, judgements, corrections), written anew each time;
+of the results themselves only what a person typed into the queue is carried over.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from qwenla_jax.distill import store
+from qwenla_jax.distill.judges import JudgeLog, Judges, request_key
+from qwenla_jax.distill.options import DistillOptions
+from qwenla_jax.distill.store import Row
+from qwenla_jax.distill.verify import Assessed, Status, Vote, assess, best
+
+_QUESTION = ("id", "image", "question", "answer", "kind")
+
+
+def assess_group(rows: list[Row], options: DistillOptions, log: JudgeLog, judges: Judges | None) -> list[Assessed]:
+    """The samples of a question through the verifiers.
+
+    Args:
+      rows: its lines of the log of samples.
+      options: the run's settings.
+      log: what judges said.
+      judges: whom to ask what is not in the log; None: nobody.
+    """
+
+    def votes(number: int) -> tuple[Vote, ...]:
+        if judges is not None:
+            return judges.votes(rows[number])
+        models = options.judges.models
+        return tuple(log.said(request_key(options.judges, model, rows[number])) for model in models)
+
+    texts, tokens = [row["text"] for row in rows], [row["tokens"] for row in rows]
+    return assess(texts, tokens, rows[0]["answer"], options, votes)
+
+
+def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Judges) -> Iterator[int]:
+    """Asks whatever has to be asked, several questions at once; yields the number of questions done."""
+    done = 0
+    with ThreadPoolExecutor(options.judges.parallel) as pool:
+        waiting: collections.deque[Future[list[Assessed]]] = collections.deque()
+        try:
+            for rows in store.groups(workdir / store.SAMPLES, options.sampling.samples):
+                if judges.stopped is not None:
+                    break
+                waiting.append(pool.submit(assess_group, rows, options, log, judges))
+                while len(waiting) >= 4 * options.judges.parallel:
+                    waiting.popleft().result()
+                    done += 1
+                    yield done
+            while waiting:
+                waiting.popleft().result()
+                done += 1
+                yield done
+        finally:
+            judges.stop("interrupted")
+            pool.shutdown(cancel_futures=True)
+
+
+def read_corrections(workdir: Path) -> dict[str, str]:
+    """Responses that a person wrote, by the question's id; of several the last, at the place of the first."""
+    return {row["id"]: row["response"] for _, row in store.read_rows(workdir / store.CORRECTIONS)}
+
+
+def queue_row(rows: list[Row], assessed: list[Assessed]) -> Row:
+    """A question for a person: the best sample as the proposal, why it does not pass, and a response to fill in."""
+    number = best([row["text"] for row in rows], rows[0]["answer"], assessed)
+    reason = "; ".join(f"{verdict.verifier}: {verdict.reason}" for verdict in assessed[number].failed)
+    head = {name: rows[0][name] for name in _QUESTION}
+    return head | {"proposal": rows[number]["text"], "reason": reason, "response": ""}
+
+
+def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict[str, Any]:
+    """Writes answers, accepted, rejected, queue and summary from the logs.
+
+    Returns:
+      the summary.
+
+    Raises:
+      StoreError: a log cannot be read; nothing is written then.
+    """
+    old_queue = list(store.typed_lines(workdir / store.QUEUE))
+    typed = {str(row.get("id")): row for _, _, row in old_queue if isinstance(row, dict)}
+    ids: set[str] = set()
+    corrections, corrected = read_corrections(workdir), {}
+    count: collections.Counter[str] = collections.Counter()
+    reasons: collections.Counter[str] = collections.Counter()
+    votes = {model: collections.Counter() for model in options.judges.models}  # type: ignore[var-annotated]
+    names = (store.ANSWERS, store.ACCEPTED, store.REJECTED, store.QUEUE)
+    with store.rewriting(*(workdir / name for name in names)) as (answers, accepted, rejected, queue):
+        for rows in store.groups(workdir / store.SAMPLES, options.sampling.samples):
+            assessed = assess_group(rows, options, log, None)
+            states = [one.status for one in assessed]
+            count["questions"] += 1
+            ids.add(rows[0]["id"])
+            for row, one in zip(rows, assessed, strict=True):
+                count[one.status] += 1
+                answers.write(store.line_of(_answer_row(row, one)))
+                if one.status == Status.ACCEPTED:
+                    accepted.write(store.line_of(_accepted_row(row, options)))
+                elif one.status == Status.REJECTED:
+                    reasons[one.failed[0].code] += 1
+                    rejected.write(store.line_of(_rejected_row(row, one)))
+                if any(verdict.verifier == "judges" for verdict in one.verdicts):
+                    for model, counter in votes.items():
+                        key = request_key(options.judges, model, row)
+                        counter[log.said(key)] += 1
+                        counter["failed"] += log.failure(key) is not None
+            if Status.ACCEPTED in states:
+                count["questions_accepted"] += 1
+            elif (name := rows[0]["id"]) in corrections:
+                head = {key: rows[0][key] for key in _QUESTION}
+                corrected[name] = head | {"response": corrections[name], "corrected": True}
+            elif Status.PENDING in states:
+                count["questions_pending"] += 1
+            else:
+                count["queue"] += 1
+                row = queue_row(rows, assessed)
+                mine = typed.get(row["id"], {})
+                # The response, and notes under names of a person's own.
+                queue.write(store.line_of(mine | row | {"response": mine.get("response") or ""}))
+        for name in corrections:  # in the order in which they came, behind what the model said
+            if name in corrected:
+                accepted.write(store.line_of(corrected[name]))
+        for _, line, row in old_queue:  # what cannot be understood is left for its writer to mend
+            if not isinstance(row, dict) or row.get("id") not in ids:
+                queue.write(line + "\n")
+    summary = {
+        "questions": count["questions"],
+        "samples": count["questions"] * options.sampling.samples,
+        "accepted": count[Status.ACCEPTED],
+        "questions_accepted": count["questions_accepted"],
+        "corrected": len(corrected),
+        "rejected": count[Status.REJECTED],
+        "rejected_by_reason": dict(sorted(reasons.items())),
+        "spare": count[Status.SPARE],
+        "pending": count[Status.PENDING],
+        "questions_pending": count["questions_pending"],
+        "queue": count["queue"],
+    }
+    if "judges" in options.verify.verifiers:
+        told = (*(vote.value for vote in Vote), "failed")
+        summary["judges"] = {
+            "votes": {model: {name: counter[name] for name in told} for model, counter in votes.items()},
+            "requests": log.requests,
+            "prompt_tokens": log.prompt_tokens,
+            "completion_tokens": log.completion_tokens,
+            "replies_without_usage": log.without_usage,
+            "cost": log.cost(options.judges),
+        }
+    store.write_json(workdir / store.SUMMARY, summary)
+    return summary
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary for the console."""
+    lines = [
+        f"{summary['questions']} questions, {summary['samples']} samples: {summary['accepted']} accepted "
+        f"(for {summary['questions_accepted']} questions), {summary['rejected']} rejected, {summary['spare']} spare"
+    ]
+    lines += [f"  rejected, {code}: {number}" for code, number in summary["rejected_by_reason"].items()]
+    lines.append(f"{summary['corrected']} corrected by a person, {summary['queue']} in the queue for one")
+    if summary["questions_pending"]:
+        lines.append(f"{summary['questions_pending']} questions wait for judges")
+    if "judges" in summary:
+        judges = summary["judges"]
+        lines.append(
+            f"judges: {judges['requests']} requests, {judges['prompt_tokens']} + {judges['completion_tokens']} tokens, "
+            f"cost {judges['cost']:.4g}"
+        )
+        if judges["replies_without_usage"]:
+            lines.append(f"  {judges['replies_without_usage']} replies did not say what they cost: the cost is higher")
+        for model, votes in judges["votes"].items():
+            lines.append(f"  {model}: " + ", ".join(f"{number} {name}" for name, number in votes.items() if number))
+    return "\n".join(lines)
+
+
+def _answer_row(row: Row, one: Assessed) -> Row:
+    return row | {"status": one.status, "verdicts": [dataclasses.asdict(verdict) for verdict in one.verdicts]}
+
+
+def _accepted_row(row: Row, options: DistillOptions) -> Row:
+    out = {name: row[name] for name in _QUESTION} | {"response": row["text"], "sample": row["sample"]}
+    if options.verify.keep == "all":  # ids of a training file differ
+        out["id"] = f"{row['id']}.{row['sample']}"
+    return out
+
+
+def _rejected_row(row: Row, one: Assessed) -> Row:
+    head = {name: row[name] for name in (*_QUESTION, "sample", "text", "tokens")}
+    return head | {"reasons": [dataclasses.asdict(verdict) for verdict in one.failed]}

@@ -1,0 +1,98 @@
+"""A distillation run from its questions to its summary; a folder that holds part of one is gone on with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from qwenla_jax.distill import store
+from qwenla_jax.distill.generate import done_questions, generate
+from qwenla_jax.distill.judges import JudgeLog, Judges
+from qwenla_jax.distill.options import FREE_KEYS, DistillOptions, run_options
+from qwenla_jax.distill.results import ask_judges, summary_text, write_results
+from qwenla_jax.train.loop import Refused
+from qwenla_jax.train.progress import Progress
+from qwenla_jax.train.runtime import build, make_run_source
+from qwenla_jax.train.schema import differences, to_dict
+
+
+def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
+    """Samples, verifies and writes the results, as far as they are not there yet.
+
+    Args:
+      options: checked settings.
+      workdir: the run's folder.
+
+    Returns:
+      the summary, as in `summary.json`.
+
+    Raises:
+      Refused: the folder belongs to other settings or is in use, or settings, files or records cannot be used.
+    """
+    try:
+        with store.locked(workdir):
+            return _run(options, workdir)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise Refused(f"{type(error).__name__}: {error}") from error
+
+
+def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
+    saved = store.read_settings(workdir)
+    if saved is not None and (found := differences(saved, options, FREE_KEYS)):
+        raise store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n" + "\n".join(found))
+    if saved is None and (workdir / store.SAMPLES).is_file():
+        raise store.StoreError(f"{workdir}: {store.SETTINGS} is missing, so nobody knows what {store.SAMPLES} is of")
+    settings = run_options(options)
+    source = make_run_source(settings, "train")
+    done = done_questions(workdir, options, source)
+    store.mend(workdir / store.CORRECTIONS)
+    store.write_json(workdir / store.SETTINGS, to_dict(options))
+    if done < len(source):
+        _sample(options, workdir, done, source)
+    log = JudgeLog(workdir / store.JUDGEMENTS)
+    stopped = None
+    if "judges" in options.verify.verifiers:
+        stopped = _judge(options, workdir, log, len(source))
+    summary = write_results(workdir, options, log)
+    print(summary_text(summary))
+    if stopped is not None:
+        print(f"judging stopped: {stopped}. The same command goes on from here.")
+    print(f"results in {workdir}")
+    return summary
+
+
+def _sample(options: DistillOptions, workdir: Path, done: int, source: Any) -> None:
+    runtime, params = build(run_options(options))
+    rows, k = options.data.batch_size, options.sampling.samples
+    total = -(-len(source) // rows)
+    progress = Progress(total, done // rows)
+    resumed = f", going on after question {done}" if done else ""
+    progress.note(f"distill: {len(source)} questions of {options.data.source}, {k} answers each{resumed}; {workdir}")
+
+    def tell(count: int) -> None:
+        batch = -(-count // rows)
+        if batch % max(1, total // 20) == 0 or batch == total:
+            progress.show(batch, {})
+        else:
+            progress.tick(batch)
+
+    generate(runtime, params, source, options, workdir, done, tell)
+    progress.close()
+
+
+def _judge(options: DistillOptions, workdir: Path, log: JudgeLog, questions: int) -> str | None:
+    """Asks the judges; why that ended early, None where it did not."""
+    name = options.judges.api_key_env
+    judges = Judges(options.judges, log, workdir, os.environ.get(name) if name is not None else None)
+    progress = Progress(questions)
+    progress.note(f"judging by {', '.join(options.judges.models)}")
+    try:
+        for done in ask_judges(workdir, options, log, judges):
+            if done % max(1, questions // 20) == 0:
+                progress.show(done, {})
+            else:
+                progress.tick(done)
+    finally:
+        progress.close()
+    return None if judges.stopped == "interrupted" else judges.stopped

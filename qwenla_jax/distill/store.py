@@ -1,0 +1,219 @@
+"""The files of a distillation run: logs that only grow, and results that are written whole.
+
+A log's lines are complete once their line break is there. Whatever a kill leaves behind the last line break is cut off
+at the next start, so that nothing of a log is ever read half. Results go to a temporary name and are renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL import Image
+
+Row = dict[str, Any]
+
+SAMPLES = "samples.jsonl"
+JUDGEMENTS = "judgements.jsonl"
+CORRECTIONS = "corrections.jsonl"
+ANSWERS = "answers.jsonl"
+ACCEPTED = "accepted.jsonl"
+REJECTED = "rejected.jsonl"
+QUEUE = "queue.jsonl"
+SUMMARY = "summary.json"
+SETTINGS = "settings.json"
+IMAGES = "images"
+_LOCK = ".lock"
+
+
+class StoreError(ValueError):
+    """A file of the run cannot be used; the message names file, line and what is wrong."""
+
+
+def line_of(row: Row) -> str:
+    """One line of JSON with its line break; text stays readable in any script."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        text = json.dumps(row)
+    return text + "\n"
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line number, object) of every line; a missing file has none.
+
+    Raises:
+      StoreError: a line is no JSON object.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise StoreError(f"{path}:{number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise StoreError(f"{path}:{number}: holds a {type(row).__name__}, expected an object")
+            yield number, row
+
+
+def typed_lines(path: Path) -> Iterator[tuple[int, str, Row | str]]:
+    """Lines that a person may have edited: (number, text, the object or what is wrong with it); blank ones left out.
+
+    Lines end at line feeds alone: other line separators are characters of a text.
+    """
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        if not line.strip():
+            continue
+        text = line.decode("utf-8", "replace").strip().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+        found: Row | str
+        try:
+            found = json.loads(text)
+            if not isinstance(found, dict):
+                found = f"holds a {type(found).__name__}, expected an object"
+        except ValueError as error:
+            found = f"not JSON: {error}"
+        yield number, text, found
+
+
+def mend(path: Path) -> None:
+    """Cuts off what stands behind the last line break, which a killed run has left."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep, block = end, 1 << 16
+        while keep > 0:
+            start = max(0, keep - block)
+            file.seek(start)
+            found = file.read(keep - start).rfind(b"\n")
+            if found >= 0:
+                keep = start + found + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Adds lines to a log and hands them to the operating system."""
+    with path.open("ab") as file:
+        file.write("".join(map(line_of, rows)).encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_rows(path: Path, count: int) -> None:
+    """Cuts a log after its first `count` lines."""
+    with path.open("r+b") as file:
+        for _ in range(count):
+            file.readline()
+        file.truncate(file.tell())
+
+
+@contextlib.contextmanager
+def rewriting(*paths: Path) -> Iterator[list[TextIO]]:
+    """Files to write; they take the place of the old ones only when all are complete."""
+    temporary = [path.with_name(path.name + ".tmp") for path in paths]
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in temporary]
+    for new, path in zip(temporary, paths, strict=True):
+        new.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    with rewriting(path) as (file,):
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps a second process out of the folder.
+
+    Raises:
+      StoreError: another process is in it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(f"{workdir}: another process is at work in this folder") from error
+        yield
+
+
+def read_settings(workdir: Path) -> Row | None:
+    """The settings that the folder's run began with, None where there is no run.
+
+    Raises:
+      StoreError: they cannot be read.
+    """
+    path = workdir / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def image_name(record_id: str) -> str:
+    """Path of a question's picture under the run's folder; different ids have different ones, whatever they hold."""
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", record_id)
+    # Some file systems fold case, so two ids that differ in it alone need a digest too.
+    if safe != record_id.lower() or not safe or len(safe) > 80:
+        safe = f"{safe[:80]}-{hashlib.blake2b(record_id.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}"
+    return f"{IMAGES}/{safe}.png"
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Writes a PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    image.save(temporary, format="png")
+    temporary.replace(path)
+
+
+def groups(path: Path, samples: int) -> Iterator[list[Row]]:
+    """The sampled answers by question, in order; an incomplete last question is left out.
+
+    Args:
+      path: the log of samples.
+      samples: k, answers a question.
+
+    Raises:
+      StoreError: a line is not the one that should stand there.
+    """
+    rows: list[Row] = []
+    for number, row in read_rows(path):
+        index, sample = divmod(number - 1, samples)
+        if (row.get("index"), row.get("sample")) != (index, sample):
+            raise StoreError(
+                f"{path}:{number}: holds sample {row.get('sample')} of question {row.get('index')}, expected sample "
+                f"{sample} of question {index}; the file was changed by hand or belongs to other settings"
+            )
+        rows.append(row)
+        if len(rows) == samples:
+            yield rows
+            rows = []
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a log; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)

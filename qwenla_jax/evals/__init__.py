@@ -1,0 +1,1 @@
+"""Scores of saved answers, as pure functions: no model, no torch."""

@@ -1,0 +1,99 @@
+"""Scores of answers to questions about rendered scenes: accuracy, format, reflections, hallucinated objects."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES
+from qwenla_jax.rewards.accuracy import accuracy_reward
+from qwenla_jax.rewards.format import format_reward
+from qwenla_jax.text.answers import matches
+from qwenla_jax.text.sections import parse
+from qwenla_jax.text.special_tokens import REFLECTION_NAME, TAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneAnswer:
+    """One answer, judged.
+
+    Attributes:
+      kind: type of the question.
+      right: whether the answer is right. A response without any tag, as a base model gives it, is its own answer.
+      well_formed: whether the response keeps the paper's format.
+      reflections: `<REFLECTION>` sections.
+      named, invented, missed: objects that the caption names, those among them that are not in the scene, and objects
+        of the scene that it does not name; an object is its size, colour and shape, and counts once (as in CHAIR).
+    """
+
+    kind: str
+    right: bool
+    well_formed: bool
+    reflections: int
+    named: int
+    invented: int
+    missed: int
+
+
+def judge_answer(response: str, answer: str, kind: str, caption: str) -> SceneAnswer:
+    """Judges one response.
+
+    Args:
+      response: the text without control tokens.
+      answer: the right answer.
+      kind: type of the question.
+      caption: the scene's objects, as `scene_questions.caption_of` writes them.
+    """
+    plain = not any(tag in response for tag in TAGS)
+    sections = parse(response).sections
+    said = " ".join(section.text for section in sections if section.name == "CAPTION") if not plain else response
+    there, named = _objects(caption), _objects(said)
+    return SceneAnswer(
+        kind=kind,
+        right=matches(response, answer) if plain else accuracy_reward(response, answer) == 1.0,
+        well_formed=format_reward(response) == 1.0,
+        reflections=sum(section.name == REFLECTION_NAME for section in sections),
+        named=len(named),
+        invented=len(named - there),
+        missed=len(there - named),
+    )
+
+
+def _objects(text: str) -> set[tuple[str, str, str]]:
+    """The objects that a text names: a size, a colour and a shape side by side."""
+    words = text.replace(",", " , ").split()
+    triples = zip(words, words[1:], words[2:], strict=False)
+    return {(a, b, c) for a, b, c in triples if a in SIZES and b in COLORS and c in SHAPES}
+
+
+def summarise(answers: Sequence[SceneAnswer]) -> dict[str, float]:
+    """Means over answers.
+
+    Returns:
+      `accuracy`, `accuracy/KIND`, `format`, `reflections`; `chair_i`, the share of the named objects that are invented,
+      `chair_s`, the share of the captions that invent one, and `recall`, the share of the scenes' objects that are
+      named (paper, table 2, after CHAIR; without any caption these three are left out).
+    """
+    if not answers:
+        raise ValueError("there are no answers to summarise")
+    share = lambda values: sum(values) / len(values)  # noqa: E731
+    by_kind = collections.defaultdict(list)
+    for one in answers:
+        by_kind[one.kind].append(one.right)
+    found = {"accuracy": share([one.right for one in answers])}
+    found |= {f"accuracy/{kind}": share(by_kind[kind]) for kind in sorted(by_kind)}
+    found |= {
+        "format": share([one.well_formed for one in answers]),
+        "reflections": share([one.reflections for one in answers]),
+    }
+    captions = [one for one in answers if one.named]
+    if captions:
+        named, invented = sum(one.named for one in captions), sum(one.invented for one in captions)
+        there = sum(one.named - one.invented + one.missed for one in captions)
+        found |= {
+            "chair_i": invented / named,
+            "chair_s": share([one.invented > 0 for one in captions]),
+            "recall": (named - invented) / there,
+        }
+    return found

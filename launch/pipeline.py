@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of all stages", lower_bound=0)
 _QUESTIONS = flags.DEFINE_integer("questions", 1000, "fresh scenes of the evaluation", lower_bound=1)
-_SHORT = flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, to try the way out", lower_bound=1)
+_SHORT = flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, for a trial", lower_bound=1)
 
 
 def config(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Qwen Look Again in JAX: a Qwen2.5-VL that puts its visual tokens into the sequence a second time.
 
-`load` and `save` read and write Hugging Face folders; they are imported on first use, so that `import qwenla_jax`
-costs nothing.
+`load` and `save` read and write Hugging Face folders, `ask` asks a loaded checkpoint a question about pictures and
+`show` draws its answer; they are imported on first use, so that `import qwenla_jax` costs nothing.
 """
 
 from __future__ import annotations
@@ -9,18 +9,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qwenla_jax.analysis.ask import ask
+    from qwenla_jax.analysis.show import show
     from qwenla_jax.model.hf_io import load, save
 
-__all__ = ["__version__", "load", "save"]
+__all__ = ["__version__", "ask", "load", "save", "show"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `load` and `save` when they are first asked for."""
+    """Imports a public function when it is first asked for."""
     if name in ("load", "save"):
         from qwenla_jax.model import hf_io
 
         return getattr(hf_io, name)
+    if name == "ask":
+        from qwenla_jax.analysis.ask import ask
+
+        return ask
+    if name == "show":
+        from qwenla_jax.analysis.show import show
+
+        return show
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,27 +5,24 @@ Everything is measured on the model's own greedy responses, run once more with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.train.logprobs import response_logprobs
-from qwenla_jax.train.probe import AttentionMass, attention_mass
+from qwenla_jax.train.probe import compiled_mass, parts_of, profile
 from qwenla_jax.train.rollout import texts_of
-from qwenla_jax.train.runtime import Runtime
+from qwenla_jax.train.runtime import Runtime, Sampler
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
-
-PARTS = ("before", "in", "after")
 
 
 class Answered(NamedTuple):
-    """A batch with its greedy responses, on the host; rows behind the last question only fill the batch."""
+    """A batch with its responses, on the host; rows behind the last question only fill the batch."""
 
     records: list[Any]
     vision: VisionBatch
@@ -33,68 +30,18 @@ class Answered(NamedTuple):
     rollout: Rollout
 
 
-def answer(runtime: Runtime, params: Params, source: RecordSource, size: int) -> Iterator[Answered]:
-    """Greedy responses to the first `size` questions, batch by batch."""
+def answer(
+    runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
+) -> Iterator[Answered]:
+    """Responses to the first `size` questions, batch by batch; greedy ones unless another sampler is given."""
     rows = runtime.options.eval.batch_size
     buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
-    sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
     for start in range(0, min(size, len(source)), rows):
         records = [source[i] for i in range(start, min(start + rows, size, len(source)))]
         vision, prompts = runtime.collate_prompts([to_example(record) for record in records], buckets, rows)
         rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
         yield Answered(records, vision, prompts, jax.device_get(rollout))
-
-
-def parts_of(ids_BxR: np.ndarray, length_B: np.ndarray, open_id: int, close_id: int) -> dict[str, np.ndarray]:
-    """Where each response token stands: before the first reflection, in one (its tags included), or after the first.
-
-    Returns:
-      bool [B, R] for each of PARTS and for "all"; a response without a reflection is "before" throughout. The last
-      token of a response is in none: it is never run.
-    """
-    run_BxR = np.arange(ids_BxR.shape[1]) < length_B[:, None] - 1
-    opened_BxR = np.cumsum(ids_BxR == open_id, axis=1)
-    closed_BxR = np.cumsum(ids_BxR == close_id, axis=1)
-    inside_BxR = (opened_BxR > closed_BxR) | ((ids_BxR == close_id) & (opened_BxR >= closed_BxR) & (opened_BxR > 0))
-    found = {"before": opened_BxR == 0, "in": inside_BxR, "after": (opened_BxR > 0) & ~inside_BxR}
-    return {name: where & run_BxR for name, where in found.items()} | {"all": run_BxR}
-
-
-def profile(mass: AttentionMass, parts: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Means over the tokens of each part.
-
-    Returns:
-      part -> `tokens`, `original`, `inserted` (all insertions together), `visual` (both), `even` (what evenly spread
-      attention would pay to both) and `ratio`, visual over even; a part without tokens is left out. The ratio is needed
-      beside the mass: the mass also moves where the visual tokens merely become a smaller or larger share of all.
-    """
-    original = np.asarray(mass.original_BxR)
-    inserted = np.asarray(mass.inserted_BxExR).sum(1)
-    even = np.asarray(mass.even_original_BxR) + np.asarray(mass.even_inserted_BxExR).sum(1)
-    found = {}
-    for name, where in parts.items():
-        if not where.any():
-            continue
-        mean = lambda x, where=where: float(x[where].mean())  # noqa: E731
-        row = {"tokens": float(where.sum()), "original": mean(original), "inserted": mean(inserted), "even": mean(even)}
-        row["visual"] = row["original"] + row["inserted"]
-        found[name] = row | {"ratio": row["visual"] / row["even"]}
-    return found
-
-
-def compiled_mass(runtime: Runtime) -> Callable[..., AttentionMass]:
-    """(params, vision, prompts, ids, lengths, kept) -> AttentionMass, compiled."""
-    look = runtime.look()
-
-    @jax.jit
-    def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> AttentionMass:
-        return attention_mass(runtime.model, params, vision, prompts, ids, lengths, look, kept)
-
-    def call(*args: Any) -> AttentionMass:
-        with runtime.context():
-            return jax.device_get(run(*args))
-
-    return call
 
 
 def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: int, bins: int = 8) -> dict[str, Any]:
@@ -110,7 +57,7 @@ def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: i
     Returns:
       `parts`: see `profile`; `positions`: one such row a bin, with `first` and `last` position.
     """
-    ids, run = runtime.tokenizer.ids, compiled_mass(runtime)
+    ids, run = runtime.tokenizer.ids, compiled_mass(runtime.model, runtime.look(), runtime.context)
     masses, responses, lengths = [], [], []
     for batch in answer(runtime, params, source, size):
         r = batch.rollout
@@ -142,28 +89,18 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
       ValueError: questions without a picture or with several.
     """
     rows = runtime.options.eval.batch_size
-    look = runtime.look()
-
-    @jax.jit
-    def logprobs(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> jax.Array:
-        logp, _ = response_logprobs(
-            runtime.model, params, vision, prompts, ids, runtime.bias_V, 1.0, look, lengths, kept
-        )
-        return jnp.where(jnp.arange(ids.shape[1]) < lengths[:, None], logp, 0.0)
-
+    logprobs = _compiled_logprobs(runtime)
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
     for batch in answer(runtime, params, source, size):
         n = len(batch.records)
-        if len(batch.vision.patches_IxSxC) != rows:
-            raise ValueError("pictures can be swapped only where every question has exactly one")
-        shift = np.r_[np.roll(np.arange(n), 1), np.arange(n, rows)] if n > 1 else np.arange(rows)
-        swapped = jax.tree.map(lambda x, shift=shift: np.asarray(x)[shift], batch.vision)
+        _require_one_picture(batch, rows)
+        swapped = jax.tree.map(lambda x, n=n: _rolled(x, n, 1), batch.vision)
         r = batch.rollout
-        with runtime.context():
-            said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
-            own_BxR, other_BxR = (logprobs(params, vision, *said) for vision in (batch.vision, swapped))
-            drop += float(np.asarray(own_BxR - other_BxR)[:n].sum())
+        said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
+        own_BxR, other_BxR = (logprobs(params, vision, *said)[0] for vision in (batch.vision, swapped))
+        counted_BxR = np.arange(own_BxR.shape[1]) < r.length_B[:n, None]
+        drop += float(((own_BxR - other_BxR)[:n] * counted_BxR).sum())
         blind = jax.device_get(sampler(params, swapped, batch.prompts, 0, np.arange(rows, dtype=np.uint32)))
         tokens, count = tokens + int(r.length_B[:n].sum()), count + n
         for record, a, b in zip(
@@ -172,3 +109,103 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
             right += accuracy_reward(a, record.answer) == 1.0
             wrong += accuracy_reward(b, record.answer) == 1.0
     return {"logp_drop": drop / tokens, "accuracy": right / count, "accuracy_swapped": wrong / count}
+
+
+def theorem_numbers(
+    runtime: Runtime, params: Params, source: RecordSource, size: int, swaps: int = 4, bins: int = 8
+) -> dict[str, Any]:
+    """The two sides of theorem 3.1 and the two ratios of theorem 3.2, on the model's own responses.
+
+    Theorem 3.1 bounds I(y; c | x), what a response says of its picture, by about r H(y | x, c), r = L_c / (L_x + L_c +
+    L_y). Here by token: the information is log p(y_t | x, c, y_<t) less the logarithm of the mean of p(y_t | x, c',
+    y_<t) over the own and `swaps` other pictures c' (an estimate, with responses sampled at temperature 1, and from
+    above at log(1 + swaps)); the entropy is that of the distribution at t with the own picture. Theorem 3.2 says that k
+    more visual tokens make r' = (L_c + k) / (L_total + k) larger than r: r before and after each insertion.
+
+    Args:
+      runtime, params, source, size: as in `look_profile`.
+      swaps: other pictures that the mean runs over, at least 1 and below the batch size.
+      bins: equal bins of response positions.
+
+    Returns:
+      `positions`: rows with `first`, `last`, `tokens`, `r`, `information`, `entropy`, `bound` = r x entropy, all means;
+      `insertions`: `count`, `r_before`, `r_after`, `rose`; None where there was none.
+
+    Raises:
+      ValueError: `swaps` out of range, or questions without a picture or with several.
+    """
+    rows = runtime.options.eval.batch_size
+    if not 1 <= swaps < rows:
+        raise ValueError(f"swaps: got {swaps}, expected 1 to {rows - 1} (the batch size less 1)")
+    look, ids = runtime.look(), runtime.tokenizer.ids
+    sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=1.0))
+    mass = compiled_mass(runtime.model, look, runtime.context)
+    logprobs = _compiled_logprobs(runtime)
+    sums: dict[str, list[np.ndarray]] = {"r": [], "information": [], "entropy": [], "bound": [], "counted": []}
+    jumps: list[tuple[float, float]] = []
+    for batch in answer(runtime, params, source, size, sampler):
+        _require_one_picture(batch, rows)
+        n, r = len(batch.records), batch.rollout
+        said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
+        logp_BxR, entropy_BxR = logprobs(params, batch.vision, *said)
+        likelihoods = [np.exp(logp_BxR)]
+        for shift in range(1, min(swaps, n - 1) + 1):
+            other = jax.tree.map(lambda x, n=n, shift=shift: _rolled(x, n, shift), batch.vision)
+            likelihoods.append(np.exp(logprobs(params, other, *said)[0]))
+        information_BxR = logp_BxR - np.log(np.mean(likelihoods, axis=0))
+        seen = mass(params, batch.vision, *said)
+        # What predicts token t is the token before it, so the share of visual tokens is the one seen from there.
+        r_BxR = np.asarray(seen.even_original_BxR) + np.asarray(seen.even_inserted_BxExR).sum(1)
+        counted_BxR = (np.arange(r_BxR.shape[1]) < r.length_B[:, None]) & (np.arange(rows) < n)[:, None]
+        counted_BxR[:, 0] = False
+        before_BxR = np.pad(r_BxR[:, :-1], [(0, 0), (1, 0)])
+        values = (before_BxR, information_BxR, entropy_BxR, before_BxR * entropy_BxR, counted_BxR)
+        for name, value in zip(sums, values, strict=True):
+            sums[name].append(value)
+        for row in range(n):
+            tags = np.flatnonzero(r.ids_BxR[row] == ids.reflection_open)[: int(r.inserted_B[row])]
+            jumps += [(float(r_BxR[row, t - 1]), float(r_BxR[row, t])) for t in tags if t]
+    whole = {name: np.concatenate(value) for name, value in sums.items()}
+    edges = np.linspace(0, whole["counted"].shape[1], bins + 1).astype(int)
+    positions = []
+    for first, end in zip(edges, edges[1:], strict=False):
+        where = whole["counted"][:, first:end]
+        if where.any():
+            means = {name: float(whole[name][:, first:end][where].mean()) for name in sums if name != "counted"}
+            positions.append({"first": int(first), "last": int(end) - 1, "tokens": float(where.sum())} | means)
+    pairs = np.array(jumps)
+    insertions = None
+    if jumps:
+        insertions = {
+            "count": float(len(jumps)),
+            "r_before": float(pairs[:, 0].mean()),
+            "r_after": float(pairs[:, 1].mean()),
+            "rose": float((pairs[:, 1] > pairs[:, 0]).sum()),
+        }
+    return {"positions": positions, "insertions": insertions}
+
+
+def _compiled_logprobs(runtime: Runtime) -> Any:
+    """(params, vision, prompts, ids, lengths, kept) -> log-probabilities and entropies [B, R] on the host."""
+    look = runtime.look()
+
+    @jax.jit
+    def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> Any:
+        scored = vision, prompts, ids, runtime.bias_V, 1.0, look, lengths, kept
+        return response_logprobs(runtime.model, params, *scored)
+
+    def call(*args: Any) -> tuple[np.ndarray, np.ndarray]:
+        with runtime.context():
+            return jax.device_get(run(*args))
+
+    return call
+
+
+def _require_one_picture(batch: Answered, rows: int) -> None:
+    if len(batch.vision.patches_IxSxC) != rows:
+        raise ValueError("pictures can be swapped only where every question has exactly one")
+
+
+def _rolled(x: np.ndarray, count: int, shift: int) -> np.ndarray:
+    """The first `count` rows moved on by `shift`, the others as they are."""
+    return np.asarray(x)[np.r_[np.roll(np.arange(count), shift), np.arange(count, len(x))]]

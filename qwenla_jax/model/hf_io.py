@@ -30,6 +30,7 @@ FolderPath = str | os.PathLike[str]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "tiny"  # the checkpoint that comes with the package
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -82,7 +83,7 @@ def load_params(
     at a time beside what is already placed.
 
     Args:
-      path: the folder, with model.safetensors or shards and their index.
+      path: the folder, with model.safetensors or shards and their index; or "tiny", the embedded checkpoint.
       dtype: "float32", "bfloat16" or "float16" for parameters and computation; None takes config.json's. Weights that
         are stored in another one are converted.
       shardings: where the parameters go: one `jax.sharding.Sharding` for all, or a tree of them shaped as the
@@ -320,7 +321,7 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _folder(path: FolderPath) -> Path:
-    folder = Path(path)
+    folder = EMBEDDED if str(path) == "tiny" else Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected one in Hugging Face format, with a config.json")
     return folder

@@ -14,8 +14,10 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward
 from qwenla_jax.train.intervals import Interval, wilson
+from qwenla_jax.train.probe import compiled_mass, parts_of, profile
 from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.train.runtime import Runtime, Sampler
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Evaluation:
       lengths: tokens of the responses, stop token included.
       responses: the texts.
       inserted, refused: times that a response looked at its pictures again, and that it would have but for the cap.
+      attention: what an `AttentionProbe` saw; empty without one.
     """
 
     ids: list[str]
@@ -39,6 +42,7 @@ class Evaluation:
     responses: list[str]
     inserted: list[int]
     refused: list[int]
+    attention: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracy(self) -> Interval:
@@ -65,6 +69,7 @@ class Evaluation:
             "eval/size": float(len(self.right)),
             "eval/reattention/inserted_mean": float(np.mean(self.inserted)),
             **found,
+            **{f"eval/{name}": value for name, value in self.attention.items()},
         }
 
     def write(self, path: Path) -> None:
@@ -80,7 +85,40 @@ class Evaluation:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def evaluate(runtime: Runtime, sampler: Sampler, params: Params, source: RecordSource, size: int) -> Evaluation:
+class AttentionProbe:
+    """Attention on visual tokens in the responses of one batch, which is the same at every evaluation."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._mass = compiled_mass(runtime.model, runtime.look(), runtime.context)
+        self._ids = runtime.tokenizer.ids
+
+    def __call__(
+        self, params: Params, vision: VisionBatch, prompts: PromptBatch, rollout: Rollout, counted: int
+    ) -> dict[str, float]:
+        """Mass and its ratio to evenly spread attention, by part of the response (`probe.profile`).
+
+        Args:
+          params, vision, prompts, rollout: a batch with one response a question.
+          counted: the first so many rows; the others only fill the batch.
+        """
+        mass = self._mass(params, vision, prompts, rollout.ids_BxR, rollout.length_B, rollout.kept_BxExX)
+        ids_BxR, length_B = np.asarray(rollout.ids_BxR), np.array(rollout.length_B)
+        length_B[counted:] = 0
+        parts = parts_of(ids_BxR, length_B, self._ids.reflection_open, self._ids.reflection_close)
+        found = {}
+        for part, row in profile(mass, parts).items():
+            found |= {f"visual/attn_mass/{part}": row["visual"], f"visual/attn_ratio/{part}": row["ratio"]}
+        return found
+
+
+def evaluate(
+    runtime: Runtime,
+    sampler: Sampler,
+    params: Params,
+    source: RecordSource,
+    size: int,
+    probe: AttentionProbe | None = None,
+) -> Evaluation:
     """Answers the first `size` questions of a source (all, where it has fewer).
 
     Args:
@@ -89,6 +127,7 @@ def evaluate(runtime: Runtime, sampler: Sampler, params: Params, source: RecordS
       params: parameters.
       source: held-out questions.
       size: how many.
+      probe: looks at the first batch, where given.
     """
     rows = runtime.options.eval.batch_size
     buckets = runtime.buckets(rows)
@@ -99,6 +138,8 @@ def evaluate(runtime: Runtime, sampler: Sampler, params: Params, source: RecordS
         examples = [to_example(source[i]) for i in range(start, min(start + rows, total))]
         vision, prompts = runtime.collate_prompts(examples, buckets, rows)
         rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
+        if probe is not None and start == 0:
+            out.attention.update(probe(params, vision, prompts, rollout, len(examples)))
         counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.refused_B], axis=1).tolist()
         # Rows behind the last example only fill the batch.
         for example, text, (length, inserted, refused) in zip(

@@ -15,7 +15,7 @@ from qwenla_jax.model.hf_io import save
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train import state as train_state
 from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints
-from qwenla_jax.train.evaluate import Evaluation, evaluate
+from qwenla_jax.train.evaluate import AttentionProbe, Evaluation, evaluate
 from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.metrics import MetricWriter
 from qwenla_jax.train.optimizer import make_optimizer
@@ -192,6 +192,7 @@ class Evaluator:
         self._writer, self._progress = writer, progress
         self._source = source
         self._sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+        self._probe = AttentionProbe(runtime) if runtime.options.eval.attention else None
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:06d}.json"
@@ -199,7 +200,7 @@ class Evaluator:
     def __call__(self, params: Any, step: int, size: int) -> None:
         """Evaluates after `step` steps on the first `size` held-out questions."""
         begin = time.perf_counter()
-        result = evaluate(self._runtime, self._sampler, params, self._source, size)
+        result = evaluate(self._runtime, self._sampler, params, self._source, size, self._probe)
         seconds = time.perf_counter() - begin
         result.write(self._path(step))
         self._writer.write(step, result.metrics() | {"eval/timing_s": seconds})

@@ -144,6 +144,9 @@ class EvalOptions:
     size: int = option(200, "questions of an evaluation on the way", low=1)
     final_size: int = option(1000, "questions of the evaluations before and after; 0: none", low=0)
     batch_size: int = option(64, "questions decoded at once", low=1)
+    attention: bool = option(
+        True, "measure on the first batch how much attention the responses pay to visual tokens (visual/attn_mass)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL
@@ -11,6 +15,8 @@ from qwenla_jax.reattention.insert import splice
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
 from qwenla_jax.types import PromptBatch, VisionBatch
+
+PARTS = ("before", "in", "after")
 
 
 @struct.dataclass
@@ -85,3 +91,59 @@ def attention_mass(
         even_inserted_BxExR=shown_before_BxExR / seen_BxR[:, None],
         image_BxRxP=image_BxRxP,
     )
+
+
+def compiled_mass(model: QwenVL, look: LookOptions, context: Callable[[], Any]) -> Callable[..., AttentionMass]:
+    """`attention_mass` compiled: (params, vision, prompts, ids, lengths, kept) -> AttentionMass on the host.
+
+    Args:
+      model, look: static.
+      context: makes the context in which programs are traced (`Runtime.context`).
+    """
+
+    @jax.jit
+    def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> AttentionMass:
+        return attention_mass(model, params, vision, prompts, ids, lengths, look, kept)
+
+    def call(*args: Any) -> AttentionMass:
+        with context():
+            return jax.device_get(run(*args))
+
+    return call
+
+
+def parts_of(ids_BxR: np.ndarray, length_B: np.ndarray, open_id: int, close_id: int) -> dict[str, np.ndarray]:
+    """Where each response token stands: before the first reflection, in one (its tags included), or after the first.
+
+    Returns:
+      bool [B, R] for each of PARTS and for "all"; a response without a reflection is "before" throughout. The last
+      token of a response is in none: it is never run.
+    """
+    run_BxR = np.arange(ids_BxR.shape[1]) < length_B[:, None] - 1
+    opened_BxR = np.cumsum(ids_BxR == open_id, axis=1)
+    closed_BxR = np.cumsum(ids_BxR == close_id, axis=1)
+    inside_BxR = (opened_BxR > closed_BxR) | ((ids_BxR == close_id) & (opened_BxR >= closed_BxR) & (opened_BxR > 0))
+    found = {"before": opened_BxR == 0, "in": inside_BxR, "after": (opened_BxR > 0) & ~inside_BxR}
+    return {name: where & run_BxR for name, where in found.items()} | {"all": run_BxR}
+
+
+def profile(mass: AttentionMass, parts: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Means over the tokens of each part.
+
+    Returns:
+      part -> `tokens`, `original`, `inserted` (all insertions together), `visual` (both), `even` (what evenly spread
+      attention would pay to both) and `ratio`, visual over even; a part without tokens is left out. The ratio is needed
+      beside the mass: the mass also moves where the visual tokens merely become a smaller or larger share of all.
+    """
+    original = np.asarray(mass.original_BxR)
+    inserted = np.asarray(mass.inserted_BxExR).sum(1)
+    even = np.asarray(mass.even_original_BxR) + np.asarray(mass.even_inserted_BxExR).sum(1)
+    found = {}
+    for name, where in parts.items():
+        if not where.any():
+            continue
+        mean = lambda x, where=where: float(x[where].mean())  # noqa: E731
+        row = {"tokens": float(where.sum()), "original": mean(original), "inserted": mean(inserted), "even": mean(even)}
+        row["visual"] = row["original"] + row["inserted"]
+        found[name] = row | {"ratio": row["visual"] / row["even"]}
+    return found

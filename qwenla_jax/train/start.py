@@ -12,13 +12,11 @@ from jax.sharding import Mesh
 from qwenla_jax.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.data.images import ProcessorSettings
 from qwenla_jax.data.sources import tokenizer_texts
-from qwenla_jax.model.hf_io import load
+from qwenla_jax.model.hf_io import EMBEDDED, load
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.sharding import param_shardings
-
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +104,7 @@ def start(options: RunOptions, mesh: Mesh) -> Start:
         tokenizer = train_tiny_tokenizer(tokenizer_texts())
         config = dataclasses.replace(tiny_config(tokenizer), **changes)
         return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer, tiny_processor())
-    folder = ASSETS / "tiny" if name == "tiny" else Path(name.removeprefix("random:"))
+    folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
     folder = folder.parent if folder.is_file() else folder
     config = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
     if name.startswith("random:"):

@@ -1,0 +1,1 @@
+"""Trying a model out, and looking at what it looks at."""

@@ -1,0 +1,58 @@
+"""Skipping what is done, and the table."""
+
+import dataclasses
+import json
+
+import pytest
+
+from qwenla_jax.analysis import pipeline
+from qwenla_jax.train.options import RunOptions
+
+
+def test_a_stage_is_skipped_only_with_the_same_settings(tmp_path):
+    ran, said = [], []
+
+    def work(options, folder):
+        folder.mkdir(exist_ok=True)
+        ran.append(options.steps)
+
+    for options in (RunOptions(steps=3), RunOptions(steps=3), RunOptions(steps=4), RunOptions(steps=4)):
+        pipeline._stage("base", options, work, tmp_path / "base", said.append)
+    assert ran == [3, 4]
+    assert "done already" in said[1] and "done already" in said[3]
+
+
+def test_a_stage_that_fails_is_not_done(tmp_path):
+    def work(options, folder):
+        folder.mkdir()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        pipeline._stage("base", RunOptions(), work, tmp_path / "base", lambda line: None)
+    assert not (tmp_path / "base" / pipeline.DONE).exists()
+
+
+def test_table():
+    parts = {"before": {"visual": 0.25, "ratio": 0.875}, "in": {"visual": 0.5, "ratio": 1.25}}
+    scores = {
+        "accuracy": 0.5,
+        "accuracy_interval": [0.4, 0.6],
+        "accuracy/count": 0.25,
+        "format": 1.0,
+        "reflections": 1.5,
+        "inserted": 0.75,
+        "attention": {"parts": parts},
+    }
+    head, line, row = pipeline.table({"copy": scores}).splitlines()
+    assert head.count("|") == line.count("|") == row.count("|")
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["copy", "50.0 [40.0, 60.0]"] and cells[4] == "25.0" and cells[7:9] == ["100.0", "-"]
+    assert cells[-4:] == ["1.50", "0.75", "0.25, 0.50, -", "0.88, 1.25, -"]
+
+
+def test_settings_round_trip_through_json():
+    """What `done.json` holds is compared with `to_dict`, so it must survive JSON."""
+    from qwenla_jax.train.schema import to_dict
+
+    options = to_dict(dataclasses.replace(RunOptions(), init_from="x"))
+    assert json.loads(json.dumps(options)) == options

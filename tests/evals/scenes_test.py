@@ -1,0 +1,57 @@
+"""Scores of answers about scenes, counted by hand."""
+
+import pytest
+
+from qwenla_jax.evals.scenes import judge_answer, summarise
+
+CAPTION = "small red circle, big blue square, big blue square"
+
+
+def response(caption, conclusion, reflections=0):
+    look = "<REFLECTION>look again</REFLECTION>" * reflections
+    return (
+        f"<SUMMARY>s</SUMMARY><CAPTION>{caption}</CAPTION><REASONING>r</REASONING>{look}"
+        f"<CONCLUSION>{conclusion}</CONCLUSION>"
+    )
+
+
+def test_one_answer():
+    got = judge_answer(response("small red circle, big red square", "2", 2), "2", "count", CAPTION)
+    assert (got.kind, got.right, got.well_formed, got.reflections) == ("count", True, True, 2)
+    # Named: the circle, which is there, and a red square, which is not; the blue one, twice there, is missed once.
+    assert (got.named, got.invented, got.missed) == (2, 1, 1)
+
+
+def test_objects_do_not_reach_over_commas():
+    got = judge_answer(response("small, red circle", "2"), "2", "count", CAPTION)
+    assert (got.named, got.invented, got.missed) == (0, 0, 2)
+
+
+def test_a_plain_response_is_its_own_answer():
+    right = judge_answer("2", "2", "count", CAPTION)
+    assert right.right and not right.well_formed and right.named == 0
+    assert not judge_answer("2 or 3", "2", "count", CAPTION).right
+    # Once there is any tag, only the conclusion counts.
+    assert not judge_answer("<CAPTION>x</CAPTION>2", "2", "count", CAPTION).right
+    described = judge_answer("small red circle, big blue circle", CAPTION, "describe", CAPTION)
+    assert (described.named, described.invented, described.missed) == (2, 1, 1)
+
+
+def test_means():
+    answers = [
+        judge_answer(response("small red circle, big red square", "2", 1), "2", "count", CAPTION),
+        judge_answer(response("big blue square", "no"), "yes", "existence", CAPTION),
+        judge_answer(response("", "3"), "3", "count", CAPTION),
+        judge_answer(response("small red circle, big blue square", "4"), "3", "count", CAPTION),
+    ]
+    got = summarise(answers)
+    assert got["accuracy"] == 0.5 and got["accuracy/existence"] == 0
+    assert got["accuracy/count"] == pytest.approx(2 / 3)
+    assert got["format"] == 0.75  # an empty caption breaks the format
+    assert got["reflections"] == 0.25
+    # Three captions name 2, 1 and 2 objects; one object of the first is invented; 6 objects are in their scenes.
+    assert (got["chair_i"], got["chair_s"]) == (pytest.approx(1 / 5), pytest.approx(1 / 3))
+    assert got["recall"] == pytest.approx(4 / 6)
+    assert "chair_i" not in summarise([judge_answer("2", "2", "count", CAPTION)])
+    with pytest.raises(ValueError, match="no answers"):
+        summarise([])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenla_jax.data.collate import collate_prompts
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.data.sources import Record
 from qwenla_jax.distill import store
@@ -116,7 +115,7 @@ def generate(
     place = picture_namer(options, workdir)
     for first in range(done, len(source), rows):
         examples = [to_example(source[i]) for i in range(first, min(first + rows, len(source)))]
-        vision, prompts = collate_prompts(examples, buckets, rows)
+        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
         rollout = sampler(params, vision, prompts, 0, sample_numbers(first, rows, drawing.samples))
         texts = texts_of(rollout, runtime.tokenizer)
         length_B, stopped_B = np.asarray(rollout.length_B), np.asarray(rollout.stopped_B)

@@ -29,6 +29,7 @@ from qwenla_jax.distill.take_back import correct
 from qwenla_jax.text.answers import extract_conclusion, matches
 from qwenla_jax.text.sections import parse
 from qwenla_jax.train.loop import Refused
+from qwenla_jax.train.options import ReattentionOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DistillOptions(
@@ -330,3 +331,18 @@ def test_a_run_keeps_what_a_person_brought_in_and_is_writing(whole, tmp_path):
 
 def test_settings_are_plain_values(whole):
     assert json.loads((whole / store.SETTINGS).read_text())["sampling"] == dataclasses.asdict(SMALL.sampling)
+
+
+def test_answers_that_look_again_part_at_the_reflection(tmp_path):
+    """With the same random numbers, what stands before the first tag does not know of the pictures behind it."""
+    texts = {}
+    for mode in ("none", "copy"):
+        options = replace(SMALL, reattention=ReattentionOptions(mode=mode))
+        run(options, tmp_path / mode)
+        texts[mode] = [row["text"] for row in rows(tmp_path / mode / "samples.jsonl")]
+    parted = 0
+    for plain, copied in zip(texts["none"], texts["copy"], strict=True):
+        assert plain.partition("<REFLECTION>")[0] == copied.partition("<REFLECTION>")[0]
+        assert "<REFLECTION>" in plain or plain == copied
+        parted += plain != copied
+    assert parted > 0

@@ -8,11 +8,16 @@ import jax
 import numpy as np
 
 from qwenla_jax.config import ModelConfig, TextConfig, VisionConfig
+from qwenla_jax.data.blocks import BlockOptions, picture_block
+from qwenla_jax.data.positions import mrope_positions
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
-from qwenla_jax.types import PromptBatch, VisionBatch
+from qwenla_jax.types import PictureBlock, PromptBatch, VisionBatch
 
 IMAGE, VIDEO, START, END, STOP = 90, 91, 92, 93, 94
 VOCAB = 96
+# Two ordinary tokens stand for <REFLECTION> and </REFLECTION>.
+OPEN, CLOSE = 88, 89
+GRIDS = ((2, 2), (1, 3), (3, 1), (1, 4), (2, 1))
 
 
 def small_model(**changes) -> tuple[QwenVL, Params]:
@@ -40,3 +45,51 @@ def questions(rows: int, seed: int = 0, prompt: int = 16, tokens: int = 4) -> tu
     visual[:, 1 : 1 + tokens] = np.arange(rows)[:, None] * tokens + np.arange(tokens)
     pos = np.tile(np.arange(prompt, dtype=np.int32)[None, :, None], (rows, 1, 3))
     return vision, PromptBatch(ids, pos, visual, length, length.copy())
+
+
+def looking_questions(
+    rows: int, seed: int = 0, prompt: int = 24, pictures: int = 2, block: BlockOptions | None = None
+) -> tuple[VisionBatch, PromptBatch, list[list[tuple[int, int]]]]:
+    """Prompts with their `block`, in the layout of real ones, and the grids of each prompt's pictures.
+
+    Rows have 1 to `pictures` pictures in turn, of odd shapes, between delimiters; the fourth row has none. The vision
+    batch has `rows * pictures` frames, of which some belong to nobody.
+    """
+    block = block or BlockOptions()
+    rng = np.random.default_rng([71, seed])
+    frames, tokens = rows * pictures, 4
+    vision = VisionBatch(
+        patches_IxSxC=rng.normal(size=(frames, 16, 96)).astype(np.float32),
+        hw_IxSx2=rng.integers(0, 4, (frames, 16, 2)).astype(np.int32),
+        valid_IxS=np.ones((frames, 16), bool),
+        gather_IxM=np.tile(np.arange(tokens, dtype=np.int32), (frames, 1)),
+    )
+    ids = rng.integers(0, OPEN, (rows, prompt)).astype(np.int32)
+    visual = np.full((rows, prompt), -1, np.int32)
+    pos = np.zeros((rows, prompt, 3), np.int32)
+    length, next_pos = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    X = block.slots(pictures, tokens)
+    shown = PictureBlock(
+        np.full((rows, X), -1, np.int32),
+        np.zeros((rows, X, 3), np.int32),
+        np.zeros((rows, X), np.int32),
+        np.zeros(rows, np.int32),
+        np.zeros(rows, np.int32),
+        np.zeros((rows, pictures), np.int32),
+    )
+    grids = []
+    for q in range(rows):
+        own = [GRIDS[i] for i in rng.integers(0, len(GRIDS), 0 if q == 3 else 1 + q % pictures)]
+        at = int(rng.integers(0, 3))
+        for number, (r, c) in enumerate(own):
+            ids[q, at], ids[q, at + 1 : at + 1 + r * c], ids[q, at + 1 + r * c] = START, IMAGE, END
+            visual[q, at + 1 : at + 1 + r * c] = (q * pictures + number) * tokens + np.arange(r * c)
+            at += r * c + 2 + int(rng.integers(0, 2))
+        n = length[q] = int(rng.integers(at + 1, prompt + 1))
+        pos[q, :n], next_pos[q] = mrope_positions(ids[q, :n], IMAGE, own)
+        source, own_pos, moves, shown.span_Q[q] = picture_block(visual[q, :n], pos[q, :n], own, block)
+        x = shown.length_Q[q] = len(source)
+        shown.source_QxX[q, :x], shown.pos_QxXx3[q, :x], shown.moves_QxX[q, :x] = source, own_pos, moves
+        shown.tokens_QxN[q, : len(own)] = [r * c for r, c in own]
+        grids.append(own)
+    return vision, PromptBatch(ids, pos, visual, length, next_pos, shown), grids

@@ -1,4 +1,4 @@
-"""Runs sampling and one update of each stage on a mesh and on one of its devices; prints "equal" or fails."""
+"""Sampling and one update on meshes and on one device: compare.py WAY_TO_LOOK MESH..; prints "equal" or fails."""
 
 import os
 import sys
@@ -13,8 +13,21 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from models import IMAGE, STOP, VOCAB, questions, small_model  # noqa: E402
+from models import (  # noqa: E402
+    CLOSE,
+    END,
+    IMAGE,
+    OPEN,
+    START,
+    STOP,
+    VIDEO,
+    VOCAB,
+    looking_questions,
+    questions,
+    small_model,
+)
 
+from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions  # noqa: E402
 from qwenla_jax.sampling.logits import forbidden_bias  # noqa: E402
 from qwenla_jax.sampling.loop import SampleOptions, sample  # noqa: E402
 from qwenla_jax.train.brpo_step import Judged, make_brpo_step  # noqa: E402
@@ -29,24 +42,33 @@ from qwenla_jax.train.sharding import (  # noqa: E402
 )
 from qwenla_jax.train.state import create, state_shardings  # noqa: E402
 
-BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE])
+BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
+BIAS[OPEN] += 2.0
 G, R = 2, 8
+TAG = {"max_insertions": 2, "rows_at_once": 4, "open_id": OPEN, "close_id": CLOSE}
+LOOKS = {
+    "none": TEXT_ONLY,
+    "copy": LookOptions("copy", **TAG),
+    "route": LookOptions("route", form="bias", **TAG),
+}
+QUICK = {"xla_backend_optimization_level": 0}
 
 
-def compute(sizes, devices):
+def compute(sizes, devices, look):
     """Token ids, log-probabilities, and an update's metrics and gradient."""
     mesh = make_mesh(MeshOptions(*sizes), devices)
-    model, params = small_model()
+    model, params = small_model(initializer_range=0.2)
     layouts = param_shardings(model.config, mesh)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     params = jax.device_put(params, layouts)
-    vision, prompts = questions(8)
-    options = SampleOptions(G, R, 1.0, 1.0, (STOP,))
+    vision, prompts = looking_questions(8)[:2] if look.inserts else questions(8)
+    options = SampleOptions(G, R, 1.0, 1.0, (STOP,), look, mesh.shape["data"] * mesh.shape["fsdp"])
     with jax.set_mesh(mesh), activation_rules():
         sampler = jax.jit(
             functools.partial(sample, model, options),
             in_shardings=(layouts, rows, rows, whole, whole, whole, rows),
             out_shardings=rows,
+            compiler_options=QUICK,
         )
         numbers = np.arange(8 * G, dtype=np.uint32)
         rollout = sampler(params, vision, prompts, BIAS, np.uint32(0), np.uint32(0), numbers)
@@ -60,16 +82,18 @@ def compute(sizes, devices):
             np.asarray(rollout.length_B),
             rng.normal(size=8 * G).astype(np.float32),
             np.ones(8 * G, np.float32),
+            np.asarray(rollout.kept_BxExX) if look.inserts else None,
         )
         parts = batch_sharding(mesh, leading=1)
         step = jax.jit(
-            make_brpo_step(model, optimizer, BrpoOptions(group_size=G)),
+            make_brpo_step(model, optimizer, BrpoOptions(group_size=G), look=look),
             in_shardings=(states, layouts, parts, parts, parts, whole),
             out_shardings=(states, whole),
+            compiler_options=QUICK,
         )
         batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged))
-        lowered = step.lower(state, params, *batch, BIAS)
-        new, metrics = step(state, params, *batch, BIAS)
+        compiled = step.lower(state, params, *batch, BIAS).compile()
+        new, metrics = compiled(state, params, *batch, BIAS)
     for leaf, layout in zip(jax.tree.leaves(new), jax.tree.leaves(states), strict=True):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (leaf.sharding, layout)
     kernel = new.params["decoder"]["layers"]["mlp"]["gate"]["kernel"]
@@ -78,18 +102,27 @@ def compute(sizes, devices):
     # The gradient and not the parameters: AdamW's first update is its sign, which rounding decides where it is near 0.
     first_moment = new.opt_state.inner_states["train"].inner_state[1][0].mu
     gradient = jax.tree.map(lambda m: m / (1 - OptimOptions().b1), first_moment)
-    return jax.device_get((judged, metrics, gradient)), lowered.compile().as_text()
+    return jax.device_get((judged, metrics, gradient, rollout.inserted_B)), compiled.as_text()
 
 
-if __name__ == "__main__":
-    sizes = [int(n) for n in sys.argv[1].split(",")]
-    (judged, metrics, gradient), text = compute(sizes, 8)
-    (judged1, metrics1, gradient1), text1 = compute((1, 1, 1), 1)
+def compare(sizes, look, reference):
+    """Fails where a mesh of these sizes gives something else than one device."""
+    (judged, metrics, gradient, inserted_B), text = compute(sizes, 8, look)
+    (judged1, metrics1, gradient1, inserted1_B), text1 = reference
     assert np.array_equal(judged.ids_BxR, judged1.ids_BxR)
+    assert np.array_equal(inserted_B, inserted1_B) and (set(inserted_B.tolist()) == {0, 1, 2}) == look.inserts
+    assert not look.inserts or np.array_equal(judged.kept_BxExX, judged1.kept_BxExX)
     np.testing.assert_allclose(judged.logp_BxR, judged1.logp_BxR, atol=1e-5)
     for name in metrics:
         np.testing.assert_allclose(metrics[name], metrics1[name], atol=1e-4, rtol=1e-4, err_msg=name)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient1), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert "all-reduce" in text and "all-reduce" not in text1
+
+
+if __name__ == "__main__":
+    way = LOOKS[sys.argv[1]]
+    alone = compute((1, 1, 1), 1, way)
+    for mesh in sys.argv[2:]:
+        compare([int(n) for n in mesh.split(",")], way, alone)
     print("equal")

@@ -1,0 +1,334 @@
+"""Training with insertions: gradients and losses against sequences written out in full; where responses look."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+import pytest
+from models import CLOSE, END, IMAGE, OPEN, START, VIDEO, VOCAB, looking_questions, small_model
+
+from qwenla_jax.model.qwen_vl import logits_of
+from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
+from qwenla_jax.sampling.logits import forbidden_bias
+from qwenla_jax.train.brpo_step import Judged, make_brpo_step
+from qwenla_jax.train.logprobs import response_logprobs
+from qwenla_jax.train.losses import brpo_loss
+from qwenla_jax.train.optimizer import make_optimizer
+from qwenla_jax.train.options import BrpoOptions, OptimOptions
+from qwenla_jax.train.probe import attention_mass
+from qwenla_jax.train.runtime import stack_parts
+from qwenla_jax.train.sft_step import look_sft_loss, make_sft_step
+from qwenla_jax.train.state import create
+from qwenla_jax.types import ResponseBatch
+
+Q, G, R, CAP, SHARE = 4, 3, 10, 2, 0.5
+B = Q * G
+BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
+COPY = LookOptions("copy", max_insertions=CAP, open_id=OPEN, close_id=CLOSE)
+ROUTE = dataclasses.replace(COPY, mode="route", share=SHARE)
+HIDING = dataclasses.replace(ROUTE, form="bias")
+SHUT = dataclasses.replace(COPY, mode="vision_only")
+FORMS = pytest.mark.parametrize("look", [ROUTE, HIDING], ids=["compact", "bias"])
+SGD = OptimOptions(learning_rate=1e-3, warmup_ratio=0.0, clip_norm=None)
+QUICK = {"xla_backend_optimization_level": 0}
+# Tags of a group's rows: none, one at the start, two side by side, one that stands last, more than the cap.
+TAGS = ([], [0], [3, 4], [2, 9], [1, 4, 6, 7], [5, 8])
+
+
+@functools.cache
+def model():
+    return small_model(initializer_range=0.2)
+
+
+@functools.cache
+def case(seed=0):
+    """Vision, prompts, grids, responses and their lengths."""
+    vision, prompts, grids = looking_questions(Q, seed)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, OPEN, (B, R)).astype(np.int32)
+    length = rng.integers(R - 2, R + 1, B).astype(np.int32)
+    for b in range(B):
+        ids[b, TAGS[b % len(TAGS)]] = OPEN
+    length[3] = length[4] = R
+    return vision, prompts, grids, ids, length
+
+
+def most(grids, b):
+    return CAP if grids[b // G] else 0
+
+
+@functools.cache
+def chosen(seed=0):
+    """What ROUTE keeps by its definition, for every row."""
+    vision, prompts, grids, ids, length = case(seed)
+    net, params = model()
+    visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))
+    return [
+        plain.choose(params, net.config.text, visual_ZxD, prompts, grids, b // G, ids[b, : length[b]], CAP, SHARE)
+        for b in range(B)
+    ]
+
+
+def strange_kept(seed=0):
+    """A choice that no attention made: what a rollout recorded is to be replayed, whatever it is."""
+    _, prompts, grids, ids, length = case(seed)
+    rng = np.random.default_rng(5)
+    kept = []
+    for b in range(B):
+        tokens = sum(r * c for r, c in grids[b // G])
+        pick = lambda: set(rng.permutation(tokens)[: plain.share_of(SHARE, tokens)].tolist())  # noqa: B023, E731
+        kept.append([pick() for _ in range(CAP)])
+    return kept
+
+
+def as_slots(kept, seed=0):
+    """Sets of visual tokens as bool [B, E, X], delimiters kept."""
+    _, prompts, grids, _, _ = case(seed)
+    block = prompts.block
+    out = np.zeros((B, CAP, block.source_QxX.shape[1]), bool)
+    for b in range(B):
+        q = b // G
+        visual = np.flatnonzero(
+            [s >= 0 and prompts.visual_QxP[q, max(s, 0)] >= 0 for s in block.source_QxX[q]]
+        )
+        out[b, :, : block.length_Q[q]] = True
+        for e in range(CAP):
+            out[b, e, visual] = [j in kept[b][e] if e < len(kept[b]) else False for j in range(len(visual))]
+    return out
+
+
+def written(kept, seed=0):
+    """Ids, positions, visual indexes; where each response token is predicted; which slots hold inserted pictures."""
+    _, prompts, grids, ids, length = case(seed)
+    rows = [
+        plain.write_out(prompts, grids, b // G, ids[b, : length[b]], most(grids, b), kept and kept[b])
+        for b in range(B)
+    ]
+    pred = np.zeros((B, R), np.int32)
+    inserted = np.zeros((B, 64), bool)
+    for b, row in enumerate(rows):
+        pred[b, : length[b]] = [row.prompt - 1, *row.slot_R[:-1]]
+        inserted[b, [i for slots in row.shown for i in slots]] = True
+    return plain.stack(rows, 64), pred, inserted
+
+
+def plain_logprobs(params, kept, blocked=False):
+    """Log-probabilities [B, R] of the responses, from whole sequences without prefix, cache or splice.
+
+    With `blocked` no gradient flows through inserted pictures.
+    """
+    net = model()[0]
+    vision, _, _, ids_BxR, _ = case()
+    (ids, pos, visual), pred, inserted = written(kept)
+    variables = {"params": params}
+    visual_ZxD = net.apply(variables, vision, method="encode")
+    x = net.apply(variables, ids, visual, visual_ZxD, method="embed")
+    x = jnp.where(inserted[..., None] & blocked, jax.lax.stop_gradient(x), x)
+    hidden = net.apply(variables, x, pos, method="decode").hidden_BxTxD
+    logits = logits_of(params, jnp.take_along_axis(hidden, pred[..., None], axis=1)) + BIAS
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), ids_BxR[..., None], axis=2)[..., 0]
+
+
+def judged(kept):
+    _, _, _, ids, length = case()
+    rng = np.random.default_rng(1)
+    return Judged(
+        ids_BxR=ids,
+        logp_BxR=(-3 * rng.random((B, R))).astype(np.float32),
+        length_B=length,
+        advantage_B=rng.normal(size=B).astype(np.float32),
+        counted_B=np.ones(B, np.float32),
+        kept_BxExX=as_slots(kept),
+    )
+
+
+def gradient_of(step, state, *batch):
+    """The gradient, read off AdamW's first moment after one update: (1 - b1) times it."""
+    new, metrics = step(state, *batch, BIAS)
+    mu = new.opt_state.inner_states["train"].inner_state[1][0].mu
+    return jax.device_get((jax.tree.map(lambda m: m / 0.1, mu), metrics))
+
+
+def assert_close(one, two, atol):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol, rtol=0)
+
+
+@functools.cache
+def brpo_gradient(look):
+    net, params = model()
+    vision, prompts, *_ = case()
+    optimizer = make_optimizer(SGD, 10, params)
+    step = make_brpo_step(net, optimizer, BrpoOptions(group_size=G), look=look)
+    reference = jax.tree.map(lambda x: x * 1.02, params)
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged(strange_kept())))
+    step = jax.jit(step, compiler_options=QUICK)
+    return gradient_of(step, create(params, optimizer), reference, *batch)
+
+
+@functools.cache
+def plain_brpo():
+    """Compiled: (parameters, blocked) -> loss and gradient."""
+    batch, options = judged(strange_kept()), BrpoOptions(group_size=G)
+    reference = plain_logprobs(jax.tree.map(lambda x: x * 1.02, model()[1]), strange_kept())
+    mask = np.arange(R) < batch.length_B[:, None]
+
+    def loss(params, blocked):
+        logp = plain_logprobs(params, strange_kept(), blocked)
+        value, _ = brpo_loss(
+            logp, batch.logp_BxR, reference, batch.advantage_B, mask,
+            beta=options.beta, clip_low=options.clip_low, clip_high=options.clip_high,
+        )  # fmt: skip
+        return value / B
+
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+
+
+@FORMS
+def test_brpo_gradient_is_that_of_the_sequence_in_full(look):
+    """Of all parameters; what the rollout recorded is replayed, whatever the parameters would choose now."""
+    gradient, metrics = brpo_gradient(look)
+    loss, want = plain_brpo()(model()[1], False)
+    np.testing.assert_allclose(metrics["loss"], loss, atol=1e-5)
+    assert_close(gradient, want, 1e-5)
+    assert min(np.abs(g).max() for g in jax.tree.leaves(want)) > 1e-4
+
+
+def test_brpo_gradient_is_the_same_in_both_forms():
+    (one, metrics), (two, other) = brpo_gradient(ROUTE), brpo_gradient(HIDING)
+    assert_close(one, two, 1e-5)
+    assert_close(metrics, other, 1e-5)
+
+
+def test_inserted_pictures_carry_gradient_to_the_vision_tower():
+    _, blocked = plain_brpo()(model()[1], True)
+    gradient, _ = brpo_gradient(ROUTE)
+    for got, cut in zip(jax.tree.leaves(gradient["visual"]), jax.tree.leaves(blocked["visual"]), strict=True):
+        assert np.abs(got - cut).max() > 1e-3 * np.abs(got).max()
+
+
+def sft_loss_of(look):
+    vision, prompts, _, ids, length = case()
+    responses = ResponseBatch(ids, length, np.zeros((B, CAP), np.int32))
+    return lambda p: look_sft_loss(model()[0], p, vision, prompts, responses, BIAS, look)
+
+
+@functools.cache
+def plain_sft_gradient(routed):
+    length = case()[-1]
+    mask = np.arange(R) < length[:, None]
+    kept = chosen() if routed else None
+    loss = lambda p: -jnp.sum(plain_logprobs(p, kept) * mask)  # noqa: E731
+    return jax.device_get(jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(model()[1]))
+
+
+@pytest.mark.parametrize("look", [COPY, ROUTE, HIDING], ids=["copy", "compact", "bias"])
+def test_sft_gradient_is_that_of_the_sequence_in_full(look):
+    """What ROUTE keeps is computed within, and is what the definition says; inserted tokens carry no loss."""
+    run = jax.jit(jax.value_and_grad(sft_loss_of(look), has_aux=True), compiler_options=QUICK)
+    (loss, (_, number)), gradient = run(model()[1])
+    want, want_gradient = plain_sft_gradient(look is not COPY)
+    assert number == case()[-1].sum()
+    np.testing.assert_allclose(loss / number, want / number, atol=1e-5)
+    assert_close(*(jax.tree.map(lambda g: g / number, g) for g in (gradient, want_gradient)), 1e-5)
+
+
+def test_the_forced_token_carries_no_loss():
+    _, (_, number) = jax.jit(sft_loss_of(SHUT), compiler_options=QUICK)(model()[1])
+    _, _, grids, ids, length = case()
+    tags = [int((row[: n - 1] == OPEN).sum()) for row, n in zip(ids, length, strict=True)]
+    forced = sum(min(n, most(grids, b)) for b, n in enumerate(tags))
+    assert forced > 4 and number == length.sum() - forced
+
+
+def test_the_tag_is_predicted_by_what_stands_before_the_pictures():
+    """With other pictures put in, everything up to the first tag is as it was, the tag included."""
+    net, params = model()
+    vision, prompts, grids, ids, length = case()
+    block = prompts.block
+    # Text tokens of the prompt in the pictures' places.
+    other = prompts.replace(
+        block=block.replace(source_QxX=np.where(block.source_QxX >= 0, prompts.length_Q[:, None] - 1, -1))
+    )
+    kept = np.arange(block.source_QxX.shape[1]) < np.repeat(block.length_Q, G)[:, None, None]
+    kept = np.repeat(kept, CAP, axis=1)
+    run = jax.jit(
+        lambda prompts: response_logprobs(net, params, vision, prompts, ids, BIAS, 1.0, COPY, length, kept)[0],
+        compiler_options=QUICK,
+    )
+    change = np.abs(np.asarray(run(prompts)) - np.asarray(run(other)))
+    seen = 0
+    for b in range(B):
+        first = next((t for t in range(length[b] - 1) if ids[b, t] == OPEN), None) if grids[b // G] else None
+        if first is None:
+            assert not change[b].any()
+            continue
+        assert not change[b, : first + 1].any() and change[b, first + 1] > 1e-3
+        seen += 1
+    assert seen >= 5
+
+
+def test_parts_of_a_batch_with_insertions_add_up():
+    """The parts have other blocks: one picture a prompt and two."""
+    net, params = model()
+    optimizer = make_optimizer(SGD, 10, params)
+    one, two = looking_questions(2, 3, pictures=1), looking_questions(2, 4, pictures=2)
+    _, _, _, ids, length = case()
+    answers = [
+        ResponseBatch(ids[at], length[at], np.zeros((2, CAP), np.int32)) for at in (slice(1, 3), slice(4, 6))
+    ]
+    parts = stack_parts([(*one[:2], answers[0]), (*two[:2], answers[1])])
+    assert parts[1].block.source_QxX.shape == (2, 2, 12) and (parts[1].block.source_QxX[0, :, 6:] == -1).all()
+    step = jax.jit(make_sft_step(net, optimizer, look=COPY), compiler_options=QUICK)
+    blank = lambda n: parts[2].replace(length_B=np.where(np.arange(2)[:, None] == n, 0, parts[2].length_B))  # noqa: E731
+    state = create(params, optimizer)
+    (whole, metrics), (first, _), (second, _) = (
+        gradient_of(step, state, *parts[:2], answer) for answer in (parts[2], blank(1), blank(0))
+    )
+    n, m = (float(answer.length_B.sum()) for answer in answers)
+    assert metrics["num_tokens"] == n + m
+    assert_close(whole, jax.tree.map(lambda a, b: (n * a + m * b) / (n + m), first, second), 1e-5)
+    loss = jax.jit(lambda *b: look_sft_loss(net, params, *b, BIAS, COPY)[0], compiler_options=QUICK)
+    unpadded = loss(*one[:2], answers[0]) + loss(*two[:2], answers[1])
+    np.testing.assert_allclose(metrics["loss"], unpadded / (n + m), rtol=1e-5)
+
+
+@pytest.mark.parametrize("look", [TEXT_ONLY, COPY, ROUTE, HIDING], ids=["text", "copy", "compact", "bias"])
+def test_attention_mass_is_that_of_the_attention_matrices(look):
+    net, params = model()
+    cfg = net.config.text
+    vision, prompts, grids, ids, length = case()
+    kept = [[set(range(9))] * CAP] * B if look is COPY else strange_kept()
+    slots = as_slots(kept) if look.inserts else None
+    run = jax.jit(
+        lambda params: attention_mass(net, params, vision, prompts, ids, length, look, slots), compiler_options=QUICK
+    )
+    mass = jax.device_get(run(params))
+    visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))
+    inserted = 0
+    for b in range(B):
+        q, n = b // G, int(length[b])
+        allowed = most(grids, b) if look.inserts else 0
+        row = plain.write_out(prompts, grids, q, ids[b, :n], allowed, kept[b])
+        mean_TxT = plain.attention(params, cfg, visual_ZxD, row).mean((0, 1))[row.slot_R]
+        own = np.flatnonzero(row.visual_T[: row.prompt] >= 0)
+        close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
+        close(mass.original_BxR[b, :n], mean_TxT[:, own].sum(1))
+        close(mass.image_BxRxP[b, :n, : row.prompt], mean_TxT[:, : row.prompt])
+        assert not mass.image_BxRxP[b, :n, row.prompt :].any()
+        seen_R = np.array(row.slot_R) + 1
+        close(mass.even_original_BxR[b, :n], len(own) / seen_R)
+        rest = [i for i in range(row.prompt, len(row.ids_T)) if row.visual_T[i] < 0]
+        total = mass.image_BxRxP[b, :n].sum(1) + mean_TxT[:, rest].sum(1)
+        for e, at in enumerate(row.shown):
+            close(mass.inserted_BxExR[b, e, :n], mean_TxT[:, at].sum(1))
+            close(mass.even_inserted_BxExR[b, e, :n], [sum(i < s for i in at) / s for s in seen_R])
+            total = total + mass.inserted_BxExR[b, e, :n]
+            inserted += len(at)
+        close(total, 1.0)
+        assert not mass.inserted_BxExR[b, len(row.shown) :, :n].any()
+        assert not mass.even_inserted_BxExR[b, len(row.shown) :, :n].any()
+    assert bool(inserted) == look.inserts

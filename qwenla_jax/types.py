@@ -118,7 +118,8 @@ class Rollout:
       length_B: int32, tokens in the response, the stop token included.
       stopped_B: bool, True where a stop token ended the response, False where the length did.
       inserted_B: int32, times that the pictures were put in again.
-      refused_B: int32, reflections before which they would have been, had the cap or the budget not been spent.
+      refused_B: int32, reflections that are text alone although the mode looks: the cap or the budget is spent, or the
+        prompt has no picture.
       kept_BxExX: bool, the slots of the `PictureBlock` that insertion E put in (or, hidden by a bias, left visible);
         E is 0 where nothing is ever inserted.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from qwenla_jax.distill.options import DistillOptions
 from qwenla_jax.distill.run import run as distill
 from qwenla_jax.evals.scenes import judge_answer, summarise
 from qwenla_jax.train.intervals import wilson
+from qwenla_jax.train.loop import Refused
 from qwenla_jax.train.loop import run as train
 from qwenla_jax.train.options import EvalOptions, ReattentionOptions, RunOptions
 from qwenla_jax.train.rollout import texts_of
@@ -31,6 +33,15 @@ from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import to_dict
 
 DONE = "done.json"
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "base": (),
+    "cold_start": ("base",),
+    "brpo": ("cold_start",),
+    "distill": ("brpo",),
+    "sft_text": ("base", "distill"),
+    "sft_copy": ("base", "distill"),
+    "sft_route": ("base", "distill"),
+}
 FRESH_SEED = 7_000  # added to the seed: the evaluation's scenes are nobody's training or tuning scenes
 DISTILL_SEED = 3_000  # the questions of stage 3 are not those of stage 2
 
@@ -80,7 +91,7 @@ def run_pipeline(settings: Settings, workdir: Path, note: Callable[[str], None])
       `systems`: name -> scores; `seconds`: stage -> wall time of the run that made it.
 
     Raises:
-      train.loop.Refused: a stage's folder belongs to other settings.
+      train.loop.Refused: a stage's folder belongs to other settings, or was made from what is no longer there.
     """
     folder = lambda stage: str(workdir / stage / "hf")  # noqa: E731
     distilled = str(workdir / "distill" / "accepted.jsonl")
@@ -104,7 +115,9 @@ def run_pipeline(settings: Settings, workdir: Path, note: Callable[[str], None])
         "sft_copy": (with_data(settings.sft_copy, folder("base"), distilled), train),
         "sft_route": (with_data(settings.sft_route, folder("base"), distilled), train),
     }
-    seconds = {name: _stage(name, options, work, workdir / name, note) for name, (options, work) in stages.items()}
+    seconds = {
+        name: _stage(name, options, work, workdir, NEEDS[name], note) for name, (options, work) in stages.items()
+    }
     none, copy = ReattentionOptions(), settings.sft_copy.reattention
     systems = (
         System("base", "base", none),
@@ -123,12 +136,24 @@ def run_pipeline(settings: Settings, workdir: Path, note: Callable[[str], None])
 
 
 def _stage(
-    name: str, options: Any, work: Callable[[Any, Path], Any], folder: Path, note: Callable[[str], None]
+    name: str,
+    options: Any,
+    work: Callable[[Any, Path], Any],
+    workdir: Path,
+    needs: tuple[str, ...],
+    note: Callable[[str], None],
 ) -> float:
-    """Runs one stage unless it is done; returns the seconds that it took, or had taken."""
+    """Runs one stage unless it is done; returns the seconds that it took, or had taken.
+
+    Every result bears a stamp, and remembers the stamps of what it was made from.
+    """
+    folder = workdir / name
     path, wanted = folder / DONE, to_dict(options)
+    made_from = {need: json.loads((workdir / need / DONE).read_text(encoding="utf-8"))["stamp"] for need in needs}
     if path.is_file():
         done = json.loads(path.read_text(encoding="utf-8"))
+        if done["made_from"] != made_from:
+            raise Refused(f"{folder} was made from another {' or '.join(needs)}; delete it, and it is made anew")
         if done["options"] == wanted:
             note(f"{name}: done already in {folder}")
             return done["seconds"]
@@ -137,7 +162,8 @@ def _stage(
     work(options, folder)
     jax.clear_caches()  # the programs of one stage serve no other
     seconds = time.perf_counter() - begin
-    path.write_text(json.dumps({"options": wanted, "seconds": seconds}), encoding="utf-8")
+    done = {"options": wanted, "seconds": seconds, "made_from": made_from, "stamp": uuid.uuid4().hex}
+    path.write_text(json.dumps(done), encoding="utf-8")
     return seconds
 
 
@@ -167,7 +193,7 @@ def _evaluated(system: System, settings: Settings, workdir: Path, note: Callable
     )
     wanted = {
         "options": to_dict(options),
-        "made": json.loads((workdir / system.stage / DONE).read_text(encoding="utf-8"))["options"],
+        "stamp": json.loads((workdir / system.stage / DONE).read_text(encoding="utf-8"))["stamp"],
         "questions": settings.questions,
         "profiled": settings.profiled,
     }

@@ -69,7 +69,6 @@ def make_brpo_step(
         bias_V: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         responses = jnp.maximum(judged.counted_B.sum(), 1.0)
-        tokens = jnp.maximum((judged.length_B * judged.counted_B).sum(), 1.0)
 
         def part(batch: tuple[VisionBatch, PromptBatch, Judged]):
             vision, prompts, judged = batch
@@ -101,12 +100,14 @@ def make_brpo_step(
                 )
                 gap_BxR = jnp.abs(logp_BxR - judged.logp_BxR)
                 sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR), "gap": jnp.sum(gap_BxR * mask_BxR)}
+                sums["tokens"] = jnp.sum(mask_BxR)
                 return value, sums
 
             (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
             return grads, value, sums
 
         grads, value, sums = accumulate(part, (vision, prompts, judged))
+        tokens = jnp.maximum(sums["tokens"], 1.0)
         state, metrics = apply_gradients(state, jax.tree.map(lambda g: g / responses, grads), optimizer)
         metrics |= {
             "loss": value / responses,

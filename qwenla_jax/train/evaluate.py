@@ -30,7 +30,7 @@ class Evaluation:
       well_formed: whether the response kept the format.
       lengths: tokens of the responses, stop token included.
       responses: the texts.
-      inserted, refused: times that a response looked at its pictures again, and that it would have but for the cap.
+      inserted, refused: times that a response looked at its pictures again, and that it could not (`types.Rollout`).
       attention: what an `AttentionProbe` saw; empty without one.
     """
 

@@ -1,11 +1,14 @@
 """Skipping what is done, and the table."""
 
 import dataclasses
+import functools
 import json
+import shutil
 
 import pytest
 
 from qwenla_jax.analysis import pipeline
+from qwenla_jax.train.loop import Refused
 from qwenla_jax.train.options import RunOptions
 
 
@@ -17,7 +20,7 @@ def test_a_stage_is_skipped_only_with_the_same_settings(tmp_path):
         ran.append(options.steps)
 
     for options in (RunOptions(steps=3), RunOptions(steps=3), RunOptions(steps=4), RunOptions(steps=4)):
-        pipeline._stage("base", options, work, tmp_path / "base", said.append)
+        pipeline._stage("base", options, work, tmp_path, (), said.append)
     assert ran == [3, 4]
     assert "done already" in said[1] and "done already" in said[3]
 
@@ -28,8 +31,21 @@ def test_a_stage_that_fails_is_not_done(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        pipeline._stage("base", RunOptions(), work, tmp_path / "base", lambda line: None)
+        pipeline._stage("base", RunOptions(), work, tmp_path, (), lambda line: None)
     assert not (tmp_path / "base" / pipeline.DONE).exists()
+
+
+def test_a_stage_made_from_what_is_gone_is_refused(tmp_path):
+    """Somebody deleted the base and made it again: the cold start in the folder is of the other one."""
+    run = functools.partial(pipeline._stage, workdir=tmp_path, note=lambda line: None)
+    work = lambda options, folder: folder.mkdir(exist_ok=True)  # noqa: E731
+    for _ in range(2):
+        run("base", RunOptions(), work, needs=())
+        run("cold_start", RunOptions(), work, needs=("base",))
+    shutil.rmtree(tmp_path / "base")
+    run("base", RunOptions(), work, needs=())
+    with pytest.raises(Refused, match="cold_start was made from another base; delete it"):
+        run("cold_start", RunOptions(), work, needs=("base",))
 
 
 def test_table():

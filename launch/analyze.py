@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    if not 1 <= args.swaps < args.batch_size or args.questions <= args.swaps:
+        print("--swaps: expected at least 1, and less than --batch_size and --questions", file=sys.stderr)
+        return 2
     found = {
         "profile": look_profile(runtime, params, source, args.questions),
         "blind": blind_probe(runtime, params, source, args.questions),

@@ -86,7 +86,7 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
       `accuracy_swapped`: of greedy answers with the right and with the wrong picture.
 
     Raises:
-      ValueError: questions without a picture or with several.
+      ValueError: questions without a picture, with several, or with pictures of different sizes.
     """
     rows = runtime.options.eval.batch_size
     logprobs = _compiled_logprobs(runtime)
@@ -94,7 +94,9 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
     for batch in answer(runtime, params, source, size):
         n = len(batch.records)
-        _require_one_picture(batch, rows)
+        _require_one_picture(batch)
+        if n < 2:
+            continue  # nothing to swap with
         swapped = jax.tree.map(lambda x, n=n: _rolled(x, n, 1), batch.vision)
         r = batch.rollout
         said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
@@ -132,7 +134,7 @@ def theorem_numbers(
       `insertions`: `count`, `r_before`, `r_after`, `rose`; None where there was none.
 
     Raises:
-      ValueError: `swaps` out of range, or questions without a picture or with several.
+      ValueError: `swaps` out of range, or questions whose pictures cannot be swapped for one another.
     """
     rows = runtime.options.eval.batch_size
     if not 1 <= swaps < rows:
@@ -144,12 +146,14 @@ def theorem_numbers(
     sums: dict[str, list[np.ndarray]] = {"r": [], "information": [], "entropy": [], "bound": [], "counted": []}
     jumps: list[tuple[float, float]] = []
     for batch in answer(runtime, params, source, size, sampler):
-        _require_one_picture(batch, rows)
+        _require_one_picture(batch)
         n, r = len(batch.records), batch.rollout
+        if n <= swaps:
+            continue  # too few to swap with
         said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
         logp_BxR, entropy_BxR = logprobs(params, batch.vision, *said)
         likelihoods = [np.exp(logp_BxR)]
-        for shift in range(1, min(swaps, n - 1) + 1):
+        for shift in range(1, swaps + 1):
             other = jax.tree.map(lambda x, n=n, shift=shift: _rolled(x, n, shift), batch.vision)
             likelihoods.append(np.exp(logprobs(params, other, *said)[0]))
         information_BxR = logp_BxR - np.log(np.mean(likelihoods, axis=0))
@@ -201,9 +205,13 @@ def _compiled_logprobs(runtime: Runtime) -> Any:
     return call
 
 
-def _require_one_picture(batch: Answered, rows: int) -> None:
-    if len(batch.vision.patches_IxSxC) != rows:
-        raise ValueError("pictures can be swapped only where every question has exactly one")
+def _require_one_picture(batch: Answered) -> None:
+    for record in batch.records:
+        if len(record.images) != 1:
+            raise ValueError(f"record {record.id!r} has {len(record.images)} pictures; only one for one can be swapped")
+    tokens = batch.prompts.visual_QxP[: len(batch.records)] >= 0
+    if len(set(tokens.sum(1).tolist())) > 1:
+        raise ValueError("the questions' pictures differ in visual tokens; only equal ones can be swapped")
 
 
 def _rolled(x: np.ndarray, count: int, shift: int) -> np.ndarray:

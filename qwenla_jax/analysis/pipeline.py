@@ -33,6 +33,7 @@ from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import to_dict
 
 DONE = "done.json"
+BEGUN = "made_from.json"  # the stamps of what a stage is made from, written before it begins
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "base": (),
     "cold_start": ("base",),
@@ -130,7 +131,7 @@ def run_pipeline(settings: Settings, workdir: Path, note: Callable[[str], None])
     )
     found = {system.name: _evaluated(system, settings, workdir, note) for system in systems}
     result = {"systems": found, "seconds": seconds, "seed": settings.seed, "questions": settings.questions}
-    (workdir / "table.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    _write(workdir / "table.json", result)
     (workdir / "table.md").write_text(table(found), encoding="utf-8")
     return result
 
@@ -150,21 +151,33 @@ def _stage(
     folder = workdir / name
     path, wanted = folder / DONE, to_dict(options)
     made_from = {need: json.loads((workdir / need / DONE).read_text(encoding="utf-8"))["stamp"] for need in needs}
+    begun = folder / BEGUN
+    if folder.is_dir() and any(folder.iterdir()):
+        if not begun.is_file() or json.loads(begun.read_text(encoding="utf-8")) != made_from:
+            raise Refused(f"{folder} was made from another {' or '.join(needs)}; delete it, and it is made anew")
     if path.is_file():
         done = json.loads(path.read_text(encoding="utf-8"))
-        if done["made_from"] != made_from:
-            raise Refused(f"{folder} was made from another {' or '.join(needs)}; delete it, and it is made anew")
         if done["options"] == wanted:
             note(f"{name}: done already in {folder}")
             return done["seconds"]
     note(f"{name}: in {folder}")
     begin = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(begun, made_from)
+    path.unlink(missing_ok=True)  # until the end it is not done
     work(options, folder)
     jax.clear_caches()  # the programs of one stage serve no other
     seconds = time.perf_counter() - begin
-    done = {"options": wanted, "seconds": seconds, "made_from": made_from, "stamp": uuid.uuid4().hex}
-    path.write_text(json.dumps(done), encoding="utf-8")
+    done = {"options": wanted, "seconds": seconds, "stamp": uuid.uuid4().hex}
+    _write(path, done)
     return seconds
+
+
+def _write(path: Path, content: Any) -> None:
+    """As JSON, whole or not at all."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content), encoding="utf-8")
+    fresh.replace(path)
 
 
 class _Descriptions:
@@ -208,14 +221,14 @@ def _evaluated(system: System, settings: Settings, workdir: Path, note: Callable
     seed = settings.seed + FRESH_SEED
     source = SceneSource(seed, "held_out", settings.questions)
     scores, lines = _scores(runtime, params, source, seed)
-    if scores["format"] == 0:  # a base model: its captions are asked for
+    if system.stage == "base":  # it gives no caption unasked
         described, _ = _scores(runtime, params, _Descriptions(seed, settings.questions), seed)
         scores |= {name: described[name] for name in ("chair_i", "chair_s", "recall") if name in described}
     scores["attention"] = look_profile(runtime, params, source, settings.profiled)
     jax.clear_caches()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    path.write_text(json.dumps({"of": wanted, "scores": scores}, indent=1), encoding="utf-8")
+    _write(path, {"of": wanted, "scores": scores})
     return scores
 
 

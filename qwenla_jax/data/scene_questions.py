@@ -17,7 +17,6 @@ import numpy as np
 from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
 
 KINDS: tuple[str, ...] = ("count", "existence", "attribute", "subtract", "compare")
-STYLES: tuple[str, ...] = ("structured", "plain")
 DESCRIBE = "Describe the picture."
 Objects = Sequence[SceneObject]
 

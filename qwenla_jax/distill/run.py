@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwenla_jax.data.sources import make_source
 from qwenla_jax.distill import store
 from qwenla_jax.distill.generate import done_questions, generate
 from qwenla_jax.distill.judges import JudgeLog, Judges
@@ -13,7 +14,7 @@ from qwenla_jax.distill.options import FREE_KEYS, DistillOptions, run_options
 from qwenla_jax.distill.results import ask_judges, summary_text, write_results
 from qwenla_jax.train.loop import Refused
 from qwenla_jax.train.progress import Progress
-from qwenla_jax.train.runtime import build, make_run_source
+from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import differences, to_dict
 
 
@@ -43,8 +44,8 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
         raise store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n" + "\n".join(found))
     if saved is None and (workdir / store.SAMPLES).is_file():
         raise store.StoreError(f"{workdir}: {store.SETTINGS} is missing, so nobody knows what {store.SAMPLES} is of")
-    settings = run_options(options)
-    source = make_run_source(settings, "train")
+    # All of a file: nothing is held out from what is answered.
+    source = make_source(options.data.source or "", "train", seed=options.seed, size=options.data.size, whole=True)
     done = done_questions(workdir, options, source)
     store.mend(workdir / store.CORRECTIONS)
     store.write_json(workdir / store.SETTINGS, to_dict(options))

@@ -72,8 +72,8 @@ def summarise(answers: Sequence[SceneAnswer]) -> dict[str, float]:
 
     Returns:
       `accuracy`, `accuracy/KIND`, `format`, `reflections`; `chair_i`, the share of the named objects that are invented,
-      `chair_s`, the share of the captions that invent one, and `recall`, the share of the scenes' objects that are
-      named (paper, table 2, after CHAIR; without any caption these three are left out).
+      `chair_s`, the share of the answers that invent one, and `recall`, the share of the scenes' objects that are
+      named (paper, table 2, after CHAIR; over all answers, and left out where none names an object).
     """
     if not answers:
         raise ValueError("there are no answers to summarise")
@@ -87,13 +87,12 @@ def summarise(answers: Sequence[SceneAnswer]) -> dict[str, float]:
         "format": share([one.well_formed for one in answers]),
         "reflections": share([one.reflections for one in answers]),
     }
-    captions = [one for one in answers if one.named]
-    if captions:
-        named, invented = sum(one.named for one in captions), sum(one.invented for one in captions)
-        there = sum(one.named - one.invented + one.missed for one in captions)
+    named, invented = sum(one.named for one in answers), sum(one.invented for one in answers)
+    if named:
+        there = sum(one.named - one.invented + one.missed for one in answers)
         found |= {
             "chair_i": invented / named,
-            "chair_s": share([one.invented > 0 for one in captions]),
+            "chair_s": share([one.invented > 0 for one in answers]),
             "recall": (named - invented) / there,
         }
     return found

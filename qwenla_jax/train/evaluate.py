@@ -39,9 +39,9 @@ class Evaluation:
     right: list[bool]
     well_formed: list[bool]
     lengths: list[int]
-    responses: list[str]
-    inserted: list[int]
-    refused: list[int]
+    responses: list[str] = dataclasses.field(default_factory=list)
+    inserted: list[int] = dataclasses.field(default_factory=list)
+    refused: list[int] = dataclasses.field(default_factory=list)
     attention: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -133,7 +133,7 @@ def evaluate(
     buckets = runtime.buckets(rows)
     to_example = runtime.example(with_response=False)
     total = min(size, len(source))
-    out = Evaluation([], [], [], [], [], [], [], [])
+    out = Evaluation([], [], [], [], [])
     for start in range(0, total, rows):
         examples = [to_example(source[i]) for i in range(start, min(start + rows, total))]
         vision, prompts = runtime.collate_prompts(examples, buckets, rows)

@@ -54,7 +54,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         try:
             reward_settings(options.rewards)
             source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
-            held_out = make_run_source(options, "held_out")
+            held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
             checkpoints = stack.enter_context(Checkpoints(workdir, options))
             done = checkpoints.latest_step() or 0
             _check_progress(options, checkpoints, done, workdir)

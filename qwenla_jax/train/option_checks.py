@@ -26,6 +26,8 @@ def relations(options: RunOptions) -> Iterator[str]:
         yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
     if 0 in sizes or sum(size == -1 for size in sizes) > 1:
         yield f"config.mesh: got data, fsdp, tensor = {sizes}, expected sizes of at least 1, of which one may be -1"
+    if options.stage == "sft" and options.reattention.mode == "vision_only":
+        yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
     if options.stage == "brpo" and not any((options.rewards.format, options.rewards.accuracy, options.rewards.balance)):
         yield "config.rewards: all three weights are 0, expected at least one above 0"
     if all(mode == "freeze" for _, mode in optim.trainable):

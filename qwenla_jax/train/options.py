@@ -170,7 +170,7 @@ class LogOptions:
 class RunOptions:
     """One training run."""
 
-    stage: str = option("brpo", "what is trained: sft (cold start) or brpo", choices=("sft", "brpo"))
+    stage: str = option("brpo", "how it is trained: sft (supervised) or brpo", choices=("sft", "brpo"))
     preset: str = option("tiny", "name of the preset that the settings started from; for the record")
     seed: int = option(0, "seed of parameters, data order and sampling", low=0, high=2**31 - 1)
     steps: int = option(400, "optimizer steps", low=1)

@@ -270,6 +270,7 @@ def _checked(leaf: Leaf, value: Any) -> Any:
             raise ConfigError(f"got {value}, expected {text} {meta[name]}")
     return value
 
+
 def _checked_pairs(value: Any, choices: Sequence[str], wrong: ConfigError) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, (tuple, list)) or not value:
         raise wrong

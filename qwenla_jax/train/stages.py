@@ -48,7 +48,7 @@ def make_reference(runtime: Runtime, params: Params) -> Params | None:
 
 
 class SftStage:
-    """Cold start: supervised training on structured responses."""
+    """Supervised training on responses, with or without the pictures in them again (paper, stages 1 and 4)."""
 
     def __init__(
         self,

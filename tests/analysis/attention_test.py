@@ -17,6 +17,14 @@ class OnePicture(SceneSource):
         return dataclasses.replace(super().__getitem__(index), images=super().__getitem__(0).images)
 
 
+class Blind(SceneSource):
+    """No picture in the third question."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return dataclasses.replace(record, id="blind", images=()) if index == 2 else record
+
+
 @pytest.fixture(scope="module")
 def model():
     return build(RunOptions(eval=EvalOptions(batch_size=8), reattention=ReattentionOptions(mode="copy")))
@@ -38,6 +46,8 @@ def test_theorem_numbers(model):
     for row in other["positions"]:
         assert row["bound"] <= row["entropy"] and 0 < row["r"] < 1
     assert other["insertions"]["rose"] == other["insertions"]["count"] > 0
+    with pytest.raises(ValueError, match="'blind' has 0 pictures"):
+        blind_probe(*model, Blind(3, "held_out"), 8)
     with pytest.raises(ValueError, match="swaps"):
         theorem_numbers(*model, SceneSource(3, "held_out"), 8, swaps=8)
 

@@ -27,11 +27,17 @@ def test_a_stage_is_skipped_only_with_the_same_settings(tmp_path):
 
 def test_a_stage_that_fails_is_not_done(tmp_path):
     def work(options, folder):
-        folder.mkdir()
         raise OSError("disk full")
 
+    run = functools.partial(pipeline._stage, "base", workdir=tmp_path, needs=(), note=lambda line: None)
     with pytest.raises(OSError, match="disk full"):
-        pipeline._stage("base", RunOptions(), work, tmp_path, (), lambda line: None)
+        run(RunOptions(), work)
+    assert not (tmp_path / "base" / pipeline.DONE).exists()
+    run(RunOptions(), lambda options, folder: None)
+    assert (tmp_path / "base" / pipeline.DONE).exists()
+    # Begun anew with other settings and cut short: what was done is done no more.
+    with pytest.raises(OSError, match="disk full"):
+        run(RunOptions(steps=9), work)
     assert not (tmp_path / "base" / pipeline.DONE).exists()
 
 
@@ -44,6 +50,10 @@ def test_a_stage_made_from_what_is_gone_is_refused(tmp_path):
         run("cold_start", RunOptions(), work, needs=("base",))
     shutil.rmtree(tmp_path / "base")
     run("base", RunOptions(), work, needs=())
+    with pytest.raises(Refused, match="cold_start was made from another base; delete it"):
+        run("cold_start", RunOptions(), work, needs=("base",))
+    # So is one that was only begun.
+    (tmp_path / "cold_start" / pipeline.DONE).unlink()
     with pytest.raises(Refused, match="cold_start was made from another base; delete it"):
         run("cold_start", RunOptions(), work, needs=("base",))
 

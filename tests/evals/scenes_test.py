@@ -49,9 +49,9 @@ def test_means():
     assert got["accuracy/count"] == pytest.approx(2 / 3)
     assert got["format"] == 0.75  # an empty caption breaks the format
     assert got["reflections"] == 0.25
-    # Three captions name 2, 1 and 2 objects; one object of the first is invented; 6 objects are in their scenes.
-    assert (got["chair_i"], got["chair_s"]) == (pytest.approx(1 / 5), pytest.approx(1 / 3))
-    assert got["recall"] == pytest.approx(4 / 6)
+    # The captions name 2, 1, 0 and 2 objects; one object of the first is invented; 8 objects are in their scenes.
+    assert (got["chair_i"], got["chair_s"]) == (pytest.approx(1 / 5), pytest.approx(1 / 4))
+    assert got["recall"] == pytest.approx(4 / 8)
     assert "chair_i" not in summarise([judge_answer("2", "2", "count", CAPTION)])
     with pytest.raises(ValueError, match="no answers"):
         summarise([])

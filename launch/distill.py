@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from qwenla_jax.distill.options import DistillOptions, from_config_dict
 from qwenla_jax.distill.take_back import correct
-from qwenla_jax.train.schema import ConfigError, check_command_line, describe
+from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/distill.py or configs/distill.py:PRESET")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
@@ -46,14 +46,6 @@ def main(argv: list[str]) -> None:
         run(options, workdir)
     except Refused as error:
         sys.exit(str(error))
-
-
-def config_file(argv: list[str]) -> str | None:
-    """The path part of --config=PATH:PRESET, None where it is not given that way."""
-    for arg in argv:
-        if arg.startswith(("--config=", "-config=")):
-            return arg.partition("=")[2].partition(":")[0]
-    return None
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ Everything is measured on the model's own greedy responses, run once more with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,34 +13,11 @@ import numpy as np
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
+from qwenla_jax.train.evaluate import Answered, answer
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.probe import compiled_mass, parts_of, profile
 from qwenla_jax.train.rollout import texts_of
-from qwenla_jax.train.runtime import Runtime, Sampler
-from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
-
-
-class Answered(NamedTuple):
-    """A batch with its responses, on the host; rows behind the last question only fill the batch."""
-
-    records: list[Any]
-    vision: VisionBatch
-    prompts: PromptBatch
-    rollout: Rollout
-
-
-def answer(
-    runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
-) -> Iterator[Answered]:
-    """Responses to the first `size` questions, batch by batch; greedy ones unless another sampler is given."""
-    rows = runtime.options.eval.batch_size
-    buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
-    sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
-    for start in range(0, min(size, len(source)), rows):
-        records = [source[i] for i in range(start, min(start + rows, size, len(source)))]
-        vision, prompts = runtime.collate_prompts([to_example(record) for record in records], buckets, rows)
-        rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
-        yield Answered(records, vision, prompts, jax.device_get(rollout))
+from qwenla_jax.train.runtime import Runtime
 
 
 def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: int, bins: int = 8) -> dict[str, Any]:
@@ -92,7 +68,7 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
     logprobs = _compiled_logprobs(runtime)
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
-    for batch in answer(runtime, params, source, size):
+    for batch in answer(runtime, params, source, size, sampler):
         n = len(batch.records)
         _require_one_picture(batch)
         if n < 2:

@@ -17,13 +17,14 @@ from typing import Any
 
 import jax
 
-from qwenla_jax.analysis.attention import answer, look_profile
+from qwenla_jax.analysis.attention import look_profile
 from qwenla_jax.data.scene_questions import DESCRIBE, caption_of
 from qwenla_jax.data.scenes import make_scene
 from qwenla_jax.data.sources import Record, SceneSource
 from qwenla_jax.distill.options import DistillOptions
 from qwenla_jax.distill.run import run as distill
 from qwenla_jax.evals.scenes import judge_answer, summarise
+from qwenla_jax.train.evaluate import answer
 from qwenla_jax.train.intervals import wilson
 from qwenla_jax.train.loop import Refused
 from qwenla_jax.train.loop import run as train

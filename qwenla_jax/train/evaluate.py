@@ -5,8 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from qwenla_jax.data.pipeline import RecordSource
@@ -111,6 +114,29 @@ class AttentionProbe:
         return found
 
 
+class Answered(NamedTuple):
+    """A batch with its responses, on the host; rows behind the last question only fill the batch."""
+
+    records: list[Any]
+    vision: VisionBatch
+    prompts: PromptBatch
+    rollout: Rollout
+
+
+def answer(
+    runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
+) -> Iterator[Answered]:
+    """Responses to the first `size` questions, batch by batch; greedy ones unless another sampler is given."""
+    rows = runtime.options.eval.batch_size
+    buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
+    sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    for start in range(0, min(size, len(source)), rows):
+        records = [source[i] for i in range(start, min(start + rows, size, len(source)))]
+        vision, prompts = runtime.collate_prompts([to_example(record) for record in records], buckets, rows)
+        rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
+        yield Answered(records, vision, prompts, jax.device_get(rollout))
+
+
 def evaluate(
     runtime: Runtime,
     sampler: Sampler,
@@ -129,25 +155,19 @@ def evaluate(
       size: how many.
       probe: looks at the first batch, where given.
     """
-    rows = runtime.options.eval.batch_size
-    buckets = runtime.buckets(rows)
-    to_example = runtime.example(with_response=False)
-    total = min(size, len(source))
     out = Evaluation([], [], [], [], [])
-    for start in range(0, total, rows):
-        examples = [to_example(source[i]) for i in range(start, min(start + rows, total))]
-        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
-        rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
-        if probe is not None and start == 0:
-            out.attention.update(probe(params, vision, prompts, rollout, len(examples)))
+    for batch in answer(runtime, params, source, size, sampler):
+        records, rollout = batch.records, batch.rollout
+        if probe is not None and not out.ids:
+            out.attention.update(probe(params, batch.vision, batch.prompts, rollout, len(records)))
         counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.refused_B], axis=1).tolist()
-        # Rows behind the last example only fill the batch.
-        for example, text, (length, inserted, refused) in zip(
-            examples, texts_of(rollout, runtime.tokenizer), counts, strict=False
+        # Rows behind the last record only fill the batch.
+        for record, text, (length, inserted, refused) in zip(
+            records, texts_of(rollout, runtime.tokenizer), counts, strict=False
         ):
-            out.ids.append(example.record.id)
-            out.kinds.append(example.record.kind)
-            out.right.append(accuracy_reward(text, example.record.answer) == 1.0)
+            out.ids.append(record.id)
+            out.kinds.append(record.kind)
+            out.right.append(accuracy_reward(text, record.answer) == 1.0)
             out.well_formed.append(format_reward(text) == 1.0)
             out.lengths.append(length)
             out.responses.append(text)

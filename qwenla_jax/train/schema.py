@@ -144,6 +144,14 @@ def check_command_line(argv: Sequence[str], cls: type, flag: str = "config") -> 
         raise ConfigError("\n".join(problems))
 
 
+def config_file(argv: Sequence[str]) -> str | None:
+    """The path part of --config=PATH:PRESET, None where it is not given that way."""
+    for arg in argv:
+        if arg.startswith(("--config=", "-config=")):
+            return arg.partition("=")[2].partition(":")[0]
+    return None
+
+
 def describe(options: Any, flag: str = "config") -> str:
     """All settings with type, value in `options` and help, for `--help`."""
     cls = type(options)

@@ -22,6 +22,8 @@ _TAGS = flags.DEFINE_enum(
     ("none", "mean", "pieces"),
     "rows of the ten tags: left as they are, the mean of all tokens' rows, or of the rows of their words' pieces",
 )
+_FSDP = flags.DEFINE_integer("fsdp", 1, "cut the arrays for a mesh with so many devices along fsdp", lower_bound=1)
+_TENSOR = flags.DEFINE_integer("tensor", 1, "and so many along tensor; each machine then reads its part", lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check, print the plan, and leave")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what stands at dst")
 
@@ -32,13 +34,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     from tqdm import tqdm
 
+    from qwenla_jax.config import ModelConfig
     from qwenla_jax.model.convert import from_hf, plan_from_hf
+    from qwenla_jax.train.sharding import mesh_chunks
 
     try:
         source = Path(_SRC.value)
         if not source.is_dir():
             raise FileNotFoundError(f"--src: there is no folder {source}")
-        plan = plan_from_hf(source, _DTYPE.value, _TAGS.value)
+        chunks = None
+        if (_FSDP.value, _TENSOR.value) != (1, 1):
+            chunks = mesh_chunks(ModelConfig.from_hf(source), _FSDP.value, _TENSOR.value)
+        plan = plan_from_hf(source, _DTYPE.value, _TAGS.value, chunks)
         print(plan)
         if _DRY_RUN.value:
             return

@@ -84,8 +84,8 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
         for record, a, b in zip(
             batch.records, texts_of(r, runtime.tokenizer), texts_of(blind, runtime.tokenizer), strict=False
         ):
-            right += accuracy_reward(a, record.answer) == 1.0
-            wrong += accuracy_reward(b, record.answer) == 1.0
+            right += accuracy_reward(a, record.answer, record.options) == 1.0
+            wrong += accuracy_reward(b, record.answer, record.options) == 1.0
     return {"logp_drop": drop / tokens, "accuracy": right / count, "accuracy_swapped": wrong / count}
 
 

@@ -49,6 +49,7 @@ class Record:
       response: a response in the paper's answer format for supervised training; None where there is none.
       kind: type of the question, for accuracy by type.
       videos: the videos, after the pictures and before the question.
+      options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Record:
     response: str | None
     kind: str
     videos: tuple[Clip, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 class SceneSource:
@@ -170,7 +172,9 @@ def _easy_vqa_facts(questions: tuple[list[str], list[str], list[int]]) -> dict[i
 
 
 class JsonlSource:
-    """A JSONL file of `{id, image, question, answer[, response][, kind]}`; image paths are relative to the file.
+    """A JSONL file of `{id, image, question, answer[, response][, kind][, options]}`; image paths are relative to it.
+
+    `options` lists the texts of options A, B, C, ..., by which an answer is recognised; the question holds them too.
 
     Args:
       path: the file.
@@ -231,6 +235,9 @@ class JsonlSource:
                 return f"{key} is missing"
             if not isinstance(value, str):
                 return f"{key} is {value!r}; expected text"
+        options = row.get("options")
+        if options is not None and not (isinstance(options, list) and all(isinstance(text, str) for text in options)):
+            return f"options is {options!r}; expected a list of the options' texts"
         if row["id"] in seen:
             return f"id {row['id']!r} stands in line {seen[row['id']]} already; ids must differ"
         if not (self._path.parent / row["image"]).is_file():
@@ -244,7 +251,13 @@ class JsonlSource:
         row = self._rows[index]
         image = open_picture(self._path.parent / row["image"])
         return Record(
-            row["id"], (image,), row["question"], row["answer"], row.get("response"), row.get("kind") or "question"
+            row["id"],
+            (image,),
+            row["question"],
+            row["answer"],
+            row.get("response"),
+            row.get("kind") or "question",
+            options=tuple(row.get("options") or ()),
         )
 
 

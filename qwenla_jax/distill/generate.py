@@ -137,6 +137,7 @@ def generate(
                         "tokens": int(length_B[row]),
                         "stopped": bool(stopped_B[row]),
                     }
+                    | ({"options": list(record.options)} if record.options else {})
                 )
         store.append(workdir / store.SAMPLES, lines)
         tell(first + len(examples))

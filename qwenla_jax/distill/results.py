@@ -22,6 +22,15 @@ from qwenla_jax.distill.verify import Assessed, Status, Vote, assess, best
 _QUESTION = ("id", "image", "question", "answer", "kind")
 
 
+def choices_of(row: Row) -> tuple[str, ...]:
+    """The texts of options A, B, C, ... of a line's question; empty where it has none."""
+    return tuple(row.get("options", ()))
+
+
+def _question(row: Row) -> Row:
+    return {name: row[name] for name in (*_QUESTION, "options") if name in row}
+
+
 def assess_group(rows: list[Row], options: DistillOptions, log: JudgeLog, judges: Judges | None) -> list[Assessed]:
     """The samples of a question through the verifiers.
 
@@ -39,7 +48,7 @@ def assess_group(rows: list[Row], options: DistillOptions, log: JudgeLog, judges
         return tuple(log.said(request_key(options.judges, model, rows[number])) for model in models)
 
     texts, tokens = [row["text"] for row in rows], [row["tokens"] for row in rows]
-    return assess(texts, tokens, rows[0]["answer"], options, votes)
+    return assess(texts, tokens, rows[0]["answer"], options, votes, choices_of(rows[0]))
 
 
 def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Judges) -> Iterator[int]:
@@ -72,9 +81,9 @@ def read_corrections(workdir: Path) -> dict[str, str]:
 
 def queue_row(rows: list[Row], assessed: list[Assessed]) -> Row:
     """A question for a person: the best sample as the proposal, why it does not pass, and a response to fill in."""
-    number = best([row["text"] for row in rows], rows[0]["answer"], assessed)
+    number = best([row["text"] for row in rows], rows[0]["answer"], assessed, choices_of(rows[0]))
     reason = "; ".join(f"{verdict.verifier}: {verdict.reason}" for verdict in assessed[number].failed)
-    head = {name: rows[0][name] for name in _QUESTION}
+    head = _question(rows[0])
     return head | {"proposal": rows[number]["text"], "reason": reason, "response": ""}
 
 
@@ -117,8 +126,7 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
             if Status.ACCEPTED in states:
                 count["questions_accepted"] += 1
             elif (name := rows[0]["id"]) in corrections:
-                head = {key: rows[0][key] for key in _QUESTION}
-                corrected[name] = head | {"response": corrections[name], "corrected": True}
+                corrected[name] = _question(rows[0]) | {"response": corrections[name], "corrected": True}
             elif Status.PENDING in states:
                 count["questions_pending"] += 1
             else:
@@ -188,12 +196,12 @@ def _answer_row(row: Row, one: Assessed) -> Row:
 
 
 def _accepted_row(row: Row, options: DistillOptions) -> Row:
-    out = {name: row[name] for name in _QUESTION} | {"response": row["text"], "sample": row["sample"]}
+    out = _question(row) | {"response": row["text"], "sample": row["sample"]}
     if options.verify.keep == "all":  # ids of a training file differ
         out["id"] = f"{row['id']}.{row['sample']}"
     return out
 
 
 def _rejected_row(row: Row, one: Assessed) -> Row:
-    head = {name: row[name] for name in (*_QUESTION, "sample", "text", "tokens")}
+    head = _question(row) | {name: row[name] for name in ("sample", "text", "tokens")}
     return head | {"reasons": [dataclasses.asdict(verdict) for verdict in one.failed]}

@@ -9,7 +9,7 @@ from typing import Any
 from qwenla_jax.distill import store
 from qwenla_jax.distill.judges import JudgeLog
 from qwenla_jax.distill.options import DistillOptions, read_options
-from qwenla_jax.distill.results import assess_group, read_corrections, summary_text, write_results
+from qwenla_jax.distill.results import assess_group, choices_of, read_corrections, summary_text, write_results
 from qwenla_jax.distill.store import Row
 from qwenla_jax.distill.verify import Status, answer_problem, format_problem
 
@@ -97,7 +97,8 @@ def take_back(workdir: Path, options: DistillOptions, path: Path) -> tuple[Taken
     questions: dict[str, tuple[Row, bool]] = {}
     for rows in store.groups(workdir / store.SAMPLES, options.sampling.samples):
         accepted = any(one.status == Status.ACCEPTED for one in assess_group(rows, options, log, None))
-        questions[rows[0]["id"]] = ({name: rows[0][name] for name in _FIXED}, accepted)
+        fixed = {name: rows[0][name] for name in (*_FIXED, "options") if name in rows[0]}
+        questions[rows[0]["id"]] = (fixed, accepted)
     out, new, seen = TakenBack(), [], set()
     for number, _, row in store.typed_lines(path):
         if isinstance(row, str):
@@ -139,5 +140,7 @@ def _problem(row: Row, questions: dict[str, tuple[Row, bool]], seen: set[str], c
         return None
     if accepted:
         return f"id {name!r} has an accepted answer already, it is not in the queue"
-    problem = format_problem(response) or (answer_problem(response, fixed["answer"]) if check_answer else None)
+    problem = format_problem(response) or (
+        answer_problem(response, fixed["answer"], choices_of(fixed)) if check_answer else None
+    )
     return None if problem is None else f"id {name!r}: {problem[1]}"

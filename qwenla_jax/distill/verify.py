@@ -80,12 +80,12 @@ def format_problem(text: str) -> tuple[str, str] | None:
     return ("control_token", f"holds {', '.join(control)}") if control else None
 
 
-def answer_problem(text: str, answer: str) -> tuple[str, str] | None:
+def answer_problem(text: str, answer: str, choices: Sequence[str] = ()) -> tuple[str, str] | None:
     """(code, reason) why the conclusion is not the right answer, None where it is."""
     conclusion = extract_conclusion(text)
     if conclusion is None:
         return "no_conclusion", "there is no complete conclusion"
-    if not matches(conclusion, answer):
+    if not matches(conclusion, answer, choices):
         return "wrong_answer", f"concludes {conclusion[:80]!r}, the right answer is {answer[:80]!r}"
     return None
 
@@ -96,13 +96,14 @@ def format_verdict(text: str) -> Verdict:
     return Verdict("format", code == "ok", code, reason)
 
 
-def rule_verdict(text: str, answer: str) -> Verdict:
+def rule_verdict(text: str, answer: str, choices: Sequence[str] = ()) -> Verdict:
     """Format reward 1, no control token, and the conclusion matches the answer."""
-    code, reason = format_problem(text) or answer_problem(text, answer) or ("ok", "in the format, right answer")
+    problem = format_problem(text) or answer_problem(text, answer, choices)
+    code, reason = problem or ("ok", "in the format, right answer")
     return Verdict("rule", code == "ok", code, reason)
 
 
-def agreement_verdicts(texts: Sequence[str], minimum: int) -> list[Verdict]:
+def agreement_verdicts(texts: Sequence[str], minimum: int, choices: Sequence[str] = ()) -> list[Verdict]:
     """For each of a question's k samples: whether `minimum` of them, itself included, give its conclusion.
 
     Two conclusions are the same where either matches the other as the right answer would be matched.
@@ -113,11 +114,15 @@ def agreement_verdicts(texts: Sequence[str], minimum: int) -> list[Verdict]:
         if own is None:
             out.append(Verdict("agreement", False, "no_conclusion", "there is no complete conclusion"))
             continue
-        same = sum(other is not None and (matches(own, other) or matches(other, own)) for other in conclusions)
+        same = sum(other is not None and _same(own, other, choices) for other in conclusions)
         passed = same >= minimum
         reason = f"{same} of {len(texts)} samples conclude the same, {minimum} needed"
         out.append(Verdict("agreement", passed, "ok" if passed else "disagreement", reason))
     return out
+
+
+def _same(own: str, other: str, choices: Sequence[str]) -> bool:
+    return matches(own, other, choices) or matches(other, own, choices)
 
 
 def judges_verdict(votes: Sequence[Vote], reject_votes: int, min_votes: int) -> Verdict:
@@ -144,6 +149,7 @@ def assess(
     answer: str,
     options: DistillOptions,
     votes: Callable[[int], Sequence[Vote]],
+    choices: Sequence[str] = (),
 ) -> list[Assessed]:
     """All samples of a question through the verifiers that the options name.
 
@@ -156,16 +162,17 @@ def assess(
       answer: the right answer.
       options: the run's settings.
       votes: the judges' votes on the sample of a given number; called only where judges have a say.
+      choices: the texts of options A, B, C, ... where the question has them.
 
     Returns:
       one result a sample, in their order.
     """
     names, keep = options.verify.verifiers, options.verify.keep
-    agreement = agreement_verdicts(texts, options.verify.agreement_min) if "agreement" in names else []
+    agreement = agreement_verdicts(texts, options.verify.agreement_min, choices) if "agreement" in names else []
     verdicts: list[list[Verdict]] = []
     for number, text in enumerate(texts):
         own = [format_verdict(text)] if "format" in names else []
-        own += [rule_verdict(text, answer)] if "rule" in names else []
+        own += [rule_verdict(text, answer, choices)] if "rule" in names else []
         verdicts.append(own + agreement[number : number + 1])
     status = [Status.SPARE if all(v.passed for v in own) else Status.REJECTED for own in verdicts]
     order = [number for number in range(len(texts)) if status[number] == Status.SPARE]
@@ -194,11 +201,11 @@ def assess(
     return [Assessed(s, tuple(own)) for s, own in zip(status, verdicts, strict=True)]
 
 
-def best(texts: Sequence[str], answer: str, assessed: Sequence[Assessed]) -> int:
+def best(texts: Sequence[str], answer: str, assessed: Sequence[Assessed], choices: Sequence[str] = ()) -> int:
     """The sample that a person would have the least to mend on: right answer, format, verdicts passed, first."""
 
     def merit(number: int) -> tuple[float, float, int, int]:
         passed = sum(verdict.passed is True for verdict in assessed[number].verdicts)
-        return accuracy_reward(texts[number], answer), format_reward(texts[number]), passed, -number
+        return accuracy_reward(texts[number], answer, choices), format_reward(texts[number]), passed, -number
 
     return max(range(len(texts)), key=merit)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Plan:
       config: of the model; `param_dtype` is what will be stored.
       headers: of the source's weight files.
       pieces: chunks in the order they are written.
+      chunks: shape of every parameter's chunks, by its path.
       small: other files, which are copied as they are.
       tags: how the rows of the ten tags are initialised.
     """
@@ -43,6 +44,7 @@ class Plan:
     config: ModelConfig
     headers: list[orbax_io.Header]
     pieces: list[orbax_io.Piece]
+    chunks: Mapping[str, Sequence[int]]
     small: list[Path]
     tags: str
 
@@ -62,7 +64,9 @@ class Plan:
         )
 
 
-def plan_from_hf(source: Path, dtype: str | None = None, tags: str = "none") -> Plan:
+def plan_from_hf(
+    source: Path, dtype: str | None = None, tags: str = "none", chunks: Mapping[str, Sequence[int]] | None = None
+) -> Plan:
     """Reads heads and config, and checks every tensor's name, shape and type.
 
     Args:
@@ -70,6 +74,7 @@ def plan_from_hf(source: Path, dtype: str | None = None, tags: str = "none") -> 
       dtype: "float32", "bfloat16" or "float16" to store; None: what config.json says.
       tags: "none" leaves the rows of the ten tags as they are; "mean" sets them to the mean of all rows that have a
         token, "pieces" to the mean of the rows of their words' pieces. Both write a tokenizer that knows the tags.
+      chunks: parameter's path -> shape of its chunks (1 along layers); None: a layer is one chunk. They must divide.
 
     Raises:
       FileNotFoundError, ValueError: what is missing, unexpected or misshapen, all of it at once.
@@ -88,7 +93,8 @@ def plan_from_hf(source: Path, dtype: str | None = None, tags: str = "none") -> 
         for file in sorted(source.iterdir())
         if file.is_file() and not file.name.endswith(_WEIGHTS) and file.stat().st_size < _SMALL
     ]
-    return Plan(source, config, headers, orbax_io.pieces(config, headers), small, tags)
+    chunks = orbax_io.whole_chunks(config) if chunks is None else chunks
+    return Plan(source, config, headers, orbax_io.pieces(config, headers, chunks), chunks, small, tags)
 
 
 def from_hf(plan: Plan, target: Path, note: Callable[[int], None] = lambda size: None, overwrite: bool = False) -> Path:
@@ -116,12 +122,16 @@ def from_hf(plan: Plan, target: Path, note: Callable[[int], None] = lambda size:
         stamp.write_text(wanted, encoding="utf-8")
     dtype = plan.config.param_dtype
     arrays = work / orbax_io.PARAMS
-    orbax_io.write_arrays(arrays, plan.config, {p: dtype for e in table(plan.config) for p in e.paths})
+    orbax_io.write_arrays(arrays, plan.config, {p: dtype for e in table(plan.config) for p in e.paths}, plan.chunks)
     changes = _tag_changes(plan)
+    changed: dict[str, np.ndarray] = {}  # the embedding or the head: its chunks come one after the other
     for piece in plan.pieces:
         chunk = arrays / piece.chunk
         if not chunk.is_file():
-            orbax_io.copy_piece(piece, chunk, dtype, changes.get(piece.name))
+            if piece.name in changes and piece.name not in changed:
+                changed = {piece.name: _whole(piece, plan.config.text.vocab_size)}
+                changes[piece.name](changed[piece.name])
+            orbax_io.copy_piece(piece, chunk, dtype, changed.get(piece.name))
         note(piece.size)
     for file in plan.small:
         shutil.copyfile(file, work / file.name)
@@ -157,7 +167,7 @@ def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size:
         had = ", ".join(record["dtype"])
         raise ValueError(f"{source}: stored as {record['stored']}, but the files had {had}; load it and save it")
     config = ModelConfig.from_hf(source)
-    chunks = chunk_files(config)
+    chunks = chunk_spans(config, orbax_io.chunks_of(source, config))
     if config.text.tie_word_embeddings:  # some writers store a tied head too
         chunks["lm_head.weight"] = chunks["model.embed_tokens.weight"]
     unknown = [name for _, _, tensors in orbax_io.tensor_files(source) for name, _ in tensors if name not in chunks]
@@ -169,13 +179,17 @@ def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size:
     work.mkdir()
     try:
         for name, header, tensors in orbax_io.tensor_files(source):
+            offset = 8 + len(header)
             with (work / name).open("wb") as sink:
                 sink.write(struct.pack("<Q", len(header)) + header)
-                sink.flush()
-                for tensor, size in tensors:
-                    parts = [source / orbax_io.PARAMS / chunk for chunk in chunks[tensor]]
-                    _append(parts, size, sink.fileno(), tensor)
-                    note(size)
+                sink.truncate(offset + sum(size for _, size in tensors))
+            for tensor, size in tensors:
+                numbers = sum(span.rows * span.cols for span in chunks[tensor])
+                for span in chunks[tensor]:
+                    chunk = source / orbax_io.PARAMS / span.chunk
+                    orbax_io.put_chunk(chunk, span, work / name, offset, size // numbers)
+                offset += size
+                note(size)
         for name, text in record["index"].items():
             (work / name).write_text(text, encoding="utf-8")
         for file in sorted(source.iterdir()):
@@ -190,22 +204,19 @@ def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size:
     return target
 
 
-def chunk_files(config: ModelConfig) -> dict[str, list[str]]:
-    """Tensor's canonical name -> the chunks whose bytes it is, in order."""
+def chunk_spans(config: ModelConfig, chunks: Mapping[str, Sequence[int]]) -> dict[str, list[orbax_io.Span]]:
+    """Tensor's canonical name -> the chunks that it is made of."""
     return {
-        name: [f"{orbax_io.array_name(path)}/{orbax_io.chunk_key(entry, layer)}" for path in entry.paths]
+        name: orbax_io.spans(entry, layer, chunks)
         for entry in table(config)
         for layer, name in enumerate(entry.names)
     }
 
 
-def _append(parts: Sequence[Path], size: int, sink: int, tensor: str) -> None:
-    sizes = [part.stat().st_size for part in parts]
-    if sum(sizes) != size:
-        raise ValueError(f"{parts[0].parent}: {tensor} has {sum(sizes)} bytes in its chunks, should have {size}")
-    for part, length in zip(parts, sizes, strict=True):
-        with part.open("rb") as source:
-            orbax_io.copy_bytes(source.fileno(), 0, length, sink)
+def _whole(piece: orbax_io.Piece, rows: int) -> np.ndarray:
+    """The numbers [rows, columns] of the tensor that a piece is of, a copy in memory."""
+    values = np.fromfile(piece.file, np.dtype(piece.dtype), rows * piece.width, offset=piece.base)
+    return values.reshape(rows, piece.width)
 
 
 def _stamp(plan: Plan) -> dict[str, Any]:
@@ -214,7 +225,8 @@ def _stamp(plan: Plan) -> dict[str, Any]:
     for header in plan.headers:
         status = header.file.stat()
         files.append([str(header.file), status.st_size, status.st_mtime_ns, hashlib.sha256(header.text).hexdigest()])
-    return {"files": files, "dtype": plan.config.param_dtype, "tags": plan.tags}
+    chunks = {path: list(shape) for path, shape in plan.chunks.items()}
+    return {"files": files, "dtype": plan.config.param_dtype, "tags": plan.tags, "chunks": chunks}
 
 
 def _tag_changes(plan: Plan) -> dict[str, Callable[[np.ndarray], None]]:
@@ -223,11 +235,9 @@ def _tag_changes(plan: Plan) -> dict[str, Callable[[np.ndarray], None]]:
         return {}
     plain = Tokenizer.from_folder(plan.source)
     tagged = plain.with_tags()
-    width = plan.config.text.hidden_size
     rows = {tagged.ids.tags[tag]: plain.encode_plain(tag.strip("</>").lower()) for tag in TAGS}
 
-    def change(values: np.ndarray) -> None:
-        table_VxD = values.reshape(-1, width)
+    def change(table_VxD: np.ndarray) -> None:
         if tagged.vocab_size > len(table_VxD):
             raise ValueError(f"the tokenizer and the tags are {tagged.vocab_size} tokens, for {len(table_VxD)} rows")
         mean_D = table_VxD[: plain.vocab_size].astype(np.float32).mean(axis=0)

@@ -5,6 +5,9 @@ A zarr array may order its chunks as Fortran does: the bytes of such a chunk of 
 checkpoint either way is copying bytes: nothing is decoded, transposed or held in memory. Orbax reads the result as any
 other of its checkpoints (`use_ocdbt=False`), sharded onto any mesh.
 
+For a mesh the chunks are cut further, as its devices share the arrays, so that a machine reads only its own part. A cut
+along the rows of a tensor is a run of its bytes still; one along its columns is read row by row.
+
 A folder holds `params/` (the arrays), `layout.json` (the files that the tensors came from, with their headers as they
 were), and the small files of the Hugging Face checkpoint: config.json, tokenizer, image processor.
 """
@@ -15,7 +18,7 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +44,27 @@ class Piece:
     Attributes:
       chunk: the chunk's path below `params`.
       name: canonical name of the tensor.
-      file, offset, size: where its bytes are.
-      dtype: what they are.
+      file: where its bytes are.
+      offset: the first of them; the tensor itself begins at `base`.
+      rows, cols: shape of the chunk as the tensor's bytes lie, rows of columns.
+      width: columns of the tensor; the chunk is one run of bytes where it has them all.
+      dtype: what the bytes are.
     """
 
     chunk: str
     name: str
     file: Path
     offset: int
-    size: int
+    base: int
+    rows: int
+    cols: int
+    width: int
     dtype: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.rows * self.cols * np.dtype(self.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +106,77 @@ def read_header(file: Path) -> Header:
     return Header(file, text, tensors)
 
 
-def pieces(config: ModelConfig, headers: list[Header]) -> list[Piece]:
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A chunk as a part of its tensor, which is rows of `width` columns: see `Piece`.
+
+    Attributes:
+      chunk: the chunk's path below `params`.
+      row, col: the first, counted in the tensor.
+      rows, cols, width: as in `Piece`.
+    """
+
+    chunk: str
+    row: int
+    col: int
+    rows: int
+    cols: int
+    width: int
+
+
+def spans(entry: Entry, layer: int, chunks: Mapping[str, Sequence[int]]) -> list[Span]:
+    """The chunks that hold a tensor, in the order of its bytes.
+
+    Args:
+      entry: of the table.
+      layer: which of its layers; 0 where it has none.
+      chunks: path -> shape of a chunk of that parameter, `param_shape`s divided evenly; see `whole_chunks`.
+    """
+    found = []
+    for index, path in enumerate(entry.paths):
+        own, shape = list(chunks[path]), list(entry.param_shape)
+        head = [str(layer)] if entry.layers is not None else []
+        own, shape = own[len(head) :], shape[len(head) :]
+        # Rows and columns of the tensor are the second and the first axis of a kernel.
+        turn = slice(None) if entry.kind == "same" else slice(None, None, -1)
+        (height, width), (rows, cols) = ([*axes[turn], 1][:2] for axes in (shape, own))
+        for row in range(height // rows):
+            for col in range(width // cols):
+                keys = [str(number) for number in (row, col)[: len(shape)][turn]]
+                chunk = f"{array_name(path)}/{'.'.join([*head, *keys])}"
+                found.append(Span(chunk, index * height + row * rows, col * cols, rows, cols, width))
+    return found
+
+
+def whole_chunks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of a chunk where each is a layer of a parameter."""
+    return {
+        path: (1, *entry.param_shape[1:]) if entry.layers is not None else entry.param_shape
+        for entry in table(config)
+        for path in entry.paths
+    }
+
+
+def chunks_of(folder: Path, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of a chunk, as a folder's arrays have them."""
+    return {
+        path: tuple(json.loads((folder / PARAMS / array_name(path) / ".zarray").read_text(encoding="utf-8"))["chunks"])
+        for entry in table(config)
+        for path in entry.paths
+    }
+
+
+def pieces(config: ModelConfig, headers: list[Header], chunks: Mapping[str, Sequence[int]]) -> list[Piece]:
     """Every chunk of a checkpoint in the table's order. The tensors must have been checked against the config."""
     where = {name: (header.file, *entry) for header in headers for name, entry in header.tensors.items()}
     found = []
     for entry in table(config):
         for layer, name in enumerate(entry.names):
-            file, stored, _, begin, size = where[name]
-            part = size // len(entry.paths)
-            for index, path in enumerate(entry.paths):
-                chunk = f"{array_name(path)}/{chunk_key(entry, layer)}"
-                found.append(Piece(chunk, name, file, begin + index * part, part, _STORED[stored]))
+            file, stored, _, begin, _ = where[name]
+            dtype = _STORED[stored]
+            for s in spans(entry, layer, chunks):
+                offset = begin + (s.row * s.width + s.col) * np.dtype(dtype).itemsize
+                found.append(Piece(s.chunk, name, file, offset, begin, s.rows, s.cols, s.width, dtype))
     return found
 
 
@@ -111,30 +185,25 @@ def array_name(path: str) -> str:
     return path.replace("/", ".")
 
 
-def chunk_key(entry: Entry, layer: int) -> str:
-    """The file of a layer's chunk."""
-    rest = len(entry.param_shape) - (entry.layers is not None)
-    keys = [str(layer)] if entry.layers is not None else []
-    return ".".join([*keys, *["0"] * rest])
-
-
-def write_arrays(folder: Path, config: ModelConfig, dtypes: Mapping[str, str]) -> None:
+def write_arrays(
+    folder: Path, config: ModelConfig, dtypes: Mapping[str, str], chunks: Mapping[str, Sequence[int]]
+) -> None:
     """Writes what tells Orbax of the arrays, but no chunk.
 
     Args:
       folder: `params`.
       config: of the model.
       dtypes: type of every parameter by its path.
+      chunks: shape of its chunks likewise.
     """
     tree: dict[str, Any] = {}
     for entry in table(config):
         shape = list(entry.param_shape)
-        chunks = [1, *shape[1:]] if entry.layers is not None else shape
         for path in entry.paths:
             place = folder / array_name(path)
             place.mkdir(parents=True, exist_ok=True)
             array = {
-                "chunks": chunks,
+                "chunks": list(chunks[path]),
                 "compressor": None,
                 "dimension_separator": ".",
                 "dtype": _ZARR_DTYPES[dtypes[path]],
@@ -146,9 +215,10 @@ def write_arrays(folder: Path, config: ModelConfig, dtypes: Mapping[str, str]) -
             }
             (place / ".zarray").write_text(json.dumps(array), encoding="utf-8")
             keys = tuple(path.split("/"))
+            value = {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": list(chunks[path])}
             tree[str(keys)] = {
                 "key_metadata": [{"key": key, "key_type": 2} for key in keys],
-                "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": shape},
+                "value_metadata": value,
             }
     record = {
         "tree_metadata": tree,
@@ -160,26 +230,57 @@ def write_arrays(folder: Path, config: ModelConfig, dtypes: Mapping[str, str]) -
     (folder / _METADATA).write_text(json.dumps(record), encoding="utf-8")
 
 
-def copy_piece(piece: Piece, target: Path, dtype: str, change: Callable[[np.ndarray], None] | None = None) -> None:
+def copy_piece(piece: Piece, target: Path, dtype: str, values: np.ndarray | None = None) -> None:
     """Writes a chunk, whole or not at all.
 
     Args:
       piece: what it is made of.
       target: the chunk's file.
       dtype: type to store; bytes are copied as they are where it is the piece's own.
-      change: may alter the tensor's numbers in place (a flat array) before they are written.
+      values: the tensor's numbers [rows, columns] where they are not those of the file.
     """
     fresh = target.with_name(target.name + ".new")
-    if dtype == piece.dtype and change is None:
+    kind = np.dtype(piece.dtype)
+    if dtype == piece.dtype and values is None and piece.cols == piece.width:
         with piece.file.open("rb") as source, fresh.open("wb") as sink:
             copy_bytes(source.fileno(), piece.offset, piece.size, sink.fileno())
     else:
-        kind = np.dtype(piece.dtype)
-        values = np.fromfile(piece.file, kind, piece.size // kind.itemsize, offset=piece.offset)
-        if change is not None:
-            change(values)
-        values.astype(dtype, copy=False).tofile(fresh)
+        row, col = divmod((piece.offset - piece.base) // kind.itemsize, piece.width)
+        if values is None:
+            begin = piece.base + row * piece.width * kind.itemsize
+            values = np.memmap(piece.file, kind, "r", begin, (piece.rows, piece.width))
+            row = 0
+        part = values[row : row + piece.rows, col : col + piece.cols]
+        np.ascontiguousarray(part).astype(dtype, copy=False).tofile(fresh)
     os.replace(fresh, target)
+
+
+def put_chunk(chunk: Path, span: Span, sink: Path, offset: int, itemsize: int) -> None:
+    """Writes a chunk's bytes to their places in a file that is long enough: the inverse of `copy_piece`.
+
+    Args:
+      chunk: the chunk's file.
+      span: its place in the tensor.
+      sink: the file.
+      offset: where the tensor begins in it.
+      itemsize: bytes of a number.
+
+    Raises:
+      ValueError: the chunk has not the bytes that it should have.
+    """
+    want, has = span.rows * span.cols * itemsize, chunk.stat().st_size
+    if want != has:
+        raise ValueError(f"{chunk} has {has} bytes, should have {want}")
+    begin = offset + span.row * span.width * itemsize
+    if span.cols == span.width:
+        with chunk.open("rb") as source, sink.open("r+b") as stream:
+            stream.seek(begin)
+            copy_bytes(source.fileno(), 0, want, stream.fileno())
+        return
+    kind = np.dtype(f"V{itemsize}")
+    rows = np.memmap(sink, kind, "r+", begin, (span.rows, span.width))
+    rows[:, span.col : span.col + span.cols] = np.fromfile(chunk, kind).reshape(span.rows, span.cols)
+    rows.flush()
 
 
 def copy_bytes(source: int, offset: int, size: int, sink: int) -> None:

@@ -1,9 +1,16 @@
 """The accuracy reward."""
 
-from qwenla_jax.text.answers import extract_conclusion, matches
+from collections.abc import Sequence
+
+from qwenla_jax.text.answers import bare_matches, extract_conclusion, matches
+from qwenla_jax.text.math_answers import math_matches
+
+MATCHES = ("usual", "bare")
 
 
-def accuracy_reward(response: str, answer: str) -> float:
+def accuracy_reward(
+    response: str, answer: str, options: Sequence[str] = (), *, match: str = "usual", math: bool = False
+) -> float:
     """1.0 where the content of the conclusion matches the right answer, else 0.0 (paper, section BRPO).
 
     Paper silent: a response that breaks the format elsewhere can still be accurate; of several conclusions the last
@@ -12,6 +19,32 @@ def accuracy_reward(response: str, answer: str) -> float:
     Args:
       response: the generated text without control tokens; any string.
       answer: the right answer. `text.answers` lists the writings in which it is recognised.
+      options: the texts of options A, B, C, ... where the question has them.
+      match: "usual" for those writings, "bare" for the answer letter by letter, the paper's form.
+      math: whether expressions that are equal by algebra count too (`text.math_answers`). That can take for ever, so
+        let `pool.RewardPool` compute it.
+
+    Raises:
+      ValueError: see `check_match`; or math is asked for and its library is not installed.
     """
+    check_match(match, math)
     conclusion = extract_conclusion(response)
-    return 1.0 if conclusion is not None and matches(conclusion, answer) else 0.0
+    if conclusion is None:
+        return 0.0
+    if match == "bare":
+        return float(bare_matches(conclusion, answer))
+    return float(matches(conclusion, answer, options) or (math and math_matches(conclusion, answer, options)))
+
+
+def check_match(match: str, math: bool) -> None:
+    """Checks how answers are to be matched.
+
+    Raises:
+      ValueError: no such way, or math together with "bare".
+    """
+    if match not in MATCHES:
+        raise ValueError(f"match: {match!r}; want one of {', '.join(MATCHES)}")
+    if not isinstance(math, bool):
+        raise ValueError(f"math: {math!r}; want True or False")
+    if math and match == "bare":
+        raise ValueError("math: True with match bare, which compares letter by letter; want match usual, or no math")

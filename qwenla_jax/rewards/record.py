@@ -21,6 +21,7 @@ class RewardRecord:
         `text.sections.parse(response).reflections`.
       num_tokens: number of tokens in the response, the stop token included.
       finished: True where a stop token ended the response, False where it was cut off at the limit.
+      options: the texts of options A, B, C, ... where the question has them.
     """
 
     id: str
@@ -31,6 +32,7 @@ class RewardRecord:
     reflection_tokens: tuple[int, ...]
     num_tokens: int
     finished: bool
+    options: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The record as one line of JSON.
@@ -59,7 +61,11 @@ class RewardRecord:
         _check("reflection_tokens", values["reflection_tokens"], list)
         for count in values["reflection_tokens"]:
             _check("reflection_tokens", count, int)
-        return cls(**values | {"reflection_tokens": tuple(values["reflection_tokens"])})
+        _check("options", values["options"], list)
+        for text in values["options"]:
+            _check("options", text, str)
+        lists = {name: tuple(values[name]) for name in ("reflection_tokens", "options")}
+        return cls(**values | lists)
 
 
 def _check(name: str, value: Any, kind: type) -> None:

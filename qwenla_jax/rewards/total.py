@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qwenla_jax.rewards.accuracy import accuracy_reward
+from qwenla_jax.rewards.accuracy import accuracy_reward, check_match
 from qwenla_jax.rewards.balance import balance_reward, check_floor, check_target
 from qwenla_jax.rewards.format import format_reward
 from qwenla_jax.rewards.overlong import check_overlong, overlong_reward
 from qwenla_jax.rewards.plugins import BUILT_IN, Reward, as_number, load_rewards, names_of
 from qwenla_jax.rewards.record import RewardRecord
+from qwenla_jax.text.math_answers import require_math
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class RewardSettings:
       overlong_buffer: tokens before the limit at which that reward starts to fall; 0 switches it off.
       max_tokens: the limit, the most tokens of a response.
       extra: the user's own rewards, pairs (`module:function`, weight); `record.RewardRecord` is what they are handed.
+      match: how a conclusion is compared with the right answer: "usual" writings of it (`text.answers`), or "bare",
+        letter by letter. Paper: "by regular expression", which "bare" is at its plainest; "usual" is our choice.
+      math: expressions that are equal by algebra count as the right answer too (`text.math_answers`). Not in the paper.
 
     Raises:
       ValueError: a value is out of range; the message names the setting.
@@ -42,6 +46,8 @@ class RewardSettings:
     overlong_buffer: int = 0
     max_tokens: int = 0
     extra: tuple[tuple[str, float], ...] = ()
+    match: str = "usual"
+    math: bool = False
 
     def __post_init__(self) -> None:
         for name in BUILT_IN:
@@ -54,6 +60,7 @@ class RewardSettings:
                 raise ValueError(f"extra: {pair!r}; want a pair (module:function, weight)")
             _check_weight(f"extra, weight of {pair[0]!r}", pair[1])
         names_of([spec for spec, _ in self.extra])
+        check_match(self.match, self.math)
 
     def weights(self) -> dict[str, float]:
         """Name of each component -> its factor in the sum: the four rules, then the user's rewards in their order."""
@@ -95,11 +102,14 @@ def rewards_of(settings: RewardSettings) -> dict[str, Reward]:
     """Name of each component -> the function of a record that computes it, in the order of `settings.weights()`.
 
     Raises:
-      ValueError: a reward of the user's cannot be loaded; see `plugins.load_reward`.
+      ValueError: a reward of the user's cannot be loaded; see `plugins.load_reward`. Or `settings.math` needs a package
+        that is not installed.
     """
+    if settings.math:
+        require_math()
     return {
         "format": _format,
-        "accuracy": _accuracy,
+        "accuracy": functools.partial(_accuracy, settings),
         "balance": functools.partial(_balance, settings),
         "overlong": functools.partial(_overlong, settings),
     } | load_rewards(spec for spec, _ in settings.extra)
@@ -146,13 +156,13 @@ def _format(record: RewardRecord) -> float:
     return format_reward(record.response)
 
 
-def _accuracy(record: RewardRecord) -> float:
-    return accuracy_reward(record.response, record.answer)
+def _accuracy(settings: RewardSettings, record: RewardRecord) -> float:
+    return accuracy_reward(record.response, record.answer, record.options, match=settings.match, math=settings.math)
 
 
 def _balance(settings: RewardSettings, record: RewardRecord) -> float:
     balance = balance_reward(record.reflection_tokens, settings.target_length, settings.balance_floor)
-    return 0.0 if settings.balance_only_if_correct and _accuracy(record) == 0.0 else balance
+    return 0.0 if settings.balance_only_if_correct and _accuracy(settings, record) == 0.0 else balance
 
 
 def _overlong(settings: RewardSettings, record: RewardRecord) -> float:

@@ -1,50 +1,29 @@
 r"""Reading the answer out of a response, and comparing it with the right one.
 
 Paper, section BRPO: the content of the conclusion is matched with the right answer by regular expression; which one is
-not said. Paper silent, our choices: the whole conclusion has to be the answer in one of its usual writings. Nothing is
-searched for inside longer text, because "A or B" contains "A" and a policy finds that out. A right answer that is put
-in an unusual way therefore counts as wrong.
+not said. `bare_matches` is that in its barest form. Paper silent, our choices in `matches`: the whole conclusion has to
+be the answer in one of its usual writings. Nothing is searched for inside longer text, because "A or B" contains "A"
+and a policy finds that out. A right answer that is put in an unusual way therefore counts as wrong.
 
 Usual writings:
-- case, runs of whitespace, the full stop at the end, quotes, markdown emphasis, `$...$`, `\(...\)`, `\text{...}`;
-- a lead-in such as "Answer:" or "The final answer is";
-- `\boxed{...}`, of which the last one counts and replaces everything around it;
-- options: "B", "b", "(B)", "B.", "B)", "Option B", and "B. red", "(B) red" where no other option is named;
-- numbers by value: "3", "3.0", "three", "1,000", "1/2", `\frac{1}{2}`; a unit of %, degrees or dollars may be left out
-  on one side, but two different units are never equal;
+- wrappings, lead-ins, boxes: `answer_forms`;
+- options: "B", "b", "(B)", "B.", "B)", "Option B", and "B. red", "(B) red" where no other option is named; where the
+  options are known also the exact text of option B, if no other option is the same;
+- numbers by value, with a unit: `quantities`; "x = 3" for "3";
+- tuples, intervals, sets and lists: `answer_lists`;
 - yes and no: "Yes.", "Yes, there is." where the explanation does not take it back.
+
+Expressions that are equal by algebra are `math_answers`' concern.
 """
 
 import re
-from fractions import Fraction
+from collections.abc import Callable, Sequence
+
+from qwenla_jax.text.answer_forms import key, plain, without_name
+from qwenla_jax.text.answer_lists import same_parts
+from qwenla_jax.text.quantities import same_quantity
 
 _CONCLUSION_TAG = re.compile(r"<(/?)CONCLUSION>")
-_BOX = re.compile(r"\\f?boxed\s*\{")
-_BRACE = re.compile(r"[{}]")
-_EMPHASIS = re.compile(r"(?<!\w)\*\*([^*]+)\*\*(?!\w)")
-_MATH_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
-_WRAPPED = (
-    re.compile(r"\$([^$]+)\$"),
-    re.compile(r"\\\((.+)\\\)"),
-    re.compile(r"\\\[(.+)\\\]"),
-    re.compile(r'"([^"]+)"'),
-    re.compile(r"'([^']+)'"),
-    re.compile(r"“([^“”]+)”"),
-    re.compile(r"`([^`]+)`"),
-    re.compile(r"\*([^*]+)\*"),
-    # Brackets only around one plain token: (1, 2) and [1, 2] are different things.
-    re.compile(r"[({]([\w.+-]+)[)}]"),
-)
-_LEAD_IN = re.compile(
-    r"(?:(?:so|thus|hence|therefore),? )?"
-    r"(?:(?:(?:the|my) )?(?:(?:final|correct|right) )?(?:answer|result)(?: is(?: ?:)?| ?[:=]|(?= \S+$))"
-    r"|(?:the )?(?:(?:correct|right) )?(?:option|choice)(?: is(?: ?:)?| ?[:=]|(?= ))) ?"
-    r"(?:(?:the )?(?:option|choice) (?=\S))?",
-    re.IGNORECASE,
-)
-_EXCLAMATION = re.compile(r"(?<=[^\W\d]{2})!+$")  # after a word; after a digit or a lone letter it is a factorial
-_ROUNDS = 8  # wrappings inside wrappings; a bound keeps the time linear on `((((...`
-
 _OPTION = re.compile(r"[A-Z]", re.IGNORECASE)
 _OPTION_WITH_TEXT = re.compile(r"\(?([A-Z])[).:](?: (.*))?", re.IGNORECASE)
 # Another option in the text after the letter: a lone capital (not the article "A"), or a letter with a delimiter.
@@ -54,21 +33,6 @@ _TAKEN_BACK = {
     "yes": re.compile(r"\b(?:no|not|never|or|maybe|perhaps|cannot)\b|n't\b"),
     "no": re.compile(r"\b(?:yes|or|maybe|perhaps)\b"),
 }
-
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,40})"
-_NUMBER = re.compile(rf"([-+]?) ?({_DIGITS}(?:\.[0-9]{{0,40}})?|\.[0-9]{{1,40}})(?:e([-+]?[0-9]{{1,2}}))?")
-_RATIO = re.compile(r"([-+]?) ?([0-9]{1,40}) ?/ ?([0-9]{1,40})")
-_LATEX_RATIO = re.compile(r"([-+]?) ?\\[dt]?frac ?\{ ?([0-9]{1,40}) ?\} ?\{ ?([0-9]{1,40}) ?\}")
-_UNITS = (
-    ("percent", re.compile(r"(.+?) ?(?:\\?%|percent)")),
-    ("degree", re.compile(r"(.+?) ?(?:°|\^ ?\{? ?\\circ ?\}?|degrees?)")),
-    ("dollar", re.compile(r"\\?\$ ?(.+)|(.+?) dollars?")),
-)
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
-_MAX_VALUE_LENGTH = 256  # longer text is no number
 
 
 def extract_conclusion(text: str) -> str | None:
@@ -88,63 +52,117 @@ def extract_conclusion(text: str) -> str | None:
     return None
 
 
-def matches(conclusion: str, answer: str) -> bool:
-    """Whether a conclusion is the right answer in one of the usual writings that this module lists.
+def bare_matches(conclusion: str, answer: str) -> bool:
+    r"""Whether a conclusion is the right answer letter by letter, whitespace at the ends aside.
+
+    The paper's form: what `<CONCLUSION>\s*(.*?)\s*</CONCLUSION>` finds is compared as it stands. Case, "B." and "3.0"
+    count.
 
     Args:
       conclusion: the content of the conclusion; any string.
-      answer: the right answer: an option's letter, a number, yes or no, or a short text.
+      answer: the right answer.
 
     Returns:
       True where they are the same. A blank conclusion or a blank answer never matches. Never raises.
     """
-    got, want = _plain(conclusion), _plain(answer)
+    return conclusion.strip() == answer.strip() != ""
+
+
+def matches(conclusion: str, answer: str, options: Sequence[str] = ()) -> bool:
+    """Whether a conclusion is the right answer in one of the usual writings that this module lists.
+
+    Args:
+      conclusion: the content of the conclusion; any string.
+      answer: the right answer: an option's letter, a number, yes or no, a list of them, or a short text.
+      options: the texts of options A, B, C, ... where the question has them. Then the answer may also be the text of
+        one of them. A conclusion that is a letter of an option is that letter, whatever the texts are.
+
+    Returns:
+      True where they are the same. A blank conclusion or a blank answer never matches. Never raises.
+    """
+    got, want = plain(conclusion), plain(answer)
     if not got or not want:
         return False
-    if got.casefold() == want.casefold():
-        return True
+    if options and (index := right_option(want, options)) is not None:
+        return _is_option(got, index, options)
     if _OPTION.fullmatch(want):
-        return _option(got) == want.upper()
+        return got.casefold() == want.casefold() or _option(got) == want.upper()
     if want.casefold() in ("yes", "no"):
-        return _yes_no(got.casefold()) == want.casefold()
-    return _same_value(got.casefold(), want.casefold())
+        return want.casefold() in (got.casefold(), _yes_no(got.casefold()))
+    return same(got, want)
 
 
-def _plain(text: str) -> str:
-    """The text without the wrappings that do not change what it says; case is kept."""
-    text = _last_box(text)
-    text = text.replace("\N{MINUS SIGN}", "-").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    text = _MATH_TEXT.sub(r"\1", _EMPHASIS.sub(r"\1", text))
-    text = " ".join(text.split())
-    for _ in range(_ROUNDS):
-        before = text
-        text = _strip_ends(text)
-        for pattern in _WRAPPED:
-            if match := pattern.fullmatch(text):
-                text = match[1].strip()
-        if (lead := _LEAD_IN.match(text)) and lead.end() and text[lead.end() :].strip():
-            text = text[lead.end() :].strip()
-        if text == before:
-            break
-    return text
+def same(got: str, want: str, also: Callable[[str, str], bool] = lambda got, want: False) -> bool:
+    """Whether two texts are the same text, number or list.
+
+    Args:
+      got, want: texts from `answer_forms.plain`, the second of them the right answer.
+      also: asked about texts, and about parts of lists, that are not the same.
+    """
+    if key(got) == key(want):
+        return True
+    (first_name, got), (second_name, want) = without_name(got), without_name(want)
+    if first_name and second_name and first_name != second_name:
+        return False
+
+    def part(got: str, want: str) -> bool:
+        return key(got) == key(want) or same_quantity(got, want) or also(got, want)
+
+    return part(got, want) or same_parts(got, want, part)
 
 
-def _strip_ends(text: str) -> str:
-    """Drops punctuation around the text, but not what a number or a factorial needs: ".5", "5!"."""
-    return _EXCLAMATION.sub("", text.rstrip(".,;:? ")).lstrip(",;:!? ")
+def right_option(want: str, options: Sequence[str]) -> int | None:
+    """Which option the right answer means; None where it means none.
+
+    Args:
+      want: the right answer from `answer_forms.plain`: an option's letter, with or without its text, or its text.
+      options: the texts of options A, B, C, ...
+    """
+    index = _index(want if _OPTION.fullmatch(want) else _option(want), options)
+    if index is not None:
+        return index
+    found = [index for index in range(len(options)) if same(want, option_text(index, options))]
+    return found[0] if len(found) == 1 else None
 
 
-def _last_box(text: str) -> str:
-    """The content of the last `\\boxed{...}` with balanced braces, or the text itself."""
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return text
-    start, depth = boxes[-1].end(), 1
-    for brace in _BRACE.finditer(text, start):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return text[start : brace.start()]
-    return text
+def option_text(index: int, options: Sequence[str]) -> str:
+    """The plain text of an option without a label of its own: of ("A. red", "B. blue") number 1 is "blue"."""
+    text = plain(options[index])
+    label = _OPTION_WITH_TEXT.fullmatch(text)
+    return label[2] if label and label[2] and _index(label[1], options) == index else text
+
+
+def is_letter(text: str, options: Sequence[str]) -> bool:
+    """Whether a plain text is no more than the letter of one of the options."""
+    return _index(text, options) is not None
+
+
+def _is_option(got: str, index: int, options: Sequence[str]) -> bool:
+    """Whether a text names the option of this index and no other."""
+    if (named := _index(got, options)) is not None:
+        return named == index
+    label = _OPTION_WITH_TEXT.fullmatch(got)
+    if label and (named := _index(label[1], options)) is not None:
+        meant = _with_text(plain(label[2] or ""), options)
+        return named == index and (meant == [index] or not meant and _option(got) is not None)
+    return _with_text(got, options) == [index]
+
+
+def _with_text(got: str, options: Sequence[str]) -> list[int]:
+    """The options whose text a text is."""
+    texts = [option_text(index, options) for index in range(len(options))]
+    for alike in (str.__eq__, lambda text, got: key(text) == key(got), lambda text, got: matches(got, text)):
+        # The strictest first: "XAXa" and "XAXA" are two genotypes, and 50 is one of "50" and "50%".
+        if found := [index for index, text in enumerate(texts) if got and text and alike(text, got)]:
+            return found
+    return []
+
+
+def _index(letter: str | None, options: Sequence[str]) -> int | None:
+    """The index of an option's letter; None where it is none of theirs."""
+    if letter is None or not _OPTION.fullmatch(letter) or ord(letter.upper()) - ord("A") >= len(options):
+        return None
+    return ord(letter.upper()) - ord("A")
 
 
 def _option(text: str) -> str | None:
@@ -159,31 +177,3 @@ def _yes_no(text: str) -> str | None:
     """ "yes" or "no" where the text says so with an explanation that does not take it back; else None."""
     match = _YES_NO.fullmatch(text)
     return None if match is None or _TAKEN_BACK[match[1]].search(match[2]) else match[1]
-
-
-def _same_value(got: str, want: str) -> bool:
-    """Whether both are numbers of the same value, with no two different units."""
-    first, second = _value(got), _value(want)
-    if first is None or second is None or first[0] != second[0]:
-        return False
-    return first[1] == second[1] or "" in (first[1], second[1])
-
-
-def _value(text: str) -> tuple[Fraction, str] | None:
-    """The number that the text is, with its unit ("" where it has none); None where it is no number."""
-    if len(text) > _MAX_VALUE_LENGTH:
-        return None
-    unit = ""
-    for name, pattern in _UNITS:
-        if match := pattern.fullmatch(text):
-            unit, text = name, next(group for group in match.groups() if group is not None)
-            break
-    if text in _WORDS:
-        return Fraction(_WORDS.index(text)), unit
-    if match := _NUMBER.fullmatch(text):
-        value = Fraction(match[2].replace(",", "")) * Fraction(10) ** int(match[3] or 0)
-    elif (match := _RATIO.fullmatch(text) or _LATEX_RATIO.fullmatch(text)) and int(match[3]):
-        value = Fraction(int(match[2]), int(match[3]))
-    else:
-        return None
-    return (-value if match[1] == "-" else value), unit

@@ -158,6 +158,7 @@ def evaluate(
       pause: called after every batch; may raise to end the evaluation.
     """
     out = Evaluation([], [], [], [], [])
+    match = runtime.options.rewards.match  # algebra can take for ever, so that it is left to the rewards' processes
     for batch in answer(runtime, params, source, size, sampler):
         pause("evaluation")
         records, rollout = batch.records, batch.rollout
@@ -170,7 +171,7 @@ def evaluate(
         ):
             out.ids.append(record.id)
             out.kinds.append(record.kind)
-            out.right.append(accuracy_reward(text, record.answer) == 1.0)
+            out.right.append(accuracy_reward(text, record.answer, record.options, match=match) == 1.0)
             out.well_formed.append(format_reward(text) == 1.0)
             out.lengths.append(length)
             out.responses.append(text)

@@ -32,6 +32,10 @@ def relations(options: RunOptions) -> Iterator[str]:
     own = options.rewards
     if options.stage == "brpo" and not (own.format or own.accuracy or own.balance or own.overlong or own.extra):
         yield "config.rewards: all weights are 0, expected at least one above 0"
+    if own.math and own.match == "bare":
+        yield "config.rewards.math: bare compares letter by letter; expected match=usual, or no math"
+    if own.math and importlib.util.find_spec("math_verify") is None:
+        yield "config.rewards.math: math-verify is not installed; the extra `math` brings it"
     if options.rewards.overlong and not 0 < options.rewards.overlong_buffer <= data.max_response_tokens:
         yield (
             f"config.rewards.overlong_buffer: got {options.rewards.overlong_buffer}, expected 1 to "

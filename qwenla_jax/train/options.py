@@ -170,6 +170,14 @@ class RewardOptions:
         None, "least balance reward, before its weight; none or -inf: no floor", high=1
     )
     balance_only_if_correct: bool = option(False, "give the balance reward only to responses with the right answer")
+    match: str = option(
+        "usual",
+        "a conclusion is right in one of the usual writings of the answer, or bare: letter by letter, the paper's form",
+        choices=("usual", "bare"),
+    )
+    math: bool = option(
+        False, "expressions that are equal by algebra are right too, while training; needs the extra `math`"
+    )
     overlong: float = option(0.0, "weight of the penalty for responses that come near the longest length (DAPO)", low=0)
     overlong_buffer: int = option(0, "tokens before the longest length in which that penalty falls from 0 to -1", low=0)
     extra: tuple[str, ...] = option(

@@ -87,6 +87,8 @@ def reward_settings(options: RunOptions) -> RewardSettings:
         overlong_weight=own.overlong,
         overlong_buffer=own.overlong_buffer if own.overlong else 0,
         max_tokens=options.data.max_response_tokens if own.overlong else 0,
+        match=own.match,
+        math=own.math,
         extra=tuple((name, float(weight) if weight else 1.0) for name, _, weight in extra),
     )
 
@@ -147,6 +149,7 @@ def judge(
                 reflection_tokens=tuple(len(tokenizer.encode_plain(s.text)) for s in parse(text).reflections),
                 num_tokens=int(length),
                 finished=bool(stopped),
+                options=record.options,
             )
             for record, text, length, stopped in zip(asked, texts, length_B, stopped_B, strict=True)
         ]

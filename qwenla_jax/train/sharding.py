@@ -6,9 +6,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from qwenla_jax.config import ModelConfig
+from qwenla_jax.model.hf_keys import table
 from qwenla_jax.model.qwen_vl import init_params, logical_specs
 
 # Logical axis -> mesh axes. The model names the left side only; None is replicated.
@@ -41,7 +42,7 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh) -> Any:
     """A layout for every parameter, from its logical axes.
 
     An axis that does not divide is replicated; of heads the whole ones must divide, for half a head on a device would
@@ -61,6 +62,24 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
 
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     return jax.tree_util.tree_map_with_path(layout, logical_specs(config), shapes, is_leaf=is_spec)
+
+
+def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[int, ...]]:
+    """Path of every parameter -> the shape of a device's part of it, one layer at a time; no device is needed.
+
+    Args:
+      config: of the model.
+      fsdp, tensor: devices along these axes of a mesh; those along data hold the same.
+    """
+    mesh = AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
+    layouts = jax.tree_util.tree_flatten_with_path(param_shardings(config, mesh))[0]
+    by_path = {"/".join(key.key for key in path): layout for path, layout in layouts}
+    found = {}
+    for entry in table(config):
+        for path in entry.paths:
+            part = by_path[path].shard_shape(entry.param_shape)
+            found[path] = part if entry.layers is None else (1, *part[1:])
+    return found
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -20,6 +20,7 @@ from qwenla_jax.config import ModelConfig
 from qwenla_jax.model import convert, orbax_io
 from qwenla_jax.model.hf_io import EMBEDDED
 from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.train.sharding import mesh_chunks
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -79,6 +80,27 @@ def test_there_and_back_is_the_same_to_the_byte(official, kind, tmp_path):
     assert tree(tmp_path / "back") == tree(folder)
 
 
+@pytest.mark.parametrize("fsdp, tensor", [(2, 1), (1, 2), (4, 2)])
+def test_cut_for_a_mesh(official, fsdp, tensor, tmp_path):
+    """The same parameters and the same files back; a chunk is a device's part, 2 of 4 layers would be two chunks."""
+    folder = official["bfloat16", "1GB"]
+    chunks = mesh_chunks(ModelConfig.from_hf(folder), fsdp, tensor)
+    # By hand: 128 wide, 4 heads of 32 and 2 of keys and values; an axis that does not divide stays whole.
+    assert chunks["decoder/layers/attn/q/kernel"] == (1, 128 // fsdp, 128 // tensor)
+    assert chunks["decoder/layers/mlp/down/kernel"] == (1, 320 // tensor, 128 // fsdp)
+    assert chunks["decoder/embed/embedding"] == (512 // tensor, 128 // fsdp)
+    assert chunks["decoder/norm/scale"] == (128,) and chunks["visual/blocks/attn/q/bias"] == (1, 64 // tensor)
+    told = []
+    plan = convert.plan_from_hf(folder, chunks=chunks)
+    convert.from_hf(plan, tmp_path / "orbax", told.append)
+    assert sum(told) == plan.size
+    up = tmp_path / "orbax" / "params" / "decoder.layers.mlp.up.kernel"
+    assert len([path for path in up.iterdir() if path.name[0] != "."]) == 4 * fsdp * tensor
+    assert same(qwenla_jax.load(tmp_path / "orbax").params, qwenla_jax.load(folder).params)
+    convert.to_hf(tmp_path / "orbax", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(folder)
+
+
 def test_orbax_reads_it_without_us(official, tmp_path):
     """And a linear layer is the transposed of what torch holds."""
     folder = official["bfloat16", "1MB"]
@@ -108,8 +130,8 @@ def test_another_type(official, tmp_path):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("tags", ["mean", "pieces"])
-def test_rows_of_the_tags(official, tags, tmp_path):
+@pytest.mark.parametrize("tags, cut", [("mean", False), ("pieces", False), ("pieces", True)])
+def test_rows_of_the_tags(official, tags, cut, tmp_path):
     """A tokenizer without tags, as the released ones are; embedding and head have rows to spare."""
     folder = tmp_path / "released"
     shutil.copytree(official["bfloat16", "1GB"], folder)
@@ -118,7 +140,8 @@ def test_rows_of_the_tags(official, tags, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     plain = Tokenizer.from_folder(folder)
     assert plain.token_to_id("<REFLECTION>") is None
-    convert.from_hf(convert.plan_from_hf(folder, tags=tags), tmp_path / "orbax")
+    chunks = mesh_chunks(ModelConfig.from_hf(folder), 2, 2) if cut else None
+    convert.from_hf(convert.plan_from_hf(folder, tags=tags, chunks=chunks), tmp_path / "orbax")
     made, before = qwenla_jax.load(tmp_path / "orbax"), qwenla_jax.load(folder)
     ids = made.tokenizer.ids.tags
     assert len(ids) == 10 and min(ids.values()) >= plain.vocab_size

@@ -29,6 +29,9 @@ def test_records(folder):
     source = JsonlSource(path, "train", whole=True)
     assert [(r.id, r.response, r.kind) for r in (source[0], source[1])] == [("a", None, "question"), ("b", "r", "k")]
     assert source[0].images[0].size == (30, 20) and len(source) == 2
+    assert source[0].options == ()
+    asked = write(folder, GOOD | {"options": ["red", "B is blue"]})
+    assert JsonlSource(asked, "train", whole=True)[0].options == ("red", "B is blue")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,8 @@ def test_records(folder):
         ({k: v for k, v in GOOD.items() if k != "answer"}, "answer is missing"),
         (GOOD | {"answer": 3}, "answer is 3; expected text"),
         (GOOD | {"response": ["x"]}, "response is \\['x'\\]; expected text"),
+        (GOOD | {"options": "red;blue"}, "options is 'red;blue'; expected a list"),
+        (GOOD | {"options": ["red", 2]}, "options is \\['red', 2\\]; expected a list"),
         (GOOD | {"image": "pictures/none.png"}, "image 'pictures/none.png': no such file"),
         (GOOD | {"id": "first"}, "id 'first' stands in line 1 already"),
     ],

@@ -26,11 +26,12 @@ def good(answer):
     return f"<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING><CONCLUSION>{answer}</CONCLUSION>"
 
 
-# id, right answer, the two samples: only the first question's pass.
+# id, right answer, the two samples: only those of the first question and of the one with options pass.
 QUESTIONS = (
     ("fine", "1", good("1"), good("one")),
     ("bad", "red", good("blue"), good("blue")),
     ("split", "3", good("3"), "no answer"),
+    ("choice", "B", good("dark blue"), good("B. dark blue")),
     ("cut", "yes", good("yes")[:-1], good("no")),  # cut off, so it has no conclusion; the other has the format at least
 )
 
@@ -41,7 +42,9 @@ def make(folder, verifiers=("rule", "agreement")):
     Image.new("RGB", (8, 8)).save(folder / "images" / "p.png")
     base = {"kind": "k", "image": "images/p.png", "question": "What?", "tokens": 5, "stopped": True}
     lines = [
-        {"index": i, "sample": g, "id": name, "answer": answer, "text": text} | base
+        {"index": i, "sample": g, "id": name, "answer": answer, "text": text}
+        | base
+        | ({"options": ["red", "dark blue"]} if name == "choice" else {})
         for i, (name, answer, *texts) in enumerate(QUESTIONS)
         for g, text in enumerate(texts)
     ]
@@ -120,7 +123,7 @@ def test_twice_is_once_and_a_second_thought_replaces(queued, tmp_path, capsys):
     assert f"mine.jsonl:{len(queue) + 1}: id {queue[0]['id']!r} stands in an earlier line" in capsys.readouterr().out
     before = contents(folder)
     accepted = [row["id"] for row in rows(folder / "accepted.jsonl")]
-    assert len(accepted) == 4 and accepted[-len(queue) :] == [row["id"] for row in queue[::-1]]
+    assert len(accepted) == len(QUESTIONS) and accepted[-len(queue) :] == [row["id"] for row in queue[::-1]]
     assert before["queue.jsonl"] == b""
     write(tmp_path / "mine.jsonl", queue)
     assert correct(folder, str(tmp_path / "mine.jsonl")) == 0

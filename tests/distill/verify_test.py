@@ -59,6 +59,16 @@ def test_agreement_counts_each_conclusion_with_itself():
     assert not any(v.passed for v in agreement_verdicts(texts, 3))
     # The answer that is matched may be either: "B" is what "(B) red" says, not the other way round.
     assert [v.passed for v in agreement_verdicts([response("B"), response("(B) red")], 2)] == [True, True]
+    # With the options known, the letter and the text of one are the same conclusion.
+    texts = [response("B"), response("red"), response("blue")]
+    assert [v.passed for v in agreement_verdicts(texts, 2, ("blue", "red"))] == [True, True, False]
+    assert not any(v.passed for v in agreement_verdicts(texts, 2))
+
+
+def test_an_options_text_is_its_letter():
+    assert rule_verdict(response("red"), "B", ("blue", "red")).passed
+    assert not rule_verdict(response("blue"), "B", ("blue", "red")).passed
+    assert not rule_verdict(response("red"), "B").passed
 
 
 C, N, A, P = Vote.CORRECT, Vote.INCORRECT, Vote.ABSTAIN, Vote.PENDING

@@ -19,7 +19,7 @@ anything = st.one_of(anything, st.text(alphabet='\x00\n\r\x1f\x7f\u2028\ud83d\ud
 @given(anything, anything, st.lists(st.integers(0, 10**9)), st.integers(0, 10**9), st.booleans())
 @example("\ud83d\ude00", "\x00", [], 0, True)
 def test_round_trip(response, question, lengths, num_tokens, finished):
-    before = RewardRecord("", question, "3", "", response, tuple(lengths), num_tokens, finished)
+    before = RewardRecord("", question, "3", "", response, tuple(lengths), num_tokens, finished, (question, "", "b"))
     line = before.to_json()
     assert "\n" not in line
     wire = line.encode("utf-8", "surrogatepass")
@@ -38,6 +38,9 @@ def test_round_trip(response, question, lengths, num_tokens, finished):
         ("finished", 1),
         ("reflection_tokens", "12"),
         ("reflection_tokens", ["1"]),
+        ("options", "AB"),
+        ("options", [1]),
+        ("options", None),
     ],
 )
 def test_wrong_type(field, value):

@@ -42,7 +42,7 @@ def test_sum_by_hand(name):
 
 def test_defaults_are_the_papers():
     settings = RewardSettings()
-    assert dataclasses.astuple(settings) == (1.0, 1.0, 1.0, 100.0, None, False, 0.0, 0, 0, ())
+    assert dataclasses.astuple(settings) == (1.0, 1.0, 1.0, 100.0, None, False, 0.0, 0, 0, (), "usual", False)
     assert settings.weights() == {"format": 1.0, "accuracy": 1.0, "balance": 1.0, "overlong": 0.0}
     assert score(record(HEAD + reflection(100) + THREE), settings) == RewardScores(1.0, 1.0, 1.0, 0.0, 3.0, 1, 100, {})
 
@@ -68,6 +68,21 @@ def test_balance_only_if_correct(answer, length, balance):
     assert scores.balance == pytest.approx(balance)
     assert scores.total == pytest.approx(1.0 + (answer == "3") + balance)
     assert scores.reflection_tokens == length
+
+
+def test_match_reaches_accuracy_and_balance():
+    settings = dataclasses.replace(SETTINGS, balance_only_if_correct=True)
+    right = record(HEAD + reflection(5) + "<CONCLUSION>blue</CONCLUSION>", "B", options=("red", "blue"))
+    assert [score(right, settings).accuracy, score(right, settings).balance] == [1.0, 0.5]
+    bare = dataclasses.replace(settings, match="bare")
+    assert [score(right, bare).accuracy, score(right, bare).balance] == [0.0, 0.0]
+
+
+def test_math_reaches_accuracy_and_balance():
+    pytest.importorskip("math_verify")
+    settings = dataclasses.replace(SETTINGS, balance_only_if_correct=True, math=True)
+    scores = score(record(HEAD + reflection(5) + r"<CONCLUSION>\sqrt{12}</CONCLUSION>", r"2\sqrt{3}"), settings)
+    assert [scores.accuracy, scores.balance] == [1.0, 0.5]
 
 
 def test_overlong():
@@ -98,6 +113,8 @@ def test_users_rewards(users_module):
         ("balance_weight", float("inf")),
         ("target_length", 0.0),
         ("balance_floor", 2.0),
+        ("match", "regex"),
+        ("math", "yes"),
         ("overlong_weight", -1.0),
         ("overlong_weight", 1.0),
         ("overlong_buffer", 1),

@@ -1,7 +1,5 @@
-"""Oracles: hand-written cases, and the official MathVision scorer's verdicts on the real answers of two models."""
+"""Oracle: hand-written cases. `official_answers_test.py` compares with official scorers on real answers."""
 
-import json
-import re
 import time
 
 import pytest
@@ -92,36 +90,11 @@ def test_extract_conclusion(text, expected):
     assert extract_conclusion(text) == expected
 
 
-@pytest.mark.parametrize("model", ["Qwen-VL-Max", "LLaVA-v1.5-7B"])
-def test_agrees_with_the_official_scorer_of_mathvision(shared_data, model):
-    folder = shared_data / "mathvision" / "outputs"
-    rows = [json.loads(line) for line in (folder / "gold_full_test.jsonl").read_text(encoding="utf-8").splitlines()]
-    gold = {row["id"]: row for row in rows}
-    outputs = [json.loads(line) for line in (folder / f"{model}.jsonl").read_text(encoding="utf-8").splitlines()]
-    agreed, by_letter_with_more, by_unit, by_value, others = 0, 0, 0, 0, []
-    for row in outputs:
-        question, response = gold[row["id"]], row["response"]
-        ours = matches(response, question["answer"])
-        if ours == row["correct"]:
-            agreed += 1
-        elif ours and re.match(rf"\(?{question['answer']}\)", response):
-            by_letter_with_more += 1  # "(D) 105", "C)": the official scorer glues letter and text together
-        elif ours and re.fullmatch(rf"{question['answer']} ?(%|°|degrees)", response):
-            by_unit += 1  # the stored verdicts do not drop a unit
-        elif row["correct"] and question["options"]:
-            by_value += 1  # the official scorer also takes the option's value, which is not known here
-        else:
-            others.append(row["id"])
-    assert len(outputs) == agreed + by_letter_with_more + by_unit + by_value + len(others) == 3040
-    # 2822: 1/3 equals the gold when rounded. 1440: "1:1" is evaluated. 2957: the answer stands after a "=".
-    assert set(others) <= {"2822", "1440", "2957"}
-    assert by_unit <= 3 and by_value <= 44 and by_letter_with_more <= 48
-
-
 @settings(deadline=None)
-@given(st.text(), st.text())
-def test_any_text_is_taken(conclusion, answer):
+@given(st.text(), st.text(), st.lists(st.text(), max_size=4))
+def test_any_text_is_taken(conclusion, answer, options):
     assert matches(conclusion, answer) in (True, False)
+    assert matches(conclusion, answer, options) in (True, False)
     assert matches(conclusion, answer) == matches(f"  {conclusion}\n", answer)
     extract_conclusion(conclusion)
 

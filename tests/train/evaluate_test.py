@@ -1,13 +1,17 @@
 """Evaluation of the embedded checkpoint, which must be a trained one, and the counting by hand."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from qwenla_jax.train.evaluate import Evaluation, evaluate
-from qwenla_jax.train.options import EvalOptions, RunOptions
+from qwenla_jax.data.sources import Record
+from qwenla_jax.train import evaluate as module
+from qwenla_jax.train.evaluate import Answered, Evaluation, evaluate
+from qwenla_jax.train.options import EvalOptions, RewardOptions, RunOptions
 from qwenla_jax.train.runtime import build, make_run_source
+from qwenla_jax.types import Rollout
 
 
 def test_counts_by_hand(tmp_path):
@@ -33,6 +37,28 @@ def test_counts_by_hand(tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["e.json"] and json.loads(
         (tmp_path / "deep" / "e.json").read_text()
     )
+
+
+@pytest.mark.parametrize("match, right", [("usual", [True, True, False]), ("bare", [False, True, False])])
+def test_answers_are_matched_as_the_rewards_match_them(monkeypatch, match, right):
+    texts = ["<CONCLUSION>red</CONCLUSION>", "<CONCLUSION>B</CONCLUSION>", "<CONCLUSION>blue</CONCLUSION>"]
+    records = [Record(name, (), "q", "B", None, "k", options=("blue", "red")) for name in "xyz"]
+    none = np.zeros(3, np.int32)
+    rollout = Rollout(
+        ids_BxR=np.arange(3)[:, None],
+        logp_BxR=np.zeros((3, 1)),
+        length_B=none + 1,
+        stopped_B=none.astype(bool),
+        inserted_B=none,
+        refused_B=none,
+        kept_BxExX=np.zeros((3, 0, 1), bool),
+    )
+    monkeypatch.setattr(module, "answer", lambda *args: iter([Answered(records, None, None, rollout)]))
+    runtime = SimpleNamespace(
+        options=RunOptions(rewards=RewardOptions(match=match)),
+        tokenizer=SimpleNamespace(decode=lambda ids: texts[ids[0]]),
+    )
+    assert evaluate(runtime, None, None, None, 3).right == right
 
 
 def test_the_embedded_checkpoint_is_trained():

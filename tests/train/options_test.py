@@ -108,6 +108,8 @@ def test_unknown_key_names_the_nearest(key, nearest):
          "config.optim.accumulation: got 3, expected a divisor of config.data.batch_size (8)"),
         ("data__source", "nowhere.jsonl",
          "config.data.source: got 'nowhere.jsonl', expected scenes, easy_vqa or an existing .jsonl file"),
+        ("rewards", {"match": "bare", "math": True},
+         "config.rewards.math: bare compares letter by letter; expected match=usual, or no math"),
         ("init_from", "/no/such/folder",
          "config.init_from: there is no folder '/no/such/folder'; expected tiny, random:CONFIG or such a folder"),
         ("init_from", "random:/no/config.json",

@@ -44,14 +44,14 @@ def judged(pool, **options):
         refused_B=np.zeros(6, int),
         kept_BxExX=np.zeros((6, 0, 1), bool),
     )
-    records = [Record(name, (), f"question {name}", "3", None, "count") for name in "abc"]
+    records = [Record(name, (), f"question {name}", "3", None, "count", options=(name, "3")) for name in "abc"]
     return judge([rollout], records, tokenizer, pool, SETTINGS, BrpoOptions(group_size=2, **options))
 
 
 def test_what_a_reward_is_handed():
     pool = Pool()
     judged(pool)
-    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", LOOKS, (2,), 4, True)
+    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", LOOKS, (2,), 4, True, ("c", "3"))
     assert [record.id for record in pool.seen] == list("aabbcc") and not pool.seen[5].finished
 
 

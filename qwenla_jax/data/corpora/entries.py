@@ -12,7 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from qwenla_jax.data.corpora.options import Option
+from qwenla_jax.data.corpora.options import LETTERS, Option
 from qwenla_jax.data.pictures import open_picture
 from qwenla_jax.data.sources import Record
 
@@ -107,6 +107,11 @@ class Entry:
         """The question with its options written out below it, one a line."""
         return "\n".join([self.question, *(f"{letter}. {text}" for letter, text in self.options)])
 
+    def option_texts(self) -> tuple[str, ...]:
+        """The texts of options A, B, C, ...; empty where their letters are others."""
+        letters = "".join(letter for letter, _ in self.options)
+        return tuple(text for _, text in self.options) if LETTERS.startswith(letters) else ()
+
     def faults(self) -> list[tuple[str, str]]:
         """(reason, message) of everything that is wrong with the text and the number of pictures."""
         if self.fault is not None:
@@ -174,7 +179,15 @@ class Corpus:
         images: list[Image.Image] = []
         for picture in entry.pictures:
             images.append(open_picture(picture.read(), f"{entry.where}: picture {picture.name}"))
-        return Record(entry.id, tuple(images), entry.prompt(), entry.answer, entry.response, entry.kind)
+        return Record(
+            entry.id,
+            tuple(images),
+            entry.prompt(),
+            entry.answer,
+            entry.response,
+            entry.kind,
+            options=entry.option_texts(),
+        )
 
 
 def without_placeholders(text: str) -> str:

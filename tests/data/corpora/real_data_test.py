@@ -73,6 +73,7 @@ def test_we_math_options_and_answers(shared_data):
         assert [line[:3] for line in options] == [f"{letter}. " for letter in "ABCDE"[: len(options)]]
         assert options[-1].endswith("No correct answer")
     for name, (options, answer) in WE_MATH.items():
+        assert list(found[name].options) == options
         assert [line[3:] for line in found[name].question.split("\n")[1:]] == options, name
         assert found[name].answer == answer
 

@@ -9,6 +9,7 @@ This is the only program here that needs torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,15 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
     params = jax.tree.map(cast, params)
     layers = jax.tree.map(lambda x: cast(x if len(x) == depth else x[:depth]), layers)
     states: dict[int, np.ndarray] = {}
+    # A CPU computes bfloat16 in float32; left to itself XLA converts all layers at once, before the loop over them.
+    passes = ("while-loop-invariant-code-motion", "while-loop-expensive-invariant-code-motion")
+    unhurried = {"xla_disable_hlo_passes": ",".join(passes)}
     for n in depths:
         model = QwenVL(dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=n)))
         own = jax.tree.map(lambda x, n=n: x if len(x) == n else x[:n], layers)
         tree = params | {"decoder": params["decoder"] | {"layers": own}}
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=unhurried if jax.default_backend() == "cpu" else None)
         def run(params: Any, model: Any = model) -> tuple[Any, Any, Any]:
             visual = model.apply({"params": params}, vision, method="encode")
             x = model.apply({"params": params}, prompts.ids_QxP, prompts.visual_QxP, visual, method="embed")

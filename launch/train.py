@@ -14,6 +14,12 @@ from qwenla_jax.train.schema import ConfigError, check_command_line, config_file
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET")
 _DOCTOR = flags.DEFINE_bool("doctor", False, "take three steps in no folder, say what was found, and leave")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what the run would be, load nothing, and leave")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "this is one of several processes; on TPU pods and under SLURM they find each other"
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "elsewhere: HOST:PORT of process 0")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "elsewhere: how many", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
 
 
@@ -35,6 +41,10 @@ def main(argv: list[str]) -> None:
     from qwenla_jax.train.loop import Refused, run
     from qwenla_jax.train.plan import describe_run
 
+    if _DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
         if _DRY_RUN.value:
             try:

@@ -33,7 +33,7 @@ def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: i
     Returns:
       `parts`: see `profile`; `positions`: one such row a bin, with `first` and `last` position.
     """
-    ids, run = runtime.tokenizer.ids, compiled_mass(runtime.model, runtime.look(), runtime.context)
+    ids, run = runtime.tokenizer.ids, compiled_mass(runtime, runtime.look())
     masses, responses, lengths = [], [], []
     for batch in answer(runtime, params, source, size):
         r = batch.rollout
@@ -117,7 +117,7 @@ def theorem_numbers(
         raise ValueError(f"swaps: got {swaps}, expected 1 to {rows - 1} (the batch size less 1)")
     look, ids = runtime.look(), runtime.tokenizer.ids
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=1.0))
-    mass = compiled_mass(runtime.model, look, runtime.context)
+    mass = compiled_mass(runtime, look)
     logprobs = _compiled_logprobs(runtime)
     sums: dict[str, list[np.ndarray]] = {"r": [], "information": [], "entropy": [], "bound": [], "counted": []}
     jumps: list[tuple[float, float]] = []

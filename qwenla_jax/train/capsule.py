@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from qwenla_jax.train.brpo_step import Judged
 from qwenla_jax.train.checkpoint import versions
 from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.processes import leads
 from qwenla_jax.train.schema import to_dict
 from qwenla_jax.train.stages import Inputs
 from qwenla_jax.types import PictureBlock, PromptBatch, ResponseBatch, TokenBatch, VisionBatch
@@ -50,10 +51,12 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
     """
     assert inputs is not None
     folder = workdir / FOLDER / f"step_{inputs.step + 1:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    if leads():
+        folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
     layout = [_pack(value, str(index), arrays) for index, value in enumerate(inputs.batch)]
-    np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+    if leads():
+        np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
     with ocp.StandardCheckpointer() as writer:
         writer.save((folder / STATE).absolute(), state, force=True)
     record = {
@@ -64,7 +67,8 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
         "layout": layout,
         "rows": inputs.rows,
     }
-    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    if leads():
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     return folder
 
 

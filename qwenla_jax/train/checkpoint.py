@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from qwenla_jax.train import seals
+from qwenla_jax.train import processes, seals
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.schema import to_dict
 
@@ -128,6 +128,13 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, as `_latest_step` finds it; the same for all processes."""
+        found = processes.from_lead(self._latest_step)
+        if not processes.leads():
+            self._manager.reload()
+        return found
+
+    def _latest_step(self) -> int | None:
         """The newest whole checkpoint's step, None where there has never been one.
 
         A checkpoint whose files are not what was written is moved to `damaged`, which is said, and the one before it
@@ -175,7 +182,7 @@ class Checkpoints:
         """
         self._ratings[step] = rating
         self._join()
-        if self._seal_path(step).exists():
+        if processes.leads() and self._seal_path(step).exists():
             seals.rate(self._seal_path(step), rating)
 
     def _seals(self) -> list[Path]:
@@ -214,7 +221,7 @@ class Checkpoints:
           SaveError: this or the write before it failed, for want of space say; nothing else was touched.
         """
         self.wait()
-        if step in self._manager.all_steps():
+        if processes.from_lead(lambda: step in self._manager.all_steps()):
             return
         record = {
             "step": step,
@@ -225,7 +232,7 @@ class Checkpoints:
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         size = sum(x.nbytes for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
-        free = shutil.disk_usage(self._folder).free
+        free = processes.from_lead(lambda: shutil.disk_usage(self._folder).free)
         if free < 1.02 * size:
             raise SaveError(
                 f"{self._folder / str(step)} needs {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
@@ -250,13 +257,19 @@ class Checkpoints:
         """Runs in a thread of its own, which whoever touches the checkpoints next waits for."""
         try:
             self._manager.wait_until_finished()
+            if not processes.leads():
+                return
             seals.write(self._seal_path(step), self._folder / str(step), self._ratings.get(step))
             self._checked.add(step)
             newest = sorted(self._manager.all_steps())[-self._options.checkpoint.keep :]
             for old in set(self._manager.all_steps()) - {*newest, self.best_step()}:
                 # Its seal first: a seal without a checkpoint tells of a loss.
                 self._seal_path(old).unlink(missing_ok=True)
-                self._manager.delete(old)
+                if processes.several():  # Orbax would wait for the others, which need not know
+                    shutil.rmtree(self._folder / str(old))
+                    self._manager.reload()
+                else:
+                    self._manager.delete(old)
         except Exception as error:
             self._failure = self._failed(step, error)
 
@@ -313,11 +326,18 @@ class Checkpoints:
           CheckpointError: as `latest_step` and `restore`, for other reasons than damage.
         """
         while (step := self.latest_step()) is not None:
+            state: Any = None
+            fault: str | None = None
             try:
-                return self.restore(like, step), step
+                state = self.restore(like, step)
             except Damaged as error:
-                self._checked.discard(step)
-                self._set_aside(step, str(error))
+                fault = str(error)
+            faults = [one for one in processes.gather(fault) if one is not None]
+            if not faults:
+                return state, step
+            self._checked.discard(step)
+            if processes.leads():
+                self._set_aside(step, faults[0])
         raise CheckpointError(f"{self._folder}: there is no checkpoint")
 
     def _match(self, step: int, target: Any) -> None:

@@ -92,7 +92,7 @@ class AttentionProbe:
     """Attention on visual tokens in the responses of one batch, which is the same at every evaluation."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._mass = compiled_mass(runtime.model, runtime.look(), runtime.context)
+        self._mass = compiled_mass(runtime, runtime.look())
         self._ids = runtime.tokenizer.ids
 
     def __call__(

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from qwenla_jax.train.processes import gather
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -44,9 +46,10 @@ class Interrupt:
         return self._number
 
     def check(self, where: str = "") -> None:
-        """A safe point. Raises Stopped where the run was asked to end."""
-        if self._number is not None:
-            raise Stopped(self._number, f"{signal.Signals(self._number).name}{f' {where}' if where else ''}")
+        """A safe point. Raises Stopped where the run was asked to end; of several processes, where any of them was."""
+        number = max(gather(self._number or 0))
+        if number:
+            raise Stopped(number, f"{signal.Signals(number).name}{f' {where}' if where else ''}")
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is not threading.main_thread():

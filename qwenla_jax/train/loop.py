@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,13 @@ from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.metrics import MetricWriter
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.processes import from_lead, leads, several, together
 from qwenla_jax.train.progress import Progress, duration
 from qwenla_jax.train.rollout import reward_settings
 from qwenla_jax.train.runtime import Runtime, build, make_run_source
 from qwenla_jax.train.stages import BrpoStage, Pause, SftStage, Stage, make_reference
 from qwenla_jax.train.watchdog import Watchdog
-from qwenla_jax.train.workdir import opened
+from qwenla_jax.train.workdir import opened, seen_by_all
 
 EXPORT_FOLDER = "hf"
 
@@ -60,14 +62,19 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        progress = Progress(options.steps)
+        silent = None if leads() else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        progress = Progress(options.steps, stream=silent)
         interrupt = stack.enter_context(Interrupt(progress.note))
         # What is cheap to refuse comes first: a wrong folder, a broken file or setting, and only then the model.
         try:
-            stack.enter_context(opened(workdir))
-            reward_settings(options)
-            source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
-            held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
+            with together(ValueError, OSError, ModuleNotFoundError):
+                if leads():
+                    stack.enter_context(opened(workdir))
+                reward_settings(options)
+                source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
+                held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
+            with together(ValueError):
+                seen_by_all(workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note))
             _check_progress(options, checkpoints, workdir)
             runtime, params = build(options)
@@ -81,7 +88,9 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Refused(f"{type(error).__name__}: {error}") from error
         progress.begin(done)
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
-        writer = stack.enter_context(MetricWriter(workdir, resume_step=done or None, progress=progress))
+        writer = stack.enter_context(
+            MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
+        )
         progress.note(_headline(runtime, workdir, done, sum(leaf.size for leaf in jax.tree.leaves(params))))
         del params
         guard = Guard(options, workdir, interrupt, watchdog, done)
@@ -102,24 +111,31 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             progress.note(f"best by evaluation: the checkpoint of step {best}, which is kept")
         guard.pause("export")
         checkpoints.wait()
-        try:
-            export = save(
-                workdir / EXPORT_FOLDER,
-                runtime.model,
-                state.params,
-                tokenizer=runtime.tokenizer,
-                processor=runtime.processor,
-                dtype=options.dtype,
-                overwrite=True,
-            )
-        except OSError as error:
-            raise SaveError(
-                f"{workdir / EXPORT_FOLDER} could not be written: {error}; the checkpoint of step {options.steps} is "
-                "there, and the same command writes it again"
-            ) from error
+        export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
         progress.note(f"done in {duration(seconds)}; the model is in {export}")
     return summary | {"seconds": seconds, "export": export}
+
+
+def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params) -> Path | str:
+    """The model in Hugging Face format; of several processes none may have room for all of it."""
+    if several():
+        return f"the last checkpoint, of which python convert/to_hf.py --src {workdir} --dst DIR makes such a folder"
+    try:
+        return save(
+            workdir / EXPORT_FOLDER,
+            runtime.model,
+            params,
+            tokenizer=runtime.tokenizer,
+            processor=runtime.processor,
+            dtype=options.dtype,
+            overwrite=True,
+        )
+    except OSError as error:
+        raise SaveError(
+            f"{workdir / EXPORT_FOLDER} could not be written: {error}; the checkpoint of step {options.steps} is "
+            "there, and the same command writes it again"
+        ) from error
 
 
 def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path) -> None:
@@ -227,6 +243,8 @@ def _train(
 
 def _written(write: Callable[[], None], progress: Progress) -> None:
     """What a run can do without: a disk that refuses it does not end the run."""
+    if not leads():
+        return
     try:
         write()
     except OSError as error:
@@ -285,20 +303,20 @@ class Evaluator:
 
     def again(self, params: Any, step: int) -> None:
         """An evaluation on the way, unless it is there."""
-        if not self._path(step).is_file():
+        if not from_lead(self._path(step).is_file):
             self(params, step, self._runtime.options.eval.size)
 
     def final(self, params: Any, step: int) -> None:
         """The evaluation before or after the run, unless it is there from before an interruption."""
         size = min(self._runtime.options.eval.final_size, len(self._source))
         path = self._path(step)
-        if size and not (path.is_file() and len(Evaluation.read(path).ids) == size and step):
+        if size and not from_lead(lambda: path.is_file() and len(Evaluation.read(path).ids) == size and step):
             self(params, step, size)
 
     def compare(self, steps: int) -> dict[str, Any]:
         """Before and after on the same questions, where both were evaluated."""
         first, last = self._path(0), self._path(steps)
-        if not (first.is_file() and last.is_file()):
+        if not (leads() and first.is_file() and last.is_file()):
             return {}
         before, after = Evaluation.read(first), Evaluation.read(last)
         if before.ids != after.ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,9 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.insert import splice
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
+from qwenla_jax.train.processes import place, several
+from qwenla_jax.train.runtime import Runtime
+from qwenla_jax.train.sharding import replicated
 from qwenla_jax.types import PromptBatch, VisionBatch
 
 PARTS = ("before", "in", "after")
@@ -93,21 +97,23 @@ def attention_mass(
     )
 
 
-def compiled_mass(model: QwenVL, look: LookOptions, context: Callable[[], Any]) -> Callable[..., AttentionMass]:
+def compiled_mass(runtime: Runtime, look: LookOptions) -> Callable[..., AttentionMass]:
     """`attention_mass` compiled: (params, vision, prompts, ids, lengths, kept) -> AttentionMass on the host.
 
     Args:
-      model, look: static.
-      context: makes the context in which programs are traced (`Runtime.context`).
+      runtime: the run.
+      look: how the responses looked at their pictures again.
     """
+    whole = replicated(runtime.mesh)  # where each of several processes is to see all of it
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=whole if several() else None)
     def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> AttentionMass:
-        return attention_mass(model, params, vision, prompts, ids, lengths, look, kept)
+        return attention_mass(runtime.model, params, vision, prompts, ids, lengths, look, kept)
 
-    def call(*args: Any) -> AttentionMass:
-        with context():
-            return jax.device_get(run(*args))
+    def call(params: Params, *args: Any) -> AttentionMass:
+        args = place(args, whole)
+        with runtime.context():
+            return jax.device_get(run(params, *args))
 
     return call
 

@@ -16,6 +16,7 @@ from qwenla_jax.text.sections import parse
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.losses import advantages
 from qwenla_jax.train.options import BrpoOptions, RunOptions
+from qwenla_jax.train.processes import gather, share
 from qwenla_jax.types import Rollout
 
 ERROR_KINDS = ("timeout", "crash", "raised", "value")
@@ -137,23 +138,23 @@ def judge(
     stopped_B = np.concatenate([np.asarray(r.stopped_B) for r in rollouts])
     group_size = len(texts) // len(records)
     asked = [records[row // group_size] for row in range(len(texts))]
-    scores = pool.score(
-        [
-            RewardRecord(
-                id=record.id,
-                question=record.question,
-                answer=record.answer,
-                kind=record.kind,
-                response=text,
-                # The tags are single tokens that nothing merges with, so this is their count within the response.
-                reflection_tokens=tuple(len(tokenizer.encode_plain(s.text)) for s in parse(text).reflections),
-                num_tokens=int(length),
-                finished=bool(stopped),
-                options=record.options,
-            )
-            for record, text, length, stopped in zip(asked, texts, length_B, stopped_B, strict=True)
-        ]
-    )
+    wanted = [
+        RewardRecord(
+            id=record.id,
+            question=record.question,
+            answer=record.answer,
+            kind=record.kind,
+            response=text,
+            # The tags are single tokens that nothing merges with, so this is their count within the response.
+            reflection_tokens=tuple(len(tokenizer.encode_plain(s.text)) for s in parse(text).reflections),
+            num_tokens=int(length),
+            finished=bool(stopped),
+            options=record.options,
+        )
+        for record, text, length, stopped in zip(asked, texts, length_B, stopped_B, strict=True)
+    ]
+    # Each process computes some of them; a reward that fails in one of them has then failed for all.
+    scores = [one for part in gather(pool.score(wanted[share(len(wanted))])) for one in part]
     weights = settings.weights()
     valid_B = np.array([isinstance(s, RewardScores) for s in scores])
     none = dict.fromkeys(weights, np.nan)

@@ -25,6 +25,7 @@ from qwenla_jax.sampling.loop import SampleOptions, sample
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.mesh import make_mesh
 from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.processes import place, several
 from qwenla_jax.train.sharding import activation_rules, batch_sharding, param_shardings, replicated
 from qwenla_jax.train.start import start
 from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch
@@ -108,14 +109,16 @@ class Runtime:
     def sampler(self, options: SampleOptions) -> Sampler:
         """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
         rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
+        results = whole if several() else rows  # where each process is to see all of them
         compiled = jax.jit(
             functools.partial(sample, self.model, options),
             in_shardings=(self.layouts, rows, rows, whole, whole, whole, rows),
-            out_shardings=rows,
+            out_shardings=results,
         )
         seed = np.uint32(self.options.seed)
 
         def call(params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray) -> Rollout:
+            vision, prompts, sample_B = place((vision, prompts, sample_B), rows)
             with self.context():
                 return compiled(params, vision, prompts, self.bias_V, seed, np.uint32(step), sample_B)
 

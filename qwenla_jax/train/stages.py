@@ -19,6 +19,7 @@ from qwenla_jax.rewards.total import RewardScores
 from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient
 from qwenla_jax.train.completions import Completion, write_completions
 from qwenla_jax.train.optimizer import schedule
+from qwenla_jax.train.processes import place
 from qwenla_jax.train.resample import Drawn, fill, fit, further_records, join
 from qwenla_jax.train.rollout import judge, reward_pool, reward_settings
 from qwenla_jax.train.runtime import Runtime, Sampler, insertion_buckets, response_buckets
@@ -95,6 +96,7 @@ class SftStage:
         )
         self._rate = schedule(options.optim, options.steps)
         self._batches = runtime.batches(source, collate, True, first_step)
+        self._rows = batch_sharding(runtime.mesh, leading=1)
         self.inputs: Inputs | None = None
 
     def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
@@ -106,7 +108,7 @@ class SftStage:
         pause("update")
         self.inputs = Inputs(step, batch, [{"id": record.id} for record in records])
         with self._runtime.context():
-            state, metrics = self._step(state, *batch, self._runtime.bias_V)
+            state, metrics = self._step(state, *place(batch, self._rows), self._runtime.bias_V)
         return state, metrics | {"learning_rate": float(self._rate(step)), "timing_s/data": waited}
 
     def show(self, workdir: Path, step: int) -> None:
@@ -139,6 +141,7 @@ class BrpoStage:
         self._sampler = brpo_sampler(runtime)
         self._rate = schedule(options.optim, options.steps * options.brpo.inner_updates)
         self._settings = reward_settings(options)
+        self._rows = batch_sharding(runtime.mesh, leading=1)
         self._lengths = response_buckets(options.data.max_response_tokens)
         self._batches: Iterator[Any] = runtime.batches(source, runtime.collate_prompts, False, first_step)
         self._last: Drawn | None = None
@@ -181,9 +184,10 @@ class BrpoStage:
         self.inputs = Inputs(step, (*batch, judged), _rows(drawn))
         clock("update")
         updates = []
+        placed = place((*batch, judged), self._rows)
         with self._runtime.context():
             for _ in range(options.inner_updates):
-                state, metrics = self._step(state, self._reference, *batch, judged, self._runtime.bias_V)
+                state, metrics = self._step(state, self._reference, *placed, self._runtime.bias_V)
                 updates.append(metrics)
         updates = jax.device_get(updates)
         # The first update is the one on policy: only there is a difference to the sampler a sign of something wrong.

@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import jax
+
+from qwenla_jax.train.processes import several
+
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed when it is tried again
 REPORT = "stalled.txt"
 
@@ -55,7 +59,8 @@ class Watchdog:
         print(text, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         try:
-            with (self._workdir / REPORT).open("w", encoding="utf-8") as file:
+            number = f"-{jax.process_index()}" if several() else ""
+            with (self._workdir / REPORT).with_stem(Path(REPORT).stem + number).open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)

@@ -65,3 +65,13 @@ def opened(workdir: Path) -> Iterator[None]:
         except OSError as error:
             raise WorkdirError(f"{workdir}: the work folder cannot be written: {error.strerror}") from error
         yield
+
+
+def seen_by_all(workdir: Path) -> None:
+    """Checks that this process sees the folder that the lead opened.
+
+    Raises:
+      WorkdirError: it does not.
+    """
+    if not (workdir / RUN_FILE).is_file():
+        raise WorkdirError(f"{workdir}: not the folder of process 0; all processes need one that they share")

@@ -1,0 +1,101 @@
+"""A run in several processes, one or more a machine: what they share, and how they agree.
+
+All of them run the same program over one mesh. Decisions that one process could take differently (is a file there, did
+a signal come, did a reward fail) are taken once and told to the others; files are written by process 0, the lead, into
+a folder that all of them see. With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+T = TypeVar("T")
+
+
+def several() -> bool:
+    """Whether there is more than one process."""
+    return jax.process_count() > 1
+
+
+def leads() -> bool:
+    """Whether this process writes files and tells the console."""
+    return jax.process_index() == 0
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in their order. All have to call it.
+
+    Args:
+      value: anything that can be pickled.
+    """
+    if not several():
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
+    # Few sizes, for each is a program: 256 bytes, or a power of two.
+    room = 1 << max(8, int(sizes.max() - 1).bit_length())
+    rows = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def from_lead(make: Callable[[], T]) -> T:
+    """What process 0 makes; all have to call it. What it raises is raised in all of them."""
+    if not several():
+        return make()
+    made: T | None = None
+    error: Exception | None = None
+    if leads():
+        try:
+            made = make()
+        except Exception as raised:
+            error = raised
+    made, error = gather((made, error))[0]
+    if error is not None:
+        raise error
+    return made  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def together(*kinds: type[Exception]) -> Iterator[None]:
+    """A part that no process comes out of well where another one fails.
+
+    Args:
+      kinds: what counts as failing. Whatever else is raised is raised at once, here alone.
+
+    Raises:
+      ValueError: another process failed; says which, and why.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except kinds as raised:
+        error = raised
+    if several():
+        told = gather(None if error is None else f"{type(error).__name__}: {error}")
+        failed = next(((number, text) for number, text in enumerate(told) if text is not None), None)
+        if failed is not None and error is None:
+            raise ValueError(f"process {failed[0]}: {failed[1]}")
+    if error is not None:
+        raise error
+
+
+def place(tree: Any, layout: NamedSharding) -> Any:
+    """Arrays that every process has whole, laid out over the devices of all of them; each places its own part."""
+    if not several():
+        return tree
+    one = lambda x: jax.make_array_from_callback(x.shape, layout, lambda index: x[index])  # noqa: E731
+    return jax.tree.map(lambda x: one(np.asarray(x)), tree)
+
+
+def share(number: int) -> slice:
+    """Which of `number` things this process does, where all of them together do them all."""
+    count, index = jax.process_count(), jax.process_index()
+    return slice(number * index // count, number * (index + 1) // count)

@@ -1,0 +1,56 @@
+"""The notebook, run from its first cell to its last by Jupyter's own client, in a folder with nothing else in it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "launch" / "colab.ipynb"
+
+
+def test_is_committed_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+
+
+@pytest.mark.slow
+def test_runs(tmp_path, monkeypatch):
+    # What one has in Colab after cloning: the package installed, the rest of the repository beside the notebook.
+    for name in ("launch", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    looks = nbformat.v4.new_code_cell(
+        "print(json.dumps({'answer': answer.text, 'kept': [look.kept_tokens for look in answer.reattention],"
+        " 'routed': [look.kept_tokens for look in routed.reattention], 'tokens': look.visual_tokens,"
+        " 'package': qwenla_jax.__file__}))"
+    )
+    notebook.cells.append(looks)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / "launch")}}).execute()
+
+    found = json.loads(looks.outputs[0].text)
+    assert found["answer"].strip() and "<REFLECTION>" in found["answer"]
+    # A scene of 112 x 112 pixels has 4 x 4 visual tokens of 28 x 28.
+    assert found["tokens"] == 16
+    assert set(found["kept"]) == {16} and set(found["routed"]) == {4}
+    assert Path(found["package"]).is_relative_to(ROOT)
+
+    workdir = tmp_path / "runs" / "notebook"
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/reward" in row] == list(range(1, 9))
+    assert (workdir / "hf" / "model.safetensors").is_file()
+    with Image.open(workdir / "rewards.png") as image:
+        assert min(image.size) > 200 and len(image.convert("RGB").getcolors(2**20)) > 10
+    kinds = {kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})}
+    assert {"image/png", "text/html"} <= kinds

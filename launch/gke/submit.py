@@ -3,8 +3,8 @@
 One TPU slice as a JobSet (launch/gke/jobset.yaml, `kubectl apply`), or with --xpk_cluster as a workload of xpk. The
 flags of launch/train.py stand behind `--`. The image is that of launch/gke/Dockerfile. The trainer's work folder is on
 the file system, so the bucket is mounted with Cloud Storage FUSE at /mnt/gcs/BUCKET; it must have been made with
---enable-hierarchical-namespace, because checkpoints are folders that are renamed. xpk mounts it where it was told once:
-xpk storage attach NAME --type=gcsfuse --bucket=BUCKET --mount-point=/mnt/gcs/BUCKET --readonly=false --auto-mount=false ...
+--enable-hierarchical-namespace, because checkpoints are folders that are renamed. xpk mounts what it was told once:
+`xpk storage attach NAME --type=gcsfuse --bucket=BUCKET --mount-point=/mnt/gcs/BUCKET --readonly=false ...`.
 """
 
 from __future__ import annotations

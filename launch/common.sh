@@ -76,6 +76,8 @@ parse_flags() {
         esac
         name="${1%%=*}"
         name="${name#--}"
+        # Bash would expand what else may stand in a subscript.
+        [[ "$name" =~ ^[a-z_]+$ ]] || fail "unknown flag --$name; flags are small letters and underscores"
         if [[ -v "switches[$name]" ]]; then
             [[ "$1" != *=* ]] || fail "--$name takes no value, got '$1'"
             flag[$name]=true

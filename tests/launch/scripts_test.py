@@ -56,6 +56,7 @@ def command(script):
         (POD, ["status", "--name=pod"], "--zone is missing"),
         (POD, ["status", *HERE, "--nmae=x"], "unknown flag --nmae; valid: --accelerator_type"),
         (POD, ["status", *HERE, "--dry-run"], "unknown flag --dry-run"),
+        (POD, ["status", *HERE, "--$(mkdir x)"], "unknown flag --$(mkdir x)"),
         (POD, ["status", *HERE, "--spot=yes"], "--spot takes no value"),
         (POD, ["status", "--zone=z", "--name"], "--name lacks its value"),
         (POD, ["status", "--zone=z", "--name="], "--name is empty"),

@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
         options = from_config_dict(_CONFIG.value)
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
+    if "://" in (_WORKDIR.value or ""):
+        sys.exit(f"--workdir: got {_WORKDIR.value}, expected a folder: mount the bucket and name it by its path")
     workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
     # After the check: a wrong key is refused before jax starts.
     from qwenla_jax.train.checkpoint import SaveError

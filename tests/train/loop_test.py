@@ -149,6 +149,11 @@ def test_wrong_settings_are_refused_by_name(args, told, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bucket_is_no_folder():
+    result = launch("--config=configs/brpo.py", "--workdir=gs://bucket/run")
+    assert result.returncode == 1 and "got gs://bucket/run, expected a folder" in result.stderr
+
+
 def test_help_lists_every_setting():
     result = launch("--help")
     assert "--config.rewards.target_length" in result.stdout and "--workdir" in result.stdout + result.stderr

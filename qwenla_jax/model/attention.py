@@ -5,33 +5,48 @@ tokens of the present call. The runs are never concatenated; only their row maxi
 
 The gradient is the one of flash attention: it keeps the output and the log-sum-exp and computes the probabilities
 again. Differentiating through the softmax would keep several arrays of [B, N, T, S], and on a CPU moving those costs
-more than the products do.
+more than the products do. Where even one such array is large, the queries are worked through in blocks, forward and
+backward, so that it never exists whole. `model.kernels` decides which calls a kernel takes instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from qwenla_jax.model.layers import ATTENTION_OUTPUT, HIDDEN
 
+# Bytes of float32 scores of one row above which its queries are worked through in blocks, and the fewest queries of a
+# block: fewer would leave a matrix unit waiting for keys. By the row, since rows lie over devices. The embedded default
+# stays below it everywhere.
+SCORE_BYTES = 2**24
+LEAST_QUERIES = 128
 
-class Segment(NamedTuple):
-    """A run of keys.
+
+@struct.dataclass
+class Segment:
+    """A run of keys. A query sees the keys that everything given here allows.
 
     Attributes:
       k, v: [Q, S, K, H]; B must be a multiple of Q, and row b reads segment row b // (B // Q).
-      visible: bool, broadcastable to [Q, B // Q, T, S]: which query may see which key.
-      bias: float32 [Q, S], added to every query's score of the key; None for none. It gets no gradient.
+      visible: bool, broadcastable to [Q, B // Q, T, S]: which query may see which key; None: all.
+      bias: float32 [Q, S], added to every query's score of the key; None for none. It gets no gradient. A kernel takes
+        0 and `layers.HIDDEN` only.
+      length_Q: int32, keys from there on are hidden; None: all count.
+      causal: the keys are those of the queries' own tokens (S is T), and query t sees the first t + 1 of them. Static.
     """
 
     k: jax.Array
     v: jax.Array
-    visible: jax.Array
+    visible: jax.Array | None = None
     bias: jax.Array | None = None
+    length_Q: jax.Array | None = None
+    causal: bool = struct.field(pytree_node=False, default=False)
 
 
 @jax.custom_vjp
@@ -62,12 +77,22 @@ def watched_attention(
     Returns:
       [B, T, N, H], and for each watched segment float32 [B, T, S]: probabilities, their mean over the heads.
     """
-    out, lse = _attend(q_BxTxNxH, segments)
-    paid = []
-    for segment in (segments[number] for number in watch):
-        lay = _layout(q_BxTxNxH, segment)
-        p = jnp.exp(_scores(q_BxTxNxH, segment) - lay.group(lse)[..., None])
-        paid.append(lay.ungroup(p).mean(2))
+
+    def block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, ...]:
+        out, lse = _attend_block(q, segments, first)
+        paid = []
+        for segment in (segments[number] for number in watch):
+            lay = _layout(q, segment)
+            p = jnp.exp(_scores(q, segment, first) - lay.group(lse)[..., None])
+            paid.append(lay.ungroup(p).mean(2))
+        return out, *paid
+
+    size, T = _block_size(q_BxTxNxH, segments), q_BxTxNxH.shape[1]
+    if size >= T:
+        out, *paid = block(q_BxTxNxH, segments, 0)
+        return out, tuple(paid)
+    blocks = _query_blocks(q_BxTxNxH, segments, size)
+    out, *paid = (_join(x, T) for x in jax.lax.map(lambda part: block(*_take(segments, part)), blocks))
     return out, tuple(paid)
 
 
@@ -100,22 +125,41 @@ def _layout(q_BxTxNxH: jax.Array, segment: Segment) -> _Layout:
     return _Layout(Q, B // Q, T, K, N // K)
 
 
-def _scores(q_BxTxNxH: jax.Array, segment: Segment) -> jax.Array:
-    """Masked, scaled scores, float32 [Q, K, G * T * J, S]."""
+def _seen(segment: Segment, T: int, first: Any) -> jax.Array | None:
+    """bool, broadcastable to [Q, G, T, S], for T queries from the call's query `first` on; None: everything."""
+    slot_S = jnp.arange(segment.k.shape[1])
+    found = [] if segment.visible is None else [segment.visible]
+    if segment.length_Q is not None:
+        found.append((slot_S < segment.length_Q[:, None])[:, None, None, :])
+    if segment.causal:
+        found.append((slot_S <= first + jnp.arange(T)[:, None])[None, None])
+    if not found:
+        return None
+    seen = found[0]
+    for more in found[1:]:
+        seen = seen & more
+    return seen
+
+
+def _scores(q_BxTxNxH: jax.Array, segment: Segment, first: Any) -> jax.Array:
+    """Masked, scaled scores, float32 [Q, K, G * T * J, S]; the first query is number `first` of the call."""
     lay = _layout(q_BxTxNxH, segment)
     S = segment.k.shape[1]
     scale = q_BxTxNxH.shape[-1] ** -0.5
     s = jnp.einsum("qkmh,qskh->qkms", lay.group(q_BxTxNxH), segment.k, preferred_element_type=jnp.float32) * scale
     if segment.bias is not None:
         s = s + segment.bias[:, None, None, :]
-    visible = jnp.broadcast_to(segment.visible, (lay.Q, lay.G, lay.T, S))[:, None, :, :, None]
-    return jnp.where(visible, s.reshape(lay.Q, lay.K, lay.G, lay.T, lay.J, S), HIDDEN).reshape(s.shape)
+    seen = _seen(segment, lay.T, first)
+    if seen is None:
+        return s
+    seen = jnp.broadcast_to(seen, (lay.Q, lay.G, lay.T, S))[:, None, :, :, None]
+    return jnp.where(seen, s.reshape(lay.Q, lay.K, lay.G, lay.T, lay.J, S), HIDDEN).reshape(s.shape)
 
 
-def _attend(q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, jax.Array]:
+def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, N, H] and float32 log-sum-exp [B, T, N]."""
     layouts = [_layout(q, segment) for segment in segments]
-    scores = [_scores(q, segment) for segment in segments]
+    scores = [_scores(q, segment, first) for segment in segments]
     tops = [lay.ungroup(s.max(-1)) for lay, s in zip(layouts, scores, strict=True)]
     top = jnp.stack(tops).max(0) if len(tops) > 1 else tops[0]
     total, out = 0.0, 0.0
@@ -129,19 +173,33 @@ def _attend(q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, jax
     return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
 
+def _attend(q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, jax.Array]:
+    """`_attend_block` of all queries, in blocks where they are many."""
+    size, T = _block_size(q, segments), q.shape[1]
+    if size >= T:
+        return _attend_block(q, segments, 0)
+    blocks = _query_blocks(q, segments, size)
+    out, lse = jax.lax.map(lambda part: _attend_block(*_take(segments, part)), blocks)
+    return _join(out, T), _join(lse, T)
+
+
 def _forward(q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
     out, lse = (checkpoint_name(x, ATTENTION_OUTPUT) for x in _attend(q, segments))
     return out, (q, segments, out, lse)
 
 
-def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tuple[Segment, ...]]:
-    q, segments, out, lse = saved
+Sums = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def _backward_block(
+    q: jax.Array, segments: tuple[Segment, ...], first: Any, lse: jax.Array, delta: jax.Array, d_out: jax.Array
+) -> tuple[jax.Array, Sums]:
+    """Gradient of the queries in their type, and of each segment's keys and values in float32."""
     dtype, scale = q.dtype, q.shape[-1] ** -0.5
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    d_q, d_segments = 0.0, []
+    d_q, sums = 0.0, []
     for segment in segments:
         lay = _layout(q, segment)
-        p = jnp.exp(_scores(q, segment) - lay.group(lse)[..., None])
+        p = jnp.exp(_scores(q, segment, first) - lay.group(lse)[..., None])
         d_o = lay.group(d_out)
         d_v = jnp.einsum("qkms,qkmh->qskh", p.astype(dtype), d_o, preferred_element_type=jnp.float32)
         d_p = jnp.einsum("qkmh,qskh->qkms", d_o, segment.v, preferred_element_type=jnp.float32)
@@ -149,8 +207,73 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
         d_k = jnp.einsum("qkms,qkmh->qskh", d_s, lay.group(q), preferred_element_type=jnp.float32)
         part = jnp.einsum("qkms,qskh->qkmh", d_s, segment.k, preferred_element_type=jnp.float32)
         d_q = d_q + lay.ungroup(part)
-        d_segments.append(Segment(d_k.astype(segment.k.dtype), d_v.astype(segment.v.dtype), None, None))
-    return d_q.astype(dtype), tuple(d_segments)
+        sums.append((d_k, d_v))
+    return d_q.astype(dtype), tuple(sums)
+
+
+def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tuple[Segment, ...]]:
+    q, segments, out, lse = saved
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    size, T = _block_size(q, segments), q.shape[1]
+    if size >= T:
+        d_q, sums = _backward_block(q, segments, 0, lse, delta, d_out)
+    else:
+        # Behind the last query the log-sum-exp is so large that every probability is 0.
+        others = (_split(lse, 1, size, -HIDDEN), _split(delta, 1, size), _split(d_out, 1, size))
+
+        def step(sums: Sums, part: Any) -> tuple[Sums, jax.Array]:
+            d_q, more = _backward_block(*_take(segments, part[0]), *part[1])
+            return jax.tree.map(jnp.add, sums, more), d_q
+
+        zeros = tuple((jnp.zeros(s.k.shape, jnp.float32), jnp.zeros(s.v.shape, jnp.float32)) for s in segments)
+        sums, d_q = jax.lax.scan(step, zeros, (_query_blocks(q, segments, size), others))
+        d_q = _join(d_q, T)
+    d_segments = (
+        Segment(d_k.astype(segment.k.dtype), d_v.astype(segment.v.dtype), causal=segment.causal)
+        for segment, (d_k, d_v) in zip(segments, sums, strict=True)
+    )
+    return d_q, tuple(d_segments)
 
 
 segment_attention.defvjp(_forward, _backward)
+
+
+def _block_size(q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> int:
+    """Queries worked on at once: all T where their scores are small, else a power of two."""
+    _, T, N, _ = q_BxTxNxH.shape
+    query_bytes = 4 * N * sum(segment.k.shape[1] for segment in segments)
+    if T * query_bytes <= SCORE_BYTES:
+        return T
+    return max(LEAST_QUERIES, 2 ** (SCORE_BYTES // query_bytes).bit_length() // 2)
+
+
+def _split(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:
+    """Runs of `size` along an axis, which is padded, on a new leading axis."""
+    count = -(-x.shape[axis] // size)
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, count * size - x.shape[axis])
+    x = jnp.pad(x, pad, constant_values=fill)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _join(x: jax.Array, T: int) -> jax.Array:
+    """The inverse of `_split` along axis 1, T long."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
+
+
+def _query_blocks(q: jax.Array, segments: tuple[Segment, ...], size: int) -> Any:
+    """Of each block: its queries, the number of the first, and of each segment the part of `visible` that differs."""
+    T = q.shape[1]
+    queries = _split(q, 1, size)
+    visible = tuple(
+        None if s.visible is None or s.visible.shape[2] != T else _split(s.visible, 2, size) for s in segments
+    )
+    return queries, jnp.arange(len(queries), dtype=jnp.int32) * size, visible
+
+
+def _take(segments: tuple[Segment, ...], block: Any) -> tuple[jax.Array, tuple[Segment, ...], jax.Array]:
+    """The arguments that one of `_query_blocks` stands for."""
+    queries, first, visible = block
+    own = (s if part is None else s.replace(visible=part) for s, part in zip(segments, visible, strict=True))
+    return queries, tuple(own), first

@@ -94,7 +94,7 @@ def segments(rng, Q, G, T, K, H):
         visible[..., 0] = True
         made.append(Segment(k, v, visible, None))
     hide = np.where(rng.random((B, 5)) < 0.4, HIDDEN, rng.normal(size=(B, 5))).astype(np.float32)
-    return made[0], made[1]._replace(bias=hide), made[2]._replace(visible=np.tril(np.ones((T, T), bool))[None, None])
+    return made[0], made[1].replace(bias=hide), made[2].replace(visible=np.tril(np.ones((T, T), bool))[None, None])
 
 
 def test_watched_attention_is_the_plain_softmax():
@@ -137,7 +137,7 @@ def test_a_bias_gets_no_gradient_and_a_hidden_key_none():
     runs = segments(rng, 2, 1, 3, 2, 4)
     weight = rng.normal(size=q.shape).astype(np.float32)
     loss = lambda q, k, v, runs: (  # noqa: E731
-        weight * segment_attention(q, (runs[0], runs[1]._replace(k=k, v=v), runs[2]))
+        weight * segment_attention(q, (runs[0], runs[1].replace(k=k, v=v), runs[2]))
     ).sum()
     d_q, d_k, d_v = jax.jit(jax.grad(loss, (0, 1, 2)))(q, runs[1].k, runs[1].v, runs)
     hidden = (runs[1].bias < -1e29) | ~runs[1].visible[:, 0, 0]
@@ -145,7 +145,7 @@ def test_a_bias_gets_no_gradient_and_a_hidden_key_none():
     assert not np.asarray(d_k)[hidden].any() and not np.asarray(d_v)[hidden].any()
     assert np.asarray(d_k)[~hidden].any() and np.isfinite(d_q).all()
     # Without the hidden keys at all the gradients are the same.
-    shut = runs[1]._replace(visible=~hidden[:, None, None], bias=np.where(hidden, 0, runs[1].bias))
+    shut = runs[1].replace(visible=~hidden[:, None, None], bias=np.where(hidden, 0, runs[1].bias))
     for one, other in zip(
         (d_q, d_k, d_v), jax.grad(loss, (0, 1, 2))(q, runs[1].k, runs[1].v, (runs[0], shut, runs[2])), strict=True
     ):

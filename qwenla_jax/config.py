@@ -15,6 +15,7 @@ from typing import Any
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
+_ATTENTION = ("auto", "xla", "splash", "cudnn")
 _MODEL_TYPE = "qwen2_5_vl"
 _VISION_ROPE = {"rope_type": "axial", "rope_theta": 10000.0}  # what transformers computes when the file says nothing
 # Field of ours -> key of config.json, for everything that is a plain whole number there.
@@ -200,6 +201,8 @@ class ModelConfig:
       remat: what the backward pass recomputes: "none" keeps everything, "full" recomputes every layer, "dots" keeps
         the results of matrix products.
       initializer_range: standard deviation of randomly initialised matrices.
+      attention: what computes attention: "auto" takes the backend's kernel where it serves, "xla" none, "splash" (TPU)
+        or "cudnn" (GPU) that one wherever it takes the call; see `model.kernels`. All compute the same.
 
     Raises:
       ValueError: a value out of range; the message names the field.
@@ -215,6 +218,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     initializer_range: float = 0.02
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks the halves against each other."""
@@ -233,6 +237,8 @@ class ModelConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(_DTYPES)}")
         if self.remat not in _REMAT:
             raise ValueError(f"remat {self.remat!r} is not one of {', '.join(_REMAT)}")
+        if self.attention not in _ATTENTION:
+            raise ValueError(f"attention {self.attention!r} is not one of {', '.join(_ATTENTION)}")
 
     @classmethod
     def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> ModelConfig:
@@ -276,8 +282,8 @@ class ModelConfig:
           eos_token_id, bos_token_id, pad_token_id: ids that the tokenizer knows and the model does not.
 
         Returns:
-          A JSON-serialisable dict; `from_hf(to_hf())` gives an equal config (remat and a dtype that differs from
-          param_dtype are not the checkpoint's and are lost).
+          A JSON-serialisable dict; `from_hf(to_hf())` gives an equal config (remat, attention and a dtype that differs
+          from param_dtype are not the checkpoint's and are lost).
         """
         v, t = self.vision, self.text
         eos = list(eos_token_id) if isinstance(eos_token_id, Sequence) else eos_token_id

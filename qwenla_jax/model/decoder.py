@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.config import TextConfig
-from qwenla_jax.model.attention import Segment, segment_attention, watched_attention
+from qwenla_jax.model.attention import Segment, watched_attention
+from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
 from qwenla_jax.model.rope import mrope_angles, rotate
@@ -18,8 +19,9 @@ from qwenla_jax.model.rope import mrope_angles, rotate
 ONE_HOT_VOCAB = 2048
 
 
-# Of one run of keys: what a query may see, and what is added to its scores; see `attention.Segment`.
-Mask = tuple[jax.Array, jax.Array | None]
+# Of one run of keys: how many count (None: the call's own, in order), and what is added to their scores; see
+# `attention.Segment`.
+Mask = tuple[jax.Array | None, jax.Array | None]
 # Number of a watched run of keys -> float32 [B, T, S], the attention paid to them, summed over the layers so far.
 Paid = dict[int, jax.Array]
 
@@ -46,6 +48,7 @@ class DecoderAttention(nn.Module):
     dtype: str
     param_dtype: str
     init_scale: float
+    attention: str
 
     @nn.compact
     def __call__(
@@ -70,11 +73,14 @@ class DecoderAttention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = nn.with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
         runs = [*past, (k, v)]
-        segments = tuple(Segment(ks, vs, *mask) for (ks, vs), mask in zip(runs, masks, strict=True))
+        segments = tuple(
+            Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None)
+            for (ks, vs), (length_Q, bias_QxS) in zip(runs, masks, strict=True)
+        )
         if watch:
             out, paid = watched_attention(q, segments, watch)
         else:
-            out, paid = segment_attention(q, segments), ()
+            out, paid = attend(self.attention, q, segments), ()
         return dense("o", D, ("heads", "embed"), False)(out.reshape(B, T, N * H)), (k, v), paid
 
 
@@ -85,6 +91,7 @@ class DecoderLayer(nn.Module):
     dtype: str
     param_dtype: str
     init_scale: float
+    attention: str
 
     @nn.compact
     def __call__(
@@ -100,7 +107,8 @@ class DecoderLayer(nn.Module):
         watch = tuple(total)
         x = nn.with_logical_constraint(x, ("batch", "tokens", "act_embed"))
         h = RMSNorm(cfg.rms_norm_eps, *types, name="input_norm")(x)
-        h, new, paid = DecoderAttention(cfg, *types, self.init_scale, name="attn")(h, cos, sin, masks, past, watch)
+        attend_to = DecoderAttention(cfg, *types, self.init_scale, self.attention, name="attn")
+        h, new, paid = attend_to(h, cos, sin, masks, past, watch)
         x = x + h
         h = RMSNorm(cfg.rms_norm_eps, *types, name="post_norm")(x)
         x = x + GatedMLP(cfg.intermediate_size, False, *types, self.init_scale, name="mlp")(h)
@@ -160,12 +168,13 @@ class Decoder(nn.Module):
     param_dtype: str
     remat: str
     init_scale: float
+    attention: str
 
     def setup(self) -> None:
         cfg, types = self.config, (self.dtype, self.param_dtype)
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, *types, self.init_scale)
         self.layers = scan_layers(DecoderLayer, cfg.num_layers, self.remat, num_broadcast=3, num_scanned=1)(
-            cfg, *types, self.init_scale
+            cfg, *types, self.init_scale, self.attention
         )
         self.norm = RMSNorm(cfg.rms_norm_eps, *types)
         if not cfg.tie_word_embeddings:
@@ -199,13 +208,11 @@ class Decoder(nn.Module):
         names, masks, past = [], [], []
         for name, run in (("prefix", prefix), ("cache", cache)):
             if run is not None:
-                slots = jnp.arange(run.k_LxBxSxKxH.shape[2])
                 names.append(name)
-                visible = (slots[None, :] < run.length_B[:, None])[:, None, None, :]
-                masks.append((visible, _sharded_bias(run.bias_BxS)))
+                masks.append((run.length_B, _sharded_bias(run.bias_BxS)))
                 past.append((run.k_LxBxSxKxH, run.v_LxBxSxKxH))
         names.append("new")
-        masks.append((jnp.tril(jnp.ones((T, T), bool))[None, None], _sharded_bias(bias_BxT)))
+        masks.append((None, _sharded_bias(bias_BxT)))
         keys = [past[number][0].shape[2] if number < len(past) else T for number in range(len(names))]
         watched = sorted(names.index(name) for name in watch)
         nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in watched}

@@ -24,7 +24,7 @@ class QwenVL(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        shared = (cfg.dtype, cfg.param_dtype, cfg.remat, cfg.initializer_range)
+        shared = (cfg.dtype, cfg.param_dtype, cfg.remat, cfg.initializer_range, cfg.attention)
         self.visual = VisionTower(cfg.vision, *shared)
         self.decoder = Decoder(cfg.text, *shared)
 

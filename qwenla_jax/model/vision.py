@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.config import VisionConfig
-from qwenla_jax.model.attention import Segment, segment_attention
+from qwenla_jax.model.attention import Segment
+from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
 from qwenla_jax.model.rope import rotate, vision_angles
 from qwenla_jax.types import VisionBatch
@@ -24,6 +25,7 @@ class VisionAttention(nn.Module):
     dtype: str
     param_dtype: str
     init_scale: float
+    attention: str
 
     @nn.compact
     def __call__(
@@ -39,18 +41,18 @@ class VisionAttention(nn.Module):
         q, k, v = (dense(name, ("embed", "heads"))(x_IxSxD).reshape(I, S, N, H) for name in "qkv")
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
-        def attend(rows: int) -> jax.Array:
+        def within(rows: int) -> jax.Array:
             split = (I * rows, S // rows)
             seg = Segment(
                 k.reshape(*split, N, H), v.reshape(*split, N, H), valid_IxS.reshape(*split)[:, None, None, :]
             )
-            return segment_attention(q.reshape(*split, N, H), (seg,)).reshape(I, S, D)
+            return attend(self.attention, q.reshape(*split, N, H), (seg,), "frames").reshape(I, S, D)
 
         windows = S // window_slots(cfg)
         if windows == 1:  # one window is the whole frame: both kinds of layer are the same
-            out = attend(1)
+            out = within(1)
         else:
-            out = jax.lax.cond(is_full, lambda: attend(1), lambda: attend(windows))
+            out = jax.lax.cond(is_full, lambda: within(1), lambda: within(windows))
         return dense("proj", ("heads", "embed"))(out)
 
 
@@ -61,6 +63,7 @@ class VisionBlock(nn.Module):
     dtype: str
     param_dtype: str
     init_scale: float
+    attention: str
 
     @nn.compact
     def __call__(
@@ -69,7 +72,9 @@ class VisionBlock(nn.Module):
         cfg, types = self.config, (self.dtype, self.param_dtype)
         x = nn.with_logical_constraint(x, ("frames", "patches", "act_embed"))
         h = RMSNorm(cfg.rms_norm_eps, *types, name="norm1")(x)
-        x = x + VisionAttention(cfg, *types, self.init_scale, name="attn")(h, cos, sin, valid_IxS, is_full)
+        x = x + VisionAttention(cfg, *types, self.init_scale, self.attention, name="attn")(
+            h, cos, sin, valid_IxS, is_full
+        )
         h = RMSNorm(cfg.rms_norm_eps, *types, name="norm2")(x)
         x = x + GatedMLP(cfg.intermediate_size, True, *types, self.init_scale, name="mlp")(h)
         return x, None
@@ -102,6 +107,7 @@ class VisionTower(nn.Module):
     param_dtype: str
     remat: str
     init_scale: float
+    attention: str
 
     @nn.compact
     def __call__(self, vision: VisionBatch) -> jax.Array:
@@ -114,7 +120,7 @@ class VisionTower(nn.Module):
         layer = jnp.arange(cfg.depth)
         is_full_L = jnp.isin(layer, jnp.asarray(cfg.full_attention_layers, jnp.int32))
         blocks = scan_layers(VisionBlock, cfg.depth, self.remat, num_broadcast=3, num_scanned=1)
-        x, _ = blocks(cfg, *types, self.init_scale, name="blocks")(
+        x, _ = blocks(cfg, *types, self.init_scale, self.attention, name="blocks")(
             x, jnp.cos(angles), jnp.sin(angles), vision.valid_IxS, is_full_L
         )
         merged = Merger(cfg, *types, self.init_scale, name="merger")(x)

@@ -14,6 +14,7 @@ import optax
 
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.hf_io import save
+from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train import state as train_state
 from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints, SaveError
@@ -335,7 +336,9 @@ def _headline(runtime: Runtime, workdir: Path, done: int, size: int) -> str:
     resumed = f", going on after step {done}" if done else ""
     if done == options.steps:
         resumed = f", all {done} steps done already (for more: a larger config.steps, or another workdir)"
+    config = runtime.model.config
     return (
         f"{options.stage}: {size / 1e6:.2f}M parameters from {options.init_from}, {options.data.source}, "
-        f"{options.steps} steps, mesh {shape} on {jax.devices()[0].platform}, workdir {workdir}{resumed}"
+        f"{options.steps} steps, mesh {shape} on {jax.devices()[0].platform}, "
+        f"{describe(config.attention, kernel_here(config.attention), config)}, workdir {workdir}{resumed}"
     )

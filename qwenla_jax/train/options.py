@@ -257,6 +257,12 @@ class RunOptions:
         "activations computed again in the backward pass: none, dots (keep matrix products), full (keep nothing)",
         choices=("none", "dots", "full"),
     )
+    attention: str = option(
+        "auto",
+        "what computes attention, all of it equal: auto (the backend's kernel where it serves), xla, splash (TPU), "
+        "cudnn (GPU, bfloat16)",
+        choices=("auto", "xla", "splash", "cudnn"),
+    )
     data: DataOptions = group(DataOptions, "questions and pictures")
     optim: OptimOptions = group(OptimOptions, "optimizer")
     brpo: BrpoOptions = group(BrpoOptions, "BRPO; unused in stage sft")

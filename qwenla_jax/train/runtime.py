@@ -18,6 +18,7 @@ from qwenla_jax.data.images import PictureLayout, ProcessorSettings
 from qwenla_jax.data.pipeline import RecordSource, make_pipeline
 from qwenla_jax.data.sources import Split, make_source
 from qwenla_jax.data.transforms import Example, to_prompt_example, to_sft_example
+from qwenla_jax.model.kernels import check_backend
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.trigger import LookOptions
 from qwenla_jax.sampling.logits import forbidden_bias
@@ -213,6 +214,7 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
     for key, size in (("data.batch_size / optim.accumulation", rows), ("eval.batch_size", options.eval.batch_size)):
         if size % shards:
             raise ValueError(f"config.{key}: {size} rows do not divide over {shards} devices (mesh data x fsdp)")
+    check_backend(options.attention, jax.default_backend())
     first = start(options, mesh)
     processor = first.processor
     if options.data.min_pixels or options.data.max_pixels:

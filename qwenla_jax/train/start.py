@@ -99,6 +99,7 @@ def start(options: RunOptions, mesh: Mesh) -> Start:
         "dtype": options.dtype,
         "param_dtype": options.param_dtype,
         "remat": options.remat,
+        "attention": options.attention,
     }
     if name == "random:tiny":
         tokenizer = train_tiny_tokenizer(tokenizer_texts())

@@ -22,3 +22,12 @@ def test_a_mesh_computes_what_one_device_does(look, meshes):
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert "equal" in result.stdout
+
+
+@pytest.mark.slow
+def test_kernels_work_on_each_devices_rows_and_heads():
+    result = subprocess.run(
+        [sys.executable, str(HERE / "kernels.py")], capture_output=True, text=True, timeout=900
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert "equal" in result.stdout

@@ -1,0 +1,316 @@
+"""Which kernel computes an attention: plain XLA, splash attention on TPU, or cuDNN's on GPU; equal results.
+
+The kernels are JAX's own: `jax.experimental.pallas.ops.tpu.splash_attention`, and `jax.nn.dot_product_attention` with
+cuDNN. Both keep the scores on the chip, so that memory grows with T and not with T^2, and skip what lies above the
+diagonal. They take what `refusal` lets pass; every other call stays in plain XLA, which computes everything. Among
+those are single queries (decoding reads keys and values once either way; the scores of one query are 1 / (2 H K / N) of
+those bytes, some 5% for the released sizes), passes whose attention is watched (kernels return no probabilities; they
+are not differentiated and rare), and queries that see different keys otherwise than by order.
+
+paper silent: nothing of this changes what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, PartitionSpec
+
+from qwenla_jax.config import ModelConfig
+from qwenla_jax.model.attention import Segment, segment_attention
+from qwenla_jax.model.layers import ATTENTION_OUTPUT, HIDDEN
+
+# A TPU's vector registers have so many lanes: head sizes, and runs of queries and keys, are padded to multiples.
+LANES = 128
+# Queries or keys of one tile of splash attention, the largest first.
+TILES = (512, 384, 256, 128)
+# "auto" leaves calls with fewer queries, or smaller heads, to XLA: a kernel would compute mostly padding, and the
+# scores are small.
+FEWEST_QUERIES = 128
+SMALLEST_HEAD = 64
+
+
+def kernel_for(choice: str, backend: str, capability: str = "") -> str:
+    """The kernel that calls on a backend are offered to: "xla", "splash" or "cudnn".
+
+    Args:
+      choice: `ModelConfig.attention`.
+      backend: "cpu", "gpu" or "tpu", as `jax.default_backend()` says it.
+      capability: of a GPU, as its `compute_capability` says it; "auto" wants 8.0 (Ampere) for cuDNN.
+    """
+    if choice != "auto":
+        return choice
+    if backend == "gpu":
+        major = capability.partition(".")[0]
+        return "cudnn" if major.isdecimal() and int(major) >= 8 else "xla"
+    return "splash" if backend == "tpu" else "xla"
+
+
+def kernel_here(choice: str) -> str:
+    """`kernel_for` this process's default backend."""
+    return kernel_for(choice, jax.default_backend(), str(getattr(jax.devices()[0], "compute_capability", "")))
+
+
+def check_backend(choice: str, backend: str) -> None:
+    """Refuses a kernel that was asked for by name and that a backend has not.
+
+    Raises:
+      ValueError: naming the setting.
+    """
+    wanted = {"splash": "tpu", "cudnn": "gpu"}.get(choice, backend)
+    if backend != wanted:
+        raise ValueError(f"config.attention: {choice} needs a {wanted}, and the backend here is {backend}; use auto")
+
+
+def refusal(kernel: str, q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> str | None:
+    """Why a kernel does not take a call, or None where it does; by shapes and types alone.
+
+    Both want keys that all of a row's queries see alike, but for those of the queries' own tokens, last, which may be
+    seen in order. cuDNN gets no dense masks, only lengths: it takes one run of keys, or a run with a length and then
+    the queries' own in order.
+    """
+    _, T, _, H = q_BxTxNxH.shape
+    if T == 1:
+        return "one query"
+    if any(s.causal for s in segments[:-1]):
+        return "keys in order before other keys"
+    if any(s.visible is not None and s.visible.shape[:3] != (len(s.k), 1, 1) for s in segments):
+        return "queries that see different keys"
+    if kernel == "splash":
+        return None
+    if q_BxTxNxH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"type {q_BxTxNxH.dtype}"
+    if H % 8 or H > 128:
+        return f"head size {H}"
+    if any(s.bias is not None for s in segments):
+        return "keys hidden by a bias"
+    masked = [s.visible is not None or s.length_Q is not None for s in segments]
+    if len(segments) == 1:
+        return "masked keys in order" if segments[0].causal and masked[0] else None
+    first, last = segments[0], segments[-1]
+    if len(segments) > 2 or first.visible is not None or first.length_Q is None or masked[-1] or not last.causal:
+        return "several runs of keys"
+    return None
+
+
+def attend(choice: str, q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], rows: str = "batch") -> jax.Array:
+    """`segment_attention` by the kernel that serves; with a gradient.
+
+    Under a mesh the kernel runs on each device's own rows and heads, as the logical axes say.
+
+    Args:
+      choice: "auto": the backend's kernel where it takes the call and the call is large enough; "xla": never;
+        "splash", "cudnn": that one wherever it takes the call.
+      q_BxTxNxH, segments: as there.
+      rows: logical name of the rows' axis.
+
+    Returns:
+      [B, T, N, H]. Queries that see nothing get finite numbers, not always the same as XLA's.
+    """
+    kernel = kernel_here(choice)
+    _, T, _, H = q_BxTxNxH.shape
+    small = choice == "auto" and (T < FEWEST_QUERIES or H < SMALLEST_HEAD)
+    if kernel == "xla" or small or refusal(kernel, q_BxTxNxH, segments) is not None:
+        return segment_attention(q_BxTxNxH, segments)
+    return _on_mesh(splash_attention if kernel == "splash" else cudnn_attention, q_BxTxNxH, segments, rows)
+
+
+def describe(choice: str, kernel: str, config: ModelConfig) -> str:
+    """For a person: which kernel computes a model's attention.
+
+    Args:
+      choice: `ModelConfig.attention`.
+      kernel: what `kernel_here` makes of it.
+      config: of the model.
+    """
+    served = []
+    for name, head in (("decoder", config.text.head_dim), ("vision tower", config.vision.head_dim)):
+        large = choice != "auto" or head >= SMALLEST_HEAD
+        taken = kernel == "splash" or (config.dtype != "float32" and head % 8 == 0 and head <= 128)
+        served += [name] if kernel != "xla" and large and taken else []
+    if not served:
+        return "attention in plain XLA"
+    least = FEWEST_QUERIES if choice == "auto" else 2
+    return f"attention by {kernel} in the {' and '.join(served)} from {least} queries on"
+
+
+def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interpret: bool = False) -> jax.Array:
+    """Splash attention over all segments' keys, one behind the other; hidden keys have another segment id.
+
+    A bias must be 0 or `layers.HIDDEN`; with any other value the result is nan, never another softmax.
+
+    Args:
+      q_BxTxNxH, segments: what `refusal("splash", ...)` lets pass.
+      interpret: run the kernel's code by JAX's interpreter, on any backend.
+    """
+    # Imported where it is used: it is not needed elsewhere, and experimental.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    B, T, N, H = q_BxTxNxH.shape
+    short = T <= LANES // 2 and len(segments) == 1 and not segments[0].causal and segments[0].k.shape[:2] == (B, T)
+    masked = any(s.visible is not None or s.length_Q is not None or s.bias is not None for s in segments)
+    if short:
+        q, k, v, ids = _many_rows_in_one(q_BxTxNxH, segments[0])
+    else:
+        q = q_BxTxNxH
+        k, v = (
+            jnp.concatenate([_per_row(x, B) for x in runs], axis=1)
+            for runs in ([s.k for s in segments], [s.v for s in segments])
+        )
+        shown = jnp.concatenate([_per_row(_shown(s), B) for s in segments], axis=1)
+        ids = jnp.zeros((B, T), jnp.int32), jnp.where(shown, 0, -1)
+    biases = [s.bias for s in segments if s.bias is not None]
+    if biases:
+        known = jnp.stack([jnp.all((bias == 0) | (bias == HIDDEN)) for bias in biases]).all()
+        q = q + jnp.where(known, 0.0, jnp.nan).astype(q.dtype)
+    tokens, keys = q.shape[1], k.shape[1]
+    tile_q, tile_kv = _tile(tokens), _tile(keys)
+    shape = (-(-tokens // tile_q) * tile_q, -(-keys // tile_kv) * tile_kv)
+    mask = splash.CausalMask(shape, offset=keys - tokens) if segments[-1].causal else splash.FullMask(shape)
+    sizes = splash.BlockSizes(
+        block_q=tile_q, block_kv=tile_kv, block_q_dkv=tile_q, block_kv_dkv=tile_kv, block_q_dq=tile_q,
+        block_kv_dq=tile_kv,
+    )  # fmt: skip
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION_OUTPUT,
+        interpret=interpret,
+    )
+    # What is padded behind the last key comes after every query where there is an order; else an id hides it.
+    if short or masked or (shape[1] != keys and not segments[-1].causal):
+        ids = splash.SegmentIds(_padded(ids[0], 1, shape[0]), _padded(ids[1], 1, shape[1], -1))
+    else:
+        ids = None
+    scaled = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
+    lanes = -(-H // LANES) * LANES
+    heads_first = lambda x, size: _padded(_padded(jnp.swapaxes(x, 1, 2), 3, lanes), 2, size)  # noqa: E731
+    out = jax.vmap(kernel)(heads_first(scaled, shape[0]), heads_first(k, shape[1]), heads_first(v, shape[1]), ids)
+    return jnp.swapaxes(out[:, :, :tokens, :H], 1, 2).reshape(-1, T, N, H)[:B]
+
+
+def cudnn_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], implementation: str = "cudnn") -> jax.Array:
+    """cuDNN's flash attention through `jax.nn.dot_product_attention`, masked by order and lengths alone.
+
+    One run of keys that all queries see alike: the hidden ones go behind the others, and a length hides them. A run
+    with a length and then the queries' own: these go right behind the first run's last key, and the queries to the same
+    places (those before them are of no use), so that order alone says what each sees.
+
+    Args:
+      q_BxTxNxH, segments: what `refusal("cudnn", ...)` lets pass.
+      implementation: "cudnn", or "xla": the same call without the kernel.
+    """
+    B, T, _, _ = q_BxTxNxH.shape
+    k, v = (_per_row(x, B) for x in (segments[0].k, segments[0].v))
+    lengths = None
+    if len(segments) == 2:
+        start_B = _per_row(segments[0].length_Q, B)
+        slots = k.shape[1] + T
+        put = jax.vmap(lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0))
+        q = put(jnp.zeros((B, slots, *q_BxTxNxH.shape[2:]), q_BxTxNxH.dtype), q_BxTxNxH, start_B)
+        k, v = (
+            put(_padded(x, 1, slots), _per_row(own, B), start_B) for x, own in ((k, segments[1].k), (v, segments[1].v))
+        )
+    else:
+        q = q_BxTxNxH
+        if segments[0].visible is not None or segments[0].length_Q is not None:
+            shown = _per_row(_shown(segments[0]), B)
+            order = jnp.argsort(~shown, axis=1, stable=True)[:, :, None, None]
+            k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
+            # A row that sees nothing, which is padding, gets one key: no kernel is asked for a softmax of nothing.
+            lengths = jnp.maximum(shown.sum(1, dtype=jnp.int32), 1)
+    out = jax.nn.dot_product_attention(
+        q, k, v, is_causal=segments[-1].causal, key_value_seq_lengths=lengths, implementation=implementation
+    )
+    if len(segments) == 2:
+        out = jax.vmap(lambda whole, at: jax.lax.dynamic_slice_in_dim(whole, at, T, 0))(out, start_B)
+    return checkpoint_name(out, ATTENTION_OUTPUT)
+
+
+def _shown(segment: Segment) -> jax.Array:
+    """bool [Q, S]: the keys that any query sees, order apart."""
+    Q, S = segment.k.shape[:2]
+    shown = jnp.ones((Q, S), bool)
+    if segment.visible is not None:
+        shown = shown & segment.visible[:, 0, 0]
+    if segment.length_Q is not None:
+        shown = shown & (jnp.arange(S) < segment.length_Q[:, None])
+    return shown if segment.bias is None else shown & (segment.bias > HIDDEN / 2)
+
+
+def _per_row(x: jax.Array, rows: int) -> jax.Array:
+    """What groups of rows share, for each row."""
+    return x if len(x) == rows else jnp.repeat(x, rows // len(x), axis=0)
+
+
+def _padded(x: jax.Array, axis: int, size: int, fill: int = 0) -> jax.Array:
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, pad, constant_values=fill)
+
+
+def _tile(length: int) -> int:
+    """Size of a tile: the largest that pads little more than the smallest would."""
+    least = -(-length // LANES) * LANES
+    return next(size for size in TILES if -(-length // size) * size <= least * 9 // 8)
+
+
+def _many_rows_in_one(q: jax.Array, segment: Segment) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Short rows (windows of pictures) side by side in sequences of `LANES`, told apart by segment ids."""
+    B, T = q.shape[:2]
+    each = LANES // T
+    count = -(-B // each)
+    q, k, v = (_padded(x, 0, count * each).reshape(count, each * T, *x.shape[2:]) for x in (q, segment.k, segment.v))
+    number = jnp.tile(jnp.repeat(jnp.arange(each, dtype=jnp.int32), T), (count, 1))
+    shown = _padded(_shown(segment), 0, count * each).reshape(count, each * T)
+    return q, k, v, (number, jnp.where(shown, number, -1))
+
+
+def _on_mesh(kernel: Any, q: jax.Array, segments: tuple[Segment, ...], rows: str) -> jax.Array:
+    """A kernel on each device's rows and heads. What does not divide over the devices is computed by all of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+        return kernel(q, segments)
+    B, _, N, _ = q.shape
+    by_row, _, by_head, _ = nn.logical_to_mesh_axes((rows, None, "act_heads", None))
+    shards, parts = (math.prod(mesh.shape[name] for name in _names(axes)) for axes in (by_row, by_head))
+    if B % shards:
+        by_row, shards = None, 1
+    K = segments[0].k.shape[2]
+    # Key heads that do not divide are repeated as often as makes them, so that each device has those of its queries.
+    times = next((n for n in range(1, N // K + 1) if K * n % parts == 0 and N // K % n == 0), None)
+    if times is None:
+        by_head, times = None, 1
+    heads = lambda x: x if times == 1 else jnp.repeat(x, times, axis=2)  # noqa: E731
+    own = lambda x: x if len(x) % shards == 0 else _per_row(x, B)  # noqa: E731
+    split = tuple(jax.tree.map(own, s.replace(k=heads(s.k), v=heads(s.v))) for s in segments)
+    wide = PartitionSpec(by_row, None, by_head, None)
+    specs = tuple(jax.tree.map(lambda x: wide if x.ndim == 4 else PartitionSpec(by_row), _flat(s)) for s in split)
+    call = jax.shard_map(
+        lambda q, flat: kernel(q, tuple(_whole(s) for s in flat)),
+        in_specs=(wide, specs),
+        out_specs=wide,
+        check_vma=False,  # the kernels' results do not say over which axes they vary
+    )
+    return call(q, tuple(_flat(s) for s in split))
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _flat(segment: Segment) -> Segment:
+    """With `visible` as [Q, S], so that only keys and values have four axes."""
+    return segment if segment.visible is None else segment.replace(visible=segment.visible[:, 0, 0])
+
+
+def _whole(segment: Segment) -> Segment:
+    return segment if segment.visible is None else segment.replace(visible=segment.visible[:, None, None])

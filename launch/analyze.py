@@ -20,7 +20,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line (`None`: that of the process). Bad values end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
-    parser.add_argument("--source", default="scenes", help="scenes (default), easy_vqa, or a .jsonl file")
+    parser.add_argument("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
+    parser.add_argument("--max_pixels", type=int, help="shrink pictures with more (default: as the checkpoint says)")
     parser.add_argument("--questions", type=int, default=256, help="held-out questions (default: 256)")
     parser.add_argument("--reattention", default="none", choices=("none", "copy", "route", "vision_only"))
     parser.add_argument("--share", type=float, default=0.5, help="route: share of the visual tokens (default: 0.5)")
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "source": args.source,
         "max_response_tokens": args.max_response_tokens,
         "max_prompt_tokens": args.max_prompt_tokens,
+        "max_pixels": args.max_pixels,
     }
     raw["eval"] |= {"batch_size": args.batch_size}
     raw["reattention"] |= {

@@ -104,7 +104,7 @@ class Ours:
 
     def batches(self) -> Iterator[Any]:
         """The very batches that the steps take, a second time: (vision, prompts, records)."""
-        for batch, records in self.runtime.batches(self.source, collate_prompts, False, 0):
+        for batch, records, _ in self.runtime.batches(self.runtime.usable(self.source, False), collate_prompts, 0):
             yield *jax.tree.map(lambda x: x[0], batch), records  # the only part: nothing is accumulated
 
     def export(self, folder: Path) -> Path:

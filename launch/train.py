@@ -11,6 +11,10 @@ from ml_collections import config_flags
 from qwenla_jax.train.options import RunOptions, from_config_dict
 from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
 
+_AGAINST = flags.DEFINE_multi_string("against", [], "with --check_data: an evaluation to compare with, too; repeatable")
+_CHECK_DATA = flags.DEFINE_bool(
+    "check_data", False, "read every record, name the broken ones and the leaked pictures, and leave (1 if any)"
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET")
 _DOCTOR = flags.DEFINE_bool("doctor", False, "take three steps in no folder, say what was found, and leave")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what the run would be, load nothing, and leave")
@@ -34,9 +38,12 @@ def main(argv: list[str]) -> None:
         sys.exit(f"ConfigError: {error}")
     if "://" in (_WORKDIR.value or ""):
         sys.exit(f"--workdir: got {_WORKDIR.value}, expected a folder: mount the bucket and name it by its path")
+    if _AGAINST.value and not _CHECK_DATA.value:
+        sys.exit("--against: nothing is compared without --check_data")
     workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
     # After the check: a wrong key is refused before jax starts.
     from qwenla_jax.train.checkpoint import SaveError
+    from qwenla_jax.train.data_check import check_data
     from qwenla_jax.train.doctor import examine
     from qwenla_jax.train.guard import Failed
     from qwenla_jax.train.interrupt import Stopped
@@ -54,6 +61,13 @@ def main(argv: list[str]) -> None:
             except (ValueError, OSError, ModuleNotFoundError) as error:
                 raise Refused(f"{type(error).__name__}: {error}") from error
             return
+        if _CHECK_DATA.value:
+            try:
+                found = check_data(options, _AGAINST.value)
+            except (ValueError, OSError, ModuleNotFoundError) as error:
+                raise Refused(f"{type(error).__name__}: {error}") from error
+            print(found.text())
+            sys.exit(0 if found.ok else 1)
         if _DOCTOR.value:
             checks = examine(options)
             print("\n".join(map(str, checks)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -81,6 +82,18 @@ class Mixture:
         """Records of each source in every block."""
         return dict(zip(self._names, self._counts, strict=True))
 
+    @property
+    def sources(self) -> Mapping[str, RecordSource]:
+        """The sources by name."""
+        return MappingProxyType(self._sources)
+
+    def firsts(self) -> list[int]:
+        """The indices in a first pass through their source: each record once, in the mixture's order."""
+        count = np.array(self._counts)[self._order]
+        size = np.array([len(self._sources[name]) for name in self._names])[self._order]
+        blocks = np.arange(self._length // len(self._order))[:, None]
+        return np.flatnonzero((blocks * count + self._before < size).reshape(-1)).tolist()
+
     def place(self, index: int) -> tuple[str, int]:
         """The source of an index, and the index within it.
 
@@ -113,6 +126,30 @@ class Mixture:
                 self._passes = {}
             self._passes[source, number] = found
         return found
+
+
+class Picked:
+    """Some records of a source, in a given order.
+
+    Args:
+      source: the records.
+      indices: which of them.
+
+    Raises:
+      ValueError: there is none.
+    """
+
+    def __init__(self, source: RecordSource, indices: Sequence[int]) -> None:
+        if not indices:
+            raise ValueError("no record was picked")
+        self.source, self._indices = source, tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record; raises what its source raises."""
+        return self.source[self._indices[index]]
 
 
 def _whole(weights: list[Fraction]) -> list[int]:

@@ -1,4 +1,9 @@
-"""Batches in an order that is a pure function of seed and step, by Grain."""
+"""Batches in an order that is a pure function of seed and step, by Grain.
+
+The order does not depend on how many processes (hosts) take part: each draws whole batches, and cuts out its own rows
+when it collates them (`data.hosts`). So every host reads all pictures of a batch, which costs its processors, and in
+return knows the batch's lengths, groups and broken records without asking the others.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,16 @@ from qwenla_jax.data.sources import Record
 from qwenla_jax.data.transforms import Example
 
 Batch = TypeVar("Batch")
+
+
+class Sized(Protocol):
+    """Random access to anything."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def __getitem__(self, index: int) -> Any:
+        """The item at an index from 0."""
 
 
 class RecordSource(Protocol):

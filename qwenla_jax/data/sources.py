@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from qwenla_jax.data.pictures import open_picture
 from qwenla_jax.data.scene_questions import ask
 from qwenla_jax.data.scenes import make_scene
 
@@ -115,7 +112,7 @@ class EasyVqaSource:
         # The package lists all questions of a picture together; the first `size` should be of many pictures.
         if split == "cold_start":
             rows = [row for row in rows if len(self._facts[row[2]]) == 2]
-        rows.sort(key=lambda row: _hash(f"{seed} {row[2]} {row[0]}"))
+        rows.sort(key=lambda row: stable_hash(f"{seed} {row[2]} {row[0]}"))
         self._rows = rows[:size]
         self._share, self._split = reflection_share, split
 
@@ -129,7 +126,7 @@ class EasyVqaSource:
         name = f"easy-vqa-{self._split}-{picture}-{question}"
         facts = self._facts[picture]
         caption = " ".join(facts)
-        reflects = _hash(f"reflect {name}") % 1000 < 1000 * self._share
+        reflects = stable_hash(f"reflect {name}") % 1000 < 1000 * self._share
         sections = [
             ("SUMMARY", "look at the shape"),
             ("CAPTION", caption),
@@ -171,127 +168,6 @@ def _easy_vqa_facts(questions: tuple[list[str], list[str], list[int]]) -> dict[i
     }
 
 
-class JsonlSource:
-    """A JSONL file of `{id, image, question, answer[, response][, kind][, options]}`; image paths are relative to it.
-
-    `options` lists the texts of options A, B, C, ..., by which an answer is recognised; the question holds them too.
-
-    Args:
-      path: the file.
-      split: "held_out" takes every tenth record (by a hash of its id), the others take the rest. For "cold_start" every
-        record must have a response.
-      size: only the first so many.
-      whole: take all records whatever the split, because the others are in another file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: lines that cannot be used; all are named with what would be right.
-    """
-
-    _REQUIRED = ("id", "image", "question", "answer")
-
-    def __init__(self, path: str | Path, split: Split, size: int | None = None, whole: bool = False) -> None:
-        self._path = Path(path)
-        self._required = (*self._REQUIRED, "response") if split == "cold_start" else self._REQUIRED
-        if not self._path.is_file():
-            raise FileNotFoundError(f"{self._path}: no such file")
-        problems: list[str] = []
-        rows = list(self._read(problems))
-        if problems:
-            more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
-            raise ValueError("\n".join(problems[:20]) + more)
-        if not whole:
-            rows = [row for row in rows if (_hash(row["id"]) % 10 == 0) == (split == "held_out")]
-        self._rows = rows[:size]
-        if not self._rows:
-            raise ValueError(f"{self._path}: holds no record for the split {split}")
-
-    def _read(self, problems: list[str]) -> Iterator[dict[str, Any]]:
-        seen: dict[str, int] = {}
-        with self._path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                found = self._problem(line, seen)
-                if isinstance(found, str):
-                    problems.append(f"{self._path}:{number}: {found}")
-                else:
-                    seen[found["id"]] = number
-                    yield found
-
-    def _problem(self, line: str, seen: dict[str, int]) -> dict[str, Any] | str:
-        """The record of a line, or what is wrong with it."""
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            return f"not JSON: {error}"
-        if not isinstance(row, dict):
-            return f"holds a {type(row).__name__}; expected an object with {', '.join(self._required)}"
-        for key in (*self._REQUIRED, "response", "kind"):
-            value = row.get(key)
-            if value is None and key not in self._required:
-                continue
-            if value is None:
-                return f"{key} is missing"
-            if not isinstance(value, str):
-                return f"{key} is {value!r}; expected text"
-        options = row.get("options")
-        if options is not None and not (isinstance(options, list) and all(isinstance(text, str) for text in options)):
-            return f"options is {options!r}; expected a list of the options' texts"
-        if row["id"] in seen:
-            return f"id {row['id']!r} stands in line {seen[row['id']]} already; ids must differ"
-        if not (self._path.parent / row["image"]).is_file():
-            return f"image {row['image']!r}: no such file beside {self._path.name}"
-        return row
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Record:
-        row = self._rows[index]
-        image = open_picture(self._path.parent / row["image"])
-        return Record(
-            row["id"],
-            (image,),
-            row["question"],
-            row["answer"],
-            row.get("response"),
-            row.get("kind") or "question",
-            options=tuple(row.get("options") or ()),
-        )
-
-
-Source = SceneSource | EasyVqaSource | JsonlSource
-
-
-def make_source(
-    name: str,
-    split: Split,
-    *,
-    seed: int,
-    size: int | None = None,
-    reflection_share: float = 0.5,
-    correction_share: float = 0.3,
-    style: str = "structured",
-    whole: bool = False,
-) -> Source:
-    """The source that a config names: "scenes", "easy_vqa", or the path of a JSONL file.
-
-    Args:
-      name: as above.
-      split: which part of it.
-      seed: of drawn scenes, and of the order of easy-VQA.
-      size: at most so many records.
-      reflection_share, correction_share, style: see `scene_questions.ask`; the style is that of scenes alone.
-      whole: see `JsonlSource`.
-    """
-    if name == "scenes":
-        return SceneSource(seed, split, size, reflection_share, correction_share, style)
-    if name == "easy_vqa":
-        return EasyVqaSource(split, size, seed, reflection_share)
-    return JsonlSource(name, split, size, whole)
-
-
 def tokenizer_texts(scenes: int = 2000) -> Iterator[str]:
     """Texts from which the embedded default's tokenizer learns its words: scenes, and easy-VQA's few words."""
     for index in range(scenes):
@@ -303,6 +179,6 @@ def tokenizer_texts(scenes: int = 2000) -> Iterator[str]:
             yield from [text] * 20
 
 
-def _hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     """The same number in every process, unlike `hash`."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -7,19 +7,18 @@ so that even the shapes that were compiled, and with them the last bits of float
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from qwenla_jax.data.opening import picture_files
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.data.sources import Record
 from qwenla_jax.distill import store
 from qwenla_jax.distill.options import MAX_SAMPLES, DistillOptions
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.train.option_checks import BUILT_IN_SOURCES
 from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.train.runtime import Runtime
 
@@ -60,22 +59,17 @@ def done_questions(workdir: Path, options: DistillOptions, source: RecordSource)
     return whole
 
 
-def picture_namer(options: DistillOptions, workdir: Path) -> Callable[[Record], str]:
-    """Where a record's picture is, relative to the run's folder; drawn pictures are written there.
-
-    Pictures of a JSONL source stay where they are.
+def picture_namer(source: RecordSource, workdir: Path) -> Callable[[Record], str]:
+    """Where a record's picture is, relative to the run's folder; drawn pictures, and those inside of other files, are
+    written there. Pictures in files of their own stay where they are.
 
     Raises (when called):
       ValueError: a record with no picture or with several.
     """
-    name = options.data.source
-    assert name is not None
-    paths: dict[str, str] = {}
-    if name not in BUILT_IN_SOURCES:
-        folder = Path(name).absolute().parent
-        with Path(name).open(encoding="utf-8") as lines:
-            for row in (json.loads(line) for line in lines if line.strip()):
-                paths[row["id"]] = Path(os.path.relpath(folder / row["image"], workdir.absolute())).as_posix()
+    paths = {
+        name: Path(os.path.relpath(path.absolute(), workdir.absolute())).as_posix()
+        for name, path in picture_files(source).items()
+    }
 
     def place(record: Record) -> str:
         if len(record.images) != 1:
@@ -112,7 +106,7 @@ def generate(
     drawing, rows = options.sampling, options.data.batch_size
     sampler = runtime.sampler(runtime.sample_options(drawing.samples, drawing.temperature, drawing.top_p))
     buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
-    place = picture_namer(options, workdir)
+    place = picture_namer(source, workdir)
     for first in range(done, len(source), rows):
         examples = [to_example(source[i]) for i in range(first, min(first + rows, len(source)))]
         vision, prompts = runtime.collate_prompts(examples, buckets, rows)

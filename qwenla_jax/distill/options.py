@@ -32,6 +32,7 @@ FREE_KEYS = (
     "preset",
     "mesh",
     "data.batch_size",
+    "data.max_broken",
     *(
         f"judges.{name}"
         for name in ("base_url", "api_key_env", "timeout_s", "retries", "backoff_s", "parallel", "max_requests")
@@ -44,7 +45,16 @@ FREE_KEYS = (
 class QuestionOptions:
     """Questions, their pictures and how they are cut to size."""
 
-    source: str | None = option("scenes", "questions: scenes, easy_vqa, or a .jsonl of {id, image, question, answer}")
+    source: str | None = option(
+        "scenes",
+        "questions: scenes, easy_vqa, a .jsonl of {id, image, question, answer}, a dataset as NAME:PATH, or a mixture, "
+        "as in training; nothing is held out but what a dataset holds out itself",
+    )
+    max_broken: int = option(
+        0,
+        "so many records may be unusable, and are left out (all pictures are opened first); 0: one ends the run",
+        low=0,
+    )
     size: int | None = option(2000, "answer only the first so many; none: all", low=1)
     batch_size: int = option(64, "questions sampled at once, over all devices", low=1)
     max_prompt_tokens: int = option(128, "a longer prompt, its visual tokens included, is an error", low=1)

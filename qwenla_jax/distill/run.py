@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.sources import make_source
+from qwenla_jax.data.opening import make_source, readable
 from qwenla_jax.distill import store
 from qwenla_jax.distill.generate import done_questions, generate
 from qwenla_jax.distill.judges import JudgeLog, Judges
@@ -45,7 +45,12 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
     if saved is None and (workdir / store.SAMPLES).is_file():
         raise store.StoreError(f"{workdir}: {store.SETTINGS} is missing, so nobody knows what {store.SAMPLES} is of")
     # All of a file: nothing is held out from what is answered.
-    source = make_source(options.data.source or "", "train", seed=options.seed, size=options.data.size, whole=True)
+    data = options.data
+    source = make_source(
+        data.source or "", "train", seed=options.seed, size=data.size, whole=True, max_broken=data.max_broken, once=True
+    )
+    if data.max_broken:
+        source = readable(source, data.max_broken)
     done = done_questions(workdir, options, source)
     store.mend(workdir / store.CORRECTIONS)
     store.write_json(workdir / store.SETTINGS, to_dict(options))

@@ -33,7 +33,10 @@ DAMAGED_FOLDER = "damaged"
 
 # Settings that may change between a checkpoint and the run that goes on from it: they say how long, how often and on
 # how many devices, not what is computed. A changed `steps` stretches the learning rate's schedule to the new length.
-FREE_KEYS = ("preset", "steps", "data.threads", "mesh", "eval", "checkpoint", "log", "guard", "rewards.pool")
+FREE_KEYS = (
+    *("preset", "steps", "data.threads", "data.max_broken", "data.leaks", "mesh"),
+    *("eval", "checkpoint", "log", "guard", "rewards.pool"),
+)
 
 _ABSENT = "(absent)"
 

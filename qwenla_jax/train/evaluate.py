@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward
+from qwenla_jax.train.examples import whole
 from qwenla_jax.train.intervals import Interval, wilson
 from qwenla_jax.train.probe import compiled_mass, parts_of, profile
 from qwenla_jax.train.rollout import texts_of
@@ -126,15 +128,19 @@ class Answered(NamedTuple):
 def answer(
     runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
 ) -> Iterator[Answered]:
-    """Responses to the first `size` questions, batch by batch; greedy ones unless another sampler is given."""
+    """Responses to the first `size` usable questions, batch by batch; greedy ones unless another sampler is given.
+
+    Raises:
+      TooManyBroken: more records than `data.max_broken` cannot be used; those are left out.
+    """
     rows = runtime.options.eval.batch_size
     buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
     sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
-    for start in range(0, min(size, len(source)), rows):
-        records = [source[i] for i in range(start, min(start + rows, size, len(source)))]
-        vision, prompts = runtime.collate_prompts([to_example(record) for record in records], buckets, rows)
+    found = itertools.islice(whole(source, to_example, runtime.options.data), size)
+    while examples := list(itertools.islice(found, rows)):
+        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
         rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
-        yield Answered(records, vision, prompts, jax.device_get(rollout))
+        yield Answered([example.record for example in examples], vision, prompts, jax.device_get(rollout))
 
 
 def evaluate(

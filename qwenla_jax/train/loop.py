@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import optax
 
+from qwenla_jax.data.corpora.skipping import TooManyBroken
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.hf_io import save
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train import state as train_state
 from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints, SaveError
+from qwenla_jax.train.data_check import guard_against_leaks
 from qwenla_jax.train.evaluate import AttentionProbe, Evaluation, evaluate
-from qwenla_jax.train.guard import Guard
+from qwenla_jax.train.guard import Failed, Guard
 from qwenla_jax.train.interrupt import Interrupt, Stopped
 from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.metrics import MetricWriter
@@ -58,7 +60,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     Raises:
       Refused: the folder's checkpoint belongs to other settings, or settings, files or records cannot be used.
       Stopped: SIGTERM or SIGINT asked for the end; a checkpoint of the last whole step is written.
-      Failed: the first step is not what it should be, or too many updates in a row were skipped.
+      Failed: the first step is not what it should be, too many updates in a row were skipped, or too many records
+        cannot be used.
       SaveError: the last checkpoint could not be written.
     """
     begin = time.perf_counter()
@@ -78,6 +81,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                 seen_by_all(workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note))
             _check_progress(options, checkpoints, workdir)
+            if held_out and checkpoints.latest_step() is None:
+                guard_against_leaks(options, source, held_out, progress.note)
             runtime, params = build(options)
             reference = make_reference(runtime, params)
             optimizer, layouts = state_plan(runtime, params)
@@ -98,14 +103,17 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.pause)
         try:
             if options.stage == "sft":
-                stage: Stage = SftStage(runtime, optimizer, layouts, source, done)
+                stage: Stage = SftStage(runtime, optimizer, layouts, source, done, progress.note)
             else:
-                stage = BrpoStage(runtime, optimizer, layouts, source, done, reference)
+                stage = BrpoStage(runtime, optimizer, layouts, source, done, reference, progress.note)
         except ValueError as error:
             raise Refused(str(error)) from error
         stack.callback(stage.close)
-        state = _train(options, workdir, state, done, stage, writer, progress, checkpoints, evaluator, guard)
-        evaluator.final(state.params, options.steps)
+        try:
+            state = _train(options, workdir, state, done, stage, writer, progress, checkpoints, evaluator, guard)
+            evaluator.final(state.params, options.steps)
+        except TooManyBroken as error:
+            raise Failed(str(error)) from error
         summary = evaluator.compare(options.steps)
         best = checkpoints.best_step()
         if best not in (None, options.steps):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwenla_jax.data import specs
+
 if TYPE_CHECKING:
     from qwenla_jax.train.options import RunOptions
-
-BUILT_IN_SOURCES = ("scenes", "easy_vqa")
 
 
 def relations(options: RunOptions) -> Iterator[str]:
@@ -57,15 +57,15 @@ def paths(options: RunOptions) -> Iterator[str]:
     """Required values that are missing, and files that are not there or not what is needed."""
     yield from _init_problems(options)
     if options.data.source is None:
-        yield f"config.data.source: the {options.preset} preset needs --config.data.source=FILE.jsonl with questions"
+        yield f"config.data.source: the {options.preset} preset needs --config.data.source=FILE.jsonl or NAME:PATH"
     for key, source in (("source", options.data.source), ("eval_source", options.data.eval_source)):
         if source is None:
             continue
-        if source == "easy_vqa":
+        found = list(specs.problems(source))
+        yield from (f"config.data.{key}: {problem}" for problem in found)
+        if not found and any(part.reader == "easy_vqa" for part in specs.parse(source)):
             if importlib.util.find_spec("easy_vqa") is None:
                 yield f"config.data.{key}: easy_vqa is not installed; the extra `demo` brings it"
-        elif source not in BUILT_IN_SOURCES and not (source.endswith(".jsonl") and Path(source).is_file()):
-            yield f"config.data.{key}: got {source!r}, expected scenes, easy_vqa or an existing .jsonl file"
 
 
 def _init_problems(options: RunOptions) -> Iterator[str]:

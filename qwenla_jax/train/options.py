@@ -22,9 +22,24 @@ class DataOptions:
     """Questions, their pictures and how they are cut to size."""
 
     source: str | None = option(
-        "scenes", "training questions: scenes, easy_vqa, or a .jsonl of {id, image, question, answer[, response]}"
+        "scenes",
+        "training questions: scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a dataset as "
+        "NAME:PATH (we_math, mathvision, scemqa, polymath, geometry3k, llava_cot, parquet) with filters behind it "
+        "(#max_options=N&pictures=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
     )
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
+    max_broken: int = option(
+        0,
+        "so many records may be unusable (unreadable, too long, without a right answer): they are left out, the next "
+        "one takes their place, and data/broken counts them; 0: the first one ends the run",
+        low=0,
+    )
+    leaks: str = option(
+        "warn",
+        "when pictures of the evaluation are in the training data: warn (compares ids, files and COCO's numbers before "
+        "the first step), refuse (compares looks too, which opens every picture), ignore",
+        choices=("warn", "refuse", "ignore"),
+    )
     size: int | None = option(None, "train on only this many of the source's questions; none: all of them", low=1)
     batch_size: int = option(8, "questions of one optimizer step, over all devices and all accumulation parts", low=1)
     reflection_share: float = option(

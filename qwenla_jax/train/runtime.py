@@ -12,11 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from qwenla_jax.config import ModelConfig
 from qwenla_jax.data.blocks import BlockOptions
 from qwenla_jax.data.collate import Buckets, collate_prompts, collate_responses, ladder, make_buckets
+from qwenla_jax.data.corpora.skipping import Skipping
+from qwenla_jax.data.hosts import Host, agreed, in_place
 from qwenla_jax.data.images import PictureLayout, ProcessorSettings
+from qwenla_jax.data.opening import make_source
 from qwenla_jax.data.pipeline import RecordSource, make_pipeline
-from qwenla_jax.data.sources import Split, make_source
+from qwenla_jax.data.sources import Record, Split
 from qwenla_jax.data.transforms import Example, to_prompt_example, to_sft_example
 from qwenla_jax.model.kernels import check_backend
 from qwenla_jax.model.qwen_vl import Params, QwenVL
@@ -24,6 +28,7 @@ from qwenla_jax.reattention.trigger import LookOptions
 from qwenla_jax.sampling.logits import forbidden_bias
 from qwenla_jax.sampling.loop import SampleOptions, sample
 from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.train.examples import Read, WithMet, usable
 from qwenla_jax.train.mesh import make_mesh
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import place, several
@@ -75,18 +80,50 @@ class Runtime:
             make, tok=self.tokenizer, settings=self.processor, layout=self.layout, system=self.options.data.system
         )
 
-    def batches(
-        self, source: RecordSource, collate: Callable[[Sequence[Example], Buckets], Any], with_response: bool, step: int
-    ) -> Iterator[tuple[Any, list[Any]]]:
-        """Training batches from step `step` on, in A equal parts stacked on a leading axis, with their records."""
-        data = self.options.data
+    def usable(
+        self, source: RecordSource, with_response: bool, note: Callable[[str], None] | None = None
+    ) -> Skipping[Example]:
+        """The source's examples, with the next whole one in the place of a record that cannot be used.
 
-        def stack(examples: Sequence[Example]) -> tuple[Any, list[Any]]:
-            return self._stacked(examples, collate), [example.record for example in examples]
+        A picture that cannot be opened, a prompt or response that is too long, and more than one picture make a record
+        unusable; together with those that the source left out there may be `data.max_broken`.
+
+        Args:
+          source: of `make_run_source`.
+          with_response: whether examples come with their responses.
+          note: told of each broken record.
+        """
+        return usable(source, self.example(with_response), self.options.data, note)
+
+    def batches(
+        self,
+        source: Skipping[Example],
+        collate: Callable[[Sequence[Example], Buckets], Any],
+        step: int,
+        host: Host | None = None,
+    ) -> Iterator[tuple[Any, list[Record], int]]:
+        """Training batches from step `step` on, in A equal parts stacked on a leading axis.
+
+        Args:
+          source: of `usable`.
+          collate: `data.collate`'s, with all but the buckets bound.
+          step: counted from 0.
+          host: whose rows are wanted; None for the whole batch. The parts of all hosts, one after the other along the
+            axis of rows (or frames), are the batch.
+
+        Returns:
+          the batch, the records of its rows, and how many broken records the whole batch met.
+        """
+        data, host = self.options.data, host or Host()
+
+        def stack(read: Sequence[Read]) -> tuple[Any, list[Record], int]:
+            examples = [one.example for one in read]
+            own = [example.record for part in self._parts(examples) for example in part[host.share(len(part))]]
+            return self._stacked(examples, collate, host), own, sum(one.met for one in read)
 
         return make_pipeline(
-            source,
-            self.example(with_response),
+            WithMet(source),
+            lambda one: one,
             stack,
             data.batch_size,
             self.options.seed,
@@ -95,17 +132,33 @@ class Runtime:
             group=data.length_group,
         )
 
-    def _stacked(self, examples: Sequence[Example], collate: Callable[[Sequence[Example], Buckets], Any]) -> Any:
+    def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         rows = self.options.data.batch_size // self.options.optim.accumulation
-        buckets = self.buckets(rows)
-        return stack_parts([collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)])
+        return [examples[i : i + rows] for i in range(0, len(examples), rows)]
+
+    def _stacked(
+        self, examples: Sequence[Example], collate: Callable[[Sequence[Example], Buckets], Any], host: Host
+    ) -> Any:
+        rows = self.options.data.batch_size // self.options.optim.accumulation
+        buckets = self.buckets(rows // host.count)
+        if host.count == 1:
+            return stack_parts([collate(part, buckets) for part in self._parts(examples)])
+        tag = self.tokenizer.ids.reflection_open
+        cut = [
+            collate(part[host.share(rows)], agreed(part, buckets, host.count, tag)) for part in self._parts(examples)
+        ]
+        return in_place(stack_parts(cut), host)
 
     def stack(
-        self, records: Sequence[Any], collate: Callable[[Sequence[Example], Buckets], Any], with_response: bool
+        self,
+        records: Sequence[Record],
+        collate: Callable[[Sequence[Example], Buckets], Any],
+        with_response: bool,
+        host: Host | None = None,
     ) -> Any:
         """One batch of given records, as `batches` would make it."""
         example = self.example(with_response)
-        return self._stacked([example(record) for record in records], collate)
+        return self._stacked([example(record) for record in records], collate, host or Host())
 
     def sampler(self, options: SampleOptions) -> Sampler:
         """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
@@ -196,6 +249,7 @@ def make_run_source(options: RunOptions, split: Split) -> RecordSource:
         correction_share=data.correction_share,
         style=data.response_style if split == "cold_start" else "structured",
         whole=data.eval_source is not None,
+        max_broken=data.max_broken,
     )
 
 
@@ -216,16 +270,8 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
             raise ValueError(f"config.{key}: {size} rows do not divide over {shards} devices (mesh data x fsdp)")
     check_backend(options.attention, jax.default_backend())
     first = start(options, mesh)
-    processor = first.processor
-    if options.data.min_pixels or options.data.max_pixels:
-        low, high = options.data.min_pixels, options.data.max_pixels
-        processor = dataclasses.replace(
-            processor,
-            min_pixels=low or min(processor.min_pixels, high or processor.min_pixels),
-            max_pixels=high or max(processor.max_pixels, low or processor.max_pixels),
-        )
+    processor = processor_of(options, first.processor)
     config = first.model.config
-    vision = config.vision
     known = first.tokenizer.vocab_size
     runtime = Runtime(
         options=options,
@@ -234,16 +280,32 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
         layouts=param_shardings(config, mesh),
         tokenizer=first.tokenizer,
         processor=processor,
-        layout=PictureLayout(
-            vision.patch_size,
-            vision.spatial_merge_size,
-            vision.temporal_patch_size,
-            vision.window_size,
-            vision.tokens_per_second,
-        ),
+        layout=layout_of(config),
         bias_V=forbidden_bias(config.text.vocab_size, known, first.tokenizer.ids.forbidden()),
     )
     return runtime, first.params
+
+
+def processor_of(options: RunOptions, processor: ProcessorSettings) -> ProcessorSettings:
+    """The checkpoint's image processor with the run's bounds."""
+    low, high = options.data.min_pixels, options.data.max_pixels
+    return dataclasses.replace(
+        processor,
+        min_pixels=low or min(processor.min_pixels, high or processor.min_pixels),
+        max_pixels=high or max(processor.max_pixels, low or processor.max_pixels),
+    )
+
+
+def layout_of(config: ModelConfig) -> PictureLayout:
+    """How the model's vision tower wants patches."""
+    vision = config.vision
+    return PictureLayout(
+        vision.patch_size,
+        vision.spatial_merge_size,
+        vision.temporal_patch_size,
+        vision.window_size,
+        vision.tokens_per_second,
+    )
 
 
 def stack_parts(batches: Sequence[Any]) -> Any:

@@ -18,6 +18,7 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.total import RewardScores
 from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient
 from qwenla_jax.train.completions import Completion, write_completions
+from qwenla_jax.train.examples import Records
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.processes import place
 from qwenla_jax.train.resample import Drawn, fill, fit, further_records, join
@@ -84,6 +85,7 @@ class SftStage:
         layouts: TrainState,
         source: RecordSource,
         first_step: int,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         options = runtime.options
         collate = runtime.collate_responses if runtime.look().inserts else collate_sft
@@ -95,7 +97,7 @@ class SftStage:
             donate_argnums=0,
         )
         self._rate = schedule(options.optim, options.steps)
-        self._batches = runtime.batches(source, collate, True, first_step)
+        self._batches = runtime.batches(runtime.usable(source, True, note), collate, first_step)
         self._rows = batch_sharding(runtime.mesh, leading=1)
         self.inputs: Inputs | None = None
 
@@ -103,13 +105,14 @@ class SftStage:
         """One update; dispatch only, nothing is waited for but the data."""
         pause("data")
         begin = time.perf_counter()
-        batch, records = next(self._batches)
+        batch, records, broken = next(self._batches)
         waited = time.perf_counter() - begin
         pause("update")
         self.inputs = Inputs(step, batch, [{"id": record.id} for record in records])
         with self._runtime.context():
             state, metrics = self._step(state, *place(batch, self._rows), self._runtime.bias_V)
-        return state, metrics | {"learning_rate": float(self._rate(step)), "timing_s/data": waited}
+        own = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/broken": broken}
+        return state, metrics | own
 
     def show(self, workdir: Path, step: int) -> None:
         """There are no completions to show."""
@@ -129,9 +132,10 @@ class BrpoStage:
         source: RecordSource,
         first_step: int,
         reference: Params | None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         options = runtime.options
-        self._runtime, self._reference, self._source = runtime, reference, source
+        self._runtime, self._reference = runtime, reference
         self._step = jax.jit(
             make_update(gradient_of(runtime), optimizer),
             in_shardings=(layouts, *batch_layouts(runtime)),
@@ -143,7 +147,9 @@ class BrpoStage:
         self._settings = reward_settings(options)
         self._rows = batch_sharding(runtime.mesh, leading=1)
         self._lengths = response_buckets(options.data.max_response_tokens)
-        self._batches: Iterator[Any] = runtime.batches(source, runtime.collate_prompts, False, first_step)
+        examples = runtime.usable(source, False, note)
+        self._source: RecordSource = Records(examples)
+        self._batches: Iterator[Any] = runtime.batches(examples, runtime.collate_prompts, first_step)
         self._last: Drawn | None = None
         self.inputs: Inputs | None = None
         self._pool = reward_pool(options)
@@ -164,7 +170,7 @@ class BrpoStage:
         run, options = self._runtime.options, self._runtime.options.brpo
         clock = Clock(pause)
         clock("data")
-        batch, records = next(self._batches)
+        batch, records, broken = next(self._batches)
         first = drawn = self._draw(state.params, batch, records, step, 0, clock)
         resampled: dict[str, float] = {}
         if options.resample_rounds:
@@ -196,7 +202,7 @@ class BrpoStage:
         metrics |= {f"first_update/{name}": updates[0][name] for name in once} if options.inner_updates > 1 else {}
         timing = clock.seconds()
         rate = float(self._rate(step * options.inner_updates))
-        own = first.verdicts.metrics() | resampled
+        own = first.verdicts.metrics() | resampled | {"data/broken": broken}
         own["perf/sampled_tokens_per_s"] = float(first.verdicts.length_B.sum()) / timing["timing_s/rollout"]
         if self._runtime.look().inserts:
             own["reattention/inserted_mean"] = first.rollout.inserted_B.mean()

@@ -62,7 +62,7 @@ def test_round_trips():
         ({"verify": {"agreement_min": 5}},
          "config.verify.agreement_min: got 5, expected at most config.sampling.samples (4)"),
         ({"data": {"size": 2**24 + 1}}, "config.data.size: got 16777217, expected at most 16777216"),
-        ({"data": {"source": "nowhere.jsonl"}}, "config.data.source: got 'nowhere.jsonl', expected scenes"),
+        ({"data": {"source": "nowhere.jsonl"}}, "config.data.source: there is no file 'nowhere.jsonl'; expected"),
         ({"init_from": "/no/folder"}, "config.init_from: there is no folder '/no/folder'"),
         ({"mesh": {"data": 0}}, "config.mesh: got data, fsdp, tensor = (0, 1, 1)"),
     ],

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenla_jax.data.sources import JsonlSource, SceneSource
+from qwenla_jax.data.opening import make_source
+from qwenla_jax.data.sources import SceneSource
 from qwenla_jax.distill import run as run_module
 from qwenla_jax.distill import store
 from qwenla_jax.distill.generate import sample_numbers
@@ -133,7 +134,8 @@ def test_accepted_rejected_and_queue_share_out_the_questions(whole):
 
 
 def test_the_training_reader_takes_the_accepted(whole):
-    source, scenes = JsonlSource(whole / "accepted.jsonl", "cold_start", whole=True), SceneSource(0, "train", 10)
+    source = make_source(str(whole / "accepted.jsonl"), "cold_start", seed=0, whole=True)
+    scenes = SceneSource(0, "train", 10)
     by_id = {scenes[i].id: scenes[i] for i in range(10)}
     for index in range(len(source)):
         record, scene = source[index], by_id[source[index].id]
@@ -168,7 +170,7 @@ def test_samples_depend_on_seed_and_question_and_not_on_batch_or_k(whole, tmp_pa
     # Pictures of a file stay where they are, and the training reader finds them from the run's folder.
     assert not (tmp_path / "seed" / "images").exists()
     assert other[0]["image"].startswith("../images/")
-    assert len(JsonlSource(tmp_path / "seed" / "accepted.jsonl", "cold_start", whole=True)) > 0
+    assert len(make_source(str(tmp_path / "seed" / "accepted.jsonl"), "cold_start", seed=0, whole=True)) > 0
 
 
 @pytest.mark.parametrize("cut", range(8))
@@ -244,7 +246,7 @@ def test_all_accepted_are_kept_under_their_own_ids(whole, tmp_path):
         if a["verdicts"][0]["passed"]:
             expected.setdefault((a["id"], a["text"]), f"{a['id']}.{a['sample']}")
     assert [a["id"] for a in accepted] == list(expected.values())
-    assert len(JsonlSource(tmp_path / "accepted.jsonl", "cold_start", whole=True)) == len(expected)
+    assert len(make_source(str(tmp_path / "accepted.jsonl"), "cold_start", seed=0, whole=True)) == len(expected)
 
 
 # ---- Judges ----------------------------------------------------------------------------------------------------------

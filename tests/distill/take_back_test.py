@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenla_jax.data.sources import JsonlSource
+from qwenla_jax.data.opening import make_source
 from qwenla_jax.distill import store
 from qwenla_jax.distill.judges import JudgeLog
 from qwenla_jax.distill.options import DistillOptions, SamplingOptions, VerifyOptions
@@ -104,7 +104,7 @@ def test_good_lines_come_in_and_the_others_stay_named(queued, capsys):
         "response": good(first["answer"]),
         "corrected": True,
     }
-    assert len(JsonlSource(folder / "accepted.jsonl", "cold_start", whole=True)) == len(done) + 1
+    assert len(make_source(str(folder / "accepted.jsonl"), "cold_start", seed=0, whole=True)) == len(done) + 1
     # The queue holds what is open, what was typed wrong, and what cannot be understood.
     left = (folder / "queue.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in left[: n - 1]] == [row["id"] for row in queue[1:]]

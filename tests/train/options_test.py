@@ -107,7 +107,8 @@ def test_unknown_key_names_the_nearest(key, nearest):
         ("optim__accumulation", 3,
          "config.optim.accumulation: got 3, expected a divisor of config.data.batch_size (8)"),
         ("data__source", "nowhere.jsonl",
-         "config.data.source: got 'nowhere.jsonl', expected scenes, easy_vqa or an existing .jsonl file"),
+         "config.data.source: there is no file 'nowhere.jsonl'; expected scenes, easy_vqa, an existing .jsonl file or "
+         "NAME:PATH"),
         ("rewards", {"match": "bare", "math": True},
          "config.rewards.math: bare compares letter by letter; expected match=usual, or no math"),
         ("init_from", "/no/such/folder",
@@ -148,7 +149,7 @@ def test_large_presets_need_a_checkpoint_and_questions(name, checkpoint):
         from_config_dict(config)
     assert str(error.value).splitlines() == [
         "config.init_from: the 7b preset needs --config.init_from=DIR with a Hugging Face checkpoint",
-        "config.data.source: the 7b preset needs --config.data.source=FILE.jsonl with questions",
+        "config.data.source: the 7b preset needs --config.data.source=FILE.jsonl or NAME:PATH",
     ]
     config.init_from, config.data.source = str(checkpoint), "scenes"
     assert from_config_dict(config).init_from == str(checkpoint)

@@ -91,6 +91,7 @@ class Entry:
       kind: type of the question.
       pictures: in their order.
       fault: (reason, message) where the row could not be read; the other fields are then of no meaning.
+      written: the question's text holds its options already, and the answer may be the text of one.
     """
 
     where: str
@@ -102,9 +103,12 @@ class Entry:
     kind: str
     pictures: tuple[Picture, ...]
     fault: tuple[str, str] | None = None
+    written: bool = False
 
     def prompt(self) -> str:
         """The question with its options written out below it, one a line."""
+        if self.written:
+            return self.question
         return "\n".join([self.question, *(f"{letter}. {text}" for letter, text in self.options)])
 
     def option_texts(self) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ class Entry:
         if not self.answer.strip():
             found.append(("empty_answer", "the answer is empty; expected text"))
         letters = [letter for letter, _ in self.options]
-        if letters and self.answer.strip() and self.answer not in letters:
+        if letters and not self.written and self.answer.strip() and self.answer not in letters:
             told = f"the answer {self.answer!r} is none of the options {', '.join(letters)}; expected one of these"
             found.append(("answer_not_among_options", told))
         return found

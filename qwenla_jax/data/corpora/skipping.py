@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
-from qwenla_jax.data.pipeline import RecordSource
-from qwenla_jax.data.sources import Record
+Item = TypeVar("Item")
+Read = TypeVar("Read", covariant=True)
+
+
+class _Items(Protocol[Read]):
+    """Random access to records, or to what was made of them."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def __getitem__(self, index: int) -> Read:
+        """The item at an index from 0."""
 
 
 class TooManyBroken(ValueError):
     """More records of a source are broken than it may have."""
 
 
-class Skipping:
+class Skipping(Generic[Item]):
     """A source in which the next whole record stands in the place of a broken one.
 
     Which record an index gives is a function of the index and the data alone, so a restarted run sees the same ones.
@@ -21,19 +33,24 @@ class Skipping:
     resumed meets its broken records again.
 
     Args:
-      source: the records; it raises ValueError where one cannot be used.
+      source: the records, or what is made of them; it raises ValueError where one cannot be used.
       most: so many different records may be broken.
+      found: told of each broken record when it is met for the first time; may be called from several threads.
+      advice: what a refusal ends with.
 
     Raises:
       ValueError: a negative number, or no record.
     """
 
-    def __init__(self, source: RecordSource, most: int) -> None:
+    def __init__(
+        self, source: _Items[Item], most: int, found: Callable[[str], None] | None = None, advice: str = ""
+    ) -> None:
         if most < 0:
             raise ValueError(f"most must not be negative, got {most}")
         if len(source) < 1:
             raise ValueError("the source holds no record")
         self._source, self._most = source, most
+        self._found, self._advice = found, advice
         self._broken: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()  # a pipeline reads in several threads
 
@@ -45,8 +62,12 @@ class Skipping:
         with self._lock:
             return Counter(reason for reason, _ in self._broken.values())
 
-    def __getitem__(self, index: int) -> Record:
-        """The record at an index, or the first whole one after it, round the end.
+    def __getitem__(self, index: int) -> Item:
+        """The record at an index, or the first whole one after it, round the end; raises as `read`."""
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[Item, int]:
+        """The record of an index as above, and how many broken ones stand between.
 
         Raises:
           TooManyBroken: more than `most` different records have turned out broken; the message counts them by reason
@@ -58,7 +79,7 @@ class Skipping:
                 if at in self._broken:
                     continue
             try:
-                return self._source[at]
+                return self._source[at], step
             except TooManyBroken:
                 raise
             except ValueError as error:
@@ -67,10 +88,14 @@ class Skipping:
 
     def _note(self, at: int, error: ValueError) -> None:
         with self._lock:
+            new = at not in self._broken
             self._broken[at] = str(getattr(error, "reason", "unusable")), str(error)
             count = len(self._broken)
         if count > self._most:
-            raise TooManyBroken(f"{count} records are broken, at most {self._most} may be: {self._told()}") from error
+            told = f"{count} records are broken, at most {self._most} may be{self._advice}: {self._told()}"
+            raise TooManyBroken(told) from error
+        if new and self._found is not None:
+            self._found(str(error))
 
     def _told(self) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.skipped().items()))

@@ -1,0 +1,110 @@
+"""How a setting names questions: one source, or several with weights. Nothing is opened or imported here.
+
+    scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]        one source
+    SOURCE*2,SOURCE*1                                                       a mixture; the weight may be left out (1)
+
+NAME is one of `CORPORA`. KEYs leave records out by what their text tells: `max_options=N`, `pictures=1` (exactly one),
+`kinds=A|B`, and of llava_cot `turns=first`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from glob import glob, has_magic
+from pathlib import Path
+
+BUILT_IN_SOURCES = ("scenes", "easy_vqa")
+# The readers of `data.corpora.registry`, whose import would cost every refusal of a setting half a second.
+CORPORA = ("we_math", "mathvision", "scemqa", "polymath", "geometry3k", "llava_cot", "parquet")
+KEYS = ("max_options", "pictures", "kinds", "turns")
+_WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One source of a setting.
+
+    Attributes:
+      name: short, and different from the other parts' names.
+      text: as it was written, without its weight.
+      reader: a name of `CORPORA`, "jsonl", or one of `BUILT_IN_SOURCES`.
+      path: of a corpus or file; empty for the built-in ones.
+      keys: what stands behind the `#`.
+      weight: its share of a mixture, relative to the others'.
+    """
+
+    name: str
+    text: str
+    reader: str
+    path: str
+    keys: Mapping[str, str]
+    weight: Fraction
+
+
+def parse(spec: str) -> tuple[Part, ...]:
+    """The sources that a setting names, at least one.
+
+    Raises:
+      ValueError: a part that is none of the forms above; the message names it.
+    """
+    if spec in BUILT_IN_SOURCES or (spec.endswith(".jsonl") and Path(spec).is_file()):
+        return (_part(spec, Fraction(1)),)
+    parts: list[Part] = []
+    for text in spec.split(","):
+        found = _WEIGHT.search(text)
+        weight = Fraction(found[1]) if found else Fraction(1)
+        if not weight:
+            raise ValueError(f"{text!r}: the weight is 0; expected more, or leave the source out")
+        part = _part(text[: found.start()] if found else text, weight)
+        same = sum(part.name == other.name.partition(".")[0] for other in parts)
+        parts.append(dataclasses.replace(part, name=f"{part.name}.{same + 1}") if same else part)
+    return tuple(parts)
+
+
+def _part(text: str, weight: Fraction) -> Part:
+    if text in BUILT_IN_SOURCES:
+        return Part(text, text, text, "", {}, weight)
+    reader, colon, rest = text.partition(":")
+    if reader not in CORPORA or not colon:
+        if not text.endswith(".jsonl"):
+            raise ValueError(
+                f"{text!r}: expected scenes, easy_vqa, an existing .jsonl file, or NAME:PATH with a NAME of "
+                f"{', '.join(CORPORA)}"
+            )
+        return Part(Path(text).stem.replace(".", "_"), text, "jsonl", text, {}, weight)
+    path, mark, tail = rest.partition("#")
+    keys: dict[str, str] = {}
+    for pair in tail.split("&") if mark else ():
+        key, equals, value = pair.partition("=")
+        if key not in KEYS or not equals or not value:
+            raise ValueError(f"{text!r}: {pair!r} is no KEY=VALUE with a KEY of {', '.join(KEYS)}")
+        keys[key] = value
+    if not path:
+        raise ValueError(f"{text!r}: expected a path after {reader}:")
+    if not re.fullmatch(r"\d+", keys.get("max_options", "1")):
+        raise ValueError(f"{text!r}: max_options={keys['max_options']}, expected a whole number")
+    if keys.get("pictures", "1") != "1":
+        raise ValueError(f"{text!r}: pictures={keys['pictures']}, expected 1")
+    if "turns" in keys and (reader, keys["turns"]) != ("llava_cot", "first"):
+        raise ValueError(f"{text!r}: turns={keys['turns']}, expected turns=first, of llava_cot")
+    return Part(reader, text, reader, str(Path(path).expanduser()), keys, weight)
+
+
+def problems(spec: str) -> Iterator[str]:
+    """What is wrong with a setting as far as a look at the disk tells: its form, and what is not there."""
+    try:
+        parts = parse(spec)
+    except ValueError as error:
+        yield str(error)
+        return
+    for part in parts:
+        path = Path(part.path)
+        if part.reader in BUILT_IN_SOURCES:
+            continue
+        if part.reader == "jsonl" and not path.is_file():
+            yield f"there is no file {part.text!r}; expected scenes, easy_vqa, an existing .jsonl file or NAME:PATH"
+        elif not path.exists() and not (has_magic(part.path) and glob(part.path)):
+            yield f"{part.text!r}: there is no file or folder {part.path!r}"

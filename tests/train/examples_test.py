@@ -115,10 +115,13 @@ def test_pictures_of_the_evaluation_in_the_training_data(options, tmp_path):
 
     # The first four records of the evaluation; in files of the same bytes a broken picture counts, too.
     assert len(guard("warn")) == 1 and guard("warn")[0].startswith("warning: 4 pictures of 12 of ")
-    with pytest.raises(ValueError, match=r"config.data.leaks=refuse: 3 pictures of 10 of training .* are in evaluation"):
+    with pytest.raises(ValueError, match=r"config.data.leaks=refuse: 3 pictures of 10 of training .* are in eval"):
         guard("refuse")
     assert guard("ignore") == []
-    Image.open(tmp_path / "0.png").save(tmp_path / "copy.jpg", quality=95)
+    drawn = Image.new("RGB", (60, 60), "white")
+    drawn.paste("navy", (5, 20, 40, 50))
+    drawn.save(tmp_path / "0.png")
+    drawn.save(tmp_path / "copy.jpg", quality=95)
     row = {"id": "x", "image": "copy.jpg", "question": "how many?", "answer": "1"}
     (tmp_path / "eval.jsonl").write_text(json.dumps(row))
     assert guard("warn") == []  # other bytes: only a look finds it

@@ -63,9 +63,9 @@ def batch_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> n
 
 
 def make_pipeline(
-    source: RecordSource,
-    transform: Callable[[Record], Example],
-    collate: Callable[[Sequence[Example]], Batch],
+    source: Sized,
+    transform: Callable[[Any], Any],
+    collate: Callable[[Sequence[Any]], Batch],
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -76,7 +76,7 @@ def make_pipeline(
     """An endless iterator over batches; the one at step n does not depend on where the iterator was started.
 
     Args:
-      source: the records.
+      source: the records, or what is made of them.
       transform: record to example.
       collate: examples to whatever the step takes, as `collate_sft` with its buckets bound.
       batch_size: records of a batch.

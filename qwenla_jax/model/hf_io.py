@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from qwenla_jax.config import ModelConfig
 from qwenla_jax.data.images import ProcessorSettings
-from qwenla_jax.model import orbax_io
+from qwenla_jax.model import lora, orbax_io
 from qwenla_jax.model.hf_keys import Entry, canonical, compare, is_ignored, table
 from qwenla_jax.model.qwen_vl import QwenVL
 from qwenla_jax.text import special_tokens as st
@@ -132,11 +132,12 @@ def save(
     """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified.
 
     All is written to a hidden folder beside `path` and renamed at the end, so `path` never holds half a checkpoint.
+    Low-rank adapters are merged into their kernels, in float32 and rounded once.
 
     Args:
       path: the folder to write.
       model: the module or its config.
-      params: the parameters, as `load` returns them.
+      params: the parameters, as `load` returns them, with or without adapters.
       tokenizer: written as tokenizer.json and tokenizer_config.json; its stop tokens go into generation_config.json.
       processor: written as preprocessor_config.json.
       max_shard_bytes: a larger checkpoint is written in shards of at most this size (one tensor may exceed it).
@@ -161,7 +162,7 @@ def save(
     entries = table(config)
     problems = compare(
         ((p, entry.param_shape) for entry in entries for p in entry.paths),
-        ((p, tuple(leaf.shape)) for p, leaf in _leaves(params)),
+        ((p, tuple(leaf.shape)) for p, leaf in _leaves(lora.base_of(params))),
     )
     if problems:
         raise ValueError(_listing("the parameters do not fit the config", problems))
@@ -291,11 +292,18 @@ def _write_weights(
     tensors, shard = {}, 0
     for entry in entries:
         leaves = [np.asarray(jax.device_get(_at(params, p))) for p in entry.paths]
+        adapters = [lora.adapter_of(params, p) for p in entry.paths]
         for layer, name in enumerate(entry.names):
             if name not in shards[shard]:
                 _write_tensors(folder / files[shard], tensors)
                 tensors, shard = {}, shard + 1
-            parts = leaves if entry.layers is None else [leaf[layer] for leaf in leaves]
+            at = ... if entry.layers is None else layer
+            parts = [leaf[at] for leaf in leaves]
+            # One layer at a time: in float32 all of them would take several times the checkpoint's memory.
+            parts = [
+                part if own is None else lora.merged(part, *(x[at] for x in own))
+                for part, own in zip(parts, adapters, strict=True)
+            ]
             tensors[name] = entry.join(parts).astype(dtype)
     _write_tensors(folder / files[shard], tensors)
     if count > 1:

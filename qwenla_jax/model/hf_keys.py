@@ -120,6 +120,14 @@ def canonical(name: str) -> str:
     return name
 
 
+def module_name(name: str) -> str:
+    """transformers' present in-memory name of a tensor, from its canonical name."""
+    for newer, released in _PREFIXES:
+        if name.startswith(released):
+            return newer + name[len(released) :]
+    return name
+
+
 def is_ignored(name: str) -> bool:
     """Whether a tensor of a checkpoint carries nothing that the config does not."""
     return name.endswith(_IGNORED_SUFFIXES)

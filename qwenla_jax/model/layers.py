@@ -15,11 +15,15 @@ HIDDEN = -1e30
 # The name under which attention's results are known to the remat policies.
 ATTENTION_OUTPUT = "attention_output"
 
+# A linear layer's low-rank adapter, beside its kernel; see `model.lora`.
+LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
+
 
 class Dense(nn.Module):
     """A linear layer with a two-dimensional kernel [in, out].
 
-    The rows are flattened before the product: one large 2-D matmul is what every backend does best.
+    The rows are flattened before the product: one large 2-D matmul is what every backend does best. Where the tree
+    holds an adapter beside the kernel, scale (x A) B is added; W + scale A B is never made.
 
     Attributes:
       features: size of the output's last axis.
@@ -44,7 +48,8 @@ class Dense(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = rows @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -53,6 +58,10 @@ class Dense(nn.Module):
                 jnp.dtype(self.param_dtype),
             )
             y = y + bias.astype(self.dtype)
+        if self.has_variable("params", LORA_A):
+            names = (LORA_A, LORA_B, LORA_SCALE)
+            a, b, scale = (self.get_variable("params", name).astype(self.dtype) for name in names)
+            y = y + scale * ((rows @ a) @ b)
         return y.reshape(*x.shape[:-1], self.features)
 
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qwenla_jax.model.lora import adapted_kernels, base_of, joined
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, forced_tokens
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.losses import brpo_loss, denominator
-from qwenla_jax.train.optimizer import stop_frozen
+from qwenla_jax.train.optimizer import trainable_labels, trained_part
 from qwenla_jax.train.options import BrpoOptions
 from qwenla_jax.train.sft_step import TRAIN_ALL, Rules, accumulate
 from qwenla_jax.train.state import Gradient
@@ -47,7 +48,9 @@ def make_brpo_gradient(
 
     The reference's log-probabilities are computed here, with the gradient's program, so that they never leave the
     device; without a KL term (beta 0) they are not computed and the reference may be None. With insertions both see
-    what the rollout put in. `longest` is the most tokens that a response may have.
+    what the rollout put in. `longest` is the most tokens that a response may have. The gradient is a tree of what is
+    trained alone. Where the parameters have adapters, the reference is the same base without them, and the argument
+    holds only what of the base is trained too.
     """
 
     def gradient(
@@ -58,6 +61,10 @@ def make_brpo_gradient(
         judged: Judged,
         bias_V: jax.Array,
     ) -> tuple[Any, dict[str, jax.Array]]:
+        trained = trained_part(params, trainable_labels(params, trainable))
+        if options.beta and adapted_kernels(params):
+            ref_params = joined(base_of(params), ref_params or {})
+
         def part(batch: tuple[VisionBatch, PromptBatch, Judged]):
             vision, prompts, judged = batch
             slot_R = jnp.arange(judged.ids_BxR.shape[1])
@@ -70,8 +77,8 @@ def make_brpo_gradient(
                     model, params, vision, prompts, judged.ids_BxR, bias_V, options.temperature, *replayed
                 )
 
-            def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-                logp_BxR, entropy_BxR = logprobs(stop_frozen(params, trainable))
+            def loss(moving: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+                logp_BxR, entropy_BxR = logprobs(joined(params, moving))
                 if options.beta:
                     ref_logp_BxR = jax.lax.stop_gradient(logprobs(ref_params)[0])
                 else:
@@ -94,7 +101,7 @@ def make_brpo_gradient(
                 sums["tokens"] = jnp.sum(mask_BxR)
                 return value, sums
 
-            (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained)
             return grads, value, sums
 
         grads, value, sums = accumulate(part, (vision, prompts, judged))

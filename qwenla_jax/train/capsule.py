@@ -19,6 +19,7 @@ from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import leads
 from qwenla_jax.train.schema import to_dict
 from qwenla_jax.train.stages import Inputs
+from qwenla_jax.train.state import to_keep
 from qwenla_jax.types import PictureBlock, PromptBatch, ResponseBatch, TokenBatch, VisionBatch
 
 FOLDER = "capsules"
@@ -46,6 +47,8 @@ class Capsule:
 def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Mapping[str, Any], state: Any) -> Path:
     """Writes the capsule of a step whose update left `state` as it was; returns its folder.
 
+    Of a state with adapters it holds what a checkpoint holds.
+
     Raises:
       OSError: it cannot be written.
     """
@@ -58,7 +61,7 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
     if leads():
         np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
     with ocp.StandardCheckpointer() as writer:
-        writer.save((folder / STATE).absolute(), state, force=True)
+        writer.save((folder / STATE).absolute(), to_keep(state, options.optim.trainable), force=True)
     record = {
         "step": inputs.step,
         "config": to_dict(options),

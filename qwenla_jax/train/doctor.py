@@ -10,16 +10,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from qwenla_jax.model.layers import LORA_B, LORA_SCALE
+from qwenla_jax.model.lora import adapted_kernels, only_adapters
 from qwenla_jax.text.special_tokens import TAGS
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.compiles import CompileCounter
 from qwenla_jax.train.guard import LOGP_BOUNDS, ON_POLICY
+from qwenla_jax.train.keeper import frozen_fingerprint
 from qwenla_jax.train.loop import Refused, first_state, state_plan
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.runtime import Runtime, build, make_run_source
 from qwenla_jax.train.sharding import replicated
 from qwenla_jax.train.stages import BrpoStage, SftStage, Stage, batch_layouts, gradient_of, make_reference
+from qwenla_jax.train.state import TrainState
 
 STEPS = 3  # steps taken: the first for its figures, the others to see what is compiled again
 MEMORY_SHARE = 0.95  # of a device's memory: above it, a larger batch of pictures would not fit
@@ -57,6 +62,7 @@ def examine(options: RunOptions) -> list[Check]:
         runtime, params = build(options)
         reference = make_reference(runtime, params)
         optimizer, layouts = state_plan(runtime, params)
+        before = frozen_fingerprint(params, options.optim.trainable) if adapted_kernels(params) else 0
         state = first_state(params, optimizer, layouts, keep=reference is params)
         stage: Stage
         if options.stage == "sft":
@@ -81,6 +87,7 @@ def examine(options: RunOptions) -> list[Check]:
         checks += _first_step(options, metrics)
         checks.append(_compiles(shapes, compiled))
         checks.append(_picture(runtime, state.params, reference, stage.inputs.batch))
+        checks += _adapters(state, before, options)
         checks.append(_memory(state, reference))
     finally:
         stage.close()
@@ -157,11 +164,27 @@ def _picture(runtime: Runtime, params: Any, reference: Any, batch: tuple[Any, ..
     return Check("the picture matters", ok, found, "a change of more than 0.0001")
 
 
+def _adapters(state: TrainState, before: int, options: RunOptions) -> list[Check]:
+    """With adapters: what is trained, that it moved, and that the frozen weights are what they were, bit for bit."""
+    kernels = adapted_kernels(state.params)
+    if not kernels:
+        return []
+    own = flatten_dict(only_adapters(state.params), sep="/")
+    still = [path for path, leaf in own.items() if path.endswith(LORA_B) and not np.any(leaf)]
+    size = sum(leaf.size for path, leaf in own.items() if not path.endswith(LORA_SCALE))
+    same = frozen_fingerprint(state.params, options.optim.trainable) == before
+    found = (
+        f"{len(kernels)} stacked kernels, {size:,} numbers, {len(still)} kernels have not moved; the frozen weights "
+        f"are {'the same' if same else 'OTHERS'}"
+    )
+    return [Check("adapters", same and not still, found, "all to have moved, and the frozen weights to be the same")]
+
+
 def _memory(state: Any, reference: Any) -> Check:
     """By arithmetic what stays on the devices, by their own word the most that was in use."""
     size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
-    shared = reference is None or jax.tree.leaves(reference)[0] is jax.tree.leaves(state.params)[0]
-    stays = size(state) + (0 if shared else size(reference))
+    here = {id(x) for x in jax.tree.leaves(state.params)}
+    stays = size(state) + size([x for x in jax.tree.leaves(reference) if id(x) not in here])
     planned = f"state and reference {stays / 1e9:.3f} GB over {jax.device_count()} devices"
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(s and "bytes_limit" in s for s in stats):

@@ -16,6 +16,7 @@ from qwenla_jax.data.corpora.skipping import TooManyBroken
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.model.hf_io import save
 from qwenla_jax.model.kernels import describe, kernel_here
+from qwenla_jax.model.lora import only_adapters
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.train import state as train_state
 from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints, SaveError
@@ -24,6 +25,7 @@ from qwenla_jax.train.evaluate import AttentionProbe, Evaluation, evaluate
 from qwenla_jax.train.guard import Failed, Guard
 from qwenla_jax.train.interrupt import Interrupt, Stopped
 from qwenla_jax.train.intervals import paired
+from qwenla_jax.train.keeper import Keeper
 from qwenla_jax.train.metrics import MetricWriter
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.options import RunOptions
@@ -87,8 +89,9 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             runtime, params = build(options)
             reference = make_reference(runtime, params)
             optimizer, layouts = state_plan(runtime, params)
+            keeper = Keeper(checkpoints, options, params)
             if checkpoints.latest_step() is not None:
-                state, done = checkpoints.restore_newest(abstract_state(params, optimizer, layouts))
+                state, done = keeper.restore(abstract_state(params, optimizer, layouts), params)
             else:
                 state, done = first_state(params, optimizer, layouts, keep=reference is params), 0
         except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -98,7 +101,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         writer = stack.enter_context(
             MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
         )
-        progress.note(_headline(runtime, workdir, done, sum(leaf.size for leaf in jax.tree.leaves(params))))
+        progress.note(_headline(runtime, workdir, done, params))
         del params
         guard = Guard(options, workdir, interrupt, watchdog, done)
         evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.pause)
@@ -111,7 +114,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Refused(str(error)) from error
         stack.callback(stage.close)
         try:
-            state = _train(options, workdir, state, done, stage, writer, progress, checkpoints, evaluator, guard)
+            state = _train(options, workdir, state, done, stage, writer, progress, keeper, evaluator, guard)
             evaluator.final(state.params, options.steps)
         except TooManyBroken as error:
             raise Failed(str(error)) from error
@@ -177,8 +180,11 @@ def first_state(
       optimizer, layouts: from `state_plan`.
       keep: copy the parameters, because they are the reference too.
     """
+    if not keep:
+        make = lambda params: train_state.create(params, optimizer)  # noqa: E731
+        return jax.jit(make, out_shardings=layouts, donate_argnums=0)(params)
     copy = lambda params: train_state.create(jax.tree.map(lambda x: x + 0, params), optimizer)  # noqa: E731
-    return jax.jit(copy, out_shardings=layouts, donate_argnums=() if keep else 0)(params)
+    return jax.jit(copy, out_shardings=layouts)(params)
 
 
 def abstract_state(
@@ -197,10 +203,11 @@ def _train(
     stage: Stage,
     writer: MetricWriter,
     progress: Progress,
-    checkpoints: Checkpoints,
+    keeper: Keeper,
     evaluator: Evaluator,
     guard: Guard,
 ) -> train_state.TrainState:
+    checkpoints = keeper.checkpoints
     waiting: tuple[int, dict[str, Any]] | None = None
     whole = done  # steps that `state` has behind it
 
@@ -237,14 +244,14 @@ def _train(
                     evaluator(state.params, number, options.eval.size)
                 if checkpoints.due(number):
                     guard.pause("checkpoint")
-                    _save(checkpoints, number, state, progress, final=number == options.steps)
+                    _save(keeper, number, state, progress, final=number == options.steps)
                 last = time.perf_counter()
         flush()
     except Stopped as stopped:
         flush()
         if whole > done:
             guard.beat("checkpoint")
-            _save(checkpoints, whole, state, progress, final=True)
+            _save(keeper, whole, state, progress, final=True)
             checkpoints.wait()
         kept = f"step {whole} is saved in {workdir}" if whole else "no step was done yet"
         raise Stopped(stopped.number, f"{stopped}; {kept}: the same command goes on from there") from None
@@ -261,11 +268,11 @@ def _written(write: Callable[[], None], progress: Progress) -> None:
         progress.note(f"{error.filename}: {error.strerror}; going on without it")
 
 
-def _save(checkpoints: Checkpoints, step: int, state: Any, progress: Progress, final: bool) -> None:
+def _save(keeper: Keeper, step: int, state: Any, progress: Progress, final: bool) -> None:
     """A checkpoint that cannot be written is said; the run goes on, unless it is the last one."""
     for attempt in ("now", "again"):
         try:
-            checkpoints.save(step, state)
+            keeper.save(step, state)
             return
         except SaveError as error:
             progress.note(str(error))
@@ -341,15 +348,18 @@ class Evaluator:
         return {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy, "paired": test}
 
 
-def _headline(runtime: Runtime, workdir: Path, done: int, size: int) -> str:
+def _headline(runtime: Runtime, workdir: Path, done: int, params: Params) -> str:
     options = runtime.options
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    own = sum(leaf.size for leaf in jax.tree.leaves(only_adapters(params)))
+    adapters = f", {own / 1e6:.2f}M of them in adapters of rank {options.lora.rank}," if own else ""
     shape = "x".join(str(n) for n in runtime.mesh.shape.values())
     resumed = f", going on after step {done}" if done else ""
     if done == options.steps:
         resumed = f", all {done} steps done already (for more: a larger config.steps, or another workdir)"
     config = runtime.model.config
     return (
-        f"{options.stage}: {size / 1e6:.2f}M parameters from {options.init_from}, {options.data.source}, "
+        f"{options.stage}: {size / 1e6:.2f}M parameters{adapters} from {options.init_from}, {options.data.source}, "
         f"{options.steps} steps, mesh {shape} on {jax.devices()[0].platform}, "
         f"{describe(config.attention, kernel_here(config.attention), config)}, workdir {workdir}{resumed}"
     )

@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from qwenla_jax.model.layers import LORA_SCALE
+from qwenla_jax.model.lora import adapted_kernels, is_adapter
 from qwenla_jax.train.options import OptimOptions
 
 
@@ -29,6 +32,8 @@ def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
     return lambda count: joined(count + 1)
 
 
+# The rule for what no other rule covers.
+REST = (".*", "train")
 # Parameters with a row for each token, and the axis of these rows.
 VOCABULARY_AXIS = {"decoder/embed/embedding": 0, "decoder/lm_head/kernel": 1}
 
@@ -45,16 +50,30 @@ def param_paths(params: Any) -> list[str]:
 def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
     """"train", "freeze" or "tags" for every parameter, by the first rule whose expression matches its whole name.
 
+    Adapters are trained, whatever the rules say: these are for the base model. Where there are adapters, the rule
+    `(".*", "train")`, which is there for what no other rule covers, leaves the base model as it is.
+
+    Args:
+      params: the parameters, or any tree shaped as they are.
+      rules: of `config.optim.trainable`.
+
     Raises:
-      ValueError: parameters that no rule covers, a rule that covers nothing, or "tags" for a parameter without a
-        vocabulary axis; each is named.
+      ValueError: parameters that no rule covers, a rule that covers nothing, "tags" for a parameter without a
+        vocabulary axis, or "train" for a kernel that has an adapter; each is named.
     """
     paths = param_paths(params)
+    adapted = adapted_kernels(params)
     compiled = [(re.compile(pattern), pattern, mode) for pattern, mode in rules]
     labels, used = [], set()
     for path in paths:
+        if is_adapter(path):
+            labels.append("freeze" if path.endswith(LORA_SCALE) else "train")
+            continue
         hit = next(((pattern, mode) for expr, pattern, mode in compiled if expr.fullmatch(path)), None)
-        labels.append(None if hit is None else hit[1])
+        if hit == REST and adapted:
+            labels.append("freeze")
+        else:
+            labels.append(None if hit is None else hit[1])
         if hit:
             used.add(hit[0])
     missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
@@ -65,16 +84,34 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
         raise ValueError(
             f"config.optim.trainable: 'tags' for {', '.join(wrong)}; only {', '.join(VOCABULARY_AXIS)} have such rows"
         )
+    both = [p for p, label in zip(paths, labels, strict=True) if p in adapted and label != "freeze"]
+    if both:
+        raise ValueError(f"config.optim.trainable: 'train' for {', '.join(both)}, but config.lora gives it an adapter")
     unused = [pattern for pattern, _ in rules if pattern not in used]
     if unused:
         raise ValueError(f"config.optim.trainable: {unused} cover no parameter; names look like {paths[0]!r}")
     return jax.tree.unflatten(jax.tree.structure(params), labels)
 
 
-def stop_frozen(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
-    """The parameters, with no gradient to the frozen ones: what only they would need is not computed."""
-    labels = trainable_labels(params, rules)
-    return jax.tree.map(lambda p, label: jax.lax.stop_gradient(p) if label == "freeze" else p, params, labels)
+def trained_part(tree: Any, labels: Any) -> Any:
+    """The leaves whose label is not "freeze", as a tree of them alone: gradients and moments are of nothing else.
+
+    Args:
+      tree: shaped as the labels, or such a part already.
+      labels: from `trainable_labels`.
+    """
+    kind = flatten_dict(labels)
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(tree).items() if kind[path] != "freeze"})
+
+
+def _on_part(inner: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
+    """`inner` for the trained part: parameters and gradients may come whole, and updates are of the part alone."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        params = None if params is None else trained_part(params, labels)
+        return inner.update(trained_part(updates, labels), state, params)
+
+    return optax.GradientTransformation(lambda params: inner.init(trained_part(params, labels)), update)
 
 
 def only_rows(labels: Any, rows: Sequence[int]) -> optax.GradientTransformation:
@@ -110,13 +147,15 @@ def make_optimizer(
     adamw = optax.adamw(
         schedule(options, steps), options.b1, options.b2, options.eps, weight_decay=options.weight_decay
     )
-    labels = trainable_labels(params, options.trainable)
+    every = trainable_labels(params, options.trainable)
+    labels = trained_part(every, every)
     if "tags" not in jax.tree.leaves(labels):
-        return optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, labels)
+        parts = optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, labels)
+        return _on_part(parts, every)
     if not len(tag_rows):
         raise ValueError("config.optim.trainable: a 'tags' rule needs the ids of the tags")
     rows = only_rows(labels, tag_rows)
-    moves = jax.tree.map(lambda label: "freeze" if label == "freeze" else "train", labels)
+    moves = jax.tree.map(lambda label: "train", labels)
     parts = optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, moves)
     # Rows first, so that what is not trained counts in no norm; and last, so that no weight decays that is not trained.
-    return optax.chain(rows, parts, rows)
+    return _on_part(optax.chain(rows, parts, rows), every)

@@ -49,7 +49,14 @@ def relations(options: RunOptions) -> Iterator[str]:
         name, _, weight = text.partition("=")
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) or not re.fullmatch(r"|\d+(\.\d*)?|\.\d+", weight):
             yield f"config.rewards.extra: got {text!r}, expected module:function or module:function=WEIGHT"
-    if all(mode == "freeze" for _, mode in optim.trainable):
+    for pattern in options.lora.modules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"config.lora.modules: {pattern!r} is not a regular expression: {error}"
+    if options.lora.rank and not options.lora.modules:
+        yield "config.lora.modules: got none, expected at least one regular expression with config.lora.rank"
+    if not options.lora.rank and all(mode == "freeze" for _, mode in optim.trainable):
         yield f"config.optim.trainable: got {optim.trainable}, expected at least one pair with 'train'"
 
 

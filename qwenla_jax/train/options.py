@@ -88,6 +88,19 @@ class OptimOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters: the base model is frozen and kept in `dtype`, adapters are trained in `param_dtype`."""
+
+    rank: int | None = option(None, "r, the inner width of an adapter; none: the model itself is trained", low=1)
+    alpha: float = option(16.0, "what an adapter adds is scaled by alpha / rank", above=0)
+    modules: tuple[str, ...] = option(
+        (r"decoder/layers/(attn|mlp)/\w+/kernel",),
+        "regular expressions of whole parameter paths: the kernels that get an adapter. What else is trained is up to "
+        "optim.trainable, whose ('.*', 'train') then trains nothing of the base model",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class BrpoOptions:
     """Sampling and objective of stage brpo."""
 
@@ -280,6 +293,7 @@ class RunOptions:
     )
     data: DataOptions = group(DataOptions, "questions and pictures")
     optim: OptimOptions = group(OptimOptions, "optimizer")
+    lora: LoraOptions = group(LoraOptions, "low-rank adapters instead of whole parameters")
     brpo: BrpoOptions = group(BrpoOptions, "BRPO; unused in stage sft")
     rewards: RewardOptions = group(RewardOptions, "rewards; unused in stage sft")
     reattention: ReattentionOptions = group(ReattentionOptions, "looking at the pictures again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import numpy as np
 from qwenla_jax.config import ModelConfig
 from qwenla_jax.data.sources import tokenizer_texts
 from qwenla_jax.model.hf_io import EMBEDDED
-from qwenla_jax.model.qwen_vl import init_params
+from qwenla_jax.model.lora import is_adapter
 from qwenla_jax.text.special_tokens import TAGS
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 from qwenla_jax.train.optimizer import VOCABULARY_AXIS, param_paths, trainable_labels
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.runtime import make_run_source
-from qwenla_jax.train.start import tiny_config
+from qwenla_jax.train.sharding import param_shapes
+from qwenla_jax.train.start import kernels_to_adapt, tiny_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -32,16 +34,28 @@ def model_config(options: RunOptions) -> ModelConfig:
 
 
 def parameter_counts(options: RunOptions, config: ModelConfig) -> dict[str, int]:
-    """Parameters by what becomes of them: `train`, `freeze`, and of embedding and head the `tags` rows."""
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    labels = jax.tree.leaves(trainable_labels(shapes, options.optim.trainable))
+    """Parameters by what becomes of them: `train`, `freeze`, and of embedding and head the `tags` rows.
+
+    In a run with adapters also `adapters`: their numbers, which are counted nowhere else.
+    """
     counts = {"train": 0, "freeze": 0, "tags": 0}
-    for path, leaf, label in zip(param_paths(shapes), jax.tree.leaves(shapes), labels, strict=True):
+    for path, leaf, label in _labelled(options, config):
         size = int(np.prod(leaf.shape))
+        if is_adapter(path):
+            # The scale is none of the parameters.
+            counts["adapters"] = counts.get("adapters", 0) + (size if label == "train" else 0)
+            continue
         rows = size // leaf.shape[VOCABULARY_AXIS[path]] * len(TAGS) if label == "tags" else 0
         counts["tags"] += rows
         counts["freeze" if label == "tags" else label] += size - rows
     return counts
+
+
+def _labelled(options: RunOptions, config: ModelConfig) -> Iterator[tuple[str, jax.ShapeDtypeStruct, str]]:
+    """Path, abstract value and label of every parameter."""
+    shapes = param_shapes(config, kernels_to_adapt(options, config), options.lora.rank or 1)
+    labels = jax.tree.leaves(trainable_labels(shapes, options.optim.trainable))
+    yield from zip(param_paths(shapes), jax.tree.leaves(shapes), labels, strict=True)
 
 
 def describe_run(options: RunOptions) -> list[str]:
@@ -62,12 +76,13 @@ def describe_run(options: RunOptions) -> list[str]:
         f"model: {text.num_layers} decoder layers of width {text.hidden_size} ({text.num_heads} heads, "
         f"{text.num_kv_heads} for keys and values), {vision.depth} vision blocks of width {vision.hidden_size}, "
         f"vocabulary {text.vocab_size:,}",
-        f"parameters: {total:,}, of them trained {counts['train'] + counts['tags']:,} (rows of the tags "
+        f"parameters: {total:,}, of them trained {total - counts['freeze']:,} (rows of the tags "
         f"{counts['tags']:,}), frozen {counts['freeze']:,}",
+        *_adapters(options, config, counts),
         f"data: {data.source}, {len(source):,} questions; {options.steps:,} steps of {data.batch_size} are {seen:,}, "
         f"{seen / len(source):.2f} of them",
         _tokens(options),
-        *_memory(options, counts),
+        *(_adapter_memory(options, config) if options.lora.rank else _memory(options, counts)),
     ]
     rows = f"{brpo.group_size} responses each, " if options.stage == "brpo" else ""
     lines.append(
@@ -86,6 +101,35 @@ def _tokens(options: RunOptions) -> str:
     return f"tokens a step: at most {prompts:,} of prompts, {sampled:,} sampled"
 
 
+def _adapters(options: RunOptions, config: ModelConfig, counts: dict[str, int]) -> list[str]:
+    if not options.lora.rank:
+        return []
+    kernels = kernels_to_adapt(options, config)
+    return [
+        f"adapters: rank {options.lora.rank}, alpha {options.lora.alpha:g}, on {', '.join(kernels)}: "
+        f"{counts['adapters']:,} parameters, {counts['adapters'] / sum(counts.values()):.2%} of all"
+    ]
+
+
+def _adapter_memory(options: RunOptions, config: ModelConfig) -> list[str]:
+    """As `_memory`, where the base model is frozen, kept as it is computed with, and the reference too."""
+    kept, computed = BYTES[options.param_dtype], BYTES[options.dtype]
+    sizes = {"frozen": 0, "moving": 0, "base": 0}  # numbers that are frozen, that move, and of the latter the base's
+    for path, leaf, label in _labelled(options, config):
+        size = int(np.prod(leaf.shape))
+        sizes["frozen" if label == "freeze" else "moving"] += size
+        sizes["base"] += size if label != "freeze" and not is_adapter(path) else 0
+    parts: dict[str, float] = {
+        "frozen parameters": sizes["frozen"] * computed,
+        "trained ones": sizes["moving"] * kept,
+        "gradient": sizes["moving"] * kept,
+        "moments": sizes["moving"] * 8,
+    }
+    if options.stage == "brpo" and options.brpo.beta:
+        parts["reference beside the frozen parameters"] = sizes["base"] * computed
+    return [_told(options, parts)]
+
+
 def _memory(options: RunOptions, counts: dict[str, int]) -> list[str]:
     """What stays on the devices, by arithmetic; activations and the cache come on top."""
     total = sum(counts.values())
@@ -98,7 +142,11 @@ def _memory(options: RunOptions, counts: dict[str, int]) -> list[str]:
         parts["reference"] = total * computed
     if not shared:
         parts["parameters as computed"] = total * computed
+    return [_told(options, parts)]
+
+
+def _told(options: RunOptions, parts: dict[str, float]) -> str:
     told = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
     mesh: Any = options.mesh
     split = "split over the devices of mesh axes fsdp and tensor"
-    return [f"memory that stays: {sum(parts.values()) / 1e9:.2f} GB ({told}), {split} ({mesh.fsdp} x {mesh.tensor})"]
+    return f"memory that stays: {sum(parts.values()) / 1e9:.2f} GB ({told}), {split} ({mesh.fsdp} x {mesh.tensor})"

@@ -12,12 +12,13 @@ import numpy as np
 
 from qwenla_jax.train import capsule
 from qwenla_jax.train.loop import abstract_state, state_plan
-from qwenla_jax.train.optimizer import param_paths
+from qwenla_jax.train.optimizer import param_paths, trainable_labels, trained_part
 from qwenla_jax.train.options import from_config_dict
 from qwenla_jax.train.runtime import build
 from qwenla_jax.train.sharding import replicated
 from qwenla_jax.train.stages import batch_layouts, brpo_sampler, gradient_of, make_reference, sample_parts
-from qwenla_jax.train.state import make_update
+from qwenla_jax.train.state import make_update, to_keep
+from qwenla_jax.train.state import whole as whole_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ def replay(folder: Path) -> Replay:
     runtime, params = build(options)
     reference = make_reference(runtime, params)
     optimizer, layouts = state_plan(runtime, params)
-    state = capsule.read_state(folder, abstract_state(params, optimizer, layouts))
+    rules = options.optim.trainable
+    state = whole_state(capsule.read_state(folder, to_keep(abstract_state(params, optimizer, layouts), rules)), params)
     inputs = saved.inputs
     first = (reference,) if options.stage == "brpo" else ()
     gradient, whole, batch = gradient_of(runtime), replicated(runtime.mesh), batch_layouts(runtime)
@@ -74,7 +76,8 @@ def replay(folder: Path) -> Replay:
     update = jax.jit(
         make_update(gradient, optimizer), in_shardings=(layouts, *batch), out_shardings=(layouts, whole)
     )
-    alone = jax.jit(gradient, in_shardings=(runtime.layouts, *batch), out_shardings=(runtime.layouts, whole))
+    moving = trained_part(runtime.layouts, trainable_labels(runtime.layouts, rules))
+    alone = jax.jit(gradient, in_shardings=(runtime.layouts, *batch), out_shardings=(moving, whole))
     with runtime.context():
         _, metrics = update(state, *first, *inputs.batch, runtime.bias_V)
         grads, _ = alone(state.params, *first, *inputs.batch, runtime.bias_V)

@@ -32,7 +32,7 @@ from qwenla_jax.train.examples import Read, WithMet, usable
 from qwenla_jax.train.mesh import make_mesh
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import place, several
-from qwenla_jax.train.sharding import activation_rules, batch_sharding, param_shardings, replicated
+from qwenla_jax.train.sharding import activation_rules, batch_sharding, replicated
 from qwenla_jax.train.start import start
 from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch
 
@@ -47,7 +47,7 @@ class Runtime:
       options: the run's settings.
       mesh: the devices.
       model: the Linen module, its configuration within.
-      layouts: the parameters' shardings.
+      layouts: the parameters' shardings, those of adapters among them.
       tokenizer, processor, layout: how text and pictures become numbers.
       bias_V: float32 added to all logits: forbidden tokens.
     """
@@ -277,7 +277,7 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
         options=options,
         mesh=mesh,
         model=first.model,
-        layouts=param_shardings(config, mesh),
+        layouts=first.layouts,
         tokenizer=first.tokenizer,
         processor=processor,
         layout=layout_of(config),

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qwenla_jax.model.lora import joined
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, forced_tokens
 from qwenla_jax.train.logprobs import response_logprobs, response_selection, token_logprobs
-from qwenla_jax.train.optimizer import stop_frozen
+from qwenla_jax.train.optimizer import trainable_labels, trained_part
 from qwenla_jax.train.state import Gradient, as_float32
 from qwenla_jax.types import PromptBatch, ResponseBatch, TokenBatch, VisionBatch
 
@@ -67,22 +68,23 @@ def make_sft_gradient(model: QwenVL, trainable: Rules = TRAIN_ALL, look: LookOpt
 
     The batch comes in A parts (leading axis A on every array), worked through one after the other; the sum of losses is
     divided by the loss weight of the whole batch, so the gradient does not depend on A. `trainable` are the rules of
-    `config.optim.trainable`. The batch is (VisionBatch, TokenBatch), or where `look` puts anything in (VisionBatch,
-    PromptBatch, ResponseBatch); the bias of the logits comes last.
+    `config.optim.trainable`; the gradient is a tree of what is trained alone. The batch is (VisionBatch, TokenBatch),
+    or where `look` puts anything in (VisionBatch, PromptBatch, ResponseBatch); the bias of the logits comes last.
     """
 
     def gradient(params: Params, *args: Any) -> tuple[Any, dict[str, jax.Array]]:
         *batch, bias_V = args
+        trained = trained_part(params, trainable_labels(params, trainable))
 
         def part(batch: tuple[Any, ...]):
-            def loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-                params = stop_frozen(params, trainable)
+            def loss(moving: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+                whole = joined(params, moving)
                 if look.inserts:
-                    return look_sft_loss(model, params, *batch, bias_V, look)
-                nll, prob = sft_loss(model, params, *batch, bias_V)
+                    return look_sft_loss(model, whole, *batch, bias_V, look)
+                nll, prob = sft_loss(model, whole, *batch, bias_V)
                 return nll, (prob, batch[1].loss_BxT[:, 1:].sum())
 
-            (nll, (prob, weight)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            (nll, (prob, weight)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
             return grads, {"loss": nll, "mean_token_probability": prob, "num_tokens": weight}
 
         grads, sums = accumulate(part, tuple(batch))

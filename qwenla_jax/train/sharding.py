@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from qwenla_jax.config import ModelConfig
+from qwenla_jax.model import lora
 from qwenla_jax.model.hf_keys import table
 from qwenla_jax.model.qwen_vl import init_params, logical_specs
 
@@ -29,6 +31,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     ("vocab", "tensor"),
     ("patch", None),
     ("norm", None),
+    (lora.RANK_AXIS, None),
 )
 
 
@@ -42,14 +45,24 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh) -> Any:
+def param_shardings(
+    config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Sequence[str] = (), rank: int = 1
+) -> Any:
     """A layout for every parameter, from its logical axes.
 
     An axis that does not divide is replicated; of heads the whole ones must divide, for half a head on a device would
     be moved about in every layer.
+
+    Args:
+      config: of the model.
+      mesh: the devices.
+      adapted: kernels that have a low-rank adapter; its leaves get layouts too.
+      rank: of the adapters.
     """
     table = dict(RULES)
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = param_shapes(config, adapted, rank)
+    specs = logical_specs(config)
+    specs = lora.joined(specs, lora.adapter_specs(specs, adapted))
     text_heads = {"heads": config.text.num_heads, "kv_heads": config.text.num_kv_heads}
 
     def layout(path: Any, spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -61,7 +74,18 @@ def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*names))
 
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(layout, logical_specs(config), shapes, is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(layout, specs, shapes, is_leaf=is_spec)
+
+
+def param_shapes(config: ModelConfig, adapted: Sequence[str] = (), rank: int = 1, dtype: str | None = None) -> Any:
+    """Abstract values of the parameters, those of adapters of type `dtype` (default: the others') among them."""
+
+    def make() -> Any:
+        params = init_params(config, jax.random.key(0))
+        own = lora.adapters(params, adapted, rank, 1.0, jax.random.key(0), dtype or config.param_dtype)
+        return lora.joined(params, own)
+
+    return jax.eval_shape(make)
 
 
 def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[int, ...]]:

@@ -14,17 +14,18 @@ import optax
 
 from qwenla_jax.data.collate import collate_sft
 from qwenla_jax.data.pipeline import RecordSource
+from qwenla_jax.model.lora import adapted_kernels, base_of
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.total import RewardScores
 from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient
 from qwenla_jax.train.completions import Completion, write_completions
 from qwenla_jax.train.examples import Records
-from qwenla_jax.train.optimizer import schedule
+from qwenla_jax.train.optimizer import schedule, trainable_labels, trained_part
 from qwenla_jax.train.processes import place
 from qwenla_jax.train.resample import Drawn, fill, fit, further_records, join
 from qwenla_jax.train.rollout import judge, reward_pool, reward_settings
 from qwenla_jax.train.runtime import Runtime, Sampler, insertion_buckets, response_buckets
-from qwenla_jax.train.sft_step import make_sft_gradient
+from qwenla_jax.train.sft_step import Rules, make_sft_gradient
 from qwenla_jax.train.sharding import batch_sharding, replicated
 from qwenla_jax.train.state import Gradient, TrainState, make_update
 from qwenla_jax.types import PromptBatch, Rollout
@@ -65,14 +66,30 @@ class Stage(Protocol):
 def make_reference(runtime: Runtime, params: Params) -> Params | None:
     """The frozen reference: the parameters a BRPO run starts from, in the type they are computed in; None if unused.
 
-    Where that type is the parameters' own, it is the same arrays: they must not be donated.
+    Where that type is the parameters' own, it is the same arrays: they must not be donated. Where the parameters have
+    adapters, the reference is the base that the state holds, and only what of it is trained too is copied here.
     """
     if runtime.options.stage != "brpo" or not runtime.options.brpo.beta:
         return None
     dtype = runtime.options.dtype
+    if adapted_kernels(params):
+        rules = runtime.options.optim.trainable
+        copy = lambda p: jax.tree.map(lambda x: x.astype(dtype) + 0, p)  # noqa: E731
+        return jax.jit(copy, out_shardings=_reference_layouts(runtime))(_moving_base(params, rules))
     if dtype == runtime.options.param_dtype:
         return params
     return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=runtime.layouts)(params)
+
+
+def _moving_base(tree: Any, rules: Rules) -> Any:
+    """Of a tree shaped as parameters with adapters: what is trained of the base."""
+    return base_of(trained_part(tree, trainable_labels(tree, rules)))
+
+
+def _reference_layouts(runtime: Runtime) -> Any:
+    if adapted_kernels(runtime.layouts):
+        return _moving_base(runtime.layouts, runtime.options.optim.trainable)
+    return runtime.layouts
 
 
 class SftStage:
@@ -304,7 +321,7 @@ def batch_layouts(runtime: Runtime) -> tuple[Any, ...]:
     rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
     if runtime.options.stage == "sft":
         return *(rows,) * (3 if runtime.look().inserts else 2), whole
-    return runtime.layouts if runtime.options.brpo.beta else None, rows, rows, rows, whole
+    return _reference_layouts(runtime) if runtime.options.brpo.beta else None, rows, rows, rows, whole
 
 
 def brpo_sampler(runtime: Runtime) -> Sampler:

@@ -12,21 +12,30 @@ from jax.sharding import Mesh
 from qwenla_jax.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.data.images import ProcessorSettings
 from qwenla_jax.data.sources import tokenizer_texts
+from qwenla_jax.model import lora
 from qwenla_jax.model.hf_io import EMBEDDED, load
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
+from qwenla_jax.train.optimizer import trainable_labels
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.sharding import param_shardings
+
+# Keeps the adapters' random numbers apart from those of the parameters.
+ADAPTER_STREAM = 0x10A
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor."""
+    """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor.
+
+    `params` has the adapters that the run asks for, and `layouts` are those of all of it.
+    """
 
     model: QwenVL
     params: Params
     tokenizer: Tokenizer
     processor: ProcessorSettings
+    layouts: Any
 
 
 def tiny_config(tokenizer: Tokenizer, vocab_size: int = 512) -> ModelConfig:
@@ -97,14 +106,15 @@ def start(options: RunOptions, mesh: Mesh) -> Start:
     name = options.init_from or ""
     changes: dict[str, Any] = {
         "dtype": options.dtype,
-        "param_dtype": options.param_dtype,
+        # A frozen base needs no more bits than are computed with.
+        "param_dtype": options.dtype if options.lora.rank else options.param_dtype,
         "remat": options.remat,
         "attention": options.attention,
     }
     if name == "random:tiny":
         tokenizer = train_tiny_tokenizer(tokenizer_texts())
         config = dataclasses.replace(tiny_config(tokenizer), **changes)
-        return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer, tiny_processor())
+        return _placed(options, config, _random(config, options.seed, mesh), tokenizer, tiny_processor(), mesh)
     folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
     folder = folder.parent if folder.is_file() else folder
     config = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
@@ -115,7 +125,8 @@ def start(options: RunOptions, mesh: Mesh) -> Start:
         processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
         tokenizer = tokenizer.with_tags()
         _check_vocabulary(folder, config, tokenizer)
-        return Start(QwenVL(config), _random(config, options.seed, mesh), tokenizer, processor)
+        return _placed(options, config, _random(config, options.seed, mesh), tokenizer, processor, mesh)
+    kernels_to_adapt(options, config)  # a wrong expression is refused before the weights are read
     loaded = load(folder, shardings=param_shardings(config, mesh), **changes)
     for part, file in ((loaded.tokenizer, "tokenizer.json"), (loaded.processor, "preprocessor_config.json")):
         if part is None:
@@ -123,7 +134,36 @@ def start(options: RunOptions, mesh: Mesh) -> Start:
     assert loaded.tokenizer is not None and loaded.processor is not None
     tokenizer = loaded.tokenizer.with_tags()
     _check_vocabulary(folder, config, tokenizer)
-    return Start(loaded.model, loaded.params, tokenizer, loaded.processor)
+    return _placed(options, config, loaded.params, tokenizer, loaded.processor, mesh)
+
+
+def kernels_to_adapt(options: RunOptions, config: ModelConfig) -> tuple[str, ...]:
+    """The kernels that a run gives an adapter to; see `model.lora.kernels_for` for what it raises."""
+    return lora.kernels_for(config, options.lora.modules) if options.lora.rank else ()
+
+
+def _placed(
+    options: RunOptions,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    processor: ProcessorSettings,
+    mesh: Mesh,
+) -> Start:
+    """The start, with the adapters that the run asks for beside the base parameters."""
+    kernels, rank = kernels_to_adapt(options, config), options.lora.rank or 1
+    layouts = param_shardings(config, mesh, kernels, rank)
+    if kernels:
+        key = jax.random.fold_in(jax.random.key(options.seed), ADAPTER_STREAM)
+        shapes = jax.eval_shape(lambda: params)
+        make = lambda key: lora.adapters(shapes, kernels, rank, options.lora.alpha, key, options.param_dtype)  # noqa: E731
+        params = lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(layouts))(key))
+        # What of the base is trained all the same is kept as adapters are.
+        labels = trainable_labels(params, options.optim.trainable)
+        params = jax.tree.map(
+            lambda x, label: x if label == "freeze" else x.astype(options.param_dtype), params, labels
+        )
+    return Start(QwenVL(config), params, tokenizer, processor, layouts)
 
 
 def _check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -1,4 +1,7 @@
-"""Sampling and one update on meshes and on one device: compare.py WAY_TO_LOOK MESH..; prints "equal" or fails."""
+"""Sampling and one update on meshes and on one device: compare.py WAY_TO_LOOK MESH..; prints "equal" or fails.
+
+WAY_TO_LOOK "lora" is "none" with low-rank adapters on all kernels that can have them.
+"""
 
 import os
 import sys
@@ -27,6 +30,7 @@ from models import (  # noqa: E402
     small_model,
 )
 
+from qwenla_jax.model import lora  # noqa: E402
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions  # noqa: E402
 from qwenla_jax.sampling.logits import forbidden_bias  # noqa: E402
 from qwenla_jax.sampling.loop import SampleOptions, sample  # noqa: E402
@@ -51,14 +55,26 @@ LOOKS = {
     "copy": LookOptions("copy", **TAG),
     "route": LookOptions("route", form="bias", **TAG),
 }
+ALL_LINEAR = ("(decoder/layers|visual/(blocks|merger))/.*/kernel",)
+RANK = 4
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def compute(sizes, devices, look):
+def with_adapters(config, params):
+    """The parameters with random adapters, B too: at its first zeros no gradient reaches A."""
+    kernels = lora.kernels_for(config, ALL_LINEAR)
+    own = lora.adapters(params, kernels, RANK, 8.0, jax.random.key(3), "float32")
+    rng = np.random.default_rng(5)
+    noise = lambda path, x: x + 0.1 * rng.normal(size=x.shape).astype("f4") * (path[-1].key == "lora_b")  # noqa: E731
+    return kernels, lora.joined(params, jax.tree_util.tree_map_with_path(noise, own))
+
+
+def compute(sizes, devices, look, adapted):
     """Token ids, log-probabilities, and an update's metrics and gradient."""
     mesh = make_mesh(MeshOptions(*sizes), devices)
     model, params = small_model(initializer_range=0.2)
-    layouts = param_shardings(model.config, mesh)
+    kernels, params = with_adapters(model.config, params) if adapted else ((), params)
+    layouts = param_shardings(model.config, mesh, kernels, RANK)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     params = jax.device_put(params, layouts)
     vision, prompts = looking_questions(8)[:2] if look.inserts else questions(8)
@@ -88,27 +104,33 @@ def compute(sizes, devices, look):
         parts = batch_sharding(mesh, leading=1)
         step = jax.jit(
             make_update(make_brpo_gradient(model, BrpoOptions(group_size=G), 8, look=look), optimizer),
-            in_shardings=(states, layouts, parts, parts, parts, whole),
+            in_shardings=(states, {} if adapted else layouts, parts, parts, parts, whole),
             out_shardings=(states, whole),
             compiler_options=QUICK,
         )
         batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged))
-        compiled = step.lower(state, params, *batch, BIAS).compile()
-        new, metrics = compiled(state, params, *batch, BIAS)
+        reference = {} if adapted else params  # with adapters it is their base
+        compiled = step.lower(state, reference, *batch, BIAS).compile()
+        new, metrics = compiled(state, reference, *batch, BIAS)
     for leaf, layout in zip(jax.tree.leaves(new), jax.tree.leaves(states), strict=True):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (leaf.sharding, layout)
     kernel = new.params["decoder"]["layers"]["mlp"]["gate"]["kernel"]
     share = kernel.addressable_shards[0].data.size * mesh.shape["fsdp"] * mesh.shape["tensor"]
     assert share == kernel.size, "the parameters are not split"
+    if adapted:
+        gate = new.params["decoder"]["layers"]["mlp"]["gate"]
+        for name, axis in (("lora_a", "fsdp"), ("lora_b", "tensor")):
+            share = gate[name].addressable_shards[0].data.size * mesh.shape[axis]
+            assert share == gate[name].size, f"{name} is not split"
     # The gradient and not the parameters: AdamW's first update is its sign, which rounding decides where it is near 0.
     first_moment = new.opt_state.inner_states["train"].inner_state[1][0].mu
     gradient = jax.tree.map(lambda m: m / (1 - OptimOptions().b1), first_moment)
     return jax.device_get((judged, metrics, gradient, rollout.inserted_B)), compiled.as_text()
 
 
-def compare(sizes, look, reference):
+def compare(sizes, look, adapted, reference):
     """Fails where a mesh of these sizes gives something else than one device."""
-    (judged, metrics, gradient, inserted_B), text = compute(sizes, 8, look)
+    (judged, metrics, gradient, inserted_B), text = compute(sizes, 8, look, adapted)
     (judged1, metrics1, gradient1, inserted1_B), text1 = reference
     assert np.array_equal(judged.ids_BxR, judged1.ids_BxR)
     assert np.array_equal(inserted_B, inserted1_B) and (set(inserted_B.tolist()) == {0, 1, 2}) == look.inserts
@@ -122,8 +144,9 @@ def compare(sizes, look, reference):
 
 
 if __name__ == "__main__":
-    way = LOOKS[sys.argv[1]]
-    alone = compute((1, 1, 1), 1, way)
+    lora_too = sys.argv[1] == "lora"
+    way = LOOKS["none" if lora_too else sys.argv[1]]
+    alone = compute((1, 1, 1), 1, way, lora_too)
     for mesh in sys.argv[2:]:
-        compare([int(n) for n in mesh.split(",")], way, alone)
+        compare([int(n) for n in mesh.split(",")], way, lora_too, alone)
     print("equal")

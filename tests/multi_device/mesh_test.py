@@ -11,7 +11,8 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("look", "meshes"), [("none", ["8,1,1", "2,2,2"]), ("copy", ["2,2,2"]), ("route", ["8,1,1"])]
+    ("look", "meshes"),
+    [("none", ["8,1,1", "2,2,2"]), ("copy", ["2,2,2"]), ("route", ["8,1,1"]), ("lora", ["2,2,2"])],
 )
 def test_a_mesh_computes_what_one_device_does(look, meshes):
     result = subprocess.run(

@@ -227,9 +227,10 @@ def test_first_values_are_drawn_as_pefts(pair):
     """A uniform within the same bounds, B zero; no two kernels or layers alike."""
     *_, params, _, first = pair[:6]
     base = lora.base_of(params)
-    kernels = ("decoder/layers/attn/q/kernel", "decoder/layers/mlp/down/kernel", "visual/merger/fc1/kernel")
+    layers = ("decoder/layers/attn/q", "decoder/layers/attn/o", "decoder/layers/mlp/down", "visual/merger/fc1")
+    kernels = tuple(f"{layer}/kernel" for layer in layers)
     own = lora.adapters(base, kernels, 64, 16.0, jax.random.key(0), "float32")
-    alone = lora.adapters(base, kernels[1:2], 64, 16.0, jax.random.key(0), "float32")
+    alone = lora.adapters(base, kernels[2:3], 64, 16.0, jax.random.key(0), "float32")
     flat = flatten_dict(own, sep="/")
     for path in kernels:
         layer = path.removesuffix("/kernel")
@@ -241,6 +242,7 @@ def test_first_values_are_drawn_as_pefts(pair):
         assert not flat[f"{layer}/lora_b"].any() and not theirs["B"].any()
         assert np.all(flat[f"{layer}/lora_scale"] == 0.25)
     q = np.asarray(flat["decoder/layers/attn/q/lora_a"])
-    assert not np.array_equal(q[0], q[1])
+    o = np.asarray(flat["decoder/layers/attn/o/lora_a"])
+    assert not np.array_equal(q[0], q[1]) and q.shape == o.shape and not np.array_equal(q, o)
     down = "decoder/layers/mlp/down/lora_a"
     np.testing.assert_array_equal(flat[down], flatten_dict(alone, sep="/")[down])

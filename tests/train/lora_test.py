@@ -23,6 +23,7 @@ import qwenla_jax
 from qwenla_jax.config import ModelConfig
 from qwenla_jax.model import lora
 from qwenla_jax.model.hf_io import EMBEDDED
+from qwenla_jax.model.layers import Dense
 from qwenla_jax.sampling.logits import forbidden_bias
 from qwenla_jax.train import stages
 from qwenla_jax.train.doctor import examine
@@ -48,6 +49,7 @@ from qwenla_jax.train.replay import replay
 from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import ConfigError, to_dict
 from qwenla_jax.train.sft_step import make_sft_gradient
+from qwenla_jax.train.sharding import param_shapes
 from qwenla_jax.train.stages import make_reference
 from qwenla_jax.train.state import create, fingerprint, make_update
 from qwenla_jax.types import TokenBatch
@@ -77,6 +79,12 @@ def with_adapters(config, params, modules=ATTENTION, rank=3, seed=0):
     return lora.joined(params, lora.adapters(params, kernels, rank, 6.0, jax.random.key(seed), "float32"))
 
 
+def untied():
+    """The embedded model's configuration, with a head of its own."""
+    config = ModelConfig.from_hf(EMBEDDED)
+    return replace(config, text=replace(config.text, tie_word_embeddings=False))
+
+
 def moments(opt_state):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(opt_state) if leaf.ndim)
 
@@ -99,12 +107,22 @@ def test_step_0_is_the_base_model_bit_for_bit(dtype):
     assert not np.array_equal(np.asarray(base, np.float32), np.asarray(forward(more), np.float32))
 
 
+def test_the_product_of_a_and_b_is_never_made():
+    """Products of a linear layer of 5 rows, 16 to 12 numbers, rank 3: by shapes alone."""
+    layer = Dense(12, ("embed", "mlp"))
+    params = {"kernel": jnp.ones((16, 12)), "lora_a": jnp.ones((16, 3)), "lora_b": jnp.ones((3, 12)), "lora_scale": 2.0}
+    jaxpr = jax.make_jaxpr(lambda p, x: layer.apply({"params": p}, x))(params, jnp.ones((5, 16)))
+    products = [eqn.outvars[0].aval.shape for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert sorted(products) == [(5, 3), (5, 12), (5, 12)]
+
+
 def test_wrong_modules_are_refused_by_name():
-    config = small_model()[0].config
+    config = untied()
     with pytest.raises(ValueError, match=r"'decoder/layers/atn/q/kernel' matches no .*near are decoder/layers/attn/"):
         lora.kernels_for(config, ("decoder/layers/atn/q/kernel",))
-    with pytest.raises(ValueError, match=r"'q_proj' matches no parameter; near are"):
-        lora.kernels_for(config, ("q_proj",))
+    for pattern in ("q_proj", "attn/q/kernel", "decoder/layers/attn/q"):  # whole paths only
+        with pytest.raises(ValueError, match=f"'{pattern}' matches no parameter; near are"):
+            lora.kernels_for(config, (pattern,))
     with pytest.raises(ValueError, match=r"decoder/layers/mlp/(dwn|down)/kernel"):
         lora.kernels_for(config, ("decoder/layers/mlp/(up|gate)/kernel", "decoder/layers/mlp/dwn/kernel"))
     for pattern, named in (
@@ -142,8 +160,7 @@ def test_wrong_settings_are_refused_before_anything_starts():
 
 
 def test_rules_are_for_the_base_model():
-    model, params = small_model()
-    more = with_adapters(model.config, params)
+    more = param_shapes(untied(), lora.kernels_for(untied(), ATTENTION), 3)
 
     def trained(rules):
         labels = flatten_dict(trainable_labels(more, rules), sep="/")
@@ -255,6 +272,8 @@ def test_the_first_step_is_on_policy_and_at_its_reference(finished):
     first, second = [line for line in lines(finished) if "train/kl" in line]
     assert abs(first["train/ratio_mean"] - 1) < 1e-5 and abs(first["train/kl"]) < 1e-9
     assert first["train/grad_norm"] > 0 and second["train/kl"] > 1e-9
+    # The sampler has the adapters too.
+    assert second["train/sampling_logp_difference"] < 1e-4 and abs(second["train/ratio_mean"] - 1) < 1e-5
 
 
 def test_the_checkpoint_holds_what_is_trained(finished):

@@ -27,8 +27,6 @@ class Buckets:
       prompts: P, tokens of a prompt.
       tokens: T, tokens of a prompt with its response.
       patch_values: C, values of a patch; one number, for batches without a picture need it too.
-      least: pictures of a record, tokens of a response and tags in one that a batch makes room for at least, because
-        other hosts' parts of it have so many (`data.hosts`).
 
     Raises:
       ValueError: sizes that are not positive and ascending, named by the axis.
@@ -40,12 +38,11 @@ class Buckets:
     prompts: tuple[int, ...]
     tokens: tuple[int, ...]
     patch_values: int = 1176
-    least: tuple[int, int, int] = (1, 0, 0)
 
     def __post_init__(self) -> None:
         """Refuses sizes out of order."""
         for field in fields(self):
-            if field.name in ("patch_values", "least"):
+            if field.name == "patch_values":
                 continue
             sizes = getattr(self, field.name)
             if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
@@ -173,9 +170,7 @@ def collate_prompts(
     vision, ids, pos, visual, length = _collate(examples, buckets, "prompts", batch_size)
     next_pos = np.ones(len(length), np.int32)
     next_pos[: len(examples)] = [example.next_pos for example in examples]
-    pictures = None
-    if block is not None:
-        pictures = _collate_blocks(examples, len(length), vision.gather_IxM.shape[1], block, buckets.least[0])
+    pictures = None if block is None else _collate_blocks(examples, len(length), vision.gather_IxM.shape[1], block)
     return vision, PromptBatch(ids, pos, visual, length, next_pos, pictures)
 
 
@@ -243,14 +238,14 @@ def collate_responses(
         )
     vision, prompts = collate_prompts(asked, buckets, batch_size, block)
     longest = max(range(len(answers)), key=lambda row: len(answers[row]))
-    R = next((size for size in lengths if size >= max(len(answers[longest]), buckets.least[1])), None)
+    R = next((size for size in lengths if size >= len(answers[longest])), None)
     if R is None:
         raise ValueError(
             f"{_named(examples[longest])} has a response of {len(answers[longest])} tokens, but at most {lengths[-1]} "
             "are allowed"
         )
     rows = len(prompts.length_Q)
-    most = max(buckets.least[2], *(int((ids == tag).sum()) for ids in answers))
+    most = max(int((ids == tag).sum()) for ids in answers)
     E = next((number for number in insertions if number >= most), insertions[-1])
     ids_BxR = np.zeros((rows, R), np.int32)
     length_B = np.zeros(rows, np.int32)
@@ -284,11 +279,9 @@ def _collate(
     return vision, ids_BxT, pos_BxTx3, visual_BxT, length_B
 
 
-def _collate_blocks(
-    examples: Sequence[Example], rows: int, tokens: int, options: BlockOptions, least: int
-) -> PictureBlock:
+def _collate_blocks(examples: Sequence[Example], rows: int, tokens: int, options: BlockOptions) -> PictureBlock:
     """The slots follow from the vision batch's bucket and the most pictures of a record: no more shapes come of it."""
-    N = max(least, *(len(example.frames) for example in examples))
+    N = max(1, *(len(example.frames) for example in examples))
     X = options.slots(N, tokens)
     source_QxX = np.full((rows, X), -1, np.int32)
     pos_QxXx3 = np.zeros((rows, X, 3), np.int32)

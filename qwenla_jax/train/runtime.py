@@ -16,7 +16,6 @@ from qwenla_jax.config import ModelConfig
 from qwenla_jax.data.blocks import BlockOptions
 from qwenla_jax.data.collate import Buckets, collate_prompts, collate_responses, ladder, make_buckets
 from qwenla_jax.data.corpora.skipping import Skipping
-from qwenla_jax.data.hosts import Host, agreed, in_place
 from qwenla_jax.data.images import PictureLayout, ProcessorSettings
 from qwenla_jax.data.opening import make_source
 from qwenla_jax.data.pipeline import RecordSource, make_pipeline
@@ -100,7 +99,6 @@ class Runtime:
         source: Skipping[Example],
         collate: Callable[[Sequence[Example], Buckets], Any],
         step: int,
-        host: Host | None = None,
     ) -> Iterator[tuple[Any, list[Record], int]]:
         """Training batches from step `step` on, in A equal parts stacked on a leading axis.
 
@@ -108,18 +106,15 @@ class Runtime:
           source: of `usable`.
           collate: `data.collate`'s, with all but the buckets bound.
           step: counted from 0.
-          host: whose rows are wanted; None for the whole batch. The parts of all hosts, one after the other along the
-            axis of rows (or frames), are the batch.
 
         Returns:
           the batch, the records of its rows, and how many broken records the whole batch met.
         """
-        data, host = self.options.data, host or Host()
+        data = self.options.data
 
         def stack(read: Sequence[Read]) -> tuple[Any, list[Record], int]:
             examples = [one.example for one in read]
-            own = [example.record for part in self._parts(examples) for example in part[host.share(len(part))]]
-            return self._stacked(examples, collate, host), own, sum(one.met for one in read)
+            return self._stacked(examples, collate), [e.record for e in examples], sum(one.met for one in read)
 
         return make_pipeline(
             WithMet(source),
@@ -132,33 +127,20 @@ class Runtime:
             group=data.length_group,
         )
 
-    def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+    def _stacked(self, examples: Sequence[Example], collate: Callable[[Sequence[Example], Buckets], Any]) -> Any:
         rows = self.options.data.batch_size // self.options.optim.accumulation
-        return [examples[i : i + rows] for i in range(0, len(examples), rows)]
-
-    def _stacked(
-        self, examples: Sequence[Example], collate: Callable[[Sequence[Example], Buckets], Any], host: Host
-    ) -> Any:
-        rows = self.options.data.batch_size // self.options.optim.accumulation
-        buckets = self.buckets(rows // host.count)
-        if host.count == 1:
-            return stack_parts([collate(part, buckets) for part in self._parts(examples)])
-        tag = self.tokenizer.ids.reflection_open
-        cut = [
-            collate(part[host.share(rows)], agreed(part, buckets, host.count, tag)) for part in self._parts(examples)
-        ]
-        return in_place(stack_parts(cut), host)
+        buckets = self.buckets(rows)
+        return stack_parts([collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)])
 
     def stack(
         self,
         records: Sequence[Record],
         collate: Callable[[Sequence[Example], Buckets], Any],
         with_response: bool,
-        host: Host | None = None,
     ) -> Any:
         """One batch of given records, as `batches` would make it."""
         example = self.example(with_response)
-        return self._stacked([example(record) for record in records], collate, host or Host())
+        return self._stacked([example(record) for record in records], collate)
 
     def sampler(self, options: SampleOptions) -> Sampler:
         """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""

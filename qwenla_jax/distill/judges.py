@@ -62,6 +62,7 @@ class JudgeLog:
         self._path = path
         self._lock = threading.Lock()
         self._votes: dict[str, Vote] = {}
+        self._replies: dict[str, str] = {}
         self._failed: dict[str, str] = {}
         self.requests = self.prompt_tokens = self.completion_tokens = self.without_usage = 0
         for _, row in read_rows(path):
@@ -75,6 +76,7 @@ class JudgeLog:
             return
         self._failed.pop(row["key"], None)
         self._votes[row["key"]] = Vote(row["vote"])
+        self._replies[row["key"]] = row["reply"]
         self.prompt_tokens += row["prompt_tokens"] or 0
         self.completion_tokens += row["completion_tokens"] or 0
         self.without_usage += row["prompt_tokens"] is None
@@ -89,6 +91,10 @@ class JudgeLog:
         """The vote of a request that was answered, None where there is none."""
         return self._votes.get(key)
 
+    def reply(self, key: str) -> str | None:
+        """The whole reply to a request, None where there is none."""
+        return self._replies.get(key)
+
     def failure(self, key: str) -> str | None:
         """Why a request failed the last time it was sent, None where it did not."""
         return self._failed.get(key)
@@ -102,9 +108,9 @@ class JudgeLog:
         return (self.prompt_tokens * options.price_prompt + self.completion_tokens * options.price_completion) / 1e6
 
 
-def request_key(options: JudgeOptions, model: str, row: Row) -> str:
+def request_key(options: JudgeOptions, model: str, row: Row, instruction: str = _INSTRUCTION) -> str:
     """Names a request within a run's folder: the same judge, settings, question and answer have the same key."""
-    parts = [model, options.temperature, options.max_reply_tokens, options.max_side, _INSTRUCTION]
+    parts = [model, options.temperature, options.max_reply_tokens, options.max_side, instruction]
     parts += [row[name] for name in ("image", "question", "answer", "text")]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
@@ -129,10 +135,13 @@ def picture_url(path: Path, max_side: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def request_body(options: JudgeOptions, model: str, row: Row, picture: str) -> dict[str, Any]:
-    """The JSON that is sent: one user turn with the picture and the instruction."""
-    text = _INSTRUCTION.format(**{name: row[name] for name in ("question", "answer", "text")})
-    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+def request_body(
+    options: JudgeOptions, model: str, row: Row, picture: str, instruction: str = _INSTRUCTION
+) -> dict[str, Any]:
+    """The JSON that is sent: one user turn with the picture, where there is one, and the instruction."""
+    text = instruction.format(**{name: row[name] for name in ("question", "answer", "text")})
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}}] if picture else []
+    content.append({"type": "text", "text": text})
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": content}]}
     if options.temperature is not None:
         body["temperature"] = options.temperature
@@ -164,6 +173,7 @@ class Judges:
       workdir: folder that the rows' image paths are relative to.
       api_key: sent as a bearer token; None: not sent.
       sleep: waits some seconds between two attempts.
+      instruction: what judges are asked, with {question}, {answer} and {text}.
     """
 
     def __init__(
@@ -173,8 +183,10 @@ class Judges:
         workdir: Path,
         api_key: str | None = None,
         sleep: Callable[[float], object] = time.sleep,
+        instruction: str = _INSTRUCTION,
     ) -> None:
         self._options, self._log, self._workdir, self._sleep = options, log, workdir, sleep
+        self._instruction = instruction
         self._headers = {"Content-Type": "application/json", "User-Agent": "qwenla_jax"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -191,21 +203,22 @@ class Judges:
             self.stopped = self.stopped or reason
 
     def votes(self, row: Row) -> tuple[Vote, ...]:
-        """The votes on one answer, a row of the log of samples, in the order of the models."""
+        """The votes on one answer, a row of the log of samples, in the order of the models; no image: none is sent."""
         picture = ""
         votes = []
         for model in self._options.models:
-            key = request_key(self._options, model, row)
+            key = request_key(self._options, model, row, self._instruction)
             vote = self._log.vote(key)
             if vote is None and self.stopped is None:
-                picture = picture or picture_url(self._workdir / row["image"], self._options.max_side)
+                if row["image"] is not None:
+                    picture = picture or picture_url(self._workdir / row["image"], self._options.max_side)
                 self._ask(model, key, row, picture)
             votes.append(self._log.said(key))
         return tuple(votes)
 
     def _ask(self, model: str, key: str, row: Row, picture: str) -> None:
         """Asks one judge, retrying, and logs how it came out; nothing is logged where no request was sent."""
-        body = json.dumps(request_body(self._options, model, row, picture)).encode()
+        body = json.dumps(request_body(self._options, model, row, picture, self._instruction)).encode()
         about = {"key": key, "id": row["id"], "sample": row["sample"], "model": model}
         sent, error = 0, ""
         for attempt in range(self._options.retries + 1):

@@ -1,0 +1,114 @@
+"""Scores saved predictions of a benchmark: python launch/evaluate.py --task=pope --score=PREDICTIONS --gold=QUESTIONS
+
+--score and --gold take JSON, JSON lines, TSV, xlsx and parquet, and may stand several times (POPE's three splits).
+--gold is left out where the predictions' file holds the questions too, as VLMEvalKit's does. Where a prediction has a
+<CONCLUSION>, only conclusions are scored, and how many lack one is reported. --json prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwenla_jax.evals.registry import read_answers, score_answers, tasks
+from qwenla_jax.evals.task import CONCLUSION, FALLBACK, MISSING, UNKNOWN, Answer, Settings
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line (`None`: that of the process). Bad values end the process with a message."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--task", required=True, choices=tuple(tasks()), help="the benchmark")
+    add("--score", required=True, action="append", type=Path, metavar="FILE", help="predictions")
+    add("--gold", default=[], action="append", type=Path, metavar="FILE", help="questions and right answers")
+    add("--field", help="the predictions' column (default: prediction, response, output, text, caption, ...)")
+    add("--conclusion", default="auto", choices=CONCLUSION, help="score the last <CONCLUSION> alone (default: auto)")
+    add("--missing", default="refuse", choices=MISSING, help="questions without a prediction (default: refuse)")
+    add("--unknown", default="refuse", choices=UNKNOWN, help="predictions without a question (default: refuse)")
+    add("--fallback", default="random", choices=FALLBACK, help="mmmu, mmmu_pro: answers that name no option")
+    add("--seed", type=int, default=42, help="of random fallbacks (default: 42, as officially)")
+    add("--synonyms", type=Path, help="chair: the official synonyms (default: our own table, other figures)")
+    add("--noalgebra", action="store_true", help="mathvision: compare texts and plain numbers alone")
+    add("--submission", type=Path, metavar="FILE", help="mmbench: write the sheet for its server, .tsv or .xlsx")
+    add("--replies", type=Path, metavar="FILE", help="mmhal: saved replies of the judge")
+    add("--judge_url", help="mmhal: OpenAI-compatible endpoint, such as https://host/v1")
+    add("--judge_model", help="mmhal: the judge's model")
+    add("--judge_key_env", help="mmhal: environment variable with the API key")
+    add("--judge_log", type=Path, default=Path("mmhal_judge.jsonl"), help="mmhal: what was asked is not asked again")
+    add("--judge_instruction", type=Path, help="mmhal: text with {question}, {answer}, {text} (default: our own)")
+    add("--details", type=Path, metavar="FILE", help="write what became of each answer as JSON lines")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scores and prints; 2 where something cannot be scored."""
+    args = parse_arguments(argv)
+    try:
+        return _run(args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qwenla_jax.evals.files import write_rows
+
+    settings = Settings(
+        conclusion=args.conclusion,
+        missing=args.missing,
+        unknown=args.unknown,
+        field=args.field,
+        fallback=args.fallback,
+        seed=args.seed,
+        synonyms=args.synonyms,
+        algebra=not args.noalgebra,
+    )
+    for flag, task in (("submission", "mmbench"), ("replies", "mmhal"), ("judge_url", "mmhal")):
+        if getattr(args, flag) is not None and args.task != task:
+            raise ValueError(f"--{flag} is for --task={task}; got --task={args.task}")
+    answers, counts, notes = read_answers(args.task, args.score, args.gold, settings)
+    if args.submission is not None:
+        from qwenla_jax.evals.choices import submission
+
+        write_rows(args.submission, submission(answers))
+        print(f"{args.submission}: {len(answers)} rows; nothing is scored", file=sys.stderr)
+        return 0
+    if args.task == "mmhal":
+        settings = _judged(args, settings, answers)
+    result = score_answers(args.task, answers, counts, notes, settings)
+    if args.details is not None:
+        write_rows(args.details, result.rows)
+    print(json.dumps(result.to_json()) if args.json else result.table())
+    return 0
+
+
+def _judged(args: argparse.Namespace, settings: Settings, answers: Sequence[Answer]) -> Settings:
+    """Settings with the judge's replies, saved ones or new ones."""
+    import dataclasses
+
+    from qwenla_jax.distill.judges import JudgeLog, Judges
+    from qwenla_jax.distill.options import JudgeOptions
+    from qwenla_jax.evals import mmhal
+    from qwenla_jax.evals.tables import read_rows
+
+    if args.replies is not None:
+        return dataclasses.replace(settings, replies=mmhal.replies_of(read_rows(args.replies)))
+    if not args.judge_url or not args.judge_model:
+        raise ValueError("mmhal: needs --judge_url and --judge_model, or --replies=FILE")
+    key = None if args.judge_key_env is None else os.environ.get(args.judge_key_env)
+    if args.judge_key_env is not None and not key:
+        raise ValueError(f"--judge_key_env: there is no environment variable {args.judge_key_env}, or it is empty")
+    instruction = mmhal.INSTRUCTION if args.judge_instruction is None else args.judge_instruction.read_text("utf-8")
+    options = JudgeOptions(models=(args.judge_model,), base_url=args.judge_url, max_reply_tokens=1024)
+    log = JudgeLog(args.judge_log)
+    judges = Judges(options, log, args.judge_log.parent, key, instruction=instruction)
+    return dataclasses.replace(settings, replies=mmhal.ask(answers, judges, log, options, instruction))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

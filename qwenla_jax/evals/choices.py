@@ -1,0 +1,162 @@
+"""MMBench and MMStar: questions with lettered options.
+
+Paper, evaluation: MMBench-V1.1 (English) and MMStar; accuracy. An answer is read as VLMEvalKit does where it asks no
+language model: exactly one option's letter as a word of its own, else exactly one option's text. What names none, or
+two, is wrong and is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from qwenla_jax.evals.result import Figure, Result
+from qwenla_jax.evals.tables import Row
+from qwenla_jax.evals.task import Answer, Item, Settings
+
+ROTATION = 1_000_000  # MMBench's rotations of question i have the numbers i + ROTATION, i + 2 ROTATION, ...
+_LETTERS = "ABCDEFGH"
+_MARKS = re.compile(r"[.()\[\],:;!*#{}]")
+_INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")
+_ARTICLE_FROM = 4  # words; in an answer of so many a lone "A" may be the article
+
+
+def read_letter(text: str, options: Mapping[str, str]) -> str | None:
+    """The option that an answer names, None where it names none or several.
+
+    Args:
+      text: the answer.
+      options: letter -> text.
+    """
+    words = _MARKS.sub(" ", text).split()
+    named = [letter for letter in options if letter in words]
+    if len(named) == 1 and not (named == ["A"] and len(words) >= _ARTICLE_FROM):
+        return named[0]
+    lower = text.lower()
+    held = [letter for letter, option in options.items() if option.strip() and option.lower() in lower]
+    return held[0] if len(held) == 1 else None
+
+
+def choice_ids(row: Row) -> tuple[str, ...]:
+    """The row's index."""
+    return (row.need("index", "id", "question_id"),)
+
+
+def _item(row: Row, name: str, answer: str, options: Mapping[str, str]) -> Item:
+    if answer and answer not in options:
+        raise ValueError(f"{row.where}: the right answer {answer!r} is none of the options {', '.join(options)}")
+    hint, question = row.text("hint"), row.need("question")
+    listed = [f"{letter}. {text}" for letter, text in options.items()] if "A" in row.values else []
+    text = "\n".join([*([hint] if hint else []), question, *listed])
+    details = {"question": question, "split": row.text("split") or ""}
+    return Item(name, text, answer, options, row.text("category") or "all", details, row.pictures)
+
+
+def mmbench_item(row: Row, name: str) -> Item:
+    """A question of MMBench; its answer is "" where it is withheld, as the test's are.
+
+    Raises:
+      ValueError: the row lacks something, its answer is none of its options, or its index is no whole number.
+    """
+    if not name.isdecimal():
+        raise ValueError(f"{row.where}: the index {name!r} is no whole number")
+    options = {letter: row.need(letter) for letter in _LETTERS if letter in row.values}
+    return _item(row, name, row.text("answer") or "", options)
+
+
+def mmstar_item(row: Row, name: str) -> Item:
+    """A question of MMStar, whose options stand in columns (VLMEvalKit) or inside the question (Hugging Face).
+
+    Raises:
+      ValueError: the row lacks something, or its answer is none of its options.
+    """
+    options = {letter: row.need(letter) for letter in _LETTERS if letter in row.values}
+    return _item(row, name, row.need("answer").strip(), options or inline_options(row.need("question")))
+
+
+def inline_options(question: str) -> dict[str, str]:
+    """Options at the end of a question, as "Options: A: red, B: blue" or "(A) red (B) blue"; empty where none are."""
+    tail = question.rpartition("Options:")[2] if "Options:" in question else question
+    marks: list[re.Match[str]] = []
+    for mark in _INLINE.finditer(tail):
+        if mark[1] == _LETTERS[len(marks) : len(marks) + 1]:
+            marks.append(mark)
+    ends = [mark.start() for mark in marks[1:]] + [len(tail)]
+    found = {mark[1]: tail[mark.end() : end].strip(" ,\n.") for mark, end in zip(marks, ends, strict=True)}
+    return found if len(found) > 1 else {}
+
+
+def _judged(answers: Sequence[Answer]) -> list[dict[str, object]]:
+    rows = []
+    for one in answers:
+        said = read_letter(one.text, one.item.options) if one.given else None
+        rows.append({"id": one.item.id, "read": said, "answer": one.item.answer, "right": said == one.item.answer})
+    return rows
+
+
+def score_mmbench(answers: Sequence[Answer], settings: Settings) -> Result:
+    """Circular accuracy, right only where every rotation of a question is, and vanilla, over unrotated questions alone.
+
+    Raises:
+      ValueError: answers are withheld (write a submission instead), or a rotation has no unrotated question.
+    """
+    withheld = [one.item.id for one in answers if not one.item.answer]
+    if withheld:
+        raise ValueError(
+            f"mmbench: the right answers are withheld ({len(withheld)} of {len(answers)}); --submission=FILE.tsv "
+            "or .xlsx writes the sheet for its server"
+        )
+    rows = _judged(answers)
+    groups: dict[int, dict[int, bool]] = defaultdict(dict)
+    for row in rows:
+        turn, number = divmod(int(str(row["id"])), ROTATION)
+        groups[number][turn] = bool(row["right"])
+    alone = [number for number, turns in groups.items() if 0 not in turns]
+    if alone:
+        raise ValueError(
+            f"mmbench: {len(alone)} questions have rotations alone, such as {alone[0]}; give the others too"
+        )
+    kinds = {int(one.item.id): one.item.kind for one in answers}
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for number, turns in groups.items():
+        by_kind[kinds[number]].append(all(turns.values()))
+    circular = [all(turns.values()) for turns in groups.values()]
+    vanilla = [turns[0] for turns in groups.values()]
+    rotated = sum(len(turns) > 1 for turns in groups.values())
+    figures = {"vanilla": Figure.of_counts(sum(vanilla), len(vanilla))}
+    if rotated:
+        figures = {"circular": Figure.of_counts(sum(circular), len(circular))} | figures
+        figures |= {f"circular/{kind}": Figure.of_counts(sum(right), len(right)) for kind, right in by_kind.items()}
+    counts = {"rows": len(rows), "questions": len(groups), "questions_with_rotations": rotated}
+    counts["naming_no_single_option"] = sum(row["read"] is None for row in rows)
+    notes = {} if rotated else {"circular": "the file holds no rotation (index of 1000000 and more)"}
+    return Result("mmbench", figures, counts, notes | {"naming_no_single_option": "wrong"}, tuple(rows))
+
+
+def submission(answers: Sequence[Answer]) -> list[dict[str, str]]:
+    """The rows of MMBench's sheet: index, question, options, category, split, and the letter as prediction.
+
+    What names no single option goes as it stands.
+    """
+    rows = []
+    for one in answers:
+        options = {letter: one.item.options.get(letter, "") for letter in "ABCD"}
+        said = read_letter(one.text, one.item.options) if one.given else ""
+        about = {"index": one.item.id, "question": one.item.details["question"], **options}
+        about |= {"category": one.item.kind, "split": one.item.details["split"]}
+        rows.append(about | {"prediction": one.text if said is None else said})
+    return rows
+
+
+def score_mmstar(answers: Sequence[Answer], settings: Settings) -> Result:
+    """Micro accuracy, and that of the categories. (lmms-eval's mean over 18 categories is another number.)"""
+    rows = _judged(answers)
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for one, row in zip(answers, rows, strict=True):
+        by_kind[one.item.kind].append(bool(row["right"]))
+    right = sum(map(sum, by_kind.values()))
+    figures = {"accuracy": Figure.of_counts(right, len(rows))}
+    figures |= {f"accuracy/{kind}": Figure.of_counts(sum(each), len(each)) for kind, each in by_kind.items()}
+    counts = {"right": right, "questions": len(rows), "naming_no_single_option": sum(r["read"] is None for r in rows)}
+    return Result("mmstar", figures, counts, {"naming_no_single_option": "wrong"}, tuple(rows))

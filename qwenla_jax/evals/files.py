@@ -1,0 +1,65 @@
+"""Tables written whole: to a temporary name beside the file, then renamed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as .jsonl, .tsv or .xlsx.
+
+    Raises:
+      ValueError: another ending, or xlsx without openpyxl.
+      OSError: it cannot be written; then nothing is changed.
+    """
+    writers: dict[str, Callable[[Path, Sequence[Mapping[str, Any]]], None]]
+    writers = {".jsonl": _jsonl, ".tsv": _tsv, ".xlsx": _xlsx}
+    if path.suffix not in writers:
+        raise ValueError(f"{path}: cannot write {path.suffix or 'this'}; expected {', '.join(writers)}")
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        writers[path.suffix](beside, rows)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _tsv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _names(rows), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _xlsx(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        import openpyxl
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: writing xlsx needs openpyxl: pip install 'qwenla_jax[evals]'; or name a .tsv"
+        ) from error
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet()
+    names = _names(rows)
+    sheet.append(names)
+    for row in rows:
+        cells = [openpyxl.cell.WriteOnlyCell(sheet, row.get(name, "")) for name in names]
+        for cell in cells:
+            # A model's text that starts with "=" is no formula.
+            if cell.data_type == "f":
+                cell.data_type = "s"
+        sheet.append(cells)
+    book.save(path)

@@ -1,0 +1,95 @@
+"""All benchmarks by name, and scoring files in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qwenla_jax.evals import chair_task, choices, mathvision, mmhal, mmmu, yes_no
+from qwenla_jax.evals.result import Result
+from qwenla_jax.evals.tables import Row, read_rows
+from qwenla_jax.evals.task import Answer, Questions, Settings, Task, join
+
+
+@functools.cache
+def tasks() -> Mapping[str, Task]:
+    """The benchmarks by the names that the command line takes."""
+    found = (
+        Task("chair", chair_task.chair_ids, chair_task.chair_item, chair_task.score_chair, chair_task.read_pictures),
+        Task("pope", yes_no.pope_ids, yes_no.pope_item, yes_no.score_pope),
+        Task("mme", yes_no.mme_ids, yes_no.mme_item, yes_no.score_mme),
+        Task("mmhal", mmhal.mmhal_ids, mmhal.mmhal_item, mmhal.score_mmhal),
+        Task("mmmu", mmmu.mmmu_ids, mmmu.mmmu_item, mmmu.score_mmmu),
+        Task("mmmu_pro", mmmu.pro_ids, mmmu.pro_item, mmmu.score_pro),
+        Task("mmbench", choices.choice_ids, choices.mmbench_item, choices.score_mmbench),
+        Task("mmstar", choices.choice_ids, choices.mmstar_item, choices.score_mmstar),
+        Task("mathvision", mathvision.mathvision_ids, mathvision.mathvision_item, mathvision.score_mathvision),
+    )
+    return {task.name: task for task in found}
+
+
+def task_of(name: str) -> Task:
+    """A benchmark.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in tasks():
+        raise ValueError(f"task: got {name!r}, expected one of {', '.join(tasks())}")
+    return tasks()[name]
+
+
+def questions_of(name: str, gold: Sequence[Path], settings: Settings | None = None) -> Questions:
+    """A benchmark's questions as records, for a model to answer.
+
+    Raises:
+      FileNotFoundError, ValueError: as in `tables.read_rows` and `Task.items`.
+    """
+    return Questions(task_of(name).items(_rows(gold), settings))
+
+
+def _rows(paths: Sequence[Path]) -> list[Row]:
+    return [row for path in paths for row in read_rows(path)]
+
+
+def read_answers(
+    name: str, predictions: Sequence[Path], gold: Sequence[Path], settings: Settings
+) -> tuple[list[Answer], dict[str, int], dict[str, str]]:
+    """Answers of files, counts and notes; see `task.join`.
+
+    Raises:
+      FileNotFoundError, ValueError: as in `tables.read_rows` and `task.join`.
+    """
+    return join(task_of(name), _rows(predictions), _rows(gold) if gold else None, settings)
+
+
+def score_answers(
+    name: str, answers: Sequence[Answer], counts: Mapping[str, int], notes: Mapping[str, str], settings: Settings
+) -> Result:
+    """The task's score with the counts and notes of the join in front.
+
+    Raises:
+      ValueError: as the task's `score`.
+    """
+    found = task_of(name).score(answers, settings)
+    return dataclasses.replace(found, counts={**counts, **found.counts}, notes={**notes, **found.notes})
+
+
+def score_files(
+    name: str, predictions: Sequence[Path], gold: Sequence[Path] = (), settings: Settings | None = None
+) -> Result:
+    """Scores saved predictions.
+
+    Args:
+      name: the benchmark.
+      predictions: files of them.
+      gold: files of the questions; none where the predictions' files hold them too.
+      settings: how.
+
+    Raises:
+      FileNotFoundError, ValueError: as in `read_answers` and `score_answers`.
+    """
+    settings = settings or Settings()
+    return score_answers(name, *read_answers(name, predictions, gold, settings), settings)

@@ -82,7 +82,7 @@ def inline_options(question: str) -> dict[str, str]:
     for mark in _INLINE.finditer(tail):
         if mark[1] == _LETTERS[len(marks) : len(marks) + 1]:
             marks.append(mark)
-    ends = [mark.start() for mark in marks[1:]] + [len(tail)]
+    ends = [mark.start() for mark in marks[1:]] + [len(tail)] * bool(marks)
     found = {mark[1]: tail[mark.end() : end].strip(" ,\n.") for mark, end in zip(marks, ends, strict=True)}
     return found if len(found) > 1 else {}
 

@@ -15,10 +15,10 @@ from typing import Any
 from qwenla_jax.rewards import RewardPool, RewardRecord, RewardSettings
 from qwenla_jax.rewards.pool import RewardError
 
-DEADLINE_S = 0.9  # a pair
+DEADLINE_S = 5.0  # a pair; what is not hopeless takes less than a tenth of a second of an idle processor
 MAX_LENGTH = 300  # characters; no right answer of MathVision is half as long
 _STEP = 512
-_HUGE = re.compile(r"\^ ?\{?[-+]? ?[0-9]{5}|\^[^a-z\\]*\^|[0-9]{4} ?!|! ?!")
+_HUGE = re.compile(r"\^ ?\{?[-+]? ?[0-9]{5}|\^ ?\{?[-+]? ?[0-9]+ ?\^|\^ ?\{[^{}]*[0-9)] ?[\^!]|[0-9]{4} ?!|[)}!\]] ?!")
 _NAMES = ("a", "-a")  # parts of tuples that stay as they are
 
 
@@ -82,7 +82,7 @@ def _value(text: str) -> float | None:
 
 
 def _read(text: str) -> Any:
-    import latex2sympy2_extended  # a second; in the worker's first pair only, see `warm`
+    import latex2sympy2_extended  # takes a second; `latex_worker` has done it before
 
     return latex2sympy2_extended.latex2sympy(text)
 

@@ -1,9 +1,9 @@
 """MMHal-Bench: 96 questions whose answers a judge rates from 0 to 6.
 
 Paper, evaluation: the mean rating. Official: one "rating: N" in the judge's reply counts, none or several count as 0;
-below 3 is a hallucination; question i is of type i modulo 8. Paper silent on the judge; the instruction here is ours, so
-that ratings compare only with ratings under the same judge and instruction. The judge reads what the picture holds and
-does not see it, as officially.
+below 3 is a hallucination; question i is of type i modulo 8. Paper silent on the judge; the instruction here is ours,
+so that ratings compare only under the same judge and instruction. The judge reads what the picture holds and does not
+see it, as officially.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""MMBench and MMStar. Oracle: hand-computed scores; openpyxl reads the sheet back."""
+
+import json
+
+import pytest
+
+from launch import evaluate
+from qwenla_jax.evals.choices import inline_options, read_letter
+from qwenla_jax.evals.registry import score_files
+
+OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "4"}
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("A", "A"),
+        ("(B)", "B"),
+        ("The answer is C.", "C"),
+        ("A or B", None),
+        ("A cat is there, red", "A"),  # the article; the text decides
+        ("A cat sits there", None),
+        ("It is RED", "A"),
+        ("light green", None),  # holds "green" too
+        ("not A, not C", None),
+        ("AB", None),
+        ("", None),
+        ("a", None),
+    ],
+)
+def test_letter_by_hand(text, read):
+    assert read_letter(text, OPTIONS) == read
+
+
+def tsv(path, rows):
+    names = list(rows[0])
+    path.write_text(
+        "\n".join(["\t".join(names), *("\t".join(str(row[name]) for name in names) for row in rows)]) + "\n"
+    )
+    return path
+
+
+def bench(*rows):
+    about = {"question": "which?", "A": "red", "B": "blue", "category": "color"}
+    return [about | {"index": index, "answer": answer, "prediction": said} for index, answer, said in rows]
+
+
+def test_mmbench_by_hand(tmp_path):
+    # Question 1 is right both ways, question 2 unrotated alone, question 3 has no rotation and is wrong.
+    rows = bench((1, "A", "A"), (1000001, "B", "B"), (2, "A", "red"), (1000002, "B", "A"), (3, "A", "B or A"))
+    result = score_files("mmbench", [tsv(tmp_path / "dev.tsv", rows)])
+    assert result.figures["vanilla"].value == pytest.approx(200 / 3)
+    assert result.figures["circular"].value == pytest.approx(100 / 3)
+    assert result.counts["naming_no_single_option"] == 1 and result.counts["questions_with_rotations"] == 2
+    alone = score_files("mmbench", [tsv(tmp_path / "vanilla.tsv", rows[::2])])
+    assert "circular" not in alone.figures and "no rotation" in alone.notes["circular"]
+    with pytest.raises(ValueError, match="have rotations alone"):
+        score_files("mmbench", [tsv(tmp_path / "odd.tsv", rows[1:])])
+
+
+@pytest.mark.parametrize("ending", ["tsv", "xlsx"])
+def test_withheld_answers_make_a_submission(tmp_path, capsys, ending):
+    rows = [{k: v for k, v in row.items() if k != "answer"} for row in bench((1, "", "B"), (2, "", "=1+1"))]
+    path, sheet = tsv(tmp_path / "test.tsv", rows), tmp_path / f"sheet.{ending}"
+    arguments = ["--task=mmbench", f"--score={path}"]
+    assert evaluate.main(arguments) == 2 and "withheld (2 of 2)" in capsys.readouterr().err
+    assert evaluate.main([*arguments, f"--submission={sheet}"]) == 0
+    if ending == "tsv":
+        cells = [line.split("\t") for line in sheet.read_text().splitlines()]
+    else:
+        book = pytest.importorskip("openpyxl").load_workbook(sheet)
+        cells = [[str(cell.value or "") for cell in row] for row in book.active.iter_rows()]
+        assert book.active["I3"].data_type == "s"  # no formula
+    assert cells[0] == ["index", "question", "A", "B", "C", "D", "category", "split", "prediction"]
+    assert [row[8] for row in cells[1:]] == ["B", "=1+1"] and cells[1][2:6] == ["red", "blue", "", ""]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_mmstar_by_hand(tmp_path):
+    rows = [
+        {
+            "index": 0,
+            "question": "what?\nOptions: A: red, B: blue",
+            "answer": "B",
+            "category": "x",
+            "prediction": "blue",
+        },
+        {"index": 1, "question": "what?\n(A) red\n(B) blue", "answer": "A", "category": "y", "prediction": "B"},
+        {"index": 2, "question": "what?\nOptions: A: red, B: blue", "answer": "A", "category": "y", "prediction": "A"},
+    ]
+    (tmp_path / "said.json").write_text(json.dumps(rows))
+    figures = score_files("mmstar", [tmp_path / "said.json"]).figures
+    assert figures["accuracy"].value == pytest.approx(200 / 3)  # not 75, the mean of the categories
+    assert figures["accuracy/y"].value == 50.0
+    assert inline_options("no options: B: x") == {}
+    assert inline_options("Options: A: 1, 2, B: 3\nC: 4") == {"A": "1, 2", "B": "3", "C": "4"}

@@ -1,0 +1,199 @@
+"""Reading files, joining predictions with questions, conclusions, and the command. Oracle: by hand."""
+
+import json
+
+import pytest
+
+from launch import evaluate
+from qwenla_jax.evals.registry import questions_of, score_files, tasks
+from qwenla_jax.evals.result import Figure, Result, ratio_figure
+from qwenla_jax.evals.tables import read_rows
+from qwenla_jax.evals.task import Settings
+
+QUESTIONS = [
+    {"id": str(n), "question": "q", "options": ["red", "blue"], "answer": "A", "question_type": "multiple-choice"}
+    for n in range(3)
+]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def score(tmp_path):
+    gold = write(tmp_path / "gold.jsonl", QUESTIONS)
+
+    def run(said, **settings):
+        rows = [{"id": name, "prediction": text} for name, text in said]
+        return score_files("mmmu", [write(tmp_path / "said.jsonl", rows)], [gold], Settings(**settings))
+
+    return run
+
+
+ALL = [("2", "A"), ("0", "A"), ("1", "B")]
+
+
+def test_order_does_not_matter(score):
+    assert score(ALL).counts["right"] == 2
+    assert [row["id"] for row in score(ALL).rows] == ["0", "1", "2"]
+
+
+def test_missing_is_refused_or_counted(score):
+    with pytest.raises(ValueError, match=r"no prediction for the question '1' \(1 of 3\).*missing=wrong"):
+        score(ALL[:2])
+    wrong, without = score(ALL[:2], missing="wrong"), score(ALL[:2], missing="leave_out")
+    assert wrong.counts["without_prediction_as_wrong"] == 1 and round(wrong.figures["accuracy"].value, 1) == 66.7
+    assert without.counts["without_prediction_left_out"] == 1 and without.figures["accuracy"].value == 100.0
+    with pytest.raises(ValueError, match="nothing to score"):
+        score([("9", "A")], missing="leave_out", unknown="ignore")
+
+
+def test_unknown_is_refused_or_counted(score):
+    with pytest.raises(ValueError, match="no question has the id '7'"):
+        score([*ALL, ("7", "A")])
+    assert score([*ALL, ("7", "A")], unknown="ignore").counts["predictions_without_question_ignored"] == 1
+
+
+def test_duplicates_are_refused(score, tmp_path):
+    with pytest.raises(ValueError, match="several predictions have the id '2'"):
+        score([*ALL, ("2", "B")])
+    gold = write(tmp_path / "twice.jsonl", [*QUESTIONS, QUESTIONS[1]])
+    write(tmp_path / "said.jsonl", [{"id": name, "prediction": text} for name, text in ALL])
+    with pytest.raises(ValueError, match="several questions have the id '1'"):
+        score_files("mmmu", [tmp_path / "said.jsonl"], [gold], Settings(unknown="ignore"))
+
+
+def test_conclusions(score):
+    said = [
+        ("0", "I think (B). <CONCLUSION> A </CONCLUSION>"),
+        ("1", "A"),
+        ("2", "<CONCLUSION>B</CONCLUSION><CONCLUSION>A"),
+    ]
+    auto = score(said, fallback="wrong")
+    assert auto.counts["missing_conclusions"] == 1 and auto.notes["missing_conclusion_rate"].startswith("33.33%")
+    assert [row["read"] for row in auto.rows] == ["A", None, "B"]  # the last that is closed
+    assert auto.notes["scored_text"] == "the last <CONCLUSION> alone"
+    whole = score(said, conclusion="never")
+    assert "missing_conclusions" not in whole.counts and whole.rows[0]["read"] == "B"
+    assert score(ALL, conclusion="always", fallback="wrong").counts["missing_conclusions"] == 3
+    assert score(ALL).notes["scored_text"] == "the whole prediction"
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="missing: got 'drop', expected one of refuse, wrong, leave_out"):
+        Settings(missing="drop")
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "tsv", "xlsx", "parquet"])
+def test_the_same_rows_from_every_kind_of_file(tmp_path, ending):
+    rows = [{"index": 5, "question": 'a "b"', "prediction": "x\ny"}, {"index": 6, "question": "c", "prediction": "d"}]
+    path = tmp_path / f"said.{ending}"
+    if ending == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending == "xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for cells in (list(rows[0]), *(list(row.values()) for row in rows)):
+            book.active.append(cells)
+        book.save(path)
+    elif ending == "tsv":
+        pytest.importorskip("pandas").DataFrame(rows).to_csv(path, sep="\t", index=False)
+    else:
+        path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    found = read_rows(path)
+    assert [(row.text("index"), row.text("question"), row.text("prediction")) for row in found] == [
+        ("5", 'a "b"', "x\ny"), ("6", "c", "d"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", "x", "cannot read .csv; expected .tsv, .xlsx"),
+        ("a.json", "{", "a.json:1: not JSON"),
+        ("a.json", "[1]", "row 1 holds a int; expected an object"),
+        ("a.jsonl", '{"id": 1}\n{', "a.jsonl:2: not JSON"),
+        ("a.tsv", "index\tq\n1\t2\t3\n", "row 1 has more cells than the header"),
+        ("a.xlsx", "no zip", "not an xlsx file"),
+        ("a.txt", "one\n", "has 1 columns; expected image, question, answer, prediction"),
+        ("a.parquet", "no parquet", "not a parquet file"),
+        ("a.json", b"\xff\xfe\xff", "not UTF-8"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, name, content, told):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=told) as error:
+        read_rows(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_and_missing_column(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_rows(tmp_path / "no.json")
+    gold = write(tmp_path / "gold.jsonl", QUESTIONS)
+    said = write(tmp_path / "said.jsonl", [{"id": str(n), "guess": "A"} for n in range(3)])
+    with pytest.raises(ValueError, match="row 1: lacks prediction or response.*it has id, guess"):
+        score_files("mmmu", [said], [gold])
+    assert score_files("mmmu", [said], [gold], Settings(field="guess")).counts["right"] == 3
+
+
+def test_prediction_may_be_empty(score):
+    assert score([("0", ""), ("1", None), ("2", "A")], fallback="wrong").counts["right"] == 1
+
+
+def test_questions_are_records(tmp_path):
+    source = questions_of("mmmu", [write(tmp_path / "gold.jsonl", QUESTIONS)])
+    assert len(source) == 3
+    record = source[1]
+    assert (record.id, record.answer, record.options, record.images) == ("1", "A", ("red", "blue"), ())
+    assert record.question == "q\n(A) red\n(B) blue"
+
+
+def test_pictures_of_parquet_open(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(buffer, "png")
+    rows = [
+        {
+            "question_id": "a",
+            "question": "q?",
+            "answer": "Yes",
+            "category": "OCR",
+            "image": {"bytes": buffer.getvalue(), "path": "a"},
+        }
+    ]
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mme.parquet")
+    record = questions_of("mme", [tmp_path / "mme.parquet"])[0]
+    assert record.images[0].size == (4, 3) and record.answer == "yes" and record.id == "OCR/a/q?"
+
+
+def test_command_prints_json_and_a_table(tmp_path, capsys):
+    gold, said = (
+        write(tmp_path / "g.jsonl", QUESTIONS),
+        write(tmp_path / "s.jsonl", [{"id": n, "prediction": "A"} for n in "012"]),
+    )
+    arguments = ["--task=mmmu", f"--score={said}", f"--gold={gold}"]
+    assert evaluate.main([*arguments, "--json", f"--details={tmp_path / 'd.jsonl'}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"] == "mmmu" and found["figures"]["accuracy"]["value"] == 100.0
+    assert found["figures"]["accuracy"]["low"] == pytest.approx(43.85, abs=0.01)  # Wilson: 1 / (1 + 1.96^2 / 3)
+    assert [json.loads(line)["right"] for line in (tmp_path / "d.jsonl").read_text().splitlines()] == [True] * 3
+    assert evaluate.main(arguments) == 0
+    assert "100.00  [43.85, 100.00]" in capsys.readouterr().out
+    assert evaluate.main([*arguments, "--judge_url=http://x"]) == 2
+    assert "--judge_url is for --task=mmhal" in capsys.readouterr().err
+    assert evaluate.main(["--task=mmmu", "--score=nowhere.json"]) == 2
+
+
+def test_result_without_counts_is_json():
+    assert (
+        json.loads(json.dumps(Result("t", {"x": ratio_figure([])}, {}, {}).to_json()))["figures"]["x"]["value"] is None
+    )
+    assert str(Figure(1.0)) == "1.00" and tuple(tasks())[0] == "chair"

@@ -35,6 +35,17 @@ class VisionBatch:
 
 
 @struct.dataclass
+class VisualTokens:
+    """Pictures that have been through the vision tower, in the place of their `VisionBatch`.
+
+    Attributes:
+      tokens_ZxD: [I * M, D] in the compute type, as `QwenVL.encode` gives them.
+    """
+
+    tokens_ZxD: Array
+
+
+@struct.dataclass
 class TokenBatch:
     """Whole sequences for supervised training: prompt and response in one row, left-aligned, padded on the right.
 

@@ -12,7 +12,7 @@ from qwenla_jax.config import ModelConfig
 from qwenla_jax.model.decoder import Decoded, Decoder
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.vision import VisionTower, window_slots
-from qwenla_jax.types import VisionBatch
+from qwenla_jax.types import VisionBatch, VisualTokens
 
 Params = dict[str, Any]
 
@@ -28,8 +28,10 @@ class QwenVL(nn.Module):
         self.visual = VisionTower(cfg.vision, *shared)
         self.decoder = Decoder(cfg.text, *shared)
 
-    def encode(self, vision: VisionBatch) -> jax.Array:
-        """Visual tokens of all frames, [I * M, D]: what `visual_BxT` indexes."""
+    def encode(self, vision: VisionBatch | VisualTokens) -> jax.Array:
+        """Visual tokens of all frames, [I * M, D]: what `visual_BxT` indexes; as they are where they are known."""
+        if isinstance(vision, VisualTokens):
+            return vision.tokens_ZxD
         tokens_IxMxD = self.visual(vision)
         return tokens_IxMxD.reshape(-1, tokens_IxMxD.shape[-1])
 

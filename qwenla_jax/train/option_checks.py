@@ -23,6 +23,11 @@ def relations(options: RunOptions) -> Iterator[str]:
             f"config.optim.accumulation: got {optim.accumulation}, expected a divisor of "
             f"config.data.batch_size ({data.batch_size})"
         )
+    if options.brpo.rollout_batch and data.batch_size % options.brpo.rollout_batch:
+        yield (
+            f"config.brpo.rollout_batch: got {options.brpo.rollout_batch}, expected a divisor of "
+            f"config.data.batch_size ({data.batch_size})"
+        )
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
     if 0 in sizes or sum(size == -1 for size in sizes) > 1:

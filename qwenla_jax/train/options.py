@@ -108,8 +108,16 @@ class BrpoOptions:
     temperature: float = option(1.0, "sampling temperature", above=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that hold this probability; 1: all", above=0, high=1)
     beta: float = option(0.1, "weight of the KL divergence from the frozen reference", low=0)
+    reference: str = option(
+        "device",
+        "where the frozen reference lies between updates: device, or host, from where each update fetches it",
+        choices=("device", "host"),
+    )
     clip_low: float = option(0.2, "the probability ratio is clipped below at 1 - clip_low", low=0, high=1)
     clip_high: float = option(0.2, "the probability ratio is clipped above at 1 + clip_high", low=0)
+    rollout_batch: int | None = option(
+        None, "questions sampled at once; none: as many as an update works through at once", low=1
+    )
     inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1)
     norm: str = option(
         "sequence",

@@ -88,11 +88,16 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def place(tree: Any, layout: NamedSharding) -> Any:
-    """Arrays that every process has whole, laid out over the devices of all of them; each places its own part."""
+    """Numpy arrays that every process has whole, laid out over the devices of all; each places its own part."""
     if not several():
         return tree
-    one = lambda x: jax.make_array_from_callback(x.shape, layout, lambda index: x[index])  # noqa: E731
-    return jax.tree.map(lambda x: one(np.asarray(x)), tree)
+
+    def one(x: Any) -> Any:
+        if isinstance(x, jax.Array):  # it lies there already
+            return x
+        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+
+    return jax.tree.map(one, tree)
 
 
 def share(number: int) -> slice:

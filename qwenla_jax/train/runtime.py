@@ -33,7 +33,7 @@ from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import place, several
 from qwenla_jax.train.sharding import activation_rules, batch_sharding, replicated
 from qwenla_jax.train.start import start
-from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch
+from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch, VisualTokens
 
 Sampler = Callable[[Params, VisionBatch, PromptBatch, int, np.ndarray], Rollout]
 
@@ -99,6 +99,7 @@ class Runtime:
         source: Skipping[Example],
         collate: Callable[[Sequence[Example], Buckets], Any],
         step: int,
+        again: int | None = None,
     ) -> Iterator[tuple[Any, list[Record], int]]:
         """Training batches from step `step` on, in A equal parts stacked on a leading axis.
 
@@ -106,6 +107,7 @@ class Runtime:
           source: of `usable`.
           collate: `data.collate`'s, with all but the buckets bound.
           step: counted from 0.
+          again: make a pair of the batch: itself, and once more in parts of so many rows.
 
         Returns:
           the batch, the records of its rows, and how many broken records the whole batch met.
@@ -114,7 +116,9 @@ class Runtime:
 
         def stack(read: Sequence[Read]) -> tuple[Any, list[Record], int]:
             examples = [one.example for one in read]
-            return self._stacked(examples, collate), [e.record for e in examples], sum(one.met for one in read)
+            batch = self._stacked(examples, collate)
+            batch = batch if again is None else (batch, self._stacked(examples, collate, again))
+            return batch, [e.record for e in examples], sum(one.met for one in read)
 
         return make_pipeline(
             WithMet(source),
@@ -127,8 +131,13 @@ class Runtime:
             group=data.length_group,
         )
 
-    def _stacked(self, examples: Sequence[Example], collate: Callable[[Sequence[Example], Buckets], Any]) -> Any:
-        rows = self.options.data.batch_size // self.options.optim.accumulation
+    def _stacked(
+        self,
+        examples: Sequence[Example],
+        collate: Callable[[Sequence[Example], Buckets], Any],
+        rows: int | None = None,
+    ) -> Any:
+        rows = rows or self.options.data.batch_size // self.options.optim.accumulation
         buckets = self.buckets(rows)
         return stack_parts([collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)])
 
@@ -137,10 +146,27 @@ class Runtime:
         records: Sequence[Record],
         collate: Callable[[Sequence[Example], Buckets], Any],
         with_response: bool,
+        rows: int | None = None,
     ) -> Any:
-        """One batch of given records, as `batches` would make it."""
+        """One batch of given records, as `batches` would make it; or in parts of so many rows."""
         example = self.example(with_response)
-        return self._stacked([example(record) for record in records], collate)
+        return self._stacked([example(record) for record in records], collate, rows)
+
+    def encoder(self) -> Callable[[Params, VisionBatch], VisualTokens]:
+        """The vision tower compiled: (params, pictures of a batch in parts) -> their visual tokens in parts."""
+        rows = batch_sharding(self.mesh, leading=1)
+
+        @functools.partial(jax.jit, in_shardings=(self.layouts, rows), out_shardings=rows)
+        def run(params: Params, vision: VisionBatch) -> VisualTokens:
+            return VisualTokens(
+                jax.lax.map(lambda part: self.model.apply({"params": params}, part, method="encode"), vision)
+            )
+
+        def call(params: Params, vision: VisionBatch) -> VisualTokens:
+            with self.context():
+                return run(params, place(vision, rows))
+
+        return call
 
     def sampler(self, options: SampleOptions) -> Sampler:
         """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
@@ -247,7 +273,9 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
     mesh = make_mesh(options.mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = options.data.batch_size // options.optim.accumulation
-    for key, size in (("data.batch_size / optim.accumulation", rows), ("eval.batch_size", options.eval.batch_size)):
+    sizes = [("data.batch_size / optim.accumulation", rows), ("eval.batch_size", options.eval.batch_size)]
+    sizes += [("brpo.rollout_batch", options.brpo.rollout_batch)] if options.brpo.rollout_batch else []
+    for key, size in sizes:
         if size % shards:
             raise ValueError(f"config.{key}: {size} rows do not divide over {shards} devices (mesh data x fsdp)")
     check_backend(options.attention, jax.default_backend())

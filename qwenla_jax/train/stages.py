@@ -66,19 +66,20 @@ class Stage(Protocol):
 def make_reference(runtime: Runtime, params: Params) -> Params | None:
     """The frozen reference: the parameters a BRPO run starts from, in the type they are computed in; None if unused.
 
+    With `brpo.reference` host it lies in the host's memory, and each update takes it to the devices for its own time.
     Where that type is the parameters' own, it is the same arrays: they must not be donated. Where the parameters have
     adapters, the reference is the base that the state holds, and only what of it is trained too is copied here.
     """
     if runtime.options.stage != "brpo" or not runtime.options.brpo.beta:
         return None
-    dtype = runtime.options.dtype
+    dtype, layouts = runtime.options.dtype, kept_reference_layouts(runtime)
     if adapted_kernels(params):
         rules = runtime.options.optim.trainable
         copy = lambda p: jax.tree.map(lambda x: x.astype(dtype) + 0, p)  # noqa: E731
-        return jax.jit(copy, out_shardings=_reference_layouts(runtime))(_moving_base(params, rules))
+        return jax.jit(copy, out_shardings=layouts)(_moving_base(params, rules))
     if dtype == runtime.options.param_dtype:
-        return params
-    return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=runtime.layouts)(params)
+        return params if runtime.options.brpo.reference == "device" else jax.device_put(params, layouts)
+    return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=layouts)(params)
 
 
 def _moving_base(tree: Any, rules: Rules) -> Any:
@@ -90,6 +91,14 @@ def _reference_layouts(runtime: Runtime) -> Any:
     if adapted_kernels(runtime.layouts):
         return _moving_base(runtime.layouts, runtime.options.optim.trainable)
     return runtime.layouts
+
+
+def kept_reference_layouts(runtime: Runtime) -> Any:
+    """Where the reference lies between updates."""
+    layouts = _reference_layouts(runtime)
+    if runtime.options.brpo.reference == "device":
+        return layouts
+    return jax.tree.map(lambda layout: layout.with_memory_kind("pinned_host"), layouts)
 
 
 class SftStage:
@@ -166,7 +175,9 @@ class BrpoStage:
         self._lengths = response_buckets(options.data.max_response_tokens)
         examples = runtime.usable(source, False, note)
         self._source: RecordSource = Records(examples)
-        self._batches: Iterator[Any] = runtime.batches(examples, runtime.collate_prompts, first_step)
+        self._asked_rows = options.brpo.rollout_batch
+        self._batches: Iterator[Any] = runtime.batches(examples, runtime.collate_prompts, first_step, self._asked_rows)
+        self._encoder = runtime.encoder() if tower_is_frozen(runtime) else None
         self._last: Drawn | None = None
         self.inputs: Inputs | None = None
         self._pool = reward_pool(options)
@@ -174,7 +185,6 @@ class BrpoStage:
     def _draw(self, params: Params, batch: Any, records: list[Any], step: int, turn: int, clock: Clock) -> Drawn:
         """Samples and judges G responses to each question; `turn` counts the step's samplings."""
         group = self._runtime.options.brpo.group_size
-        clock("rollout")
         rollout = sample_parts(self._sampler, params, batch, step, turn, len(records) * group)
         clock("reward")
         tokenizer, options = self._runtime.tokenizer, self._runtime.options.brpo
@@ -182,32 +192,45 @@ class BrpoStage:
             records, rollout, judge([rollout], records, tokenizer, self._pool, self._settings, options)
         )
 
+    def _see(self, params: Params, batch: Any) -> Any:
+        """The batch with its pictures' visual tokens, where a step's programs may share them: the tower is frozen."""
+        if self._encoder is None:
+            return batch
+        vision, *rest = batch
+        return self._encoder(params, vision), *rest
+
     def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
         """Samples G responses to each question of the batch, rewards them, and updates."""
         run, options = self._runtime.options, self._runtime.options.brpo
         clock = Clock(pause)
         clock("data")
         batch, records, broken = next(self._batches)
-        first = drawn = self._draw(state.params, batch, records, step, 0, clock)
+        batch, asked = (batch, batch) if self._asked_rows is None else batch
+        clock("rollout")
+        seen = self._see(state.params, batch)
+        asked = seen if asked is batch else self._see(state.params, asked)
+        first = drawn = self._draw(state.params, asked, records, step, 0, clock)
         resampled: dict[str, float] = {}
         if options.resample_rounds:
 
             def again(turn: int) -> Drawn:
                 rounds = options.resample_rounds
                 found = further_records(self._source, run.seed, step, turn, rounds, len(records))
-                other = self._runtime.stack(found, self._runtime.collate_prompts, False)
-                return self._draw(state.params, other, found, step, turn + 1, clock)
+                other = self._runtime.stack(found, self._runtime.collate_prompts, False, self._asked_rows)
+                clock("rollout")
+                return self._draw(state.params, self._see(state.params, other), found, step, turn + 1, clock)
 
             drawn, rounds = fill(first, again, options.resample_rounds)
             if rounds:
                 batch = self._runtime.stack(drawn.records, self._runtime.collate_prompts, False)
+                seen = self._see(state.params, batch)
             resampled = {"resample/rounds": rounds, "resample/missing": drawn.verdicts.equal_Q.mean()}
         self._last = drawn
         judged = self._judged(drawn, batch)
         self.inputs = Inputs(step, (*batch, judged), _rows(drawn))
         clock("update")
         updates = []
-        placed = place((*batch, judged), self._rows)
+        placed = place((*seen, judged), self._rows)
         with self._runtime.context():
             for _ in range(options.inner_updates):
                 state, metrics = self._step(state, self._reference, *placed, self._runtime.bias_V)
@@ -310,7 +333,17 @@ def gradient_of(runtime: Runtime) -> Gradient:
     rules, look = options.optim.trainable, runtime.look()
     if options.stage == "sft":
         return make_sft_gradient(runtime.model, rules, look)
-    return make_brpo_gradient(runtime.model, options.brpo, options.data.max_response_tokens, rules, look)
+    gradient = make_brpo_gradient(runtime.model, options.brpo, options.data.max_response_tokens, rules, look)
+    if options.brpo.reference == "device" or not options.brpo.beta:
+        return gradient
+    layouts = _reference_layouts(runtime)
+    return lambda params, kept, *rest: gradient(params, jax.device_put(kept, layouts), *rest)
+
+
+def tower_is_frozen(runtime: Runtime) -> bool:
+    """Whether nothing of the vision tower and its merger is trained, so that a picture has one set of tokens."""
+    labels = trainable_labels(runtime.layouts, runtime.options.optim.trainable)
+    return all(label == "freeze" for label in jax.tree.leaves(labels["visual"]))
 
 
 def batch_layouts(runtime: Runtime) -> tuple[Any, ...]:
@@ -321,7 +354,7 @@ def batch_layouts(runtime: Runtime) -> tuple[Any, ...]:
     rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
     if runtime.options.stage == "sft":
         return *(rows,) * (3 if runtime.look().inserts else 2), whole
-    return _reference_layouts(runtime) if runtime.options.brpo.beta else None, rows, rows, rows, whole
+    return kept_reference_layouts(runtime) if runtime.options.brpo.beta else None, rows, rows, rows, whole
 
 
 def brpo_sampler(runtime: Runtime) -> Sampler:

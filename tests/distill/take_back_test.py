@@ -132,7 +132,7 @@ def test_twice_is_once_and_a_second_thought_replaces(queued, tmp_path, capsys):
     write(tmp_path / "mine.jsonl", queue[:1])
     assert correct(folder, str(tmp_path / "mine.jsonl")) == 0
     accepted = rows(folder / "accepted.jsonl")
-    assert len(accepted) == 4 and ">better<" in accepted[-1]["response"]
+    assert len(accepted) == len(QUESTIONS) and ">better<" in accepted[-1]["response"]
     # A kill between the log and the results, and in the middle of the log's last line.
     after = contents(folder)
     (folder / "accepted.jsonl").write_bytes(before["accepted.jsonl"])

@@ -11,7 +11,7 @@ from qwenla_jax.rewards import RewardError, RewardPool, RewardScores, RewardSett
 pytest.importorskip("math_verify")
 
 MATH = RewardSettings(math=True)
-DEADLINE = 1.0
+DEADLINE = 3.0
 # Expanded they have thousands of terms of thousands of digits; the library tries.
 HANGS = [
     (r"(x+1)^{5000}(x-1)^{5000}", r"(x^2-1)^{5000}"),
@@ -53,7 +53,7 @@ def test_a_hang_is_killed_and_costs_its_own_record_only(text, answer):
 
 
 def test_the_library_is_imported_before_the_deadline_counts():
-    with RewardPool(MATH, workers=1, deadline_s=0.3) as pool:
+    with RewardPool(MATH, workers=1, deadline_s=0.8) as pool:
         for _ in range(3):
             assert pool.score([concludes(r"\sqrt{12}", r"2\sqrt{3}")])[0].accuracy == 1.0
 

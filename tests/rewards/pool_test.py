@@ -415,12 +415,12 @@ def test_large_texts(users):
 
 def test_step_deadline(users):
     records = [dataclasses.replace(r, id="sleep") if i % 2 else r for i, r in enumerate(good(60))]
-    with RewardPool(SETTINGS, workers=2, deadline_s=0.2, step_deadline_s=0.7) as pool:
+    with RewardPool(SETTINGS, workers=2, deadline_s=0.2, step_deadline_s=2.0) as pool:
         start = time.monotonic()
         got = pool.score(records)
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 5
         assert isinstance(got[0], RewardScores) and {e.kind for e in got if isinstance(e, RewardError)} == {"timeout"}
-        assert got[-1] == RewardError("timeout", "", "the step's 0.7 s were over")
+        assert got[-1] == RewardError("timeout", "", "the step's 2 s were over")
         assert got[1] == RewardError("timeout", "bad", "no answer within 0.2 s")
         assert len(got) == 60
         assert pool.score(good(20)) == [score(r, SETTINGS) for r in good(20)]

@@ -58,7 +58,7 @@ ATTENTION = ("decoder/layers/attn/(q|k|v|o)/kernel", "decoder/layers/mlp/down/ke
 SMALL = RunOptions(
     stage="brpo",
     steps=2,
-    data=DataOptions(batch_size=2, max_response_tokens=24, max_prompt_tokens=96),
+    data=DataOptions(batch_size=2, max_response_tokens=48, max_prompt_tokens=96),
     optim=OptimOptions(learning_rate=1e-2, warmup_ratio=0.0),
     brpo=BrpoOptions(group_size=2, temperature=3.0),  # so hot that rewards differ
     rewards=RewardOptions(target_length=4.0, pool=PoolOptions(workers=1)),

@@ -11,6 +11,7 @@ from qwenla_jax.train.options import (
     CheckpointOptions,
     DataOptions,
     EvalOptions,
+    MeshOptions,
     OptimOptions,
     RewardOptions,
     RunOptions,
@@ -66,6 +67,8 @@ def _large(preset: str) -> RunOptions:
         ),
         brpo=BrpoOptions(group_size=8, temperature=1.0, beta=0.1),
         rewards=RewardOptions(format=1.0, accuracy=1.0, balance=1.0, target_length=100.0),
+        # Gathered anew for every token, the weights would take longer than all else together (docs/SCALE.md).
+        mesh=MeshOptions(gather_to_sample=True),
         eval=EvalOptions(every=0, final_size=200, batch_size=16),
         checkpoint=CheckpointOptions(every=50),
     )

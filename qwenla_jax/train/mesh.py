@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh
 
@@ -10,15 +13,23 @@ from qwenla_jax.train.options import MeshOptions
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(options: MeshOptions, num_devices: int | None = None) -> Mesh:
+def make_mesh(
+    options: MeshOptions, num_devices: int | None = None, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh with the axes data, fsdp and tensor over all devices.
 
     The axes are Auto: arrays keep the layout that the compiler derives from the table in `sharding.py`.
 
+    Args:
+      options: the axes' sizes.
+      num_devices: only so many of the devices there are.
+      devices: other devices, as those of a topology that programs are compiled for.
+
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    total = jax.device_count() if num_devices is None else num_devices
+    devices = jax.devices()[:num_devices] if devices is None else devices
+    total = len(devices)
     sizes = [options.data, options.fsdp, options.tensor]
     if -1 in sizes:
         rest = 1
@@ -29,4 +40,4 @@ def make_mesh(options: MeshOptions, num_devices: int | None = None) -> Mesh:
         sizes[sizes.index(-1)] = total // rest
     if sizes[0] * sizes[1] * sizes[2] != total:
         raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {total} devices there are")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:total])
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

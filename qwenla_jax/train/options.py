@@ -229,6 +229,10 @@ class MeshOptions:
     data: int = option(-1, "devices that split the batch", low=-1)
     fsdp: int = option(1, "devices that split the batch, the parameters and the optimizer state", low=-1)
     tensor: int = option(1, "devices that split heads and feed-forward widths", low=-1)
+    gather_to_sample: bool = option(
+        False,
+        "sampling: gather the parameters over fsdp once, before the first token, not in every layer of every token",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from qwenla_jax.train.examples import Read, WithMet, usable
 from qwenla_jax.train.mesh import make_mesh
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import place, several
-from qwenla_jax.train.sharding import activation_rules, batch_sharding, replicated
+from qwenla_jax.train.sharding import activation_rules, batch_sharding, gathered, replicated
 from qwenla_jax.train.start import start
 from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch, VisualTokens
 
@@ -168,15 +168,26 @@ class Runtime:
 
         return call
 
+    def sampling_program(self, options: SampleOptions) -> Any:
+        """The jitted `sampling.loop.sample`: (params, vision, prompts, bias, seed, step, sample numbers) -> Rollout."""
+        rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
+
+        def program(params: Params, *inputs: Any) -> Rollout:
+            if self.options.mesh.gather_to_sample:
+                params = jax.tree.map(lambda x: x.astype(self.options.dtype), params)
+                params = jax.lax.with_sharding_constraint(params, gathered(self.layouts))
+            return sample(self.model, options, params, *inputs)
+
+        return jax.jit(
+            program,
+            in_shardings=(self.layouts, rows, rows, whole, whole, whole, rows),
+            out_shardings=whole if several() else rows,  # where each process is to see all of them
+        )
+
     def sampler(self, options: SampleOptions) -> Sampler:
         """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
-        rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
-        results = whole if several() else rows  # where each process is to see all of them
-        compiled = jax.jit(
-            functools.partial(sample, self.model, options),
-            in_shardings=(self.layouts, rows, rows, whole, whole, whole, rows),
-            out_shardings=results,
-        )
+        compiled = self.sampling_program(options)
+        rows = batch_sharding(self.mesh)
         seed = np.uint32(self.options.seed)
 
         def call(params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray) -> Rollout:
@@ -271,6 +282,15 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
       ValueError: settings that do not fit the devices or the checkpoint.
     """
     mesh = make_mesh(options.mesh)
+    check_rows(options, mesh)
+    check_backend(options.attention, jax.default_backend())
+    first = start(options, mesh)
+    runtime = assemble(options, mesh, first.model, first.layouts, first.tokenizer, first.processor)
+    return runtime, first.params
+
+
+def check_rows(options: RunOptions, mesh: Mesh) -> None:
+    """Raises ValueError where the rows of a batch do not divide over the mesh."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = options.data.batch_size // options.optim.accumulation
     sizes = [("data.batch_size / optim.accumulation", rows), ("eval.batch_size", options.eval.batch_size)]
@@ -278,22 +298,35 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
     for key, size in sizes:
         if size % shards:
             raise ValueError(f"config.{key}: {size} rows do not divide over {shards} devices (mesh data x fsdp)")
-    check_backend(options.attention, jax.default_backend())
-    first = start(options, mesh)
-    processor = processor_of(options, first.processor)
-    config = first.model.config
-    known = first.tokenizer.vocab_size
-    runtime = Runtime(
+
+
+def assemble(
+    options: RunOptions,
+    mesh: Mesh,
+    model: QwenVL,
+    layouts: Any,
+    tokenizer: Tokenizer,
+    processor: ProcessorSettings,
+) -> Runtime:
+    """The fixed parts of a run on a mesh, whose devices need not be there: nothing is put on them.
+
+    Args:
+      options: the run's settings.
+      mesh: the devices.
+      model, layouts, tokenizer, processor: what the run starts from; of the processor the bounds are still the
+        checkpoint's.
+    """
+    config = model.config
+    return Runtime(
         options=options,
         mesh=mesh,
-        model=first.model,
-        layouts=first.layouts,
-        tokenizer=first.tokenizer,
-        processor=processor,
+        model=model,
+        layouts=layouts,
+        tokenizer=tokenizer,
+        processor=processor_of(options, processor),
         layout=layout_of(config),
-        bias_V=forbidden_bias(config.text.vocab_size, known, first.tokenizer.ids.forbidden()),
+        bias_V=forbidden_bias(config.text.vocab_size, tokenizer.vocab_size, tokenizer.ids.forbidden()),
     )
-    return runtime, first.params
 
 
 def processor_of(options: RunOptions, processor: ProcessorSettings) -> ProcessorSettings:

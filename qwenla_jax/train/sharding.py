@@ -45,6 +45,12 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
 
 
+def row_shards() -> int:
+    """Devices that the rows of a batch lie over, in the mesh that a program is traced for; 1 where there is none."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
 def param_shardings(
     config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Sequence[str] = (), rank: int = 1
 ) -> Any:
@@ -104,6 +110,15 @@ def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[
             part = by_path[path].shard_shape(entry.param_shape)
             found[path] = part if entry.layers is None else (1, *part[1:])
     return found
+
+
+def gathered(layouts: Any) -> Any:
+    """The layouts without the axis fsdp: what it splits lies whole on each of its devices."""
+
+    def without(layout: NamedSharding) -> NamedSharding:
+        return NamedSharding(layout.mesh, PartitionSpec(*(None if name == "fsdp" else name for name in layout.spec)))
+
+    return jax.tree.map(without, layouts)
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:

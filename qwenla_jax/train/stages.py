@@ -79,7 +79,13 @@ def make_reference(runtime: Runtime, params: Params) -> Params | None:
         return jax.jit(copy, out_shardings=layouts)(_moving_base(params, rules))
     if dtype == runtime.options.param_dtype:
         return params if runtime.options.brpo.reference == "device" else jax.device_put(params, layouts)
-    return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=layouts)(params)
+    return reference_program(runtime)(params)
+
+
+def reference_program(runtime: Runtime) -> Any:
+    """The jitted cast of the parameters to the type that is computed in."""
+    cast = lambda p: jax.tree.map(lambda x: x.astype(runtime.options.dtype), p)  # noqa: E731
+    return jax.jit(cast, out_shardings=kept_reference_layouts(runtime))
 
 
 def _moving_base(tree: Any, rules: Rules) -> Any:
@@ -116,12 +122,7 @@ class SftStage:
         options = runtime.options
         collate = runtime.collate_responses if runtime.look().inserts else collate_sft
         self._runtime = runtime
-        self._step = jax.jit(
-            make_update(gradient_of(runtime), optimizer),
-            in_shardings=(layouts, *batch_layouts(runtime)),
-            out_shardings=(layouts, replicated(runtime.mesh)),
-            donate_argnums=0,
-        )
+        self._step = update_program(runtime, optimizer, layouts)
         self._rate = schedule(options.optim, options.steps)
         self._batches = runtime.batches(runtime.usable(source, True, note), collate, first_step)
         self._rows = batch_sharding(runtime.mesh, leading=1)
@@ -162,12 +163,7 @@ class BrpoStage:
     ) -> None:
         options = runtime.options
         self._runtime, self._reference = runtime, reference
-        self._step = jax.jit(
-            make_update(gradient_of(runtime), optimizer),
-            in_shardings=(layouts, *batch_layouts(runtime)),
-            out_shardings=(layouts, replicated(runtime.mesh)),
-            donate_argnums=0,
-        )
+        self._step = update_program(runtime, optimizer, layouts)
         self._sampler = brpo_sampler(runtime)
         self._rate = schedule(options.optim, options.steps * options.brpo.inner_updates)
         self._settings = reward_settings(options)
@@ -344,6 +340,16 @@ def tower_is_frozen(runtime: Runtime) -> bool:
     """Whether nothing of the vision tower and its merger is trained, so that a picture has one set of tokens."""
     labels = trainable_labels(runtime.layouts, runtime.options.optim.trainable)
     return all(label == "freeze" for label in jax.tree.leaves(labels["visual"]))
+
+
+def update_program(runtime: Runtime, optimizer: optax.GradientTransformation, layouts: TrainState) -> Any:
+    """The jitted update of a run's stage: (state, batch ...) -> new state, metrics. The old state is overwritten."""
+    return jax.jit(
+        make_update(gradient_of(runtime), optimizer),
+        in_shardings=(layouts, *batch_layouts(runtime)),
+        out_shardings=(layouts, replicated(runtime.mesh)),
+        donate_argnums=0,
+    )
 
 
 def batch_layouts(runtime: Runtime) -> tuple[Any, ...]:

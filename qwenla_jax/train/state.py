@@ -38,7 +38,7 @@ def as_float32(tree: Any) -> Any:
 
 def state_shardings(params: Any, param_layouts: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Layouts of a whole state: moments lie as their parameters do, everything else is replicated."""
-    abstract = jax.eval_shape(lambda: create(params, optimizer))
+    abstract = jax.eval_shape(lambda params: create(params, optimizer), params)
     return TrainState(
         step=replicated(mesh),
         params=param_layouts,

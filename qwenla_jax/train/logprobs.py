@@ -9,9 +9,10 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.reattention.insert import replay_selection, splice
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
+from qwenla_jax.train.sharding import row_shards
 from qwenla_jax.types import PromptBatch, VisionBatch
 
-TOKEN_CHUNK = 4096
+TOKEN_CHUNK = 4096  # on one device
 VOCAB_CHUNK = 16384
 
 
@@ -39,7 +40,9 @@ def token_logprobs(
     vocab = max(size for size in range(1, min(V, VOCAB_CHUNK) + 1) if V % size == 0)
     if vocab * 16 < min(V, VOCAB_CHUNK):  # V is nearly prime: its divisors are too small to be chunks
         vocab = V
-    chunks = -(-T // max(1, TOKEN_CHUNK // B))
+    # Counted on one device: every chunk gathers the matrix anew, and the number of chunks must not grow with the mesh.
+    rows = max(1, B // row_shards())
+    chunks = -(-T // max(1, TOKEN_CHUNK // rows))
     length = -(-T // chunks)
 
     @jax.checkpoint

@@ -13,7 +13,7 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, forced_tokens
 from qwenla_jax.train.logprobs import response_logprobs, response_selection, token_logprobs
 from qwenla_jax.train.optimizer import trainable_labels, trained_part
-from qwenla_jax.train.state import Gradient, as_float32
+from qwenla_jax.train.state import Gradient
 from qwenla_jax.types import PromptBatch, ResponseBatch, TokenBatch, VisionBatch
 
 Rules = Sequence[tuple[str, str]]
@@ -98,9 +98,10 @@ def make_sft_gradient(model: QwenVL, trainable: Rules = TRAIN_ALL, look: LookOpt
 def accumulate(part: Callable, batch: tuple) -> tuple:
     """Sums `part` over the leading axis of every array in `batch`, in float32; a single part costs nothing extra."""
     parts = jax.tree.leaves(batch)[0].shape[0]
-    first = part(jax.tree.map(lambda x: x[0], batch))
     if parts == 1:
-        return first
-    rest = jax.tree.map(lambda x: x[1:], batch)
+        return part(jax.tree.map(lambda x: x[0], batch))
+    # All parts inside the loop: with the first before it, every program would hold two copies of the same code.
+    shapes = jax.eval_shape(part, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     add = lambda total, b: (jax.tree.map(jnp.add, total, part(b)), None)  # noqa: E731
-    return jax.lax.scan(add, as_float32(first), rest)[0]
+    return jax.lax.scan(add, zeros, batch)[0]

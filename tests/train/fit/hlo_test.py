@@ -141,6 +141,20 @@ def test_chips_of_a_group(attribute, size):
     assert group_size(f"%x), {attribute}, dimensions={{0}}", 16) == size
 
 
+@pytest.mark.parametrize(
+    ("instruction", "kind", "payload"),
+    [
+        ("f32[2,4]{1,0} reduce-scatter(%x), ", "reduce-scatter", 256),
+        ("(f32[4]{0}, f32[32]{0}) all-gather-start(%x), ", "all-gather", 128),
+        ("(f32[8]{0}, bf16[8,1]{1,0}) all-reduce(%x, %y), ", "all-reduce", 48),
+        ("f32[8,4]{1,0} all-to-all(%x), ", "all-to-all", 128),
+    ],
+)
+def test_bytes_of_a_kind(instruction, kind, payload):
+    text = f"ENTRY %main (x: f32[4]) -> f32[4] {{\n  ROOT %c = {instruction}replica_groups=[1,8]<=[8]\n}}\n"
+    assert [(one.kind, one.payload, one.group) for one in collectives(text, 8)] == [(kind, payload, 8)]
+
+
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("module @jit_f {}")

@@ -1,0 +1,58 @@
+"""The page of figures: results on disk and back, and rows by hand."""
+
+import dataclasses
+import json
+
+import pytest
+from fit_options import LARGE
+
+from qwenla_jax.train.fit import scale
+from qwenla_jax.train.fit.chips import parse_topology
+from qwenla_jax.train.fit.report import Fit, Phase
+
+PHASES = {
+    "rollout": Phase(2e12, 3e9, {"all-gather": 4e9}, {"all-gather": 1}, 5e9, 0.5, "memory", 10.0, 20.0),
+    "update": Phase(6e12, 7e9, {"all-reduce": 8e9}, {"all-reduce": 2}, 9e9, 1.5, "compute", 30.0, 40.0),
+}
+FIT = Fit("v5p:2x2x4", 16, (1, 8, 2), "compiled", 102e9, {"parameters": 9e9}, 9e9, 0.9, True, PHASES, 2.0)
+
+
+@pytest.fixture
+def cases(monkeypatch):
+    """One case of each table, and one that fits nowhere."""
+    planned = dataclasses.replace(FIT, source="arithmetic", peak_bytes=1e9)
+    fit = scale.Case("fit", "7b", "8,192 in all", LARGE, parse_topology("v5p:2x2x4"), planned)
+    grown = dataclasses.replace(fit, table="scaling")
+    rows = [("7b", "v5p", "8,192 in all", fit), ("72b", "v5e", "8,192 in all", None)]
+    monkeypatch.setattr(scale, "fit_cases", lambda preset: rows)
+    monkeypatch.setattr(scale, "scaling_cases", lambda preset: [grown])
+    return fit, grown
+
+
+def test_a_result_comes_back_from_its_file(tmp_path, cases, monkeypatch):
+    monkeypatch.setattr(scale, "compile_fit", lambda options, topology, load: FIT)
+    path = tmp_path / "new" / "results.jsonl"
+    assert scale.read_results(path) == {}
+    for case in cases:
+        scale.compile_case(case, path)
+    assert scale.read_results(path) == {case.key: FIT for case in cases}
+    assert len({case.key for case in cases}) == 2
+
+
+@pytest.mark.parametrize("line", ["{", "[]", json.dumps({"case": "x", "fit": {"phases": {"update": {"flops": 1}}}})])
+def test_a_line_that_is_no_result_is_named(tmp_path, line):
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match="results.jsonl:1: is no result"):
+        scale.read_results(tmp_path / "results.jsonl")
+
+
+def test_rows_say_where_they_are_from(cases):
+    fit, grown = cases
+    text = scale.page(lambda size: LARGE, {fit.key: FIT}, "a machine")
+    assert (
+        "| 7b | v5p:2x2x4 | 16 | 1, 8, 2 | 2 | every token | 9.0 | 90% | 2.0 | memory / compute | 40 (60) | compiled |"
+    ) in text
+    assert "| 72b | v5e: no slice |" in text
+    assert "| 16 | 16 | 8.0 | 4.0 | 8.0 | all-reduce 8 | 1.0 | 2.00 | arithmetic |" in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith(("| 7b", "| 72b", "| model"))}
+    assert len(columns) == 1

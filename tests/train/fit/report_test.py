@@ -49,7 +49,7 @@ def test_topologies_by_name():
 )
 def test_a_mesh_is_chosen_that_rows_and_heads_divide_over(size, chips, rows, mesh):
     options = dataclasses.replace(
-        LARGE, data=dataclasses.replace(LARGE.data, batch_size=2 * rows), eval=EvalOptions(batch_size=rows)
+        LARGE, data=dataclasses.replace(LARGE.data, batch_size=2 * rows), eval=EvalOptions(batch_size=2048)
     )
     if mesh is None:
         with pytest.raises(ValueError, match="28 heads do not divide"):

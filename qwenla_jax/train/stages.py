@@ -72,20 +72,22 @@ def make_reference(runtime: Runtime, params: Params) -> Params | None:
     """
     if runtime.options.stage != "brpo" or not runtime.options.brpo.beta:
         return None
-    dtype, layouts = runtime.options.dtype, kept_reference_layouts(runtime)
-    if adapted_kernels(params):
-        rules = runtime.options.optim.trainable
-        copy = lambda p: jax.tree.map(lambda x: x.astype(dtype) + 0, p)  # noqa: E731
-        return jax.jit(copy, out_shardings=layouts)(_moving_base(params, rules))
-    if dtype == runtime.options.param_dtype:
-        return params if runtime.options.brpo.reference == "device" else jax.device_put(params, layouts)
+    if not adapted_kernels(params) and runtime.options.dtype == runtime.options.param_dtype:
+        on_host = runtime.options.brpo.reference == "host"
+        return jax.device_put(params, kept_reference_layouts(runtime)) if on_host else params
     return reference_program(runtime)(params)
 
 
 def reference_program(runtime: Runtime) -> Any:
-    """The jitted cast of the parameters to the type that is computed in."""
-    cast = lambda p: jax.tree.map(lambda x: x.astype(runtime.options.dtype), p)  # noqa: E731
-    return jax.jit(cast, out_shardings=kept_reference_layouts(runtime))
+    """What makes the reference of parameters, jitted: a copy of what is not there otherwise, in the computing type."""
+    dtype, rules = runtime.options.dtype, runtime.options.optim.trainable
+
+    def copy(params: Params) -> Params:
+        if adapted_kernels(params):
+            return jax.tree.map(lambda x: x.astype(dtype) + 0, _moving_base(params, rules))
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return jax.jit(copy, out_shardings=kept_reference_layouts(runtime))
 
 
 def _moving_base(tree: Any, rules: Rules) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,20 @@ def _placed(
         key = jax.random.fold_in(jax.random.key(options.seed), ADAPTER_STREAM)
         shapes = jax.eval_shape(lambda: params)
         make = lambda key: lora.adapters(shapes, kernels, rank, options.lora.alpha, key, options.param_dtype)  # noqa: E731
-        params = lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(layouts))(key))
-        # What of the base is trained all the same is kept as adapters are.
-        labels = trainable_labels(params, options.optim.trainable)
-        params = jax.tree.map(
-            lambda x, label: x if label == "freeze" else x.astype(options.param_dtype), params, labels
-        )
+        params = _kept(options, lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(layouts))(key)))
     return Start(QwenVL(config), params, tokenizer, processor, layouts)
+
+
+def with_adapters(options: RunOptions, params: Params, kernels: Sequence[str], key: jax.Array) -> Params:
+    """Parameters with the adapters that a run starts with beside them."""
+    own = lora.adapters(params, kernels, options.lora.rank or 1, options.lora.alpha, key, options.param_dtype)
+    return _kept(options, lora.joined(params, own))
+
+
+def _kept(options: RunOptions, params: Params) -> Params:
+    """What of the base is trained all the same is kept as adapters are."""
+    labels = trainable_labels(params, options.optim.trainable)
+    return jax.tree.map(lambda x, label: x if label == "freeze" else x.astype(options.param_dtype), params, labels)
 
 
 def _check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -23,8 +23,9 @@ from qwenla_jax.train.loop import abstract_state, state_plan
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.plan import model_config
 from qwenla_jax.train.runtime import Runtime, assemble, check_rows, response_buckets
-from qwenla_jax.train.stages import reference_program, update_program
-from qwenla_jax.train.start import tiny_processor
+from qwenla_jax.train.sharding import param_shardings
+from qwenla_jax.train.stages import kept_reference_layouts, reference_program, update_program
+from qwenla_jax.train.start import kernels_to_adapt, tiny_processor, with_adapters
 from qwenla_jax.train.state import TrainState
 from qwenla_jax.types import PromptBatch, VisionBatch
 
@@ -54,7 +55,13 @@ def planned_config(options: RunOptions) -> ModelConfig:
             f"config.init_from: the preset {options.preset!r} names no architecture; give random:PATH of a config.json"
         )
     config = published_config(options.preset) if options.init_from is None else model_config(options)
-    return dataclasses.replace(config, dtype=options.dtype, param_dtype=options.param_dtype, remat=options.remat)
+    return dataclasses.replace(
+        config,
+        dtype=options.dtype,
+        param_dtype=options.dtype if options.lora.rank else options.param_dtype,
+        remat=options.remat,
+        attention=options.attention,
+    )
 
 
 def abstract_runtime(options: RunOptions, mesh: Mesh) -> Runtime:
@@ -69,13 +76,21 @@ def abstract_runtime(options: RunOptions, mesh: Mesh) -> Runtime:
     tiny = (options.init_from or "").removeprefix("random:") == "tiny"
     processor = tiny_processor() if tiny else published_processor()
     tokenizer = Tokenizer.from_folder(EMBEDDED).with_tags()
-    return assemble(options, mesh, QwenVL(planned_config(options)), tokenizer, processor)
+    config = planned_config(options)
+    layouts = param_shardings(config, mesh, kernels_to_adapt(options, config), options.lora.rank or 1)
+    return assemble(options, mesh, QwenVL(config), layouts, tokenizer, processor)
 
 
 def abstract_params(runtime: Runtime) -> Any:
-    """Shapes, types and layouts of the parameters."""
-    shapes = jax.eval_shape(lambda: init_params(runtime.model.config, jax.random.key(0)))
-    return _laid_out(shapes, runtime.layouts)
+    """Shapes, types and layouts of the parameters, adapters among them."""
+    options, config = runtime.options, runtime.model.config
+    kernels = kernels_to_adapt(options, config)
+
+    def make() -> Any:
+        params = init_params(config, jax.random.key(0))
+        return with_adapters(options, params, kernels, jax.random.key(0)) if kernels else params
+
+    return _laid_out(jax.eval_shape(make), runtime.layouts)
 
 
 def _laid_out(shapes: Any, layouts: Any) -> Any:
@@ -186,10 +201,10 @@ def plan_programs(runtime: Runtime, load: Load) -> Planned:
             vision, prompts, judged = batch
             programs["rollout"] = lower_rollout(runtime, params, vision, prompts, judged.length_B.shape[1])
             if options.brpo.beta:
-                cast = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, options.dtype), params)
-                reference = _laid_out(cast, runtime.layouts)
-                if options.dtype != options.param_dtype:
-                    programs["reference"] = reference_program(runtime).lower(params)
+                make = reference_program(runtime)
+                reference = _laid_out(jax.eval_shape(make, params), kept_reference_layouts(runtime))
+                if options.dtype != options.param_dtype and jax.tree.leaves(reference):
+                    programs["reference"] = make.lower(params)
             batch = (reference, *batch)
         programs["update"] = update_program(runtime, optimizer, layouts).lower(state, *batch, bias)
     return Planned(state, reference, batch, programs)

@@ -31,6 +31,9 @@ _PICTURE = flags.DEFINE_string("picture", "640x480", "pixels of a prompt's pictu
 _ARITHMETIC = flags.DEFINE_bool("arithmetic", False, "compile nothing")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object and nothing else")
 _SCALE = flags.DEFINE_string("scale", None, "write this page, from --results and from what is compiled now")
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "compile with little effort: in a quarter of the time, for somewhat other programs"
+)
 _RESULTS = flags.DEFINE_string("results", "docs/scale.jsonl", "with --scale: compiled results, one a line")
 
 
@@ -58,15 +61,16 @@ def preset(name: str) -> RunOptions:
 
 def scale(path: Path, results: Path) -> None:
     """Compiles the cases that have no result yet, and writes the page."""
+    from qwenla_jax.train.fit.report import FULL, QUICK
     from qwenla_jax.train.fit.scale import compile_case, fit_cases, page, read_results, scaling_cases, write_page
 
-    known = read_results(results)
+    known, source = read_results(results), QUICK if _QUICK.value else FULL
     if not _ARITHMETIC.value:
         cases = [*scaling_cases(preset), *(case for *_, case in fit_cases(preset) if case)]
         for case in cases:
-            if case.key not in known:
+            if (case.key, FULL) not in known and (case.key, source) not in known:
                 print(f"compiling: {case.key}", flush=True)
-                known[case.key] = compile_case(case, results)
+                known[case.key, source] = compile_case(case, results, _QUICK.value)
     machine = f"{os.cpu_count()} cores ({platform.machine()})"
     write_page(path, page(preset, known, machine))
     print(f"wrote {path}")
@@ -95,7 +99,7 @@ def main(argv: list[str]) -> None:
             sys.exit(f"--picture: got {_PICTURE.value!r}, expected WIDTHxHEIGHT such as 640x480")
         load = Load(_PROMPT.value, int(width), int(height))
         compiled = topology.chip.is_tpu and not _ARITHMETIC.value
-        found = (compile_fit if compiled else estimate)(options, topology, load)
+        found = compile_fit(options, topology, load, _QUICK.value) if compiled else estimate(options, topology, load)
         least = smallest(options, topology.chip, load)
     except (ConfigError, ValueError, ModuleNotFoundError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -23,6 +23,10 @@ from qwenla_jax.train.runtime import Runtime
 HEADROOM = 0.1  # share of the memory that a run should leave free
 
 
+# Sources of compiled figures, by the compiler's effort.
+FULL, QUICK = "compiled", "compiled quickly"
+
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """One phase of a step on one chip.
@@ -57,7 +61,7 @@ class Fit:
       topology: its name.
       chips: how many.
       mesh: sizes of data, fsdp, tensor.
-      source: "compiled" or "arithmetic": where peak and traffic are from.
+      source: "compiled", "compiled quickly" or "arithmetic": where peak and traffic are from.
       hbm_bytes: memory of a chip.
       components: bytes of one chip by component, at the peak.
       peak_bytes: the most of all phases.
@@ -158,8 +162,13 @@ def _mesh_sizes(options: RunOptions, chips: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def compile_fit(options: RunOptions, topology: Topology, load: Load) -> Fit:
+def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool = False) -> Fit:
     """From the compiled programs of a step.
+
+    Args:
+      options, topology, load: see there.
+      quick: the compiler spends little effort on fast programs: a quarter of the time, somewhat other peaks and traffic
+        than those of the programs that a run compiles.
 
     Raises:
       ModuleNotFoundError: the TPU compiler is not installed.
@@ -175,7 +184,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load) -> Fit:
     for name, program in planned.programs.items():
         begin, busy = time.perf_counter(), time.process_time()
         try:
-            compiled = program.compile()
+            compiled = program.compile(compiler_options={"exec_time_optimization_effort": -1.0} if quick else None)
         except Exception as error:  # the runtime's own type
             problem = f"{name}: {str(error).strip()}"
             break
@@ -195,7 +204,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load) -> Fit:
         rest = phases[worst].peak_bytes - sum(kept.components.values())
         known = {part: size for part, size in guess.items() if part in ("cache", "activations", "gradient")}
         components |= known | {"temporaries": rest - sum(known.values())}
-    return _fit(runtime, topology, "compiled", components, phases, problem)
+    return _fit(runtime, topology, QUICK if quick else FULL, components, phases, problem)
 
 
 def _dynamic_trips(runtime: Runtime, name: str) -> list[int]:
@@ -283,9 +292,7 @@ def describe(fit: Fit, least: Topology | None) -> list[str]:
             f"{name}: {phase.flops / 1e12:.2f} TFLOP, {phase.hbm_bytes / gb:.1f} GB read and written, peak "
             f"{phase.peak_bytes / gb:.2f} GB, at least {phase.seconds:.3f} s (bound by {phase.bound}){took}"
         )
-        lines += [
-            f"  {kind:24} {size / gb:8.2f} GB sent in {phase.count[kind]:,}" for kind, size in phase.sent.items()
-        ]
+        lines += [f"  {kind:24} {size / gb:8.2f} GB sent in {phase.count[kind]:,}" for kind, size in phase.sent.items()]
     lines.append(f"a step takes at least {fit.step_s:.2f} s by the roofline")
     lines.append(f"smallest slice that fits, by arithmetic: {least.name if least else 'none'}")
     return lines

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qwenla_jax.train.fit.chips import Topology, chip, parse_topology
 from qwenla_jax.train.fit.programs import Load
 from qwenla_jax.train.fit.published import published_sizes
-from qwenla_jax.train.fit.report import Fit, Phase, compile_fit, estimate, smallest
+from qwenla_jax.train.fit.report import FULL, QUICK, Fit, Phase, compile_fit, estimate, smallest
 from qwenla_jax.train.options import RunOptions
 
 CHIPS = ("v5e", "v5p", "v6e")
@@ -47,6 +47,7 @@ class Case:
 
 
 Preset = Callable[[str], RunOptions]
+Results = Mapping[tuple[str, str], Fit]
 
 
 def fit_cases(preset: Preset) -> Iterator[tuple[str, str, str, Case | None]]:
@@ -94,13 +95,13 @@ def scaling_cases(preset: Preset) -> Iterator[Case]:
         yield Case("scaling", "7b", first, options, topology, estimate(options, topology, LOADS[first]))
 
 
-def read_results(path: Path) -> dict[str, Fit]:
-    """Compiled results by `Case.key`; of two with one key the later counts.
+def read_results(path: Path) -> dict[tuple[str, str], Fit]:
+    """Compiled results by `Case.key` and source; of two with both the same the later counts.
 
     Raises:
       ValueError: a line that is no result, by file and number.
     """
-    found: dict[str, Fit] = {}
+    found: dict[tuple[str, str], Fit] = {}
     if not path.is_file():
         return found
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -108,22 +109,28 @@ def read_results(path: Path) -> dict[str, Fit]:
             content = json.loads(line)
             fit = content["fit"]
             phases = {name: Phase(**phase) for name, phase in fit["phases"].items()}
-            found[content["case"]] = Fit(**fit | {"phases": phases, "mesh": tuple(fit["mesh"])})
+            one = Fit(**fit | {"phases": phases, "mesh": tuple(fit["mesh"])})
+            found[content["case"], one.source] = one
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}:{number}: is no result of launch/fit.py: {error!r}") from error
     return found
 
 
-def compile_case(case: Case, path: Path) -> Fit:
+def best(case: Case, results: Results) -> Fit:
+    """Of a case's results the most exact."""
+    return results.get((case.key, FULL)) or results.get((case.key, QUICK)) or case.planned
+
+
+def compile_case(case: Case, path: Path, quick: bool = False) -> Fit:
     """Compiles a case and appends its result to the file."""
-    found = compile_fit(case.options, case.topology, LOADS[case.load])
+    found = compile_fit(case.options, case.topology, LOADS[case.load], quick)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"case": case.key, "fit": dataclasses.asdict(found)}) + "\n")
     return found
 
 
-def page(preset: Preset, results: dict[str, Fit], machine: str) -> str:
+def page(preset: Preset, results: Results, machine: str) -> str:
     """docs/SCALE.md: compiled figures where there are results, arithmetic elsewhere, each marked."""
     lines = [_HEAD.format(machine=machine, versions=_versions(list(results.values())))]
     cases = list(fit_cases(preset))
@@ -132,7 +139,9 @@ def page(preset: Preset, results: dict[str, Fit], machine: str) -> str:
         lines += [_fit_row(size, name, case, results) for size, name, own, case in cases if own == load]
         lines.append("")
     lines.append(_SCALING_HEAD)
-    lines += [_scaling_row(case, results) for case in scaling_cases(preset)]
+    scaling = list(scaling_cases(preset))
+    lines += [_scaling_row(case, results) for case in scaling]
+    lines += _comparison([*scaling, *(case for *_, case in cases if case)], results)
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +156,8 @@ _HEAD = """# Scale: what fits where
 
 Made by `python launch/fit.py --scale=docs/SCALE.md` on {machine}; {versions}.
 No accelerator was there. Rows marked *compiled* were compiled by the TPU compiler for the topology they name; their
-peak, traffic and compile time are the compiler's. Rows marked *arithmetic* were not compiled. Operations are arithmetic
+peak, traffic and compile time are the compiler's; *quickly*: with the compiler's least effort on fast programs, which
+moves peak and traffic somewhat (last table). Rows marked *arithmetic* were not compiled. Operations are arithmetic
 in both. The step's time is the roofline's with every response as long as may be: no run is faster, real ones slower.
 
 The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one picture of 640 x 480 pixels (391 visual
@@ -167,16 +177,21 @@ The 7B on v5p, a question a chip, parameters split over 16 chips and repeated ov
 | chips | questions | TFLOP | GB sent, rollout | GB sent, update | of it by kind | peak GB | step s | source |
 |---|---|---|---|---|---|---|---|---|"""
 
+_COMPARISON_HEAD = """## One case, three ways
+
+| model | slice | source | peak GB, rollout / update | GB sent, rollout / update | compile s (CPU s) |
+|---|---|---|---|---|---|"""
+
 
 def _versions(results: Sequence[Fit]) -> str:
     found = [fit.versions for fit in results]
     return ", ".join(f"{name} {version}" for name, version in found[-1].items()) if found else "nothing compiled"
 
 
-def _fit_row(size: str, name: str, case: Case | None, results: dict[str, Fit]) -> str:
+def _fit_row(size: str, name: str, case: Case | None, results: Results) -> str:
     if case is None:
         return f"| {size} | {name}: no slice | | | | | | | | | | arithmetic |"
-    fit = results.get(case.key) or case.planned
+    fit = best(case, results)
     mesh, parts = ", ".join(map(str, fit.mesh)), case.options.optim.accumulation
     gathered = "once" if case.options.mesh.gather_to_sample else "every token"
     head = f"| {size} | {fit.topology} | {fit.chips} | {mesh} | {parts} | {gathered} |"
@@ -190,15 +205,30 @@ def _fit_row(size: str, name: str, case: Case | None, results: dict[str, Fit]) -
 
 
 def _compile_time(fit: Fit) -> str:
-    if fit.source != "compiled":
+    if fit.source not in (FULL, QUICK):
         return "-"
     wall = sum(phase.compile_s or 0 for phase in fit.phases.values())
     busy = sum(phase.compile_cpu_s or 0 for phase in fit.phases.values())
     return f"{wall:.0f} ({busy:.0f})"
 
 
-def _scaling_row(case: Case, results: dict[str, Fit]) -> str:
-    fit = results.get(case.key) or case.planned
+def _comparison(cases: Sequence[Case], results: Results) -> list[str]:
+    """Cases that were compiled both ways, beside their arithmetic."""
+    both = [case for case in cases if all((case.key, source) in results for source in (FULL, QUICK))]
+    if not both:
+        return []
+    lines = ["", _COMPARISON_HEAD]
+    for case in both:
+        for fit in (results[case.key, FULL], results[case.key, QUICK], case.planned):
+            peaks = " / ".join(f"{fit.phases[name].peak_bytes / 1e9:.1f}" for name in ("rollout", "update"))
+            sent = " / ".join(f"{sum(fit.phases[name].sent.values()) / 1e9:.1f}" for name in ("rollout", "update"))
+            cells = (f"{case.size}, {case.load}", fit.topology, fit.source, peaks, sent, _compile_time(fit))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _scaling_row(case: Case, results: Results) -> str:
+    fit = best(case, results)
     flops = sum(phase.flops for phase in fit.phases.values())
     sent = {name: phase.sent for name, phase in fit.phases.items()}
     kinds = ", ".join(f"{kind} {size / 1e9:.0f}" for kind, size in sent["update"].items())

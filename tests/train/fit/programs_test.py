@@ -31,8 +31,8 @@ def tensors(text):
 
 @pytest.mark.parametrize(("stage", "mode"), [("brpo", "none"), ("brpo", "copy"), ("sft", "none"), ("sft", "route")])
 def test_no_program_holds_logits_of_all_tokens(stage, mode):
-    """At the paper's sizes: [B, T, V] of responses would be 64 x 1,024 x 152,064. V stands beside rows, chunks of tokens
-    or the width only, and no array is as large.
+    """At the paper's sizes: [B, T, V] of responses would be 64 x 1,024 x 152,064. V stands beside rows, chunks of
+    tokens or the width only, and no array is as large.
     """
     options = dataclasses.replace(LARGE, stage=stage, reattention=ReattentionOptions(mode=mode))
     programs = plan_programs(one_device(options), Load(512)).programs

@@ -15,6 +15,7 @@ PHASES = {
     "update": Phase(6e12, 7e9, {"all-reduce": 8e9}, {"all-reduce": 2}, 9e9, 1.5, "compute", 30.0, 40.0),
 }
 FIT = Fit("v5p:2x2x4", 16, (1, 8, 2), "compiled", 102e9, {"parameters": 9e9}, 9e9, 0.9, True, PHASES, 2.0)
+QUICK = dataclasses.replace(FIT, source="compiled quickly", peak_bytes=8e9)
 
 
 @pytest.fixture
@@ -30,12 +31,15 @@ def cases(monkeypatch):
 
 
 def test_a_result_comes_back_from_its_file(tmp_path, cases, monkeypatch):
-    monkeypatch.setattr(scale, "compile_fit", lambda options, topology, load: FIT)
+    monkeypatch.setattr(scale, "compile_fit", lambda options, topology, load, quick: (FIT, QUICK)[quick])
     path = tmp_path / "new" / "results.jsonl"
     assert scale.read_results(path) == {}
     for case in cases:
         scale.compile_case(case, path)
-    assert scale.read_results(path) == {case.key: FIT for case in cases}
+        scale.compile_case(case, path, True)
+    found = scale.read_results(path)
+    assert found == {(case.key, one.source): one for case in cases for one in (FIT, QUICK)}
+    assert [scale.best(case, found).peak_bytes for case in cases] == [9e9, 9e9]
     assert len({case.key for case in cases}) == 2
 
 
@@ -48,7 +52,7 @@ def test_a_line_that_is_no_result_is_named(tmp_path, line):
 
 def test_rows_say_where_they_are_from(cases):
     fit, grown = cases
-    text = scale.page(lambda size: LARGE, {fit.key: FIT}, "a machine")
+    text = scale.page(lambda size: LARGE, {(fit.key, "compiled"): FIT}, "a machine")
     assert (
         "| 7b | v5p:2x2x4 | 16 | 1, 8, 2 | 2 | every token | 9.0 | 90% | 2.0 | memory / compute | 40 (60) | compiled |"
     ) in text
@@ -56,3 +60,18 @@ def test_rows_say_where_they_are_from(cases):
     assert "| 16 | 16 | 8.0 | 4.0 | 8.0 | all-reduce 8 | 1.0 | 2.00 | arithmetic |" in text
     columns = {line.count("|") for line in text.splitlines() if line.startswith(("| 7b", "| 72b", "| model"))}
     assert len(columns) == 1
+    assert "three ways" not in text
+
+
+def test_what_was_compiled_both_ways_is_compared(cases):
+    fit, grown = cases
+    text = scale.page(lambda size: LARGE, {(fit.key, one.source): one for one in (FIT, QUICK)}, "a machine")
+    assert "| 9.0 | 90% | 2.0 | memory / compute | 40 (60) | compiled |" in text
+    table = text[text.index("three ways") :].splitlines()[4:]
+    assert [row.split(" | ")[2:] for row in table] == [
+        ["compiled", "5.0 / 9.0", "4.0 / 8.0", "40 (60) |"],
+        ["compiled quickly", "5.0 / 9.0", "4.0 / 8.0", "40 (60) |"],
+        ["arithmetic", "5.0 / 9.0", "4.0 / 8.0", "- |"],
+    ]
+    quick = scale.page(lambda size: LARGE, {(grown.key, QUICK.source): QUICK}, "a machine")
+    assert "| all-reduce 8 | 8.0 | 2.00 | compiled quickly |" in quick

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from qwenla_jax.train.options import MeshOptions
@@ -40,4 +41,6 @@ def make_mesh(
         sizes[sizes.index(-1)] = total // rest
     if sizes[0] * sizes[1] * sizes[2] != total:
         raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {total} devices there are")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # `jax.make_mesh` refuses where an axis covers a part of a torus's axis, as 16 of 4 x 8 x 8 chips.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)

@@ -15,8 +15,8 @@ class Inserted:
 
     Attributes:
       ids_BxY: int32.
-      visual_BxY: int32, index into the flattened visual tokens, -1 at delimiters and in padding: what
-        `QwenVL.embed` gathers embeddings by.
+      source_BxY: int32, the slot of the row's prompt that is repeated, -1 in padding: where its embedding is.
+      visual_BxY: bool, True at visual tokens.
       pos_BxYx3: int32, M-RoPE positions.
       bias_BxY: float32, 0, or `layers.HIDDEN` at a token that is put in and hidden.
       length_B: int32, slots that are no padding.
@@ -24,6 +24,7 @@ class Inserted:
     """
 
     ids_BxY: jax.Array
+    source_BxY: jax.Array
     visual_BxY: jax.Array
     pos_BxYx3: jax.Array
     bias_BxY: jax.Array
@@ -31,12 +32,11 @@ class Inserted:
     next_pos_B: jax.Array
 
 
-def copy_slots(prompts: PromptBatch, question_B: jax.Array, slot_BxY: jax.Array, next_pos_B: jax.Array) -> Inserted:
+def copy_slots(prompts: PromptBatch, slot_BxY: jax.Array, next_pos_B: jax.Array) -> Inserted:
     """Repeats slots of the prompts' pictures.
 
     Args:
-      prompts: with their `block`.
-      question_B: int32, each row's prompt.
+      prompts: one a row, with their `block`.
       slot_BxY: int32, slots of the block in their order, -1 in padding (behind the last).
       next_pos_B: int32, the position at which the block begins.
     """
@@ -44,17 +44,18 @@ def copy_slots(prompts: PromptBatch, question_B: jax.Array, slot_BxY: jax.Array,
     assert block is not None
     real_BxY = slot_BxY >= 0
     slot_BxY = jnp.maximum(slot_BxY, 0)
-    of_block = lambda x: jnp.take_along_axis(jnp.take(x, question_B, axis=0), slot_BxY, axis=1)  # noqa: E731
+    of_block = lambda x: jnp.take_along_axis(x, slot_BxY, axis=1)  # noqa: E731
     source_BxY = of_block(block.source_QxX)
-    of_prompt = lambda x: jnp.take_along_axis(jnp.take(x, question_B, axis=0), source_BxY, axis=1)  # noqa: E731
+    of_prompt = lambda x: jnp.take_along_axis(x, source_BxY, axis=1)  # noqa: E731
     base_BxY = of_block(block.moves_QxX) * next_pos_B[:, None]
     pos_QxXx3 = jnp.asarray(block.pos_QxXx3)
     pos_BxYx3 = jnp.stack([of_block(pos_QxXx3[..., axis]) + base_BxY for axis in range(3)], axis=-1)
     return Inserted(
         ids_BxY=of_prompt(prompts.ids_QxP),
-        visual_BxY=jnp.where(real_BxY, of_prompt(prompts.visual_QxP), -1),
+        source_BxY=jnp.where(real_BxY, source_BxY, -1),
+        visual_BxY=real_BxY & (of_prompt(prompts.visual_QxP) >= 0),
         pos_BxYx3=pos_BxYx3,
         bias_BxY=jnp.zeros(slot_BxY.shape, jnp.float32),
         length_B=real_BxY.sum(1, dtype=jnp.int32),
-        next_pos_B=next_pos_B + jnp.take(block.span_Q, question_B),
+        next_pos_B=next_pos_B + block.span_Q,
     )

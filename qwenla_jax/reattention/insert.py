@@ -14,23 +14,48 @@ from qwenla_jax.reattention.trigger import LookOptions, allowed_insertions, find
 from qwenla_jax.types import PromptBatch
 
 
-def insertion(
-    options: LookOptions, prompts: PromptBatch, question_B: jax.Array, kept_BxX: jax.Array, next_pos_B: jax.Array
-) -> Inserted:
+def insertion(options: LookOptions, prompts: PromptBatch, kept_BxX: jax.Array, next_pos_B: jax.Array) -> Inserted:
     """The tokens that an insertion puts in.
 
     Args:
       options: see there.
-      prompts: with their `block`.
-      question_B: int32, each row's prompt.
+      prompts: one a row, with their `block`.
       kept_BxX: bool, what the insertion shows, from `route.select`.
       next_pos_B: int32, the position at which it begins.
     """
     slots = most_slots(options, prompts.block)
     if not options.hides:
-        return copy_slots(prompts, question_B, compact(kept_BxX, slots), next_pos_B)
-    everything = copy_slots(prompts, question_B, compact(all_slots(prompts, question_B), slots), next_pos_B)
+        return copy_slots(prompts, compact(kept_BxX, slots), next_pos_B)
+    everything = copy_slots(prompts, compact(all_slots(prompts), slots), next_pos_B)
     return everything.replace(bias_BxY=hiding_bias(kept_BxX))
+
+
+def embed_with_sources(
+    model: QwenVL, params: Params, ids_BxT: jax.Array, source_BxT: jax.Array, prompt_QxPxD: jax.Array
+) -> jax.Array:
+    """Embeddings of tokens of which some repeat a slot of their row's prompt.
+
+    What is put in is the prompt's own tokens, so their embeddings are there, on the device that has the row. The flat
+    visual tokens would have to come from all devices.
+
+    Args:
+      model, params: see there.
+      ids_BxT: int32 token ids, B = Q * G; row b belongs to prompt b // G.
+      source_BxT: int32, the prompt's slot, -1 where the token repeats none.
+      prompt_QxPxD: embeddings of the prompts, as `sampling.loop.encode_prompts` returns them.
+
+    Returns:
+      [B, T, D] in the compute type.
+    """
+    x_BxTxD = model.apply({"params": params}, ids_BxT, None, None, method="embed")
+    at_QxA = jnp.maximum(source_BxT, 0).reshape(len(prompt_QxPxD), -1)
+    again = jnp.take_along_axis(prompt_QxPxD, at_QxA[..., None], axis=1).reshape(x_BxTxD.shape)
+    return jnp.where((source_BxT >= 0)[..., None], again, x_BxTxD)
+
+
+def one_a_row(prompts: PromptBatch, rows: int) -> PromptBatch:
+    """The prompts, each as often as it has rows: row b belongs to prompt b // G."""
+    return jax.tree.map(lambda x: jnp.repeat(x, rows // len(prompts.length_Q), axis=0), prompts)
 
 
 @struct.dataclass
@@ -38,7 +63,8 @@ class Spliced:
     """Responses with their insertions in place, T slots a row.
 
     Attributes:
-      ids_BxT, visual_BxT, pos_BxTx3: as in `types.TokenBatch`.
+      ids_BxT, pos_BxTx3: as in `types.TokenBatch`.
+      source_BxT: int32, the slot of the row's prompt that is repeated, -1 at the response's own tokens.
       bias_BxT: float32, added to every score of the slot's key; None where nothing is ever hidden.
       slot_BxR: int32, where each response token stands.
       inserts_BxR: bool, the response tokens that stand behind an insertion.
@@ -47,7 +73,7 @@ class Spliced:
     """
 
     ids_BxT: jax.Array
-    visual_BxT: jax.Array
+    source_BxT: jax.Array
     pos_BxTx3: jax.Array
     bias_BxT: jax.Array | None
     slot_BxR: jax.Array
@@ -75,20 +101,18 @@ def splice(
     E = kept_BxExX.shape[1]
     Y = most_slots(options, prompts.block)
     T = R + E * Y
-    G = B // len(prompts.length_Q)
-    question_B = jnp.arange(B) // G
-    allowed_B = jnp.minimum(jnp.take(allowed_insertions(options, prompts), question_B), E)
+    prompts = one_a_row(prompts, B)
+    allowed_B = jnp.minimum(allowed_insertions(options, prompts), E)
     inserts_BxR, turn_BxR = find_insertions(ids_BxR, length_B, allowed_B, options.open_id)
     slot_BxR = jnp.broadcast_to(jnp.arange(R, dtype=jnp.int32), (B, R))
-    next_pos_B = jnp.take(prompts.next_pos_Q, question_B)
-    pos_BxR = next_pos_B[:, None] + jnp.arange(R, dtype=jnp.int32)
+    pos_BxR = prompts.next_pos_Q[:, None] + jnp.arange(R, dtype=jnp.int32)
     parts = []
     for e in range(E):
         tag_BxR = inserts_BxR & (turn_BxR == e + 1)
         # Where the tag stands, with what was put in before it; a row without this insertion puts it out of the way.
         at_B, found_B = jnp.argmax(tag_BxR, axis=1), tag_BxR.any(1)
         take = lambda x, at_B=at_B: jnp.take_along_axis(x, at_B[:, None], axis=1)[:, 0]  # noqa: E731
-        tokens = insertion(options, prompts, question_B, kept_BxExX[:, e], take(pos_BxR))
+        tokens = insertion(options, prompts, kept_BxExX[:, e], take(pos_BxR))
         parts.append((jnp.where(found_B, take(slot_BxR), T), tokens))
         behind_BxR = turn_BxR > e
         slot_BxR = slot_BxR + behind_BxR * tokens.length_B[:, None]
@@ -113,12 +137,12 @@ def splice(
     if options.hides:
         bias_BxT = place(0.0, jnp.zeros((B, R), jnp.float32), [b.bias_BxY for b in blocks])
     shown = [
-        place(False, None, [(b.visual_BxY >= 0) & (b.bias_BxY == 0) & (n == e) for n, b in enumerate(blocks)])
+        place(False, None, [b.visual_BxY & (b.bias_BxY == 0) & (n == e) for n, b in enumerate(blocks)])
         for e in range(E)
     ]
     return Spliced(
         ids_BxT=place(0, ids_BxR, [b.ids_BxY for b in blocks]),
-        visual_BxT=place(-1, jnp.full((B, R), -1, jnp.int32), [b.visual_BxY for b in blocks]),
+        source_BxT=place(-1, jnp.full((B, R), -1, jnp.int32), [b.source_BxY for b in blocks]),
         pos_BxTx3=place(0, text_pos_BxRx3, [b.pos_BxYx3 for b in blocks]),
         bias_BxT=bias_BxT,
         slot_BxR=slot_BxR,
@@ -134,7 +158,7 @@ def replay_selection(
     params: Params,
     prompts: PromptBatch,
     prefix: KeyValues,
-    visual_ZxD: jax.Array,
+    prompt_QxPxD: jax.Array,
     ids_BxR: jax.Array,
     length_B: jax.Array,
     max_insertions: int,
@@ -148,7 +172,7 @@ def replay_selection(
     Args:
       options: see there.
       model, params: whose attention counts.
-      prompts, prefix, visual_ZxD: the prompts, their keys and values, and the visual tokens.
+      prompts, prefix, prompt_QxPxD: the prompts, their keys and values, and their embeddings.
       ids_BxR, length_B: the responses.
       max_insertions: E.
 
@@ -156,25 +180,25 @@ def replay_selection(
       bool [B, E, X].
     """
     B = len(ids_BxR)
-    question_B = jnp.arange(B) // (B // len(prompts.length_Q))
-    everything_BxX = all_slots(prompts, question_B)
+    asked = one_a_row(prompts, B)
+    everything_BxX = all_slots(asked)
     kept_BxExX = jnp.repeat(everything_BxX[:, None], max_insertions, axis=1)
     if not options.selects:
         return kept_BxExX
-    params, prefix, visual_ZxD = jax.lax.stop_gradient((params, prefix, visual_ZxD))
+    params, prefix, prompt_QxPxD = jax.lax.stop_gradient((params, prefix, prompt_QxPxD))
     variables = {"params": params}
-    allowed_B = jnp.minimum(jnp.take(allowed_insertions(options, prompts), question_B), max_insertions)
+    allowed_B = jnp.minimum(allowed_insertions(options, asked), max_insertions)
     _, turn_BxR = find_insertions(ids_BxR, length_B, allowed_B, options.open_id)
 
     def turn(e: jax.Array, kept_BxExX: jax.Array) -> jax.Array:
         tokens = splice(options, prompts, ids_BxR, length_B, kept_BxExX)
-        x_BxTxD = model.apply(variables, tokens.ids_BxT, tokens.visual_BxT, visual_ZxD, method="embed")
+        x_BxTxD = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         decoded = model.apply(
             variables, x_BxTxD, tokens.pos_BxTx3, prefix, None, tokens.bias_BxT, ("prefix",), method="decode"
         )
         paid_BxRxP = jnp.take_along_axis(decoded.paid["prefix"], tokens.slot_BxR[..., None], axis=1)
         before_BxR = (turn_BxR <= e) & (jnp.arange(ids_BxR.shape[1]) < length_B[:, None])
         paid_BxP = jnp.sum(paid_BxRxP * before_BxR[..., None], axis=1)
-        return kept_BxExX.at[:, e].set(select(options, prompts, question_B, paid_BxP))
+        return kept_BxExX.at[:, e].set(select(options, asked, paid_BxP))
 
     return jax.lax.fori_loop(0, jnp.minimum(turn_BxR.max(), max_insertions), turn, kept_BxExX)

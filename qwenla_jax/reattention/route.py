@@ -10,15 +10,15 @@ from qwenla_jax.reattention.trigger import LookOptions, kept_tokens
 from qwenla_jax.types import PromptBatch
 
 
-def all_slots(prompts: PromptBatch, question_B: jax.Array) -> jax.Array:
-    """Every slot of each row's block: what COPY keeps. bool [B, X]."""
+def all_slots(prompts: PromptBatch) -> jax.Array:
+    """Every slot of each prompt's block: what COPY keeps. bool [Q, X]."""
     block = prompts.block
     assert block is not None
     X = block.source_QxX.shape[1]
-    return jnp.arange(X) < jnp.take(block.length_Q, question_B)[:, None]
+    return jnp.arange(X) < block.length_Q[:, None]
 
 
-def select(options: LookOptions, prompts: PromptBatch, question_B: jax.Array, paid_BxP: jax.Array) -> jax.Array:
+def select(options: LookOptions, prompts: PromptBatch, paid_BxP: jax.Array) -> jax.Array:
     """Which slots of the block an insertion shows.
 
     Equation 5 scores visual token j by (1 / L_y) sum_i attn_ij over the L_y tokens generated so far, here the mean over
@@ -28,25 +28,23 @@ def select(options: LookOptions, prompts: PromptBatch, question_B: jax.Array, pa
 
     Args:
       options: see there.
-      prompts: with their `block`.
-      question_B: int32, each row's prompt.
+      prompts: one a row, with their `block`.
       paid_BxP: float32, attention paid to each prompt slot by the tokens generated so far, summed over them.
 
     Returns:
       bool [B, X]; delimiters are always kept.
     """
-    real_BxX = all_slots(prompts, question_B)
+    real_BxX = all_slots(prompts)
     if not options.selects:
         return real_BxX
     block = prompts.block
     assert block is not None
-    source_BxX = jnp.maximum(jnp.take(block.source_QxX, question_B, axis=0), 0)
-    visual_BxP = jnp.take(prompts.visual_QxP, question_B, axis=0)
-    visual_BxX = real_BxX & (jnp.take_along_axis(visual_BxP, source_BxX, axis=1) >= 0)
+    source_BxX = jnp.maximum(block.source_QxX, 0)
+    visual_BxX = real_BxX & (jnp.take_along_axis(prompts.visual_QxP, source_BxX, axis=1) >= 0)
     score_BxX = jnp.where(visual_BxX, jnp.take_along_axis(paid_BxP, source_BxX, axis=1), -jnp.inf)
     order_BxX = jnp.argsort(-score_BxX, axis=1, stable=True)
     rank_BxX = jnp.argsort(order_BxX, axis=1, stable=True)
-    most_B = jnp.take(kept_tokens(options, block), question_B)
+    most_B = kept_tokens(options, block)
     return jnp.where(visual_BxX, rank_BxX < most_B[:, None], real_BxX)
 
 

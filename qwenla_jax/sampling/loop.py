@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache, grow
 from qwenla_jax.model.qwen_vl import Params, QwenVL, logits_of
-from qwenla_jax.reattention.insert import insertion
+from qwenla_jax.reattention.insert import embed_with_sources, insertion
 from qwenla_jax.reattention.route import select
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions, allowed_insertions, most_slots
 from qwenla_jax.sampling.logits import choose, token_keys
@@ -54,7 +54,7 @@ def encode_prompts(
     """Runs pictures and prompts once.
 
     Returns:
-      the hidden state [Q, D] of each prompt's last token, the prompts' keys and values, and all visual tokens [Z, D].
+      the hidden state [Q, D] of each prompt's last token, the prompts' keys and values, and their embeddings [Q, P, D].
     """
     variables = {"params": params}
     visual_ZxD = model.apply(variables, vision, method="encode")
@@ -62,7 +62,7 @@ def encode_prompts(
     decoded = model.apply(variables, x_QxPxD, prompts.pos_QxPx3, method="decode")
     last_Qx1x1 = (prompts.length_Q - 1)[:, None, None]
     hidden_QxD = jnp.take_along_axis(decoded.hidden_BxTxD, last_Qx1x1, axis=1)[:, 0]
-    return hidden_QxD, KeyValues(*decoded.new, prompts.length_Q), visual_ZxD
+    return hidden_QxD, KeyValues(*decoded.new, prompts.length_Q), x_QxPxD
 
 
 def text_positions(first_B: jax.Array, tokens: int) -> jax.Array:
@@ -112,7 +112,7 @@ def sample(
     G, R = options.group_size, options.max_new_tokens
     Q, P = prompts.ids_QxP.shape
     B = Q * G
-    hidden_QxD, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    hidden_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     stop_ids = jnp.asarray(options.stop_ids, jnp.int32)
     allowed_B = jnp.repeat(allowed_insertions(look, prompts), G)
     Y = most_slots(look, prompts.block)
@@ -156,14 +156,14 @@ def sample(
     def serve(state: SampleState) -> SampleState:
         rows = Chosen(state.waiting_B, options.shards, served)
         live_C = rows.wanted_C
-        question_C = rows.row_C // G
-        kept_CxX = select(look, prompts, question_C, rows.take(state.paid_BxP))
-        block = insertion(look, prompts, question_C, kept_CxX, rows.take(state.next_pos_B))
+        asked = jax.tree.map(lambda x: rows.take(x, 0, G), prompts)
+        kept_CxX = select(look, asked, rows.take(state.paid_BxP))
+        block = insertion(look, asked, kept_CxX, rows.take(state.next_pos_B))
         # The tag stands right behind the block's last slot.
         at_CxT = jnp.arange(Y + 1) == block.length_B[:, None]
         one_more = lambda x: jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
         ids_CxT = jnp.where(at_CxT, look.open_id, one_more(block.ids_BxY))
-        visual_CxT = jnp.where(at_CxT, -1, one_more(block.visual_BxY))
+        source_CxT = jnp.where(at_CxT, -1, one_more(block.source_BxY))
         pos_CxTx3 = jnp.where(at_CxT[..., None], block.next_pos_B[:, None, None], one_more(block.pos_BxYx3))
         bias_CxT = jnp.where(at_CxT, 0.0, one_more(block.bias_BxY)) if look.hides else None
         mine = KeyValues(
@@ -175,7 +175,7 @@ def sample(
             rows.take(state.cache.length_B),
             None if state.cache.bias_BxS is None else rows.take(state.cache.bias_BxS),
         )
-        x_CxTxD = model.apply(variables, ids_CxT, visual_CxT, visual_ZxD, method="embed")
+        x_CxTxD = embed_with_sources(model, params, ids_CxT, source_CxT, rows.take(prompt_QxPxD, 0, G))
         decoded = model.apply(variables, x_CxTxD, pos_CxTx3, mine, cache, bias_CxT, watch, method="decode")
         cache = append(cache, KeyValues(*decoded.new, (block.length_B + 1) * live_C, bias_CxT))
         of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
-from qwenla_jax.reattention.insert import replay_selection, splice
+from qwenla_jax.reattention.insert import embed_with_sources, replay_selection, splice
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
 from qwenla_jax.train.sharding import row_shards
@@ -112,7 +112,7 @@ def response_states(
     B, R = ids_BxR.shape
     G = B // prompts.ids_QxP.shape[0]
     variables = {"params": params}
-    last_QxD, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    last_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     last_Bx1xD = jnp.repeat(last_QxD, G, axis=0)[:, None]
     if not look.inserts:
         x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
@@ -122,7 +122,7 @@ def response_states(
         if length_B is None or kept_BxExX is None:
             raise ValueError(f"mode {look.mode!r} needs the responses' lengths and what each insertion shows")
         tokens = splice(look, prompts, ids_BxR[:, :-1], length_B, kept_BxExX)
-        x_BxTxD = model.apply(variables, tokens.ids_BxT, tokens.visual_BxT, visual_ZxD, method="embed")
+        x_BxTxD = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         decoded = model.apply(variables, x_BxTxD, tokens.pos_BxTx3, prefix, None, tokens.bias_BxT, method="decode")
         hidden_BxTxD = jnp.take_along_axis(decoded.hidden_BxTxD, tokens.slot_BxR[..., None], axis=1)
     # Which hidden state predicts each token: the prompt's last the first, every token its successor.
@@ -144,10 +144,10 @@ def response_selection(
     See `reattention.insert.replay_selection`. No gradient flows.
     """
     params = jax.lax.stop_gradient(params)
-    _, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     # The last token is never run: the sampler did not need it either.
     return replay_selection(
-        look, model, params, prompts, prefix, visual_ZxD, ids_BxR[:, :-1], length_B, max_insertions
+        look, model, params, prompts, prefix, prompt_QxPxD, ids_BxR[:, :-1], length_B, max_insertions
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.insert import splice
+from qwenla_jax.reattention.insert import embed_with_sources, splice
 from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
 from qwenla_jax.train.processes import place, several
@@ -65,23 +65,23 @@ def attention_mass(
     B, R = ids_BxR.shape
     G = B // len(prompts.length_Q)
     variables = {"params": params}
-    _, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     if look.inserts:
         assert kept_BxExX is not None
         tokens = splice(look, prompts, ids_BxR, length_B, kept_BxExX)
-        ids, visual, pos, bias = tokens.ids_BxT, tokens.visual_BxT, tokens.pos_BxTx3, tokens.bias_BxT
+        pos, bias = tokens.pos_BxTx3, tokens.bias_BxT
+        x = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         slot_BxR, shown_BxExT = tokens.slot_BxR, tokens.shown_BxExT
     else:
-        ids, visual, bias = ids_BxR, None, None
+        x, bias = model.apply(variables, ids_BxR, None, None, method="embed"), None
         pos = text_positions(jnp.repeat(prompts.next_pos_Q, G), R)
         slot_BxR = jnp.broadcast_to(jnp.arange(R), (B, R))
         shown_BxExT = jnp.zeros((B, 0, R), bool)
-    x = model.apply(variables, ids, visual, visual_ZxD, method="embed")
     paid = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").paid
     at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
     image_BxRxP, new_BxRxT = at_response(paid["prefix"]), at_response(paid["new"])
     visual_BxP = jnp.repeat(prompts.visual_QxP >= 0, G, axis=0)
-    hidden_BxT = jnp.zeros(ids.shape, jnp.int32) if bias is None else (bias != 0).astype(jnp.int32)
+    hidden_BxT = jnp.zeros(x.shape[:2], jnp.int32) if bias is None else (bias != 0).astype(jnp.int32)
     # What a token sees: its prompt, and of the spliced response everything up to itself but what a bias hides.
     hidden_before_BxR = jnp.take_along_axis(jnp.cumsum(hidden_BxT, axis=1), slot_BxR, axis=1)
     seen_BxR = jnp.repeat(prompts.length_Q, G)[:, None] + slot_BxR + 1 - hidden_before_BxR

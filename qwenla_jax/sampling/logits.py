@@ -50,24 +50,34 @@ def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
     return jnp.where(logits_BxV >= least_B[:, None], logits_BxV, HIDDEN)
 
 
-def inverse_cdf(logits_BxV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def inverse_cdf(logits_BxV: jax.Array, uniform_B: jax.Array, shards: int = 1) -> jax.Array:
     """The token at which the cumulative distribution passes `uniform_B` in [0, 1): one random number a token.
 
     Adding Gumbel noise would need V random numbers a token, which cost more than a small model does.
+
+    Args:
+      logits_BxV: float32.
+      uniform_B: float32 in [0, 1).
+      shards: equal runs of V that lie on different devices; each is summed on its own, and only the ends of the runs
+        meet. Where there are several, sums are rounded in another order than where there is one.
 
     Returns:
       int32 [B], never a token whose probability is 0.
     """
     p_BxV = jnp.exp(logits_BxV - logits_BxV.max(-1, keepdims=True))
-    sum_BxV = jnp.cumsum(p_BxV, axis=-1)
+    B, V = p_BxV.shape
+    within_BxNxW = jnp.cumsum(p_BxV.reshape(B, shards, V // shards), axis=-1)
+    ends_BxN = jnp.cumsum(within_BxNxW[..., -1], axis=-1)
+    before_BxN = jnp.pad(ends_BxN[:, :-1], [(0, 0), (1, 0)])
+    sum_BxV = (before_BxN[..., None] + within_BxNxW).reshape(B, V)
     # Rounding may leave the sum not quite monotonic and its end not quite reached: a hidden token is never taken.
-    passed_BxV = (sum_BxV > uniform_B[:, None] * sum_BxV[:, -1:]) & (p_BxV > 0)
+    passed_BxV = (sum_BxV > uniform_B[:, None] * ends_BxN[:, -1:]) & (p_BxV > 0)
     token_B = jnp.argmax(passed_BxV, axis=-1)
     return jnp.where(passed_BxV.any(-1), token_B, jnp.argmax(p_BxV, axis=-1)).astype(jnp.int32)
 
 
 def choose(
-    logits_BxV: jax.Array, bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array
+    logits_BxV: jax.Array, bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array, shards: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
 
@@ -77,6 +87,7 @@ def choose(
       temperature: 0 takes the most likely token.
       top_p: 1 samples from the whole distribution.
       keys_B: one key a row.
+      shards: see `inverse_cdf`.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
@@ -87,6 +98,6 @@ def choose(
         token_B = jnp.argmax(logits_BxV, axis=-1)
     else:
         open_BxV = logits_BxV if top_p >= 1 else nucleus(logits_BxV, top_p)
-        token_B = inverse_cdf(open_BxV, jax.vmap(jax.random.uniform)(keys_B))
+        token_B = inverse_cdf(open_BxV, jax.vmap(jax.random.uniform)(keys_B), shards)
     chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(logits_BxV, axis=-1)

@@ -199,6 +199,7 @@ class Runtime:
 
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
         """Sampling with this run's response length and stop tokens."""
+        tensor = self.mesh.shape["tensor"]
         return SampleOptions(
             group_size,
             self.options.data.max_response_tokens,
@@ -207,6 +208,7 @@ class Runtime:
             self.tokenizer.ids.stop(),
             self.look(),
             self.mesh.shape["data"] * self.mesh.shape["fsdp"],
+            tensor if self.model.config.text.vocab_size % tensor == 0 else 1,
         )
 
     def look(self) -> LookOptions:

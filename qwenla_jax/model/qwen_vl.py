@@ -50,6 +50,7 @@ class QwenVL(nn.Module):
         if visual_BxT is None:
             return x_BxTxD
         picked = jnp.take(visual_ZxD, jnp.maximum(visual_BxT, 0), axis=0)
+        picked = nn.with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
         return jnp.where((visual_BxT >= 0)[..., None], picked.astype(x_BxTxD.dtype), x_BxTxD)
 
     def decode(

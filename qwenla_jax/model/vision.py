@@ -124,6 +124,8 @@ class VisionTower(nn.Module):
             x, jnp.cos(angles), jnp.sin(angles), vision.valid_IxS, is_full_L
         )
         merged = Merger(cfg, *types, self.init_scale, name="merger")(x)
+        # Else they may come out split by width, as the last kernel is, and picking from them is undone on all devices.
+        merged = nn.with_logical_constraint(merged, ("frames", "tokens", "act_embed"))
         return jnp.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1)
 
 

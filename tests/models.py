@@ -20,12 +20,17 @@ OPEN, CLOSE = 88, 89
 GRIDS = ((2, 2), (1, 3), (3, 1), (1, 4), (2, 1))
 
 
-def small_model(**changes) -> tuple[QwenVL, Params]:
+def small_config(**changes) -> ModelConfig:
     """Two layers of width 32 in float32; weights large enough that what a row sees matters."""
     vision = VisionConfig(2, 16, 24, 2, 3, 4, 2, 2, 16, (1,), 32, 2)
     text = TextConfig(VOCAB, 32, 48, 2, 4, 2, 8, 1e-6, 1e4, (2, 1, 1), tie_word_embeddings=False)
     config = ModelConfig(vision, text, IMAGE, VIDEO, START, END, initializer_range=0.3)
-    config = dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **changes)
+
+
+def small_model(**changes) -> tuple[QwenVL, Params]:
+    """A model of `small_config`, and random parameters."""
+    config = small_config(**changes)
     return QwenVL(config), init_params(config, jax.random.key(7))
 
 

@@ -1,6 +1,6 @@
-"""Sampling and one update on meshes and on one device: compare.py WAY_TO_LOOK MESH..; prints "equal" or fails.
+"""Sampling and one update on meshes and on one device: compare.py WAY MESH..; prints "equal" or fails.
 
-WAY_TO_LOOK "lora" is "none" with low-rank adapters on all kernels that can have them.
+The programs are the run's own. What they send between devices is checked too, see `traffic.py`.
 """
 
 import os
@@ -9,144 +9,187 @@ import sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import dataclasses  # noqa: E402
 import functools  # noqa: E402
+import types  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from models import (  # noqa: E402
-    CLOSE,
-    END,
-    IMAGE,
-    OPEN,
-    START,
-    STOP,
-    VIDEO,
-    VOCAB,
-    looking_questions,
-    questions,
-    small_model,
-)
+import traffic  # noqa: E402
+from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, looking_questions, questions, small_config  # noqa: E402
 
 from qwenla_jax.model import lora  # noqa: E402
-from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions  # noqa: E402
+from qwenla_jax.model.qwen_vl import QwenVL, init_params  # noqa: E402
+from qwenla_jax.sampling import loop  # noqa: E402
 from qwenla_jax.sampling.logits import forbidden_bias  # noqa: E402
-from qwenla_jax.sampling.loop import SampleOptions, sample  # noqa: E402
-from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient  # noqa: E402
+from qwenla_jax.train.brpo_step import Judged  # noqa: E402
 from qwenla_jax.train.mesh import make_mesh  # noqa: E402
 from qwenla_jax.train.optimizer import make_optimizer  # noqa: E402
-from qwenla_jax.train.options import BrpoOptions, MeshOptions, OptimOptions  # noqa: E402
-from qwenla_jax.train.sharding import (  # noqa: E402
-    activation_rules,
-    batch_sharding,
-    param_shardings,
-    replicated,
+from qwenla_jax.train.options import (  # noqa: E402
+    BrpoOptions,
+    DataOptions,
+    LoraOptions,
+    MeshOptions,
+    OptimOptions,
+    ReattentionOptions,
+    RunOptions,
 )
-from qwenla_jax.train.state import create, make_update, state_shardings  # noqa: E402
+from qwenla_jax.train.runtime import Runtime  # noqa: E402
+from qwenla_jax.train.sharding import param_shardings  # noqa: E402
+from qwenla_jax.train.stages import make_reference, update_program  # noqa: E402
+from qwenla_jax.train.start import kernels_to_adapt  # noqa: E402
+from qwenla_jax.train.state import create, state_shardings  # noqa: E402
 
-BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
-BIAS[OPEN] += 2.0
-G, R = 2, 8
-TAG = {"max_insertions": 2, "rows_at_once": 4, "open_id": OPEN, "close_id": CLOSE}
-LOOKS = {
-    "none": TEXT_ONLY,
-    "copy": LookOptions("copy", **TAG),
-    "route": LookOptions("route", form="bias", **TAG),
+Q, G, R, E, RATE = 8, 2, 8, 2, 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """What is compared.
+
+    Attributes:
+      reattention: how reflections look again.
+      vocab, text_ff, vision_ff: sizes that may or may not divide over 8 devices; as in the released models the 2 key
+        heads never do.
+      beta: weight of the KL term.
+      rank: of adapters on every kernel that can have one; None: the model itself is trained.
+    """
+
+    reattention: ReattentionOptions
+    vocab: int
+    text_ff: int
+    vision_ff: int
+    beta: float = 0.0
+    rank: int | None = None
+
+
+LOOK = {"max_insertions": E, "rows_at_once": 4}
+WAYS = {
+    "copy": Way(ReattentionOptions(mode="copy", **LOOK), 104, 80, 24, beta=0.1),
+    "route": Way(ReattentionOptions(mode="route", form="bias", **LOOK), 97, 44, 20),
+    "lora": Way(ReattentionOptions(), 104, 80, 24, beta=0.1, rank=6),
 }
-ALL_LINEAR = ("(decoder/layers|visual/(blocks|merger))/.*/kernel",)
-RANK = 4
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def with_adapters(config, params):
-    """The parameters with random adapters, B too: at its first zeros no gradient reaches A."""
-    kernels = lora.kernels_for(config, ALL_LINEAR)
-    own = lora.adapters(params, kernels, RANK, 8.0, jax.random.key(3), "float32")
+def make_config(way):
+    """Three layers, 8 query heads over 2 key heads; few sizes are the same, so that arrays are told apart."""
+    config = small_config(initializer_range=0.2)
+    text = dataclasses.replace(
+        config.text, vocab_size=way.vocab, hidden_size=64, intermediate_size=way.text_ff, num_layers=3, num_heads=8
+    )
+    vision = dataclasses.replace(config.vision, intermediate_size=way.vision_ff, out_hidden_size=64)
+    return dataclasses.replace(config, text=text, vision=vision)
+
+
+def make_options(way, sizes):
+    """A run's settings. AdamW's first update is the gradient's sign, which rounding decides where that is near 0: with
+    so large an eps it is no steeper in the gradient than 1."""
+    return RunOptions(
+        data=DataOptions(batch_size=Q, max_response_tokens=R),
+        optim=OptimOptions(learning_rate=RATE, warmup_ratio=0.0, eps=RATE),
+        brpo=BrpoOptions(group_size=G, beta=way.beta),
+        lora=LoraOptions(rank=way.rank, modules=("(decoder/layers|visual/(blocks|merger))/.*/kernel",)),
+        mesh=MeshOptions(*sizes),
+        reattention=way.reattention,
+    )
+
+
+@functools.cache
+def start(way):
+    """Parameters on the host. Adapters are random, B too: at its first zeros no gradient reaches A."""
+    config = make_config(way)
+    kernels = kernels_to_adapt(make_options(way, (1, 1, 1)), config)
+
+    @jax.jit
+    def make():
+        params = init_params(config, jax.random.key(7))
+        own = lora.adapters(params, kernels, way.rank or 1, 8.0, jax.random.key(3), "float32")
+        return lora.joined(params, own)
+
     rng = np.random.default_rng(5)
     noise = lambda path, x: x + 0.1 * rng.normal(size=x.shape).astype("f4") * (path[-1].key == "lora_b")  # noqa: E731
-    return kernels, lora.joined(params, jax.tree_util.tree_map_with_path(noise, own))
+    return jax.tree_util.tree_map_with_path(noise, jax.device_get(make()))
 
 
-def compute(sizes, devices, look, adapted):
-    """Token ids, log-probabilities, and an update's metrics and gradient."""
-    mesh = make_mesh(MeshOptions(*sizes), devices)
-    model, params = small_model(initializer_range=0.2)
-    kernels, params = with_adapters(model.config, params) if adapted else ((), params)
-    layouts = param_shardings(model.config, mesh, kernels, RANK)
-    rows, whole = batch_sharding(mesh), replicated(mesh)
-    params = jax.device_put(params, layouts)
-    vision, prompts = looking_questions(8)[:2] if look.inserts else questions(8)
-    options = SampleOptions(G, R, 1.0, 1.0, (STOP,), look, mesh.shape["data"] * mesh.shape["fsdp"])
-    with jax.set_mesh(mesh), activation_rules():
-        sampler = jax.jit(
-            functools.partial(sample, model, options),
-            in_shardings=(layouts, rows, rows, whole, whole, whole, rows),
-            out_shardings=rows,
-            compiler_options=QUICK,
-        )
-        numbers = np.arange(8 * G, dtype=np.uint32)
-        rollout = sampler(params, vision, prompts, BIAS, np.uint32(0), np.uint32(0), numbers)
-        optimizer = make_optimizer(OptimOptions(learning_rate=1e-3, warmup_ratio=0.0), 10, params)
-        states = state_shardings(params, layouts, optimizer, mesh)
-        state = jax.jit(lambda p: create(p, optimizer), out_shardings=states)(params)
-        rng = np.random.default_rng(0)
+def make_runtime(way, sizes, devices):
+    """A run's fixed parts around a small model; of the tokenizer there are ids only."""
+    options, config = make_options(way, sizes), make_config(way)
+    mesh = make_mesh(options.mesh, devices)
+    layouts = param_shardings(config, mesh, kernels_to_adapt(options, config), way.rank or 1)
+    bias = forbidden_bias(way.vocab, way.vocab, [IMAGE, VIDEO, START, END])
+    bias[OPEN] += 4.0
+    ids = types.SimpleNamespace(reflection_open=OPEN, reflection_close=CLOSE, stop=lambda: (STOP,))
+    return Runtime(options, mesh, QwenVL(config), layouts, types.SimpleNamespace(ids=ids), None, None, bias)
+
+
+def compute(way, sizes, devices):
+    """Responses, and an update's metrics, gradient and parameters."""
+    runtime = make_runtime(way, sizes, devices)
+    options, looks = runtime.options, runtime.look().inserts
+    params, old = (jax.device_put(start(way), runtime.layouts) for _ in range(2))
+    vision, prompts = looking_questions(Q)[:2] if looks else questions(Q)
+    numbers = np.arange(Q * G, dtype=np.uint32)
+    inputs = (params, vision, prompts, runtime.bias_V, np.uint32(0), np.uint32(0), numbers)
+    with runtime.context():
+        sampler = runtime.sampling_program(runtime.sample_options(G, 1.0)).lower(*inputs).compile(QUICK)
+        rollout = sampler(*inputs)
+        optimizer = make_optimizer(options.optim, 10, params)
+        states = state_shardings(params, runtime.layouts, optimizer, runtime.mesh)
+        state = jax.jit(lambda p: create(p, optimizer), out_shardings=states)(old)
         judged = Judged(
-            np.asarray(rollout.ids_BxR),
-            np.asarray(rollout.logp_BxR),
-            np.asarray(rollout.length_B),
-            rng.normal(size=8 * G).astype(np.float32),
-            np.ones(8 * G, np.float32),
-            np.ones(8 * G, np.float32),
-            np.asarray(rollout.kept_BxExX) if look.inserts else None,
-        )
-        parts = batch_sharding(mesh, leading=1)
-        step = jax.jit(
-            make_update(make_brpo_gradient(model, BrpoOptions(group_size=G), 8, look=look), optimizer),
-            in_shardings=(states, {} if adapted else layouts, parts, parts, parts, whole),
-            out_shardings=(states, whole),
-            compiler_options=QUICK,
+            ids_BxR=np.asarray(rollout.ids_BxR),
+            logp_BxR=np.asarray(rollout.logp_BxR),
+            length_B=np.asarray(rollout.length_B),
+            advantage_B=np.random.default_rng(0).normal(size=Q * G).astype(np.float32),
+            counted_B=np.ones(Q * G, np.float32),
+            trained_B=np.ones(Q * G, np.float32),
+            kept_BxExX=np.asarray(rollout.kept_BxExX) if looks else None,
         )
         batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged))
-        reference = {} if adapted else params  # with adapters it is their base
-        compiled = step.lower(state, reference, *batch, BIAS).compile()
-        new, metrics = compiled(state, reference, *batch, BIAS)
-    for leaf, layout in zip(jax.tree.leaves(new), jax.tree.leaves(states), strict=True):
-        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (leaf.sharding, layout)
-    kernel = new.params["decoder"]["layers"]["mlp"]["gate"]["kernel"]
-    share = kernel.addressable_shards[0].data.size * mesh.shape["fsdp"] * mesh.shape["tensor"]
-    assert share == kernel.size, "the parameters are not split"
-    if adapted:
-        gate = new.params["decoder"]["layers"]["mlp"]["gate"]
-        for name, axis in (("lora_a", "fsdp"), ("lora_b", "tensor")):
-            share = gate[name].addressable_shards[0].data.size * mesh.shape[axis]
-            assert share == gate[name].size, f"{name} is not split"
-    # The gradient and not the parameters: AdamW's first update is its sign, which rounding decides where it is near 0.
-    first_moment = new.opt_state.inner_states["train"].inner_state[1][0].mu
-    gradient = jax.tree.map(lambda m: m / (1 - OptimOptions().b1), first_moment)
-    return jax.device_get((judged, metrics, gradient, rollout.inserted_B)), compiled.as_text()
+        arguments = (state, make_reference(runtime, params), *batch, runtime.bias_V)
+        update = update_program(runtime, optimizer, states).lower(*arguments).compile(QUICK)
+        new, metrics = update(*arguments)
+    first = new.opt_state.inner_states["train"].inner_state[1][0].mu
+    traffic.check_layouts(new, states, first, runtime)
+    traffic.check_memory(update, state, new, first)
+    if devices > 1:
+        traffic.check_sampler(sampler.as_text(), runtime, params)
+        traffic.check_update(update.as_text(), runtime, params)
+    rollout, metrics, first, params = jax.device_get((rollout, metrics, first, new.params))
+    return rollout, metrics, jax.tree.map(lambda m: m / (1 - options.optim.b1), first), params
 
 
-def compare(sizes, look, adapted, reference):
+def compare(way, sizes, reference):
     """Fails where a mesh of these sizes gives something else than one device."""
-    (judged, metrics, gradient, inserted_B), text = compute(sizes, 8, look, adapted)
-    (judged1, metrics1, gradient1, inserted1_B), text1 = reference
-    assert np.array_equal(judged.ids_BxR, judged1.ids_BxR)
-    assert np.array_equal(inserted_B, inserted1_B) and (set(inserted_B.tolist()) == {0, 1, 2}) == look.inserts
-    assert not look.inserts or np.array_equal(judged.kept_BxExX, judged1.kept_BxExX)
-    np.testing.assert_allclose(judged.logp_BxR, judged1.logp_BxR, atol=1e-5)
-    for name in metrics:
-        np.testing.assert_allclose(metrics[name], metrics1[name], atol=1e-4, rtol=1e-4, err_msg=name)
-    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient1), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    assert "all-reduce" in text and "all-reduce" not in text1
+    rollout, *results = compute(way, sizes, 8)
+    rollout1, *results1 = reference
+    for name in ("ids_BxR", "length_B", "inserted_B", "kept_BxExX"):
+        assert np.array_equal(getattr(rollout, name), getattr(rollout1, name)), (name, sizes)
+    results, results1 = ([other, rollout.logp_BxR] for other, rollout in ((results, rollout), (results1, rollout1)))
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(results), jax.tree.leaves(results1), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=f"{sizes} {jax.tree_util.keystr(path)}")
+
+
+def check_reference(way, reference):
+    """What is compared must say something: all counts of insertions, a gradient and an update well above 1e-5."""
+    rollout, metrics, gradient, params = reference
+    assert set(rollout.inserted_B.tolist()) == (set(range(E + 1)) if way.reattention.mode != "none" else {0})
+    largest = lambda tree: max(np.abs(leaf).max() for leaf in jax.tree.leaves(tree))  # noqa: E731
+    moved = jax.tree.map(np.subtract, params, start(way))
+    assert metrics["num_tokens"] > Q * G and largest(gradient) > 1e-2 and largest(moved) > RATE / 2
 
 
 if __name__ == "__main__":
-    lora_too = sys.argv[1] == "lora"
-    way = LOOKS["none" if lora_too else sys.argv[1]]
-    alone = compute((1, 1, 1), 1, way, lora_too)
+    chosen = WAYS[sys.argv[1]]
+    loop.cache_sizes = lambda most: (most,)  # each size compiles the sampler's loop again
+    alone = compute(chosen, (1, 1, 1), 1)
+    check_reference(chosen, alone)
     for mesh in sys.argv[2:]:
-        compare([int(n) for n in mesh.split(",")], way, lora_too, alone)
+        compare(chosen, [int(n) for n in mesh.split(",")], alone)
     print("equal")

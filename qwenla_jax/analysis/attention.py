@@ -5,6 +5,7 @@ Everything is measured on the model's own greedy responses, run once more with t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,9 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.train.evaluate import Answered, answer
 from qwenla_jax.train.logprobs import response_logprobs
-from qwenla_jax.train.probe import compiled_mass, parts_of, profile
+from qwenla_jax.train.probe import PARTS, AttentionMass, compiled_mass, parts_of, profile
 from qwenla_jax.train.rollout import texts_of
-from qwenla_jax.train.runtime import Runtime
+from qwenla_jax.train.runtime import Runtime, Sampler
 
 
 def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: int, bins: int = 8) -> dict[str, Any]:
@@ -33,25 +34,66 @@ def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: i
     Returns:
       `parts`: see `profile`; `positions`: one such row a bin, with `first` and `last` position.
     """
+    return looks(runtime, params, source, size, bins)[0]
+
+
+def looks(
+    runtime: Runtime,
+    params: Params,
+    source: RecordSource,
+    size: int,
+    bins: int = 8,
+    sampler: Sampler | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`look_profile`, and what it is made of by question, for intervals.
+
+    Args:
+      runtime, params, source, size, bins: as there.
+      sampler: a compiled greedy one with one response a question; None compiles it.
+
+    Returns:
+      the profile; and `ids` of the questions, `edges` of the bins, and for `positions` (a row a question, a column a
+      bin) and `parts` (PARTS in the columns) the sums over a question's tokens under `tokens` (their number),
+      `original`, `inserted` and `even`, all lists.
+    """
     ids, run = runtime.tokenizer.ids, compiled_mass(runtime, runtime.look())
-    masses, responses, lengths = [], [], []
-    for batch in answer(runtime, params, source, size):
+    masses, responses, lengths, names = [], [], [], []
+    for batch in answer(runtime, params, source, size, sampler):
         r = batch.rollout
         masses.append(run(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX))
         responses.append(r.ids_BxR)
         counted = np.arange(len(r.length_B)) < len(batch.records)
         lengths.append(np.where(counted, r.length_B, 0))
+        names += [record.id for record in batch.records]
     whole = jax.tree.map(lambda *x: np.concatenate(x), *(m.replace(image_BxRxP=None) for m in masses))
     ids_BxR, length_B = np.concatenate(responses), np.concatenate(lengths)
     parts = parts_of(ids_BxR, length_B, ids.reflection_open, ids.reflection_close)
     edges = np.linspace(0, ids_BxR.shape[1], bins + 1).astype(int)
-    rows = []
+    rows, here = [], []
     for first, end in zip(edges, edges[1:], strict=False):
-        here = np.zeros_like(parts["all"])
-        here[:, first:end] = parts["all"][:, first:end]
-        for row in profile(whole, {"here": here}).values():
+        here.append(np.zeros_like(parts["all"]))
+        here[-1][:, first:end] = parts["all"][:, first:end]
+        for row in profile(whole, {"here": here[-1]}).values():
             rows.append({"first": int(first), "last": int(end) - 1} | row)
-    return {"parts": profile(whole, parts), "positions": rows}
+    by_question = {
+        "ids": names,
+        "edges": edges.tolist(),
+        "positions": _sums(whole, here, length_B > 0),
+        "parts": _sums(whole, [parts[name] for name in PARTS], length_B > 0),
+    }
+    return {"parts": profile(whole, parts), "positions": rows}, by_question
+
+
+def _sums(mass: AttentionMass, where: Sequence[np.ndarray], asked_B: np.ndarray) -> dict[str, list[list[float]]]:
+    """Sums over the tokens of each mask [B, R], a row for each row that answers a question."""
+    values = {
+        "tokens": np.ones_like(mass.original_BxR),
+        "original": mass.original_BxR,
+        "inserted": mass.inserted_BxExR.sum(1),
+        "even": mass.even_original_BxR + mass.even_inserted_BxExR.sum(1),
+    }
+    sums = {name: np.stack([(x * w).sum(1) for w in where], axis=1)[asked_B] for name, x in values.items()}
+    return {name: np.round(x.astype(np.float64), 6).tolist() for name, x in sums.items()}
 
 
 def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: int) -> dict[str, float]:

@@ -17,19 +17,16 @@ from typing import Any
 
 import jax
 
-from qwenla_jax.analysis.attention import look_profile
-from qwenla_jax.data.scene_questions import caption_of
-from qwenla_jax.data.scenes import make_scene
+from qwenla_jax.analysis.attention import looks
+from qwenla_jax.analysis.heat import heat_maps
+from qwenla_jax.analysis.scored import score
+from qwenla_jax.analysis.study import SAVED
 from qwenla_jax.data.sources import SceneSource
 from qwenla_jax.distill.options import DistillOptions
 from qwenla_jax.distill.run import run as distill
-from qwenla_jax.evals.scenes import judge_answer, summarise
-from qwenla_jax.train.evaluate import answer
-from qwenla_jax.train.intervals import wilson
 from qwenla_jax.train.loop import Refused
 from qwenla_jax.train.loop import run as train
 from qwenla_jax.train.options import EvalOptions, ReattentionOptions, RunOptions
-from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import to_dict
 
@@ -59,6 +56,9 @@ class Settings:
       seed: of all stages.
       questions: fresh scenes of the evaluation.
       profiled: of these, how many the attention is measured on.
+      drawn: of these, on how many pictures the attention at key words is kept for drawing.
+      curve_every, curve_size: BRPO answers so many held-out scenes greedily every so many steps and at both ends, for
+        the curve of accuracy over steps; 0: never.
     """
 
     base: RunOptions
@@ -70,6 +70,9 @@ class Settings:
     seed: int = 0
     questions: int = 1000
     profiled: int = 256
+    drawn: int = 16
+    curve_every: int = 60
+    curve_size: int = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +102,20 @@ def run_pipeline(settings: Settings, workdir: Path, note: Callable[[str], None])
     distilled = str(workdir / "distill" / "accepted.jsonl")
     quiet = EvalOptions(every=0, final_size=0)
     change = dataclasses.replace
+    curve = quiet
+    if settings.curve_every:
+        size = settings.curve_size
+        curve = EvalOptions(every=settings.curve_every, size=size, final_size=size, attention=False)
 
-    def with_data(options: RunOptions, init_from: str, source: str) -> RunOptions:
+    def with_data(options: RunOptions, init_from: str, source: str, evaluated: EvalOptions = quiet) -> RunOptions:
         data = change(options.data, source=source, eval_source="scenes")
-        return change(options, init_from=init_from, data=data, seed=settings.seed, eval=quiet)
+        return change(options, init_from=init_from, data=data, seed=settings.seed, eval=evaluated)
 
     text_only = change(settings.sft_copy, reattention=ReattentionOptions())
     stages: dict[str, tuple[Any, Callable[[Any, Path], Any]]] = {
         "base": (change(settings.base, seed=settings.seed, eval=quiet), train),
         "cold_start": (with_data(settings.cold_start, folder("base"), "scenes"), train),
-        "brpo": (with_data(settings.brpo, folder("cold_start"), "scenes"), train),
+        "brpo": (with_data(settings.brpo, folder("cold_start"), "scenes", curve), train),
         "distill": (
             change(settings.distill, init_from=folder("brpo"), seed=settings.seed + DISTILL_SEED),
             distill,
@@ -195,6 +202,8 @@ def _evaluated(system: System, settings: Settings, workdir: Path, note: Callable
         "stamp": json.loads((workdir / system.stage / DONE).read_text(encoding="utf-8"))["stamp"],
         "questions": settings.questions,
         "profiled": settings.profiled,
+        "drawn": settings.drawn,
+        "saved": SAVED,
     }
     path = folder / "scores.json"
     if path.is_file():
@@ -206,38 +215,18 @@ def _evaluated(system: System, settings: Settings, workdir: Path, note: Callable
     runtime, params = build(options)
     seed = settings.seed + FRESH_SEED
     source = SceneSource(seed, "held_out", settings.questions)
-    scores, lines = _scores(runtime, params, source, seed)
-    scores["attention"] = look_profile(runtime, params, source, settings.profiled)
+    sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    scores, lines = score(runtime, params, source, seed, sampler)
+    scores["attention"], by_question = looks(runtime, params, source, settings.profiled, sampler=sampler)
+    heat = heat_maps(runtime, params, source, settings.drawn, sampler)
     jax.clear_caches()
     folder.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # until all of it is there, the system is not evaluated
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    _write(path, {"of": wanted, "scores": scores})
+    _write(folder / "attention.json", by_question)
+    _write(folder / "heat.json", heat)
+    _write(path, {"of": wanted, "name": system.name, "scenes_seed": seed, "scores": scores})
     return scores
-
-
-def _scores(runtime: Any, params: Any, source: Any, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Greedy answers to all of a source's questions, judged."""
-    judged, lines = [], []
-    index = 0
-    for batch in answer(runtime, params, source, len(source)):
-        texts = texts_of(batch.rollout, runtime.tokenizer)
-        for record, text, inserted, refused in zip(
-            batch.records, texts, batch.rollout.inserted_B.tolist(), batch.rollout.refused_B.tolist(), strict=False
-        ):
-            caption = caption_of(make_scene(seed, 1, index))
-            index += 1
-            one = judge_answer(text, record.answer, record.kind, caption)
-            judged.append(one)
-            lines.append(
-                {"id": record.id, "question": record.question, "answer": record.answer, "response": text}
-                | {"right": one.right, "inserted": inserted, "refused": refused}
-            )
-    scores: dict[str, Any] = summarise(judged)
-    right = sum(one.right for one in judged)
-    scores["accuracy_interval"] = list(wilson(right, len(judged))[1:])
-    scores["inserted"] = sum(line["inserted"] for line in lines) / len(lines)
-    scores["refused"] = sum(line["refused"] for line in lines) / len(lines)
-    return scores, lines
 
 
 COLUMNS: tuple[tuple[str, str], ...] = (

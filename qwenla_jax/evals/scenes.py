@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES
 from qwenla_jax.rewards.accuracy import accuracy_reward
@@ -45,10 +46,10 @@ def judge_answer(response: str, answer: str, kind: str, caption: str) -> SceneAn
       kind: type of the question.
       caption: the scene's objects, as `scene_questions.caption_of` writes them.
     """
-    plain = not any(tag in response for tag in TAGS)
+    plain = _plain(response)
     sections = parse(response).sections
-    said = " ".join(section.text for section in sections if section.name == "CAPTION") if not plain else response
-    there, named = _objects(caption), _objects(said)
+    there = {words for words, _ in _objects(caption)}
+    named = {words for start, text in _told(response) for words, _ in _objects(text)}
     return SceneAnswer(
         kind=kind,
         right=matches(response, answer) if plain else accuracy_reward(response, answer) == 1.0,
@@ -60,11 +61,51 @@ def judge_answer(response: str, answer: str, kind: str, caption: str) -> SceneAn
     )
 
 
-def _objects(text: str) -> set[tuple[str, str, str]]:
-    """The objects that a text names: a size, a colour and a shape side by side."""
-    words = text.replace(",", " , ").split()
-    triples = zip(words, words[1:], words[2:], strict=False)
-    return {(a, b, c) for a, b, c in triples if a in SIZES and b in COLORS and c in SHAPES}
+@dataclasses.dataclass(frozen=True)
+class SaidObject:
+    """An object that a caption names, where it does so for the first time.
+
+    Attributes:
+      end: index in the response of the first character behind it.
+      right: whether it is in the scene.
+    """
+
+    end: int
+    right: bool
+
+
+def said_objects(response: str, caption: str) -> tuple[SaidObject, ...]:
+    """The objects that `judge_answer` counts as named, in their order, each once.
+
+    Args:
+      response, caption: as there.
+    """
+    there = {words for words, _ in _objects(caption)}
+    found: dict[tuple[str, str, str], SaidObject] = {}
+    for start, text in _told(response):
+        for words, end in _objects(text):
+            found.setdefault(words, SaidObject(start + end, words in there))
+    return tuple(found.values())
+
+
+def _plain(response: str) -> bool:
+    return not any(tag in response for tag in TAGS)
+
+
+def _told(response: str) -> list[tuple[int, str]]:
+    """Where a response tells what is in the picture: (index of the first character, text)."""
+    if _plain(response):
+        return [(0, response)]
+    captions = [section for section in parse(response).sections if section.name == "CAPTION"]
+    return [(section.start + len("<CAPTION>"), section.text) for section in captions]
+
+
+def _objects(text: str) -> Iterator[tuple[tuple[str, str, str], int]]:
+    """The objects that a text names, a size, a colour and a shape side by side, with the index behind each."""
+    words = list(re.finditer(r"[^\s,]+|,", text))
+    for a, b, c in zip(words, words[1:], words[2:], strict=False):
+        if a[0] in SIZES and b[0] in COLORS and c[0] in SHAPES:
+            yield (a[0], b[0], c[0]), c.end()
 
 
 def summarise(answers: Sequence[SceneAnswer]) -> dict[str, float]:

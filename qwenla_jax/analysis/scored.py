@@ -1,0 +1,100 @@
+"""One system's answers to fresh scenes: judged, counted and timed, a line an answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwenla_jax.analysis.heat import token_at
+from qwenla_jax.data.scene_questions import caption_of
+from qwenla_jax.data.scenes import make_scene
+from qwenla_jax.evals.scenes import judge_answer, said_objects, summarise
+from qwenla_jax.model.qwen_vl import Params
+from qwenla_jax.text.sections import parse
+from qwenla_jax.train.evaluate import answer
+from qwenla_jax.train.intervals import wilson
+from qwenla_jax.train.rollout import texts_of
+from qwenla_jax.train.runtime import Runtime, Sampler
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+
+
+class Timed:
+    """A sampler that notes how long each batch took, compilation left out.
+
+    A batch of new shapes is sampled twice, and the second time counts.
+
+    Attributes:
+      seconds: wall time of each batch, in their order.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler, self._shapes = sampler, set()
+        self.seconds: list[float] = []
+
+    def __call__(
+        self, params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray
+    ) -> Rollout:
+        """As the sampler's own."""
+        shapes = tuple(np.shape(x) for x in jax.tree.leaves((vision, prompts, sample_B)))
+        if shapes not in self._shapes:
+            jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
+            self._shapes.add(shapes)
+        begin = time.perf_counter()
+        out = jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
+        self.seconds.append(time.perf_counter() - begin)
+        return out
+
+
+def score(
+    runtime: Runtime, params: Params, source: Any, seed: int, sampler: Sampler
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Greedy answers to all of a source's questions, judged.
+
+    Args:
+      runtime, params: the system.
+      source: held-out scenes of `seed`.
+      seed: of the scenes.
+      sampler: a greedy one with one response a question.
+
+    Returns:
+      scores as `evals.scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `refused`,
+      means a response, and `timing`: `rows` of a batch, `batch_s`, the wall time of each full one; and a line an
+      answer: question and response, `right`, `tokens` (of the response, its stop token included), `reflection_tokens`
+      (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their delimiters), `named`,
+      `invented` and `missed` objects, and `objects`, [token, right] for each that is named: the place in the response
+      of the token that ends it, from 0, and whether it is there.
+    """
+    timed = Timed(sampler)
+    judged, lines = [], []
+    tok, rows = runtime.tokenizer, runtime.options.eval.batch_size
+    full = 0
+    for batch in answer(runtime, params, source, len(source), timed):
+        r = batch.rollout
+        full += len(batch.records) == rows
+        inserted_tokens_B = np.asarray(r.kept_BxExX).sum((1, 2)).tolist()
+        for row, (record, text) in enumerate(zip(batch.records, texts_of(r, tok), strict=False)):
+            caption = caption_of(make_scene(seed, 1, len(lines)))
+            one = judge_answer(text, record.answer, record.kind, caption)
+            ids = r.ids_BxR[row, : r.length_B[row]].tolist()
+            said = said_objects(text, caption)
+            judged.append(one)
+            lines.append(
+                {"id": record.id, "question": record.question, "answer": record.answer, "response": text}
+                | {"kind": record.kind, "right": one.right, "well_formed": one.well_formed}
+                | {"inserted": int(r.inserted_B[row]), "refused": int(r.refused_B[row])}
+                | {"tokens": len(ids), "inserted_tokens": inserted_tokens_B[row], "reflections": one.reflections}
+                # The tags are single tokens that nothing merges with, so this is their count within the response.
+                | {"reflection_tokens": sum(len(tok.encode_plain(s.text)) for s in parse(text).reflections)}
+                | {"named": one.named, "invented": one.invented, "missed": one.missed}
+                | {"objects": [[token_at(ids, thing.end - 1, tok), thing.right] for thing in said]}
+            )
+    scores: dict[str, Any] = summarise(judged)
+    right = sum(one.right for one in judged)
+    scores["accuracy_interval"] = list(wilson(right, len(judged))[1:])
+    scores["inserted"] = sum(line["inserted"] for line in lines) / len(lines)
+    scores["refused"] = sum(line["refused"] for line in lines) / len(lines)
+    scores["timing"] = {"rows": rows, "batch_s": timed.seconds[: full or None]}
+    return scores, lines

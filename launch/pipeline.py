@@ -3,6 +3,10 @@
 What is found in DIR is gone on with: a stage whose result is there, made with the same settings, is skipped. At the end
 DIR/table.md and DIR/table.json tell accuracy by question type, format, reflections, hallucinated objects and attention
 on visual tokens for the base model, the cold start, Qwen-Zero, and text-only, COPY, ROUTE and vision-only reflection.
+
+--report trains nothing: it writes DIR/report.html, one page with every figure, table and verdict, from what is there.
+Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is about all of them. It needs the extra
+`report` (matplotlib).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, w
 _SEED = flags.DEFINE_integer("seed", 0, "seed of all stages", lower_bound=0)
 _QUESTIONS = flags.DEFINE_integer("questions", 1000, "fresh scenes of the evaluation", lower_bound=1)
 _SHORT = flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, for a trial", lower_bound=1)
+_REPORT = flags.DEFINE_bool("report", False, "write DIR/report.html from what is there, and train nothing")
 
 
 def config(name: str) -> Any:
@@ -31,10 +36,28 @@ def config(name: str) -> Any:
     return module.get_config()
 
 
+def report(workdir: Path) -> None:
+    """Writes the page about a run, or about the runs in `seed_*` folders; ends the process where something is amiss."""
+    from qwenla_jax.analysis.figures import NoMatplotlib
+    from qwenla_jax.analysis.report import write_report
+    from qwenla_jax.analysis.study import StudyError, collect, runs_in
+
+    try:
+        study = collect(*runs_in(workdir))
+        write_report(study, workdir / "report.html")
+    except (StudyError, NoMatplotlib, OSError) as error:
+        sys.exit(str(error))
+    for line in study.left_out:
+        print(f"left out: {line}")
+    print(f"{workdir / 'report.html'}: {len(study.seeds)} seed(s), {study.questions} questions each")
+
+
 def main(argv: list[str]) -> None:
     """Reads the config files and runs what is missing."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _REPORT.value:
+        return report(Path(_WORKDIR.value).absolute())
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     from qwenla_jax.analysis.pipeline import Settings, run_pipeline, table
     from qwenla_jax.distill.options import DistillOptions

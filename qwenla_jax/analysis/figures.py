@@ -40,8 +40,9 @@ STYLE = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
+    "lines.markersize": 3.8,
     "legend.frameon": False,
+    "legend.handlelength": 3.0,
     "svg.hashsalt": "qwenla_jax",  # the same figure is the same file
     "figure.dpi": 100.0,
 }
@@ -209,7 +210,9 @@ def _label(axis: Any, title: str, x: str, y: str) -> None:
 
 def _legend(figure: Figure, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8, handlelength=3.2
+    )
 
 
 def _bins(values: Sequence[float], most: int = 8) -> np.ndarray:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 ROWS = ((BASE, "original"), (TEXT, "text-only"), (COPY, "COPY"), (ROUTE, "ROUTE 50%"))
 WORDS = ("caption", "last look", "answer")
-HEADS = {"caption": "first word of the caption\nthat names a thing", "last look": "last such word\nbefore the answer"}
+HEADS = {
+    "caption": "first word of the caption\nthat names a thing",
+    "last look": "last such word\nbefore the answer",
+    "answer": "the answer",
+}
 
 
 def figure_5(study: Study, number: int = 0) -> Figure:
@@ -42,36 +46,30 @@ def figure_5(study: Study, number: int = 0) -> Figure:
     image = picture_of(seed.systems[BASE], index)
     faded = Image.blend(image, Image.new("RGB", image.size, "white"), 0.35)
     maps = {name: _words(seed, name, index) for name, _ in ROWS}
-    top = max(total(word).max() for words in maps.values() for word in words.values())
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = matplotlib.figure.Figure(figsize=(6.6, 6.9), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(6.6, 7.1), layout="constrained")
         axes = figure.subplots(len(ROWS), 1 + len(WORDS))
         width, height = image.size
-        for row, (name, label) in enumerate(ROWS):
-            for axis in axes[row]:
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set_visible(False)
-            axes[row, 0].set_ylabel(label, fontsize=10)
-            axes[row, 0].imshow(image, extent=(0, width, height, 0))
-            for axis, part in zip(axes[row, 1:], WORDS, strict=True):
-                word = maps[name][part]
-                cells = total(word)
-                axis.imshow(faded, extent=(0, width, height, 0))
-                drawn = axis.imshow(
-                    100 * cells,
-                    cmap="viridis",
-                    vmin=0,
-                    vmax=100 * top,
-                    alpha=0.72,
-                    extent=(0, width, height, 0),
-                    interpolation="nearest",
-                )
-                axis.set_xlabel(f"“{word['word']}”: {cells.sum():.0%} on the picture", fontsize=8)
-                if row == 0:
-                    axis.set_title(HEADS.get(part, "the answer"), fontsize=8.5)
+        over = {"extent": (0, width, height, 0)}
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for axis, (_, label) in zip(axes[:, 0], ROWS, strict=True):
+            axis.set_ylabel(label, fontsize=10)
+            axis.imshow(image, **over)
         axes[0, 0].set_title("picture", fontsize=8.5)
-        bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.6, aspect=40, pad=0.02)
-        bar.set_label("share of all attention on a visual token (%), insertions added")
+        for column, part in zip(axes[:, 1:].T, WORDS, strict=True):
+            cells = [100 * total(maps[name][part]) for name, _ in ROWS]
+            top = max(c.max() for c in cells)  # one scale a column: rows are to be compared, words are not
+            for axis, (name, _), drawn in zip(column, ROWS, cells, strict=True):
+                axis.imshow(faded, **over)
+                image_of = axis.imshow(
+                    drawn, cmap="viridis", vmin=0, vmax=top, alpha=0.66, interpolation="nearest", **over
+                )
+                axis.set_xlabel(f"“{maps[name][part]['word']}”: {drawn.sum():.0f}% in all", fontsize=8.5)
+            column[0].set_title(HEADS[part], fontsize=8.5)
+            bar = figure.colorbar(image_of, ax=column, location="bottom", shrink=0.9, aspect=16, pad=0.02)
+            bar.set_label("attention on a visual token (%)", fontsize=8)
     return figure
 
 

@@ -21,7 +21,7 @@ from qwenla_jax.analysis.study import Curve, Measured, Study
 from qwenla_jax.train.intervals import paired, wilson
 
 DRAWS = 2000
-LEAST = 20  # units behind a point of a curve; with fewer it is not drawn
+LEAST = 30  # units behind a point of a curve; with fewer it is not drawn
 
 
 class Estimate(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from qwenla_jax.train.probe import PARTS
 
 SAVED = 2  # number of what an evaluation saves; a folder with another number was made by another version
+FINISHED = "table.json"  # what a run of the pipeline writes last
 BASE, COLD, ZERO = "base", "cold start", "Qwen-Zero"
 TEXT, COPY, ROUTE, VISION = "text-only", "copy", "route", "vision-only"
 ROUTE_25, ROUTE_75 = "route 25", "route 75"
@@ -172,6 +173,27 @@ def collect(workdirs: Sequence[Path], left_out: Sequence[str] = ()) -> Study:
                 f"{other.path}: {got} questions, but {wanted} in {first.path}; pooled they must be as many"
             )
     return Study(seeds, tuple(left_out))
+
+
+def runs_in(workdir: Path) -> tuple[list[Path], list[str]]:
+    """The runs that a folder holds: itself, or its folders `seed_*`, of which those that are not finished are left out.
+
+    Returns:
+      folders in the order of their numbers; and what is left out, in words.
+
+    Raises:
+      StudyError: no such folder, or no run in it is finished.
+    """
+    if not workdir.is_dir():
+        raise StudyError(f"{workdir}: no such folder; expected one that launch/pipeline.py has filled")
+    seeds = [path for path in workdir.glob("seed_*") if path.is_dir() and path.name[5:].isdigit()]
+    if not seeds:
+        return [workdir], []
+    seeds.sort(key=lambda path: int(path.name[5:]))
+    done = [path for path in seeds if (path / FINISHED).is_file()]
+    if not done:
+        raise StudyError(f"{workdir}: none of {', '.join(p.name for p in seeds)} has {FINISHED}; none is finished")
+    return done, [f"{path.name} is not finished (it has no {FINISHED})" for path in seeds if path not in done]
 
 
 def _seed(path: Path) -> Seed:

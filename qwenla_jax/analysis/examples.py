@@ -13,7 +13,7 @@ from PIL import Image
 from qwenla_jax.analysis.pictures import picture_of
 from qwenla_jax.analysis.study import COPY, ROUTE, TEXT, Study
 from qwenla_jax.analysis.tables import turns
-from qwenla_jax.text.special_tokens import TAGS
+from qwenla_jax.text.special_tokens import REFLECTION_CLOSE, REFLECTION_OPEN, TAGS
 
 KINDS = (
     ((False, True), "The reflection corrects the reasoning", 2),
@@ -85,16 +85,18 @@ def case_html(case: Case) -> str:
 
 def marked(response: str) -> str:
     """A response with its tags grey and its reflections marked, escaped."""
-    out, last = [], 0
+    out, last, inside = [], 0, False
     for tag in _TAG.finditer(response):
         out.append(html.escape(response[last : tag.start()]))
-        closes = tag[0].startswith("</")
         shown = f"<span class='tag'>{html.escape(tag[0])}</span>"
-        if tag[0].endswith("REFLECTION>"):
-            shown = f"{shown}</mark>" if closes else f"<mark>{shown}"
+        # A response may open a reflection twice, or close none.
+        if tag[0] == REFLECTION_OPEN and not inside:
+            shown, inside = f"<mark>{shown}", True
+        elif tag[0] == REFLECTION_CLOSE and inside:
+            shown, inside = f"{shown}</mark>", False
         out.append(shown)
         last = tag.end()
-    return "".join(out) + html.escape(response[last:])
+    return "".join(out) + html.escape(response[last:]) + ("</mark>" if inside else "")
 
 
 def picture_url(image: Image.Image) -> str:

@@ -33,8 +33,8 @@ class KeyWord:
     """A word of a response at which one looks.
 
     Attributes:
-      part: "caption", its first object's colour or shape; "last look", the last such word before the answer, in a
-        reflection where there is one; "answer", the answer itself.
+      part: "caption", its first object's colour or shape; "last look", the last such word before the answer, or of
+        all where there is none; "answer", the answer itself.
       start: index of its first character in the response.
       word: the text.
     """
@@ -60,10 +60,10 @@ def key_words(response: str) -> tuple[KeyWord, ...]:
     first = _NAMING.search(response, caption)
     if first:
         found.append(KeyWord("caption", first.start(), first[0]))
+    last = list(_NAMING.finditer(response, caption, len(response) if conclusion is None else conclusion))
+    if len(last) > 1:
+        found.append(KeyWord("last look", last[-1].start(), last[-1][0]))
     if conclusion is not None:
-        last = list(_NAMING.finditer(response, caption, conclusion))
-        if len(last) > 1:
-            found.append(KeyWord("last look", last[-1].start(), last[-1][0]))
         said = re.compile(r"[\w.\-]+").match(response, conclusion)
         if said:
             found.append(KeyWord("answer", conclusion, said[0]))

@@ -69,7 +69,7 @@ def figure_5(study: Study, number: int = 0) -> Figure:
                 axis.set_xlabel(f"“{maps[name][part]['word']}”: {drawn.sum():.0f}% in all", fontsize=8.5)
             column[0].set_title(HEADS[part], fontsize=8.5)
             bar = figure.colorbar(image_of, ax=column, location="bottom", shrink=0.9, aspect=16, pad=0.02)
-            bar.set_label("attention on a visual token (%)", fontsize=8)
+            bar.set_label("% of attention", fontsize=8)
     return figure
 
 

@@ -40,15 +40,16 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#111;background:#fff;margin:1.5rem auto;max-width:62rem;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin:2rem 0 .5rem;border-bottom:2px solid var(--line)}
 h3{font-size:1rem;margin:.6rem 0 .3rem}
-figure{margin:1.2rem 0;break-inside:avoid}figure>img{max-width:100%;height:auto;display:block;margin:0 auto}
+figure{margin:1.2rem 0;break-inside:avoid}figure>img{width:52rem;max-width:100%;height:auto;display:block;margin:0 auto}
 figcaption,caption{font-size:.9rem;color:#333;text-align:left;padding:.3rem 0;caption-side:top}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.88rem;margin:1rem 0}
 th,td{border-top:1px solid var(--line);padding:.25rem .5rem;text-align:right;vertical-align:top;
  font-variant-numeric:tabular-nums}
+thead th:first-child,.text th,.text td{text-align:left}table:not(.text) td,.narrow{white-space:nowrap}
 thead th{border-top:2px solid #555;border-bottom:1px solid #555;background:var(--soft)}
 tbody th{font-weight:600;text-align:left}tbody tr:last-child>*{border-bottom:2px solid #555}
-.text td{text-align:left}td.verdict{white-space:nowrap;font-weight:600}
+td.verdict{white-space:nowrap;font-weight:600}
 .holds,.yes{color:#00527f}.fails,.no{color:#a64200}.unknown,.not-judged{color:#555}
 .note{font-size:.85rem;color:#444}.missing{background:var(--soft);border-left:4px solid #999;padding:.4rem .8rem}
 .case{break-inside:avoid;border-top:1px solid var(--line);padding:.4rem 0}
@@ -154,13 +155,15 @@ def write_report(study: Study, path: Path) -> None:
 def report_html(study: Study) -> str:
     """The page's text. What a study lacks is named in its place."""
     judged = verdicts(study)
-    parts = [_head(study), "<h2 id='verdicts'>The paper's claims</h2>", _summary(judged), _verdict_table(judged)]
+    parts = [_head(study), "<h2 id='verdicts'>The paper's claims</h2>", _summary(judged), _verdict_table(judged, study)]
     parts += [f"<p class='note'>{html.escape(RULE)}</p>", "<h2 id='figures'>Figures</h2>"]
-    parts += [_part(drawing.name, lambda d=drawing: _figure(d, study)) for drawing in DRAWINGS]
+    parts += [_part(study, drawing.name, lambda d=drawing: _figure(d, study)) for drawing in DRAWINGS]
     parts.append("<h2 id='tables'>Tables</h2>")
-    parts += [_part(_title(make), lambda make=make: table_html(make(study))) for make in TABLES]
+    parts += [_part(study, _title(make), lambda make=make: table_html(make(study))) for make in TABLES]
     parts.append("<h2 id='examples'>Examples</h2>")
-    parts.append(_part("Examples", lambda: "".join(map(case_html, cases(study))) or "<p>No answer reflects.</p>"))
+    parts.append(
+        _part(study, "Examples", lambda: "".join(map(case_html, cases(study))) or "<p>No answer reflects.</p>")
+    )
     body = "\n".join(parts)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -207,22 +210,26 @@ def _head(study: Study) -> str:
 
 def _summary(judged: list[Verdict]) -> str:
     counts = collections.Counter(verdict.verdict for verdict in judged)
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in SIGNS if counts[kind])
+    plural = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: UNKNOWN, NOT_JUDGED: "were " + NOT_JUDGED}
+    told = ", ".join(f"{counts[kind]} {word}" for kind, word in plural.items() if counts[kind])
     return f"<p>Of {len(judged)} measured statements: {html.escape(told)}.</p>"
 
 
-def _verdict_table(judged: list[Verdict]) -> str:
+def _verdict_table(judged: list[Verdict], study: Study) -> str:
     heads = ("", "claim", "paper", "measured here", "difference [95%]", "p", "seeds", "verdict")
     rows = []
     for v in judged:
         known = v.verdict != NOT_JUDGED
-        number = f"{written(v.found.value, v.unit)} {bounds(v.found, v.unit)}" if known else ""
+        number = f"{written(v.found.value, v.unit)}\n{bounds(v.found, v.unit)}" if known else ""
         seeds = f"{v.agreeing} of {len(v.seeds)}" if known else ""
-        cells = (v.claim, v.paper, v.measure, number, p_text(v.found.p) if known else "", seeds)
-        note = f"<br><span class='note'>{html.escape(v.reason)}</span>" if v.reason else ""
+        p = p_text(v.found.p).removeprefix("p ").removeprefix("= ") if known else ""
+        cells = (v.claim, v.paper, v.measure, number, p, seeds)
+        reason = html.escape(_local(v.reason, study))
+        note = f"<br><span class='note'>{reason}</span>" if v.reason else ""
         kind = {HOLDS: "holds", FAILS: "fails", UNKNOWN: "unknown", NOT_JUDGED: "not-judged"}[v.verdict]
         body = [f"<td>{html.escape(cell)}</td>" for cell in cells]
         body[2] = body[2].replace("</td>", f"{note}</td>")
+        body[3:] = [cell.replace("<td>", "<td class='narrow'>").replace("\n", "<br>") for cell in body[3:]]
         rows.append(
             f"<tr><th scope='row'>{html.escape(v.number)}</th>{''.join(body)}"
             f"<td class='verdict {kind}'>{SIGNS[v.verdict]} {html.escape(v.verdict)}</td></tr>"
@@ -238,7 +245,7 @@ def _verdict_table(judged: list[Verdict]) -> str:
 def _figure(drawing: Drawing, study: Study) -> str:
     data = base64.b64encode(fg.to_bytes(drawing.draw(study), drawing.form)).decode("ascii")
     kind = "image/svg+xml" if drawing.form == "svg" else "image/png"
-    width = " style='width:40rem'" if drawing.form == "png" else ""
+    width = " style='width:38rem'" if drawing.form == "png" else ""
     name, alt = html.escape(drawing.name), html.escape(drawing.alt, quote=True)
     place = name.replace(" ", "-").lower()
     return (
@@ -247,12 +254,18 @@ def _figure(drawing: Drawing, study: Study) -> str:
     )
 
 
-def _part(name: str, make: Callable[[], str]) -> str:
+def _part(study: Study, name: str, make: Callable[[], str]) -> str:
     """A part of the page, or what it lacks."""
     try:
         return make()
     except StudyError as error:
-        return f"<p class='missing'><b>{html.escape(name)}</b> is not here: {html.escape(str(error))}.</p>"
+        why = html.escape(_local(str(error), study))
+        return f"<p class='missing'><b>{html.escape(name)}</b> is not here: {why}.</p>"
+
+
+def _local(text: str, study: Study) -> str:
+    """Paths as one who has the study's folder sees them: from there, not from this machine's root."""
+    return text.replace(f"{study.seeds[0].path.parent}{os.sep}", "")
 
 
 def _title(make: Callable[[Study], Table]) -> str:

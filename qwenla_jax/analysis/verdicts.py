@@ -107,12 +107,12 @@ def written(value: float, unit: str) -> str:
     """A difference with its sign."""
     if not math.isfinite(value):
         return "-"
-    return {"points": f"{100 * value:+.1f} points", "%": f"{100 * value:+.1f}%"}.get(unit, f"{value:+.3g}")
+    return {"points": f"{100 * value:+.1f} points", "%": f"{100 * value:+.1f}%"}.get(unit, f"{value:+.2f}")
 
 
 def bounds(found: Estimate, unit: str) -> str:
     """The ends of its interval."""
-    scale, form = (100, "+.1f") if unit in ("points", "%") else (1, "+.3g")
+    scale, form = (100, "+.1f") if unit in ("points", "%") else (1, "+.2f")
     return f"[{scale * found.low:{form}}, {scale * found.high:{form}}]"
 
 
@@ -236,8 +236,8 @@ def _looking(study: Study) -> list[Verdict]:
     """Attention on visual tokens."""
     found = []
     before, inside = PARTS.index("before"), PARTS.index("in")
-    measures = (("share of attention", look_mass), ("ratio to an even share", look_ratio))
-    for letter, (measure, of) in zip("ab", measures, strict=True):
+    measures = (("share of attention", look_mass, "points"), ("ratio to an even share", look_ratio, ""))
+    for letter, (measure, of, unit) in zip("ab", measures, strict=True):
 
         def decay(of: Callable[..., Ratio] = of) -> Parts:
             ones = study.of(BASE)
@@ -249,8 +249,8 @@ def _looking(study: Study) -> list[Verdict]:
 
         claim = "visual attention decays with length in plain answers"
         words = f"{BASE}, {measure}: later half of the tokens less the earlier"
-        found.append(_judged(f"4{letter}", claim, "decays (figure 2)", words, -1, "", decay))
-    for letter, (measure, of) in zip("cd", measures, strict=True):
+        found.append(_judged(f"4{letter}", claim, "decays (figure 2)", words, -1, unit, decay))
+    for letter, (measure, of, unit) in zip("cd", measures, strict=True):
 
         def low(of: Callable[..., Ratio] = of) -> Parts:
             ones = study.of(TEXT)
@@ -258,19 +258,17 @@ def _looking(study: Study) -> list[Verdict]:
 
         claim = "text-only reflection does not bring visual attention back"
         words = f"{TEXT}, {measure}: in reflections less before them"
-        found.append(_judged(f"4{letter}", claim, "stays low (figure 2)", words, -1, "", low))
+        found.append(_judged(f"4{letter}", claim, "stays low (figure 2)", words, -1, unit, low))
     claims = (
-        ("a", "COPY restores visual attention", COPY, TEXT),
-        ("b", "ROUTE restores it", ROUTE, TEXT),
-        ("c", "ROUTE restores it only in part", COPY, ROUTE),
+        ("a", "COPY restores visual attention", "restored (figure 9)", COPY, TEXT),
+        ("b", "ROUTE restores it", "in part (figure 9)", ROUTE, TEXT),
+        ("c", "ROUTE restores it less than COPY", "in part (figure 9)", COPY, ROUTE),
     )
-    for letter, claim, after, other in claims:
-        for mark, (measure, of) in zip(("", "'"), measures, strict=True):
+    for letter, claim, paper, after, other in claims:
+        for mark, (measure, of, unit) in zip(("", "'"), measures, strict=True):
             inner = lambda m, of=of: of(m.look.parts, inside)  # noqa: E731
             words = f"{measure} in reflections"
-            found.append(
-                _number(study, f"5{letter}{mark}", claim, "rises (figure 9)", +1, "", words, inner, after, other)
-            )
+            found.append(_number(study, f"5{letter}{mark}", claim, paper, +1, unit, words, inner, after, other))
     return found
 
 

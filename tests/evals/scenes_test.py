@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenla_jax.evals.scenes import judge_answer, summarise
+from qwenla_jax.evals.scenes import judge_answer, said_objects, summarise
 
 CAPTION = "small red circle, big blue square, big blue square"
 
@@ -35,6 +35,19 @@ def test_a_plain_response_is_its_own_answer():
     assert not judge_answer("<CAPTION>x</CAPTION>2", "2", "count", CAPTION).right
     described = judge_answer("small red circle, big blue circle", CAPTION, "describe", CAPTION)
     assert (described.named, described.invented, described.missed) == (2, 1, 1)
+
+
+def test_where_objects_are_named():
+    said = response("small red circle, big red square, small red circle", "2", 1)
+    got = said_objects(said, CAPTION)
+    assert [(said[: one.end].rpartition("<CAPTION>")[2], one.right) for one in got] == [
+        ("small red circle", True),
+        ("small red circle, big red square", False),
+    ]
+    plain = "small, red circle\nbig blue square: \\boxed{1}"
+    assert [(plain[: one.end], one.right) for one in said_objects(plain, CAPTION)] == []  # a colon is part of a word
+    plain = plain.replace(":", ",")
+    assert [(plain[: one.end][-15:], one.right) for one in said_objects(plain, CAPTION)] == [("big blue square", True)]
 
 
 def test_means():

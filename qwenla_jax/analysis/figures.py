@@ -147,7 +147,7 @@ def figure_7(study: Study) -> Figure:
             "all seeds; a curve needs 2 (the pipeline's setting curve_every)"
         )
     figure, (axis,) = _panels(1)
-    _steps(axis, curves, "accuracy", 100, PAPER, "sampled while training, mean of seeds")
+    _steps(axis, curves, "accuracy", 100, PAPER, "sampled in training, mean of seeds")
     value, low, high = 100 * found.T
     axis.errorbar(
         steps,
@@ -156,7 +156,7 @@ def figure_7(study: Study) -> Figure:
         color=LOOKS[COPY][0],
         marker="o",
         capsize=2.5,
-        label="greedy, held-out questions, all seeds",
+        label="greedy on held-out questions",
         zorder=3,
     )
     _label(axis, "", "BRPO step", "accuracy (%)")
@@ -197,7 +197,7 @@ def figure_sweep(study: Study) -> Figure:
 def _panels(count: int) -> tuple[Figure, Sequence[Any]]:
     matplotlib = require_matplotlib()
     with matplotlib.rc_context(STYLE):
-        figure = matplotlib.figure.Figure(figsize=(WIDE if count > 1 else 4.6, 2.75), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(WIDE, 2.75), layout="constrained")
         axes = figure.subplots(1, count, squeeze=False)[0]
     return figure, list(axes)
 

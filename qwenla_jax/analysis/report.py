@@ -245,7 +245,7 @@ def _verdict_table(judged: list[Verdict], study: Study) -> str:
 def _figure(drawing: Drawing, study: Study) -> str:
     data = base64.b64encode(fg.to_bytes(drawing.draw(study), drawing.form)).decode("ascii")
     kind = "image/svg+xml" if drawing.form == "svg" else "image/png"
-    width = " style='width:38rem'" if drawing.form == "png" else ""
+    width = " style='width:44rem'" if drawing.form == "png" else ""
     name, alt = html.escape(drawing.name), html.escape(drawing.alt, quote=True)
     place = name.replace(" ", "-").lower()
     return (

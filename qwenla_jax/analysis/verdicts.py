@@ -223,12 +223,9 @@ def _length(study: Study) -> list[Verdict]:
         long = f"{name}, CHAIR_i: answers longer than the median less the others"
         order = "captions name small objects first, so place is not length alone"
         more = "longer answers are about fuller scenes, so length is not length alone"
-        found.append(
-            _judged(f"3{letter}", claim, "grows (figure 1)", late, +1, "points", by_place, reason=order),
-        )
-        found.append(
-            _judged(f"3{letter}'", claim, "grows (figure 1)", long, +1, "points", by_length, reason=more),
-        )
+        paper = "grows (figure 1)"
+        found.append(_judged(f"3{letter}", claim, paper, long, +1, "points", by_length, reason=more))
+        found.append(_judged(f"3{letter}'", claim, paper, late, +1, "points", by_place, reason=order))
     return found
 
 

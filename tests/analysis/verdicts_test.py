@@ -7,7 +7,7 @@ from scipy import stats
 from studies import line, look, records, write_run
 
 from qwenla_jax.analysis.statistics import Estimate
-from qwenla_jax.analysis.study import BASE, COLD, COPY, ROUTE, SYSTEMS, TEXT, VISION, ZERO, collect
+from qwenla_jax.analysis.study import BASE, COLD, COPY, ROUTE, TEXT, VISION, ZERO, collect
 from qwenla_jax.analysis.verdicts import FAILS, HOLDS, NOT_JUDGED, UNKNOWN, decide, verdicts
 
 
@@ -83,7 +83,7 @@ def test_their_numbers(favourable):
     assert got["11a"].seeds == (pytest.approx(0.27), pytest.approx(0.27))
     assert got["11c"].found.value == pytest.approx(1.905 / 1.56 - 1)
     # The object before the middle (token 12 of 4 and 12: 8) is never invented, the one behind it always.
-    assert got["3a"].found.value == pytest.approx(1)
+    assert got["3a'"].found.value == pytest.approx(1)
     assert got["6a"].sentence().startswith("Holds: +45.0 points [")
     assert got["6a"].sentence().endswith("p < 0.001; on the claim's side in 2 of 2 seeds.")
 
@@ -115,15 +115,19 @@ def test_claims_that_cannot_be_told(tmp_path):
     got = judged(collect([tmp_path]))
     assert got["6a"].verdict == UNKNOWN and got["6a"].found.value == pytest.approx(1 / 40)
     assert got["6a"].found.p == 1 and "Cannot be told (the interval holds 0): +2.5 points" in got["6a"].sentence()
-    assert got["3a"].verdict == UNKNOWN and got["3a"].found.value == 0
+    assert got["3a'"].verdict == UNKNOWN and got["3a'"].found.value == 0
     # All answers are as long: none is longer than the median.
-    assert got["3a'"].verdict == NOT_JUDGED and "too little was counted" in got["3a'"].reason
+    assert got["3a"].verdict == NOT_JUDGED and "too little was counted" in got["3a"].reason
+
+
+def test_hallucination_by_length(tmp_path):
+    """Twenty answers of 20 tokens with one object of two invented, twenty of 30 with all."""
+    lines = [line(r, True, ((4, i >= 20), (12, False)), 20 if i >= 20 else 30) for i, r in enumerate(records(0))]
+    write_run(tmp_path, systems=(BASE,), base={"lines": lines})
+    got = judged(collect([tmp_path]))["3a"]
+    assert got.verdict == HOLDS and got.found.value == pytest.approx(0.5) and got.agreeing == 1
 
 
 def test_times_of_other_batches(tmp_path):
     write_run(tmp_path, systems=(TEXT, COPY), copy={"batch_s": (0.5, 0.5)})
     assert "not timed in the same batches" in judged(collect([tmp_path]))["11a"].reason
-
-
-def test_every_claim_is_there():
-    assert len(SYSTEMS) == 11  # the systems of the study; a new one needs its claim

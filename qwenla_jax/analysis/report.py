@@ -42,7 +42,7 @@ h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin:2rem 0 .5rem
 h3{font-size:1rem;margin:.6rem 0 .3rem}
 figure{margin:1.2rem 0;break-inside:avoid}figure>img{width:52rem;max-width:100%;height:auto;display:block;margin:0 auto}
 figcaption,caption{font-size:.9rem;color:#333;text-align:left;padding:.3rem 0;caption-side:top}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}.wide:not(.long){break-inside:avoid}
 table{border-collapse:collapse;width:100%;font-size:.88rem;margin:1rem 0}
 th,td{border-top:1px solid var(--line);padding:.25rem .5rem;text-align:right;vertical-align:top;
  font-variant-numeric:tabular-nums}
@@ -51,7 +51,7 @@ thead th{border-top:2px solid #555;border-bottom:1px solid #555;background:var(-
 tbody th{font-weight:600;text-align:left}tbody tr:last-child>*{border-bottom:2px solid #555}
 td.verdict{white-space:nowrap;font-weight:600}
 .holds,.yes{color:#00527f}.fails,.no{color:#a64200}.unknown,.not-judged{color:#555}
-.note{font-size:.85rem;color:#444}.missing{background:var(--soft);border-left:4px solid #999;padding:.4rem .8rem}
+.note{font-size:.9em;color:#444}h1,h2,h3,caption{break-after:avoid}.missing{background:var(--soft);border-left:4px solid #999;padding:.4rem .8rem}
 .case{break-inside:avoid;border-top:1px solid var(--line);padding:.4rem 0}
 .case>div{display:flex;gap:1rem;align-items:flex-start}.case img{border:1px solid var(--line);flex:none}
 dl{margin:0}dt{font-weight:600;margin-top:.4rem}dd{margin:0;overflow-wrap:anywhere}
@@ -236,7 +236,7 @@ def _verdict_table(judged: list[Verdict], study: Study) -> str:
         )
     head = "".join(f"<th scope='col'>{cell}</th>" for cell in heads)
     return (
-        "<div class='wide'><table class='text'><caption><b>Verdicts.</b> Each claim of the paper against the numbers "
+        "<div class='wide long'><table class='text'><caption><b>Verdicts.</b> Each claim of the paper against the numbers "
         "measured here, all seeds pooled; under “seeds”, those that lie on the claim's side by themselves.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -5,6 +5,7 @@ import base64
 import html.parser
 import io
 import math
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -232,6 +233,18 @@ def test_without_matplotlib(study, tmp_path, monkeypatch):
     with pytest.raises(fg.NoMatplotlib, match=r"qwenla_jax\[report\]"):
         write_report(study, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path):
+    """It says what it leaves out, and writes nothing where something is amiss."""
+    command = [sys.executable, "launch/pipeline.py", f"--workdir={tmp_path}", "--report"]
+    write_run(tmp_path / "seed_0", systems=(COPY,))
+    (tmp_path / "seed_1").mkdir()
+    root = Path(fg.__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.splitlines()[0] == "left out: seed_1 is not finished (it has no table.json)"
+    assert "1 seed(s), 40 questions each" in done.stdout and (tmp_path / "report.html").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "seed_0", "seed_1"]
 
 
 def test_matplotlib_is_imported_only_to_draw():

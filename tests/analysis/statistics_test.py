@@ -60,6 +60,16 @@ def test_seeds_are_resampled_each_by_itself():
     assert st.per_seed([st.Ratio(one, one), st.Ratio(0 * one, 0 * one)])[0] == 1.0
 
 
+def test_seeds_do_not_share_their_draws():
+    """The second seed answers wrongly what the first answers rightly: drawn alike, they would always make a half."""
+    right = np.arange(50) % 2.0
+    one = np.ones(50)
+    got = st.ratio([st.Ratio(right, one), st.Ratio(1 - right, one)])
+    low, high = scipy_ends(np.concatenate([right, 1 - right]), np.ones(100))
+    assert (got.low, got.high) == (pytest.approx(low, abs=0.03), pytest.approx(high, abs=0.03))
+    assert got.low < 0.45 < 0.55 < got.high
+
+
 def test_nothing_counted():
     none = np.zeros(30)
     got = st.ratio([st.Ratio(none, none)], null=0.0)

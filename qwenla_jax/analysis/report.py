@@ -51,7 +51,8 @@ thead th{border-top:2px solid #555;border-bottom:1px solid #555;background:var(-
 tbody th{font-weight:600;text-align:left}tbody tr:last-child>*{border-bottom:2px solid #555}
 td.verdict{white-space:nowrap;font-weight:600}
 .holds,.yes{color:#00527f}.fails,.no{color:#a64200}.unknown,.not-judged{color:#555}
-.note{font-size:.9em;color:#444}h1,h2,h3,caption{break-after:avoid}.missing{background:var(--soft);border-left:4px solid #999;padding:.4rem .8rem}
+.note{font-size:.9em;color:#444}h1,h2,h3,caption{break-after:avoid}
+.missing{background:var(--soft);border-left:4px solid #999;padding:.4rem .8rem}
 .case{break-inside:avoid;border-top:1px solid var(--line);padding:.4rem 0}
 .case>div{display:flex;gap:1rem;align-items:flex-start}.case img{border:1px solid var(--line);flex:none}
 dl{margin:0}dt{font-weight:600;margin-top:.4rem}dd{margin:0;overflow-wrap:anywhere}
@@ -236,8 +237,8 @@ def _verdict_table(judged: list[Verdict], study: Study) -> str:
         )
     head = "".join(f"<th scope='col'>{cell}</th>" for cell in heads)
     return (
-        "<div class='wide long'><table class='text'><caption><b>Verdicts.</b> Each claim of the paper against the numbers "
-        "measured here, all seeds pooled; under “seeds”, those that lie on the claim's side by themselves.</caption>"
+        "<div class='wide long'><table class='text'><caption><b>Verdicts.</b> Each claim of the paper against the "
+        "numbers measured here, all seeds pooled; under “seeds”, those that lie on the claim's side by themselves.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

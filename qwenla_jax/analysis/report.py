@@ -238,7 +238,8 @@ def _verdict_table(judged: list[Verdict], study: Study) -> str:
     head = "".join(f"<th scope='col'>{cell}</th>" for cell in heads)
     return (
         "<div class='wide long'><table class='text'><caption><b>Verdicts.</b> Each claim of the paper against the "
-        "numbers measured here, all seeds pooled; under “seeds”, those that lie on the claim's side by themselves.</caption>"
+        "numbers measured here, all seeds pooled; under “seeds”, those that lie on the claim's side by themselves."
+        "</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -342,7 +342,9 @@ def report(args: argparse.Namespace, clock: StepClock, trainer: Any, versions: d
         whole - rollout for whole, rollout in zip(parts["training_step"], parts["rollout"], strict=True)
     ]
     # Data loading with its decoding of pictures, gradient clipping, optimizer step
-    parts["optimizer_and_loader"] = [whole - inner for whole, inner in zip(steps, parts["training_step"], strict=True)]
+    parts["optimizer_and_loader"] = [
+        whole - inner for whole, inner in zip(steps, parts["training_step"], strict=True)
+    ]
     shown = ("generation", "reference_logprobs", "forward_backward", "prepare_and_reward", "optimizer_and_loader")
     tokens = clock.measured("tokens")
     return {

@@ -15,7 +15,7 @@ from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.data.scenes import COLORS, SHAPES
 from qwenla_jax.data.sources import Record
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.reattention.insert import splice
+from qwenla_jax.reattention.insert import embed_with_sources, splice
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
 from qwenla_jax.text.sections import parse
 from qwenla_jax.text.tokenizer import Tokenizer
@@ -152,21 +152,22 @@ def _cells(
     G = B // len(prompts.length_Q)
     M = vision.gather_IxM.shape[1]
     variables = {"params": params}
-    _, prefix, visual_ZxD = encode_prompts(model, params, vision, prompts)
+    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     one_hot = lambda index: jax.nn.one_hot(jnp.where(index >= 0, index % M, -1), M)  # noqa: E731
+    visual_BxP = jnp.repeat(prompts.visual_QxP, G, axis=0)
     if look.inserts:
         tokens = splice(look, prompts, ids_BxR, length_B, kept_BxExX)
-        ids, visual, pos, bias = tokens.ids_BxT, tokens.visual_BxT, tokens.pos_BxTx3, tokens.bias_BxT
-        slot_BxR = tokens.slot_BxR
-        cells_BxTxM = one_hot(visual) * tokens.shown_BxExT.any(1)[..., None]
+        pos, bias, slot_BxR = tokens.pos_BxTx3, tokens.bias_BxT, tokens.slot_BxR
+        x = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
+        # A token that is put in repeats a slot of the prompt, which says what part of the picture it is.
+        visual_BxT = jnp.take_along_axis(visual_BxP, jnp.maximum(tokens.source_BxT, 0), axis=1)
+        cells_BxTxM = one_hot(visual_BxT) * tokens.shown_BxExT.any(1)[..., None]
     else:
-        ids, visual, bias = ids_BxR, None, None
+        x, bias = model.apply(variables, ids_BxR, None, None, method="embed"), None
         pos = text_positions(jnp.repeat(prompts.next_pos_Q, G), R)
         slot_BxR = jnp.broadcast_to(jnp.arange(R), (B, R))
         cells_BxTxM = jnp.zeros((B, R, M))
-    x = model.apply(variables, ids, visual, visual_ZxD, method="embed")
     paid = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").paid
     at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
-    prompt_BxPxM = jnp.repeat(one_hot(prompts.visual_QxP), G, axis=0)
-    original = jnp.einsum("brp,bpm->brm", at_response(paid["prefix"]), prompt_BxPxM)
+    original = jnp.einsum("brp,bpm->brm", at_response(paid["prefix"]), one_hot(visual_BxP))
     return original, jnp.einsum("brt,btm->brm", at_response(paid["new"]), cells_BxTxM)

@@ -154,7 +154,7 @@ def write_page(path: Path, text: str) -> None:
 
 _HEAD = """# Scale: what fits where
 
-Made by `python launch/fit.py --scale=docs/SCALE.md` on {machine}; {versions}.
+Made by `python launch/fit.py --scale=docs/SCALE.md --quick` on {machine}; {versions}.
 No accelerator was there. Rows marked *compiled* were compiled by the TPU compiler for the topology they name; their
 peak, traffic and compile time are the compiler's; *quickly*: with the compiler's least effort on fast programs, which
 moves peak and traffic somewhat (last table). Rows marked *arithmetic* were not compiled. Operations are arithmetic

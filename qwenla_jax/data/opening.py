@@ -15,7 +15,7 @@ from qwenla_jax.data.corpora.splits import Chosen, own_split, unusable
 from qwenla_jax.data.mixing import Mixture, Picked
 from qwenla_jax.data.pictures import PictureError
 from qwenla_jax.data.pipeline import RecordSource
-from qwenla_jax.data.sources import EasyVqaSource, SceneSource, Split
+from qwenla_jax.data.sources import EasyVqaSource, SceneSource, Split, scene_source
 from qwenla_jax.data.specs import Part, parse
 
 Source = Chosen | SceneSource | EasyVqaSource
@@ -85,8 +85,8 @@ def open_part(
     whole: bool = False,
 ) -> Source:
     """One source of a setting; arguments and errors as of `make_source`. Unusable records are left out, and listed."""
-    if part.reader == "scenes":
-        return SceneSource(seed, split, size, reflection_share, correction_share, style)
+    if part.reader in ("scenes", "marked_scenes"):
+        return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     if part.reader == "jsonl":

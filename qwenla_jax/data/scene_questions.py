@@ -39,13 +39,23 @@ class SceneQuestion:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draft:
+class Draft:
+    """A question before its response is written.
+
+    Attributes:
+      question, answer: as in SceneQuestion.
+      summary: what is asked, in few words.
+      glance: the reasoning up to its verdict.
+      wrong: a wrong verdict.
+      check: what a reflection goes through, up to its verdict.
+    """
+
     question: str
     summary: str
     answer: str
-    glance: str  # the reasoning up to its verdict
-    wrong: str  # a wrong verdict
-    check: str  # what a reflection goes through, up to its verdict
+    glance: str
+    wrong: str
+    check: str
 
 
 def caption_of(scene: Scene) -> str:
@@ -75,18 +85,34 @@ def ask(
     rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
     things = scene.in_order()
     kind = KINDS[rng.integers(len(KINDS))]
-    draft = _MAKERS[kind](things, rng)
+    draft = MAKERS[kind](things, rng)
     if draft is None:  # no object can be told from all others by two words
         kind, draft = "count", _count(things, rng)
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
+    return write(scene, kind, draft, draft.glance, reflects, corrects, style)
+
+
+def write(
+    scene: Scene, kind: str, draft: Draft, glance: str, reflects: bool, corrects: bool, style: str
+) -> SceneQuestion:
+    """A question with the response that a draft tells.
+
+    Args:
+      scene: for the caption.
+      kind: type of the question.
+      draft: see there.
+      glance: the reasoning up to its verdict, in place of the draft's.
+      reflects, corrects: whether there is a reflection, and whether it corrects the reasoning.
+      style: as in `ask`.
+    """
     if style == "plain":
         response = f"{caption_of(scene)}\n{draft.check}: \\boxed{{{draft.answer}}}"
         return SceneQuestion(kind, draft.question, draft.answer, response, True)
     sections = [
         ("SUMMARY", draft.summary),
         ("CAPTION", caption_of(scene)),
-        ("REASONING", f"{draft.glance}: {draft.wrong if reflects and corrects else draft.answer}"),
+        ("REASONING", f"{glance}: {draft.wrong if reflects and corrects else draft.answer}"),
         *([("REFLECTION", f"look again: {draft.check}: {draft.answer}")] if reflects else []),
         ("CONCLUSION", draft.answer),
     ]
@@ -94,7 +120,7 @@ def ask(
     return SceneQuestion(kind, draft.question, draft.answer, response, not (reflects and corrects))
 
 
-def _count(things: Objects, rng: np.random.Generator) -> _Draft:
+def _count(things: Objects, rng: np.random.Generator) -> Draft:
     """The number asked for is drawn first among those the scene offers, so that no number is much commoner."""
     counts: dict[int, list[str]] = {}
     for word in (*SHAPES, *COLORS, *SIZES):
@@ -104,13 +130,11 @@ def _count(things: Objects, rng: np.random.Generator) -> _Draft:
     word = counts[number][rng.integers(len(counts[number]))]
     noun = _plural(word)
     chosen = [thing for thing in things if _is(thing, word)]
-    wrong = _near(number, len(things), rng)
-    return _Draft(
-        f"How many {noun} are there?", f"count {noun}", str(number), noun, str(wrong), _listing(chosen, word)
-    )
+    wrong = near_number(number, len(things), rng)
+    return Draft(f"How many {noun} are there?", f"count {noun}", str(number), noun, str(wrong), listing(chosen, word))
 
 
-def _existence(things: Objects, rng: np.random.Generator) -> _Draft:
+def _existence(things: Objects, rng: np.random.Generator) -> Draft:
     """Half yes. The absent ones have a colour and a shape that occur, but not together (POPE's adversarial kind)."""
     present = sorted({(thing.color, thing.shape) for thing in things})
     near = [
@@ -124,17 +148,17 @@ def _existence(things: Objects, rng: np.random.Generator) -> _Draft:
     color, shape = pairs[rng.integers(len(pairs))]
     of_color = [thing for thing in things if thing.color == color]
     answer, wrong = ("yes", "no") if yes else ("no", "yes")
-    return _Draft(
+    return Draft(
         f"Is there a {color} {shape}?",
         f"find {color} {shape}",
         answer,
         f"{color} {shape}",
         wrong,
-        _listing(of_color),
+        listing(of_color),
     )
 
 
-def _attribute(things: Objects, rng: np.random.Generator) -> _Draft | None:
+def _attribute(things: Objects, rng: np.random.Generator) -> Draft | None:
     """Asks for the third attribute of an object that two others single out."""
     words: dict[str, tuple[str, ...]] = {"color": COLORS, "shape": SHAPES, "size": SIZES}
     options = []
@@ -151,27 +175,27 @@ def _attribute(things: Objects, rng: np.random.Generator) -> _Draft | None:
     answer = getattr(thing, asked)
     others = [word for word in words[asked] if word != answer]
     wrong = others[rng.integers(len(others))]
-    return _Draft(f"What {asked} is the {noun}?", f"{asked} of {noun}", answer, noun, wrong, str(thing))
+    return Draft(f"What {asked} is the {noun}?", f"{asked} of {noun}", answer, noun, wrong, str(thing))
 
 
-def _subtract(things: Objects, rng: np.random.Generator) -> _Draft:
+def _subtract(things: Objects, rng: np.random.Generator) -> Draft:
     """What is taken away usually occurs."""
     words = [word for word in (*SHAPES, *COLORS) if any(_is(thing, word) for thing in things)]
     if rng.random() < 0.15:
         words = [*SHAPES, *COLORS]
     word = words[rng.integers(len(words))]
     left = [thing for thing in things if not _is(thing, word)]
-    return _Draft(
+    return Draft(
         f"Subtract all {_plural(word)}. How many objects are left?",
         f"subtract {_plural(word)}",
         str(len(left)),
         "left",
-        str(_near(len(left), len(things), rng)),
-        _listing(left),
+        str(near_number(len(left), len(things), rng)),
+        listing(left),
     )
 
 
-def _compare(things: Objects, rng: np.random.Generator) -> _Draft:
+def _compare(things: Objects, rng: np.random.Generator) -> Draft:
     """Half yes, as far as the scene allows."""
     words = SHAPES if rng.integers(2) else COLORS
     number = {word: sum(_is(thing, word) for thing in things) for word in words}
@@ -182,7 +206,7 @@ def _compare(things: Objects, rng: np.random.Generator) -> _Draft:
     fitting = more if want else [pair for pair in pairs if pair not in more]
     a, b = fitting[rng.integers(len(fitting))]
     answer, wrong = ("yes", "no") if want else ("no", "yes")
-    return _Draft(
+    return Draft(
         f"Are there more {_plural(a)} than {_plural(b)}?",
         f"compare {_plural(a)}, {_plural(b)}",
         answer,
@@ -192,7 +216,7 @@ def _compare(things: Objects, rng: np.random.Generator) -> _Draft:
     )
 
 
-_MAKERS: dict[str, Callable[[Objects, np.random.Generator], _Draft | None]] = {
+MAKERS: dict[str, Callable[[Objects, np.random.Generator], Draft | None]] = {
     "count": _count,
     "existence": _existence,
     "attribute": _attribute,
@@ -214,11 +238,12 @@ def _short(thing: SceneObject, word: str = "") -> str:
     return f"{thing.size if word in SIZES else thing.color} {thing.shape}"
 
 
-def _listing(things: Objects, word: str = "") -> str:
+def listing(things: Objects, word: str = "") -> str:
+    """Objects by two words each, as a question about `word` tells them apart; "none" where there is none."""
     return ", ".join(_short(thing, word) for thing in things) or "none"
 
 
-def _near(number: int, most: int, rng: np.random.Generator) -> int:
+def near_number(number: int, most: int, rng: np.random.Generator) -> int:
     """A number one off, from 0 to `most`."""
     offered = [n for n in (number - 1, number + 1) if 0 <= n <= most]
     return offered[rng.integers(len(offered))]

@@ -5,7 +5,7 @@ so that a small model can read them but errs: shapes stand off any grid, cover e
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,8 +91,17 @@ def make_scene(seed: int, split: int, index: int) -> Scene:
     return Scene(objects, render(objects, rng))
 
 
-def render(objects: Sequence[SceneObject], rng: np.random.Generator) -> Image.Image:
+def render(
+    objects: Sequence[SceneObject],
+    rng: np.random.Generator,
+    detail: Callable[[ImageDraw.ImageDraw, SceneObject, int], None] | None = None,
+) -> Image.Image:
     """Draws objects in their order on a light ground with a slight shading and noise out of `rng`.
+
+    Args:
+      objects: what is drawn.
+      rng: of ground, shading and noise.
+      detail: draws what else an object bears, right after it: (canvas, object, pixels of the canvas a pixel).
 
     Returns:
       RGB, 112x112 pixels.
@@ -106,7 +115,9 @@ def render(objects: Sequence[SceneObject], rng: np.random.Generator) -> Image.Im
     for thing in objects:
         # A darker rim keeps two shapes of one colour apart where they overlap.
         rim = tuple(value * 6 // 10 for value in thing.rgb)
-        _draw(draw, thing, _SUPERSAMPLE, fill=thing.rgb, outline=rim, width=_SUPERSAMPLE)
+        draw_shape(draw, thing, _SUPERSAMPLE, fill=thing.rgb, outline=rim, width=_SUPERSAMPLE)
+        if detail is not None:
+            detail(draw, thing, _SUPERSAMPLE)
     pixels = np.asarray(image.reduce(_SUPERSAMPLE), dtype=np.int16)
     slope_x, slope_y = rng.uniform(-12.0, 12.0, size=2)
     ramp = np.linspace(-1.0, 1.0, SIDE)
@@ -128,16 +139,17 @@ def _place(rng: np.random.Generator) -> tuple[SceneObject, ...]:
         for _ in range(20 * MAX_OBJECTS):
             if len(objects) == num:
                 return tuple(objects)
-            thing = _draw_object(rng, shapes, colors)
+            thing = draw_object(rng, shapes, colors)
             trial = owners.copy()
-            _draw(ImageDraw.Draw(trial), thing, 1, fill=len(objects) + 1)
+            draw_shape(ImageDraw.Draw(trial), thing, 1, fill=len(objects) + 1)
             visible = trial.histogram()
-            if all(visible[i + 1] >= MIN_VISIBLE * _area(other) for i, other in enumerate(objects)):
+            if all(visible[i + 1] >= MIN_VISIBLE * area_of(other) for i, other in enumerate(objects)):
                 objects.append(thing)
                 owners = trial
 
 
-def _draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarray) -> SceneObject:
+def draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarray) -> SceneObject:
+    """One object with its place, drawn from numbers of SHAPES and of COLORS (int [.] each)."""
     shape = int(shapes[rng.integers(len(shapes))])
     color = int(colors[rng.integers(len(colors))])
     size = int(rng.integers(len(SIZES)))
@@ -159,7 +171,8 @@ def _draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarra
     )
 
 
-def _draw(draw: ImageDraw.ImageDraw, thing: SceneObject, scale: int, **style: object) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, thing: SceneObject, scale: int, **style: object) -> None:
+    """Draws an object's outline on a canvas of `scale` pixels a pixel, in a style of ImageDraw's."""
     x, y, r = thing.x * scale, thing.y * scale, thing.radius * scale
     if thing.shape == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), **style)  # type: ignore[arg-type]
@@ -178,7 +191,7 @@ def _corners(shape: str) -> list[tuple[float, float]]:
     return [(_TRIANGLE_TIP, 2.0 * math.pi * i / 3.0) for i in range(3)]
 
 
-def _area(thing: SceneObject) -> float:
+def area_of(thing: SceneObject) -> float:
     """Square pixels of the whole shape."""
     if thing.shape == "circle":
         unit = math.pi

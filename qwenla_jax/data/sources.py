@@ -6,13 +6,15 @@ import collections
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from qwenla_jax.data.scene_questions import ask
-from qwenla_jax.data.scenes import make_scene
+from qwenla_jax.data import marked_questions
+from qwenla_jax.data.marked_scenes import make_marked_scene
+from qwenla_jax.data.scene_questions import ask, caption_of
+from qwenla_jax.data.scenes import Scene, make_scene
 
 Split = Literal["cold_start", "train", "held_out"]
 _SPLIT_NUMBER: dict[str, int] = {"cold_start": 0, "held_out": 1, "train": 2}
@@ -65,6 +67,10 @@ class SceneSource:
     The three splits share no scene: BRPO trains on other scenes than the cold start did, and neither sees the held-out.
     """
 
+    _name = "scene"
+    _make = staticmethod(make_scene)
+    _ask = staticmethod(ask)
+
     def __init__(
         self,
         seed: int,
@@ -81,11 +87,45 @@ class SceneSource:
         return self._size
 
     def __getitem__(self, index: int) -> Record:
-        number = _SPLIT_NUMBER[self._split]
-        scene = make_scene(self._seed, number, index)
-        asked = ask(scene, self._seed, number, index, *self._written)
-        name = f"scene-{self._seed}-{self._split}-{index}"
+        scene = self.scene(index)
+        asked = self._ask(scene, self._seed, _SPLIT_NUMBER[self._split], index, *self._written)
+        name = f"{self._name}-{self._seed}-{self._split}-{index}"
         return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
+
+    def scene(self, index: int) -> Scene:
+        """What the picture of a record shows."""
+        return self._make(self._seed, _SPLIT_NUMBER[self._split], index)
+
+    def caption(self, index: int) -> str:
+        """The objects of a record's picture, as its response's caption has them."""
+        return caption_of(self.scene(index))
+
+
+class MarkedSceneSource(SceneSource):
+    """Rendered scenes whose objects bear marks that no caption names; otherwise as `SceneSource`."""
+
+    _name = "marked-scene"
+    _make = staticmethod(make_marked_scene)
+    _ask = staticmethod(marked_questions.ask)
+
+
+_SCENE_SOURCES: dict[str, type[SceneSource]] = {"scenes": SceneSource, "marked_scenes": MarkedSceneSource}
+
+
+def scene_source(name: str, seed: int, split: Split, size: int | None = None, *written: Any) -> SceneSource:
+    """The scenes of a name, "scenes" or "marked_scenes".
+
+    Args:
+      name: which.
+      seed, split, size: as of the sources.
+      written: reflection_share, correction_share and style, as far as they are given.
+
+    Raises:
+      ValueError: a name that is none of the two.
+    """
+    if name not in _SCENE_SOURCES:
+        raise ValueError(f"{name!r}: expected {' or '.join(_SCENE_SOURCES)}")
+    return _SCENE_SOURCES[name](seed, split, size, *written)
 
 
 class EasyVqaSource:

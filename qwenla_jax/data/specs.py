@@ -1,7 +1,7 @@
 """How a setting names questions: one source, or several with weights. Nothing is opened or imported here.
 
-    scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]        one source
-    SOURCE*2,SOURCE*1                                                       a mixture; the weight may be left out (1)
+    scenes | marked_scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]    one source
+    SOURCE*2,SOURCE*1                                                                   a mixture; the weight may be left out (1)
 
 NAME is one of `CORPORA`. KEYs leave records out by what their text tells: `max_options=N`, `pictures=1` (exactly one),
 `kinds=A|B`, and of llava_cot `turns=first`.
@@ -16,7 +16,7 @@ from fractions import Fraction
 from glob import glob, has_magic
 from pathlib import Path
 
-BUILT_IN_SOURCES = ("scenes", "easy_vqa")
+BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa")
 # The readers of `data.corpora.registry`, whose import would cost every refusal of a setting half a second.
 CORPORA = ("we_math", "mathvision", "scemqa", "polymath", "geometry3k", "llava_cot", "parquet")
 KEYS = ("max_options", "pictures", "kinds", "turns")

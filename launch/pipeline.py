@@ -4,9 +4,13 @@ What is found in DIR is gone on with: a stage whose result is there, made with t
 DIR/table.md and DIR/table.json tell accuracy by question type, format, reflections, hallucinated objects and attention
 on visual tokens for the base model, the cold start, Qwen-Zero, and text-only, COPY, ROUTE and vision-only reflection.
 
+--study runs what the paper's tables and figures need, in DIR/seed_0, DIR/seed_1, ...: several seeds over one base model
+(DIR/base), on scenes whose objects bear marks that no caption names, with ROUTE at several m and COPY and ROUTE without
+BRPO besides; then it writes the report.
+
 --report trains nothing: it writes DIR/report.html, one page with every figure, table and verdict, from what is there.
 Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is about all of them. It needs the extra
-`report` (matplotlib).
+`report` (matplotlib), and so does --study.
 """
 
 from __future__ import annotations
@@ -14,17 +18,30 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
+if TYPE_CHECKING:
+    from qwenla_jax.analysis.stages import Settings
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SEEDS = 3
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage")
-_SEED = flags.DEFINE_integer("seed", 0, "seed of all stages", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", lower_bound=0)
 _QUESTIONS = flags.DEFINE_integer("questions", 1000, "fresh scenes of the evaluation", lower_bound=1)
 _SHORT = flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, for a trial", lower_bound=1)
+_STUDY = flags.DEFINE_bool("study", False, "run several seeds and every arm on marked scenes, and write the report")
+_SEEDS = flags.DEFINE_integer("seeds", None, f"of a study: how many ({SEEDS} where it is not given)", lower_bound=1)
 _REPORT = flags.DEFINE_bool("report", False, "write DIR/report.html from what is there, and train nothing")
+
+# A response about a marked scene has at most 95 tokens, a reflection in the mean 13.
+STUDY_TOKENS, STUDY_REFLECTION = 96, 13.0
+# Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
+# it takes from random parameters.
+STUDY_STEPS = {"base": 5000, "cold_start": 600, "brpo": 240, "sft_copy": 400, "sft_route": 400}
 
 
 def config(name: str) -> Any:
@@ -34,6 +51,43 @@ def config(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()
+
+
+def settings() -> Settings:
+    """What the flags and the config files ask for, with the first seed."""
+    from qwenla_jax.analysis.stages import Settings
+    from qwenla_jax.distill.options import DistillOptions
+    from qwenla_jax.train.options import RunOptions
+    from qwenla_jax.train.schema import build
+
+    change = dataclasses.replace
+    runs = {
+        name: build(RunOptions, config(name).to_dict())
+        for name in ("base", "cold_start", "brpo", "sft_copy", "sft_route")
+    }
+    distill = build(DistillOptions, config("distill").to_dict())
+    if _STUDY.value:
+        runs = {name: longer(change(run, steps=STUDY_STEPS[name])) for name, run in runs.items()}
+        runs["brpo"] = change(runs["brpo"], rewards=change(runs["brpo"].rewards, target_length=STUDY_REFLECTION))
+        distill = longer(distill)
+    else:
+        runs["cold_start"] = change(runs["cold_start"], steps=runs["cold_start"].steps // 5)
+    runs = {name: change(run, steps=max(1, run.steps // _SHORT.value)) for name, run in runs.items()}
+    size = max(64, (distill.data.size or 0) // _SHORT.value)
+    return Settings(
+        **{**runs, "base": change(runs["base"], seed=_SEED.value)},
+        distill=change(distill, data=change(distill.data, size=size)),
+        seed=_SEED.value,
+        source="marked_scenes" if _STUDY.value else "scenes",
+        every_arm=_STUDY.value,
+        questions=_QUESTIONS.value,
+    )
+
+
+def longer(options: Any) -> Any:
+    """The same with room for a response about a marked scene."""
+    data = dataclasses.replace(options.data, max_response_tokens=STUDY_TOKENS)
+    return dataclasses.replace(options, data=data)
 
 
 def report(workdir: Path) -> None:
@@ -56,41 +110,46 @@ def main(argv: list[str]) -> None:
     """Reads the config files and runs what is missing."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    workdir = Path(_WORKDIR.value).absolute()
+    if _SEEDS.value is not None and not _STUDY.value:
+        raise app.UsageError("--seeds is of a study; expected --study beside it")
+    if _REPORT.value and _STUDY.value:
+        raise app.UsageError("--study writes the report at its end; expected only one of --report and --study")
     if _REPORT.value:
-        return report(Path(_WORKDIR.value).absolute())
+        return report(workdir)
+    if _STUDY.value and importlib.util.find_spec("matplotlib") is None:
+        sys.exit("the report of a study needs matplotlib; expected: pip install 'qwenla_jax[report]'")
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
-    from qwenla_jax.analysis.pipeline import Settings, run_pipeline, table
-    from qwenla_jax.distill.options import DistillOptions
+    from qwenla_jax.analysis.pipeline import run_pipeline, table
     from qwenla_jax.train.checkpoint import SaveError
     from qwenla_jax.train.guard import Failed
     from qwenla_jax.train.interrupt import Stopped
     from qwenla_jax.train.loop import Refused
-    from qwenla_jax.train.options import RunOptions
-    from qwenla_jax.train.schema import build
 
-    def shorter(options: RunOptions) -> RunOptions:
-        return dataclasses.replace(options, steps=max(1, options.steps // _SHORT.value))
-
-    runs = {
-        name: shorter(build(RunOptions, config(name).to_dict()))
-        for name in ("base", "cold_start", "brpo", "sft_copy", "sft_route")
-    }
-    # From a base model that reads pictures the format is learned in a fraction of the steps from random parameters.
-    runs["cold_start"] = dataclasses.replace(runs["cold_start"], steps=max(1, runs["cold_start"].steps // 5))
-    distill = build(DistillOptions, config("distill").to_dict())
-    size = max(64, (distill.data.size or 0) // _SHORT.value)
-    distill = dataclasses.replace(distill, data=dataclasses.replace(distill.data, size=size))
-    settings = Settings(**runs, distill=distill, seed=_SEED.value, questions=_QUESTIONS.value)
-    try:
-        result = run_pipeline(settings, Path(_WORKDIR.value).absolute(), lambda line: print(line, flush=True))
-    except (Refused, Failed, SaveError) as error:
-        sys.exit(str(error))
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.number)
-    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
-    print(table(result["systems"]))
-    print(f"wall time of the stages: {took}; all together {sum(result['seconds'].values()) / 60:.1f} min")
+    first, begin = settings(), time.perf_counter()
+    seeds = range(first.seed, first.seed + (_SEEDS.value or SEEDS)) if _STUDY.value else [first.seed]
+    for seed in seeds:
+        own = workdir / f"seed_{seed}" if _STUDY.value else workdir
+        own.mkdir(parents=True, exist_ok=True)
+        try:
+            result = run_pipeline(
+                dataclasses.replace(first, seed=seed), own, lambda line: print(line, flush=True), base_in=workdir
+            )
+        except (Refused, Failed, SaveError) as error:
+            sys.exit(str(error))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.number)
+        took = result["seconds"] | {"evaluation": sum(result["evaluate_seconds"].values())}
+        print(table(result["systems"]))
+        print(
+            f"seed {seed}, wall time: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in took.items())}; "
+            f"all together {sum(took.values()) / 60:.1f} min",
+            flush=True,
+        )
+    if _STUDY.value:
+        report(workdir)
+    print(f"this command took {(time.perf_counter() - begin) / 60:.1f} min")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def write_system(folder, name, lines, seed=0, attention=None, batch_s=(0.5, 0.5,
     """One evaluated system of a run."""
     place = folder / "evaluate" / name.replace(" ", "_")
     place.mkdir(parents=True, exist_ok=True)
-    of = {"saved": SAVED, "options": {"reattention": {"mode": mode, "share": 0.5}}}
+    of = {"saved": SAVED, "source": "scenes", "options": {"reattention": {"mode": mode, "share": 0.5}}}
     scores = {"timing": {"rows": 10, "batch_s": list(batch_s)}}
     saved = {"of": of, "name": name, "scenes_seed": 7000 + seed, "scores": scores}
     (place / "scores.json").write_text(json.dumps(saved))

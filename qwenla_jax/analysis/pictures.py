@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from qwenla_jax.analysis.study import Measured, StudyError
-from qwenla_jax.data.sources import SceneSource
+from qwenla_jax.data.sources import scene_source
 
 
 def picture_of(one: Measured, index: int) -> Image.Image:
@@ -14,7 +14,7 @@ def picture_of(one: Measured, index: int) -> Image.Image:
     Raises:
       StudyError: the scene drawn now has another question, so the answers were made by another version.
     """
-    record = SceneSource(one.scenes_seed, "held_out", len(one.texts))[index]
+    record = scene_source(one.source, one.scenes_seed, "held_out", len(one.texts))[index]
     text = one.texts[index]
     if (record.id, record.question, record.answer) != (text["id"], text["question"], text["answer"]):
         raise StudyError(

@@ -1,8 +1,6 @@
-"""The paper's five stages one after the other, and the table of what came out, on rendered scenes.
+"""Runs the paper's five stages one after the other, and makes the table of what came out, on rendered scenes.
 
-Paper: base model -> cold start -> BRPO (Qwen-Zero) -> distillation with verification -> supervised training of the base
-model with COPY or ROUTE -> evaluation with the same. Every stage works in its own folder and is skipped when its result
-is there, made with the same settings.
+Every stage works in its own folder and is skipped when its result is there, made with the same settings.
 """
 
 from __future__ import annotations
@@ -20,164 +18,77 @@ import jax
 from qwenla_jax.analysis.attention import looks
 from qwenla_jax.analysis.heat import heat_maps
 from qwenla_jax.analysis.scored import score
-from qwenla_jax.analysis.study import SAVED
-from qwenla_jax.data.sources import SceneSource
-from qwenla_jax.distill.options import DistillOptions
-from qwenla_jax.distill.run import run as distill
+from qwenla_jax.analysis.stages import Settings, Stage, System, stages_of, systems_of
+from qwenla_jax.analysis.study import FINISHED, SAVED
+from qwenla_jax.data.sources import scene_source
 from qwenla_jax.train.loop import Refused
-from qwenla_jax.train.loop import run as train
-from qwenla_jax.train.options import EvalOptions, ReattentionOptions, RunOptions
 from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import to_dict
 
 DONE = "done.json"
 BEGUN = "made_from.json"  # the stamps of what a stage is made from, written before it begins
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "base": (),
-    "cold_start": ("base",),
-    "brpo": ("cold_start",),
-    "distill": ("brpo",),
-    "sft_text": ("base", "distill"),
-    "sft_copy": ("base", "distill"),
-    "sft_route": ("base", "distill"),
-}
 FRESH_SEED = 7_000  # added to the seed: the evaluation's scenes are nobody's training or tuning scenes
-DISTILL_SEED = 3_000  # the questions of stage 3 are not those of stage 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the stages are run with.
-
-    Attributes:
-      base, cold_start, brpo, sft_copy, sft_route: as the config files of these names have them; where a stage starts
-        from and what it reads is filled in here.
-      distill: stage 3.
-      seed: of all stages.
-      questions: fresh scenes of the evaluation.
-      profiled: of these, how many the attention is measured on.
-      drawn: of these, on how many pictures the attention at key words is kept for drawing.
-      curve_every, curve_size: BRPO answers so many held-out scenes greedily every so many steps and at both ends, for
-        the curve of accuracy over steps; 0: never.
-    """
-
-    base: RunOptions
-    cold_start: RunOptions
-    brpo: RunOptions
-    distill: DistillOptions
-    sft_copy: RunOptions
-    sft_route: RunOptions
-    seed: int = 0
-    questions: int = 1000
-    profiled: int = 256
-    drawn: int = 16
-    curve_every: int = 60
-    curve_size: int = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class System:
-    """One row of the table: a model and how it looks again while it answers."""
-
-    name: str
-    stage: str
-    reattention: ReattentionOptions
-
-
-def run_pipeline(settings: Settings, workdir: Path, note: Callable[[str], None]) -> dict[str, Any]:
+def run_pipeline(
+    settings: Settings, workdir: Path, note: Callable[[str], None], base_in: Path | None = None
+) -> dict[str, Any]:
     """Runs whatever is not there yet and writes `table.json` and `table.md`.
 
     Args:
       settings: see there.
       workdir: holds a folder for every stage.
       note: told what is done, line by line.
+      base_in: holds the folder of the base model instead, so that runs of several seeds share it.
 
     Returns:
-      `systems`: name -> scores; `seconds`: stage -> wall time of the run that made it.
+      `systems`: name -> scores; `seconds`: stage -> wall time of the run that made it; `evaluate_seconds`: name -> the
+      same of each evaluation.
 
     Raises:
       train.loop.Refused: a stage's folder belongs to other settings, or was made from what is no longer there.
     """
-    folder = lambda stage: str(workdir / stage / "hf")  # noqa: E731
-    distilled = str(workdir / "distill" / "accepted.jsonl")
-    quiet = EvalOptions(every=0, final_size=0)
-    change = dataclasses.replace
-    curve = quiet
-    if settings.curve_every:
-        size = settings.curve_size
-        curve = EvalOptions(every=settings.curve_every, size=size, final_size=size, attention=False)
 
-    def with_data(options: RunOptions, init_from: str, source: str, evaluated: EvalOptions = quiet) -> RunOptions:
-        data = change(options.data, source=source, eval_source="scenes")
-        return change(options, init_from=init_from, data=data, seed=settings.seed, eval=evaluated)
+    def folder(stage: str) -> Path:
+        return (base_in if base_in is not None and stage == "base" else workdir) / stage
 
-    text_only = change(settings.sft_copy, reattention=ReattentionOptions())
-    stages: dict[str, tuple[Any, Callable[[Any, Path], Any]]] = {
-        "base": (change(settings.base, seed=settings.seed, eval=quiet), train),
-        "cold_start": (with_data(settings.cold_start, folder("base"), "scenes"), train),
-        "brpo": (with_data(settings.brpo, folder("cold_start"), "scenes", curve), train),
-        "distill": (
-            change(settings.distill, init_from=folder("brpo"), seed=settings.seed + DISTILL_SEED),
-            distill,
-        ),
-        "sft_text": (with_data(text_only, folder("base"), distilled), train),
-        "sft_copy": (with_data(settings.sft_copy, folder("base"), distilled), train),
-        "sft_route": (with_data(settings.sft_route, folder("base"), distilled), train),
-    }
-    seconds = {
-        name: _stage(name, options, work, workdir, NEEDS[name], note) for name, (options, work) in stages.items()
-    }
-    none, copy = ReattentionOptions(), settings.sft_copy.reattention
-    systems = (
-        System("base", "base", none),
-        System("cold start", "cold_start", none),
-        System("Qwen-Zero", "brpo", none),
-        System("text-only", "sft_text", none),
-        System("copy", "sft_copy", copy),
-        System("route", "sft_route", settings.sft_route.reattention),
-        System("vision-only", "sft_copy", change(copy, mode="vision_only")),
-    )
-    found = {system.name: _evaluated(system, settings, workdir, note) for system in systems}
-    result = {"systems": found, "seconds": seconds, "seed": settings.seed, "questions": settings.questions}
-    _write(workdir / "table.json", result)
+    seconds = {stage.name: _stage(stage, folder, note) for stage in stages_of(settings, folder)}
+    found, took = {}, {}
+    for system in systems_of(settings):
+        found[system.name], took[system.name] = _evaluated(system, settings, folder, note)
+    result = {"systems": found, "seconds": seconds, "evaluate_seconds": took}
+    result |= {"seed": settings.seed, "questions": settings.questions}
     (workdir / "table.md").write_text(table(found), encoding="utf-8")
+    _write(workdir / FINISHED, result)
     return result
 
 
-def _stage(
-    name: str,
-    options: Any,
-    work: Callable[[Any, Path], Any],
-    workdir: Path,
-    needs: tuple[str, ...],
-    note: Callable[[str], None],
-) -> float:
+def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], None]) -> float:
     """Runs one stage unless it is done; returns the seconds that it took, or had taken.
 
     Every result bears a stamp, and remembers the stamps of what it was made from.
     """
-    folder = workdir / name
-    path, wanted = folder / DONE, to_dict(options)
-    made_from = {need: json.loads((workdir / need / DONE).read_text(encoding="utf-8"))["stamp"] for need in needs}
-    begun = folder / BEGUN
-    if folder.is_dir() and any(folder.iterdir()):
+    name, own = stage.name, folder(stage.name)
+    path, wanted = own / DONE, to_dict(stage.options)
+    made_from = {need: json.loads((folder(need) / DONE).read_text(encoding="utf-8"))["stamp"] for need in stage.needs}
+    begun = own / BEGUN
+    if own.is_dir() and any(own.iterdir()):
         if not begun.is_file() or json.loads(begun.read_text(encoding="utf-8")) != made_from:
-            raise Refused(f"{folder} was made from another {' or '.join(needs)}; delete it, and it is made anew")
+            raise Refused(f"{own} was made from another {' or '.join(stage.needs)}; delete it, and it is made anew")
     if path.is_file():
         done = json.loads(path.read_text(encoding="utf-8"))
         if done["options"] == wanted:
-            note(f"{name}: done already in {folder}")
+            note(f"{name}: done already in {own}")
             return done["seconds"]
-    note(f"{name}: in {folder}")
+    note(f"{name}: in {own}")
     begin = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
     _write(begun, made_from)
     path.unlink(missing_ok=True)  # until the end it is not done
-    work(options, folder)
+    stage.work(stage.options, own)
     jax.clear_caches()  # the programs of one stage serve no other
     seconds = time.perf_counter() - begin
-    done = {"options": wanted, "seconds": seconds, "stamp": uuid.uuid4().hex}
-    _write(path, done)
+    _write(path, {"options": wanted, "seconds": seconds, "stamp": uuid.uuid4().hex})
     return seconds
 
 
@@ -188,70 +99,67 @@ def _write(path: Path, content: Any) -> None:
     fresh.replace(path)
 
 
-def _evaluated(system: System, settings: Settings, workdir: Path, note: Callable[[str], None]) -> dict[str, Any]:
-    """Scores of one system, from disk where they are there."""
-    folder = workdir / "evaluate" / system.name.replace(" ", "_")
+def _evaluated(
+    system: System, settings: Settings, folder: Callable[[str], Path], note: Callable[[str], None]
+) -> tuple[dict[str, Any], float]:
+    """Scores of one system, from disk where they are there, and the seconds that it took to find them."""
+    own = folder("evaluate") / system.name.replace(" ", "_")
     options = dataclasses.replace(
         settings.brpo,
-        init_from=str(workdir / system.stage / "hf"),
+        init_from=str(folder(system.stage) / "hf"),
         reattention=system.reattention,
         seed=settings.seed,
     )
     wanted = {
         "options": to_dict(options),
-        "stamp": json.loads((workdir / system.stage / DONE).read_text(encoding="utf-8"))["stamp"],
+        "stamp": json.loads((folder(system.stage) / DONE).read_text(encoding="utf-8"))["stamp"],
+        "source": settings.source,
         "questions": settings.questions,
         "profiled": settings.profiled,
         "drawn": settings.drawn,
         "saved": SAVED,
     }
-    path = folder / "scores.json"
+    path = own / "scores.json"
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["of"] == wanted:
             note(f"evaluate {system.name}: done already")
-            return saved["scores"]
+            return saved["scores"], saved["seconds"]
     note(f"evaluate {system.name}")
+    begin = time.perf_counter()
     runtime, params = build(options)
     seed = settings.seed + FRESH_SEED
-    source = SceneSource(seed, "held_out", settings.questions)
+    source = scene_source(settings.source, seed, "held_out", settings.questions)
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
-    scores, lines = score(runtime, params, source, seed, sampler)
+    scores, lines = score(runtime, params, source, sampler)
     scores["attention"], by_question = looks(runtime, params, source, settings.profiled, sampler=sampler)
     heat = heat_maps(runtime, params, source, settings.drawn, sampler)
     jax.clear_caches()
-    folder.mkdir(parents=True, exist_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # until all of it is there, the system is not evaluated
-    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    _write(folder / "attention.json", by_question)
-    _write(folder / "heat.json", heat)
-    _write(path, {"of": wanted, "name": system.name, "scenes_seed": seed, "scores": scores})
-    return scores
+    (own / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    _write(own / "attention.json", by_question)
+    _write(own / "heat.json", heat)
+    seconds = time.perf_counter() - begin
+    _write(path, {"of": wanted, "name": system.name, "scenes_seed": seed, "scores": scores, "seconds": seconds})
+    return scores, seconds
 
 
-COLUMNS: tuple[tuple[str, str], ...] = (
-    ("accuracy", "accuracy"),
-    ("attribute", "accuracy/attribute"),
-    ("compare", "accuracy/compare"),
-    ("count", "accuracy/count"),
-    ("existence", "accuracy/existence"),
-    ("subtract", "accuracy/subtract"),
-    ("format", "format"),
-    ("CHAIR_i", "chair_i"),
-    ("CHAIR_s", "chair_s"),
-    ("recall", "recall"),
-)
+HEADS = ("accuracy", "format", "CHAIR_i", "CHAIR_s", "recall")  # the columns of shares; question types follow accuracy
 
 
 def table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     """The table as Markdown: shares in percent, accuracy with its 95% interval (Wilson), attention before, in and after
     reflections as mass on visual tokens and its ratio to evenly spread attention.
     """
-    heads = [name for name, _ in COLUMNS] + ["reflections", "looks", "mass: before, in, after", "ratio: the same"]
+    kinds = sorted({key for scores in systems.values() for key in scores if key.startswith("accuracy/")})
+    columns = [(head, head.lower()) for head in HEADS]
+    columns[1:1] = [(key.removeprefix("accuracy/"), key) for key in kinds]
+    heads = [head for head, _ in columns] + ["reflections", "looks", "mass: before, in, after", "ratio: the same"]
     rows = ["| system | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, scores in systems.items():
         cells = []
-        for _, key in COLUMNS:
+        for _, key in columns:
             value = scores.get(key)
             cell = "-" if value is None else f"{100 * value:.1f}"
             if key == "accuracy":

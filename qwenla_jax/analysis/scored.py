@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from qwenla_jax.analysis.heat import token_at
-from qwenla_jax.data.scene_questions import caption_of
-from qwenla_jax.data.scenes import make_scene
+from qwenla_jax.data.sources import SceneSource
 from qwenla_jax.evals.scenes import judge_answer, said_objects, summarise
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.text.sections import parse
@@ -53,14 +52,13 @@ class Timed:
 
 
 def score(
-    runtime: Runtime, params: Params, source: Any, seed: int, sampler: Sampler
+    runtime: Runtime, params: Params, source: SceneSource, sampler: Sampler
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Greedy answers to all of a source's questions, judged.
 
     Args:
       runtime, params: the system.
-      source: held-out scenes of `seed`.
-      seed: of the scenes.
+      source: held-out scenes.
       sampler: a greedy one with one response a question.
 
     Returns:
@@ -80,7 +78,7 @@ def score(
         full += len(batch.records) == rows
         inserted_tokens_B = np.asarray(r.kept_BxExX).sum((1, 2)).tolist()
         for row, (record, text) in enumerate(zip(batch.records, texts_of(r, tok), strict=False)):
-            caption = caption_of(make_scene(seed, 1, len(lines)))
+            caption = source.caption(len(lines))
             one = judge_answer(text, record.answer, record.kind, caption)
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             said = said_objects(text, caption)

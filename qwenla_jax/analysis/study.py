@@ -12,7 +12,7 @@ import numpy as np
 
 from qwenla_jax.train.probe import PARTS
 
-SAVED = 2  # number of what an evaluation saves; a folder with another number was made by another version
+SAVED = 3  # number of what an evaluation saves; a folder with another number was made by another version
 FINISHED = "table.json"  # what a run of the pipeline writes last
 BASE, COLD, ZERO = "base", "cold start", "Qwen-Zero"
 TEXT, COPY, ROUTE, VISION = "text-only", "copy", "route", "vision-only"
@@ -65,7 +65,7 @@ class Measured:
       heat: attention on the picture at key words, see `analysis.heat.heat_maps`.
       batch_rows: answers sampled together where time was taken.
       batch_s: float, seconds of each full batch.
-      scenes_seed: of the questions' scenes.
+      source, scenes_seed: of the questions' scenes.
       mode: how it looks again.
       share: route's m, 0 to 1.
     """
@@ -77,6 +77,7 @@ class Measured:
     heat: tuple[Mapping[str, Any], ...]
     batch_rows: int
     batch_s: np.ndarray
+    source: str
     scenes_seed: int
     mode: str
     share: float
@@ -233,6 +234,7 @@ def _measured(folder: Path) -> tuple[str, Measured]:
             heat=tuple(_json(folder / "heat.json")),
             batch_rows=int(timing["rows"]),
             batch_s=np.array(timing["batch_s"], float),
+            source=str(saved["of"]["source"]),
             scenes_seed=int(saved["scenes_seed"]),
             mode=look_again["mode"],
             share=float(look_again["share"]),

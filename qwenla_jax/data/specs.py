@@ -1,7 +1,7 @@
 """How a setting names questions: one source, or several with weights. Nothing is opened or imported here.
 
     scenes | marked_scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]    one source
-    SOURCE*2,SOURCE*1                                                                   a mixture; the weight may be left out (1)
+    SOURCE*2,SOURCE*1                                             a mixture; the weight may be left out (1)
 
 NAME is one of `CORPORA`. KEYs leave records out by what their text tells: `max_options=N`, `pictures=1` (exactly one),
 `kinds=A|B`, and of llava_cot `turns=first`.

@@ -12,6 +12,7 @@ import tokenizers
 from qwenla_jax.analysis import pipeline
 from qwenla_jax.analysis.heat import key_words
 from qwenla_jax.analysis.scored import Timed
+from qwenla_jax.analysis.stages import Settings, System
 from qwenla_jax.analysis.study import collect
 from qwenla_jax.data.scene_questions import caption_of
 from qwenla_jax.data.scenes import SIDE, make_scene
@@ -29,15 +30,15 @@ def evaluated(reflecting, tmp_path_factory):
     (workdir / "sft_copy" / "hf").symlink_to(reflecting)
     (workdir / "sft_copy" / pipeline.DONE).write_text('{"stamp": "x"}')
     options = RunOptions(eval=EvalOptions(batch_size=ROWS))
-    settings = pipeline.Settings(
+    settings = Settings(
         *[options] * 3, DistillOptions(), *[options] * 2, questions=QUESTIONS, profiled=DRAWN, drawn=DRAWN
     )
-    system = pipeline.System("copy", "sft_copy", ReattentionOptions(mode="copy"))
+    system = System("copy", "sft_copy", ReattentionOptions(mode="copy"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "looks", functools.partial(pipeline.looks, bins=options.data.max_response_tokens))
-        scores = pipeline._evaluated(system, settings, workdir, lambda text: None)
+        scores, seconds = pipeline._evaluated(system, settings, workdir.joinpath, lambda text: None)
         said = []
-        assert pipeline._evaluated(system, settings, workdir, said.append) == scores
+        assert pipeline._evaluated(system, settings, workdir.joinpath, said.append) == (scores, seconds)
         assert said == ["evaluate copy: done already"]
     return workdir, scores
 
@@ -152,14 +153,14 @@ def test_the_curve_is_part_of_the_second_stage_alone(monkeypatch, tmp_path):
     for every in (60, 0):
         seen = {}
 
-        def stage(name, options, *rest, seen=seen):
-            seen[name] = options
+        def stage(one, *rest, seen=seen):
+            seen[one.name] = one.options
             return 0.0
 
         monkeypatch.setattr(pipeline, "_stage", stage)
-        monkeypatch.setattr(pipeline, "_evaluated", lambda *args: {})
+        monkeypatch.setattr(pipeline, "_evaluated", lambda *args: ({}, 0.0))
         monkeypatch.setattr(pipeline, "table", lambda found: "")
-        settings = pipeline.Settings(*[RunOptions()] * 3, DistillOptions(), *[RunOptions()] * 2, curve_every=every)
+        settings = Settings(*[RunOptions()] * 3, DistillOptions(), *[RunOptions()] * 2, curve_every=every)
         pipeline.run_pipeline(settings, tmp_path, lambda text: None)
         curve = seen["brpo"].eval
         assert (curve.every, curve.final_size) == ((60, 256) if every else (0, 0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from studies import QUESTIONS, line, look, records, write_run, write_system
 
-from qwenla_jax.analysis.study import COPY, SYSTEMS, TEXT, StudyError, collect, runs_in
+from qwenla_jax.analysis.study import COPY, SAVED, SYSTEMS, TEXT, StudyError, collect, runs_in
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ BREAKS = {
     ),
     "older": (
         lambda f: change(f / "evaluate/copy/scores.json", lambda s: s["of"].pop("saved")),
-        r"copy/scores.json: `of.saved` is not 2.*delete .*evaluate/copy",
+        rf"copy/scores.json: `of.saved` is not {SAVED}.*delete .*evaluate/copy",
     ),
     "no timing": (
         lambda f: change(f / "evaluate/copy/scores.json", lambda s: s["scores"].clear()),

@@ -22,6 +22,7 @@ def line(record, right=True, objects=((4, True), (12, False)), tokens=30, **numb
     row |= {"response": response("nothing", said), "right": right, "well_formed": True, "tokens": tokens}
     row |= {"inserted": 1, "refused": 0, "inserted_tokens": 18, "reflections": 1, "reflection_tokens": 10}
     row |= {"objects": [list(one) for one in objects], "named": len(objects), "missed": 1}
+    row |= {"details": 2, "wrong_details": 1}
     row |= {"invented": sum(not ok for _, ok in objects)}
     return row | numbers
 

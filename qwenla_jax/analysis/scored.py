@@ -10,7 +10,7 @@ import numpy as np
 
 from qwenla_jax.analysis.heat import token_at
 from qwenla_jax.data.sources import SceneSource
-from qwenla_jax.evals.scenes import judge_answer, said_objects, summarise
+from qwenla_jax.evals.scenes import judge_answer, said_details, said_objects, summarise
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.text.sections import parse
 from qwenla_jax.train.evaluate import answer
@@ -67,7 +67,7 @@ def score(
       answer: question and response, `right`, `tokens` (of the response, its stop token included), `reflection_tokens`
       (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their delimiters), `named`,
       `invented` and `missed` objects, and `objects`, [token, right] for each that is named: the place in the response
-      of the token that ends it, from 0, and whether it is there.
+      of the token that ends it, from 0, and whether it is there, `details` and `wrong_details` (`said_details`).
     """
     timed = Timed(sampler)
     judged, lines = [], []
@@ -82,6 +82,7 @@ def score(
             one = judge_answer(text, record.answer, record.kind, caption)
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             said = said_objects(text, caption)
+            details, wrong_details = said_details(text, source.details(len(lines)))
             judged.append(one)
             lines.append(
                 {"id": record.id, "question": record.question, "answer": record.answer, "response": text}
@@ -91,6 +92,7 @@ def score(
                 # The tags are single tokens that nothing merges with, so this is their count within the response.
                 | {"reflection_tokens": sum(len(tok.encode_plain(s.text)) for s in parse(text).reflections)}
                 | {"named": one.named, "invented": one.invented, "missed": one.missed}
+                | {"details": details, "wrong_details": wrong_details}
                 | {"objects": [[token_at(ids, thing.end - 1, tok), thing.right] for thing in said]}
             )
     scores: dict[str, Any] = summarise(judged)

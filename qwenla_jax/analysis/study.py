@@ -30,6 +30,8 @@ NUMBERS = (
     "named",
     "invented",
     "missed",
+    "details",
+    "wrong_details",
 )
 TEXTS = ("id", "question", "answer", "response", "kind")
 

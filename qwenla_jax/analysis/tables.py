@@ -86,13 +86,16 @@ def hallucination_table(study: Study) -> Table:
     for name in study.systems:
         ones = study.of(name)
         sentence = [st.Ratio((one.numbers["invented"] > 0) * 1.0, np.ones(len(one.texts))) for one in ones]
-        found = [st.ratio(parts) for parts in (_chair(ones), sentence, [st.recall(one) for one in ones])]
-        rows.append((name, *(_percent(e) for e in found), f"{_mean(ones, 'named'):.2f}"))
+        details = [st.share(one, "wrong_details", "details") for one in ones]
+        found = [st.ratio(parts) for parts in (_chair(ones), sentence, [st.recall(one) for one in ones], details)]
+        means = (f"{_mean(ones, what):.2f}" for what in ("named", "details"))
+        rows.append((name, *(_percent(e) for e in found), *means))
     return Table(
         "Table B",
         "Objects that captions invent, in percent with 95% intervals (bootstrap over questions, all seeds): CHAIR_i of "
-        "the named objects, CHAIR_s of the answers, recall of the scenes' objects; and objects named an answer.",
-        ("system", "CHAIR_i", "CHAIR_s", "recall", "named"),
+        "the named objects, CHAIR_s of the answers, recall of the scenes' objects; wrong ones among the marks that "
+        "answers tell, which no caption does; and objects named and marks told an answer.",
+        ("system", "CHAIR_i", "CHAIR_s", "recall", "wrong marks", "named", "marks"),
         tuple(rows),
     )
 

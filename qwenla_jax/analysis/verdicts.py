@@ -274,12 +274,18 @@ def _results(study: Study) -> list[Verdict]:
     fewer = lambda number, claim, paper, after: _number(  # noqa: E731
         study, number, claim, paper, -1, "points", "CHAIR_i", chair, after, TEXT
     )
+    detail = lambda m: share(m, "wrong_details", "details")  # noqa: E731
+    seen = lambda number, claim, after: _number(  # noqa: E731
+        study, number, claim, "not measured", -1, "points", "wrong marks among those told", detail, after, TEXT
+    )
     return [
         _accuracy(study, "6a", "COPY is better than text-only reflection", "+1.5 points (MMMU)", +1, COPY, TEXT),
         _accuracy(study, "6b", "ROUTE is better than text-only reflection", "+0.3 points (MMMU)", +1, ROUTE, TEXT),
         _accuracy(study, "6c", "COPY is better than ROUTE", "+1.2 points (MMMU)", +1, COPY, ROUTE),
         fewer("7a", "COPY hallucinates less than text-only reflection", "-5.0 points (CHAIR_i)", COPY),
         fewer("7b", "ROUTE hallucinates less than text-only reflection", "-3.1 points (CHAIR_i)", ROUTE),
+        seen("7c", "COPY tells details that captions leave out more truly", COPY),
+        seen("7d", "ROUTE tells them more truly", ROUTE),
         _accuracy(study, "8", "looking without words is worse than COPY", "-4.2 points (MMMU)", -1, VISION, COPY),
         _accuracy(study, "9a", "COPY without BRPO is worse", "-3.1 points (MMMU)", -1, RAW_COPY, COPY),
         _accuracy(study, "9b", "ROUTE without BRPO is worse", "-2.1 points (MMMU)", -1, RAW_ROUTE, ROUTE),

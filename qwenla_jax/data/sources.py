@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from qwenla_jax.data import marked_questions
-from qwenla_jax.data.marked_scenes import make_marked_scene
+from qwenla_jax.data.marked_scenes import MarkedObject, make_marked_scene
 from qwenla_jax.data.scene_questions import ask, caption_of
 from qwenla_jax.data.scenes import Scene, make_scene
 
@@ -99,6 +99,10 @@ class SceneSource:
     def caption(self, index: int) -> str:
         """The objects of a record's picture, as its response's caption has them."""
         return caption_of(self.scene(index))
+
+    def details(self, index: int) -> tuple[str, ...]:
+        """What is to be seen in a record's picture beyond the caption: an object's name and its mark."""
+        return tuple(f"{thing} {thing.mark}" for thing in self.scene(index).objects if isinstance(thing, MarkedObject))
 
 
 class MarkedSceneSource(SceneSource):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from qwenla_jax.data.marked_scenes import MARKS
 from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward
@@ -86,6 +87,27 @@ def said_objects(response: str, caption: str) -> tuple[SaidObject, ...]:
         for words, end in _objects(text):
             found.setdefault(words, SaidObject(start + end, words in there))
     return tuple(found.values())
+
+
+def said_details(response: str, details: Collection[str]) -> tuple[int, int]:
+    """Marks of objects that a response tells, the question's own words and bare verdicts left out.
+
+    Args:
+      response: the text without control tokens.
+      details: `SceneSource.details` of its scene.
+
+    Returns:
+      different objects named in full with a mark behind it, anywhere in the response; those among them that are wrong:
+      the scene has no such object, or it bears another mark.
+    """
+    words = re.findall(r"[a-z]+|[^\sa-z]+", response)
+    four = zip(words, words[1:], words[2:], words[3:], strict=False)
+    said = {
+        " ".join((size, color, shape, mark))
+        for size, color, shape, mark in four
+        if size in SIZES and color in COLORS and shape in SHAPES and mark in MARKS
+    }
+    return len(said), len(said - set(details))
 
 
 def _plain(response: str) -> bool:

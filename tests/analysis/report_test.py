@@ -142,6 +142,7 @@ def test_tables(study):
     assert accuracy[TEXT][1].startswith("50.0 [") and accuracy[TEXT][2] == "50.0 [38.1, 61.9]; 50.0 [38.1, 61.9]"
     hallucinated = {row[0]: row for row in tb.hallucination_table(study).rows}
     assert hallucinated[BASE][1].startswith("50.0 [") and hallucinated[BASE][3].startswith("50.0 [")  # 64 of 128
+    assert hallucinated[BASE][4].startswith("50.0 [") and hallucinated[BASE][6] == "2.00"  # 1 of 2 marks each
     # Every reasoning with COPY is wrong and every conclusion right; text-only concludes rightly in half.
     reflected = {row[0]: row[1:] for row in tb.reflection_table(study).rows}
     assert reflected[COPY] == ("128", "0 (0.0%)", "128 (100.0%)", "0 (0.0%)", "0 (0.0%)")

@@ -57,6 +57,7 @@ def test_answers_are_counted(evaluated, reflecting):
         encoding = library.encode(text, add_special_tokens=False)
         assert row["tokens"] - len(encoding.ids) in (0, 1)  # and the stop token, where the model stopped
         assert row["inserted_tokens"] == 18 * row["inserted"]  # 16 visual tokens between two delimiters
+        assert row["details"] == row["wrong_details"] == 0  # these scenes have none
         caption = re.search("<CAPTION>(.*?)</CAPTION>", text)
         named = list(dict.fromkeys(caption[1].split(", ")))
         for (token, right), words in zip(row["objects"], named, strict=True):

@@ -41,7 +41,7 @@ def favourable(tmp_path_factory):
     right |= {"no BRPO + COPY": 20, "no BRPO + ROUTE": 10}
     for seed in (0, 1):
         asked = records(seed)
-        clean = [line(r, i < 36, ((4, True), (12, i % 4 != 0))) for i, r in enumerate(asked)]
+        clean = [line(r, i < 36, ((4, True), (12, i % 4 != 0)), wrong_details=0) for i, r in enumerate(asked)]
         silent = [line(r, i < 10, reflections=0, reflection_tokens=0) for i, r in enumerate(asked)]
         write_run(
             folder / f"seed_{seed}",
@@ -57,7 +57,7 @@ def favourable(tmp_path_factory):
 def test_claims_that_hold(favourable):
     got = judged(favourable)
     # 3 would need places and lengths that matter, 2b fewer reflection tokens than none.
-    expected = {"1", "2a", "4a", "4b", "4c", "4d", "5a", "5b", "5c", "6a", "6b", "6c", "7a", "8", "9a", "9b"}
+    expected = {"1", "2a", "4a", "4b", "4c", "4d", "5a", "5b", "5c", "6a", "6b", "6c", "7a", "7c", "8", "9a", "9b"}
     expected |= {"10a", "10b", "10c", "11a", "11b", "11c"}
     assert {n for n in got if got[n].verdict == HOLDS and "'" not in n} - {"3a", "3b"} == expected
     assert got["2b"].verdict == FAILS and got["2b"].found.value == pytest.approx(10)
@@ -73,6 +73,7 @@ def test_their_numbers(favourable):
     # Text-only invents the second of two objects always, COPY in every fourth answer: 10 of 80 against 40 of 80.
     assert got["7a"].found.value == pytest.approx(10 / 80 - 40 / 80)
     assert got["7b"].verdict == UNKNOWN and got["7b"].found[:3] == (0, 0, 0)
+    assert got["7c"].found.value == -0.5 and got["7d"].verdict == UNKNOWN  # one of two marks, or none
     # The bins hold as many tokens each: the first is one third, the first two are two; a tie, and the first wins.
     assert got["4a"].found.value == pytest.approx((0.3 + 0.2) / 2 - 0.4)
     assert got["4b"].found.value == pytest.approx(((0.3 + 0.2) / 2 - 0.4) / 0.25)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenla_jax.evals.scenes import judge_answer, said_objects, summarise
+from qwenla_jax.evals.scenes import judge_answer, said_details, said_objects, summarise
 
 CAPTION = "small red circle, big blue square, big blue square"
 
@@ -48,6 +48,18 @@ def test_where_objects_are_named():
     assert [(plain[: one.end], one.right) for one in said_objects(plain, CAPTION)] == []  # a colon is part of a word
     plain = plain.replace(":", ",")
     assert [(plain[: one.end][-15:], one.right) for one in said_objects(plain, CAPTION)] == [("big blue square", True)]
+
+
+def test_details_that_a_response_tells():
+    there = ("small red circle dot", "big blue square plain")
+    said = "what mark is on the big blue square?<REFLECTION>look again: small red circle dot: dot</REFLECTION>dot"
+    assert said_details(said, there) == (1, 0)
+    assert said_details(said.replace("circle dot", "circle bar"), there) == (1, 1)
+    # Told twice is told once; another object's mark is wrong; over a comma, and by two words, nothing is told.
+    twice = "small red circle dot, small red circle dot: 1\nbig blue square cross, "
+    twice += "big blue square, plain, red circle bar"
+    assert said_details(twice, there) == (2, 1)
+    assert said_details("small red circle", there) == said_details("", ()) == (0, 0)
 
 
 def test_means():

@@ -3,6 +3,8 @@
     python launch/bench.py --suite=cpu
     python launch/bench.py --suite=cpu --peer_python=PATH    (an environment with the extra `bench`: torch, trl, ...)
     python launch/bench.py --suite=reattention               (what looking again costs; see launch/bench_reattention.py)
+    python launch/bench.py --suite=model                     (beside transformers: see launch/bench_model.py)
+    python launch/bench.py --suite=gpu                       (the same at 7B on a GPU; with --small on anything)
     python launch/bench.py --suite=resume                    (checkpoints, rewards, doctor; see launch/bench_resume.py)
 
 Suite cpu: one step is 8 questions with a 112x112 picture each, 8 responses of exactly 64 tokens to each question,
@@ -26,6 +28,7 @@ Paper silent: the paper reports no such measurement.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -47,7 +50,9 @@ LEAST_CPU_SHARE = 0.8
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line (`None`: that of the process). Bad values end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("cpu", "reattention", "resume"), required=True, help="what to measure")
+    suites = ("cpu", "model", "gpu", "reattention", "resume")
+    parser.add_argument("--suite", choices=suites, required=True, help="what to measure")
+    parser.add_argument("--small", action="store_true", help="suites model and gpu: a tiny model, on any device")
     parser.add_argument(
         "--checkpoint",
         default=str(ROOT / "qwenla_jax" / "assets" / "tiny"),
@@ -58,7 +63,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8, help="questions of a step (default: 8)")
     parser.add_argument("--responses", type=int, default=8, help="responses to a question (default: 8)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a response (default: 64)")
-    parser.add_argument("--peer_python", type=Path, help="interpreter of an environment with trl 1.16; none: no peer")
+    parser.add_argument(
+        "--peer_python", type=Path, help="interpreter with torch, and trl 1.16 for suite cpu; none: no peer"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="with a peer, or of each way to look (default: 3)")
     parser.add_argument("--mixed_steps", type=int, default=40, help="steps over mixed pictures; 0: none (default: 40)")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of a large state, in suite resume; 0: none")
@@ -68,6 +75,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, least in dict(steps=1, warmup=1, prompts=1, responses=2, tokens=2, rounds=1, mixed_steps=0).items():
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.small and args.suite not in ("model", "gpu"):
+        parser.error(f"--small: suite {args.suite} has no small form; suites model and gpu have")
     if args.peer_python is not None and not os.access(args.peer_python, os.X_OK):
         parser.error(f"--peer_python: {args.peer_python} is no interpreter that can be run")
     if args.checkpoint != "random:tiny" and not (Path(args.checkpoint) / "config.json").is_file():
@@ -189,24 +198,30 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints. Returns the exit status: 1 where something compiled after warm-up."""
     args = parse_arguments(argv)
+    if args.suite == "gpu":  # the peer's model lies on the same device
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax  # and the rest after the check: a wrong flag is refused at once
     from bench_ours import Ours, describe, mixed_sizes, note, write_scenes
 
     from qwenla_jax.train.machine import cores, machine, peaks
 
-    jax.config.update("jax_platforms", "cpu")
+    if args.suite != "gpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif jax.default_backend() != "gpu" and not args.small:
+        print(f"bench: --suite=gpu needs a GPU, JAX has {jax.devices()[0].platform}; or --small", file=sys.stderr)
+        return 2
     found: dict[str, Any] = {"suite": args.suite, "machine": machine()}
     if args.suite != "cpu":
-        import bench_reattention
-        import bench_resume
-
-        suite = {"reattention": bench_reattention, "resume": bench_resume}[args.suite]
+        module = "bench_model" if args.suite in ("model", "gpu") else f"bench_{args.suite}"
+        suite = importlib.import_module(module)
         found |= suite.measure(args)
         lines = suite.table(found)
         print("\n".join(lines), file=sys.stderr if args.json else sys.stdout, flush=True)
         if args.json:
             print(json.dumps(found), flush=True)
-        return 1 if any(row["compilations"] for row in found.get("modes", {}).values()) else 0
+        modes = found.get("reattention", found).get("modes", {})
+        measured = [*modes.values(), *found.get("rows", {}).values()]
+        return 1 if any(row.get("compilations") for row in measured) else 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         size = args.prompts * (args.warmup + args.steps)

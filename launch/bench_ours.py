@@ -72,7 +72,9 @@ def write_scenes(folder: Path, count: int, seed: int, mixed: bool = False) -> Pa
 class Ours:
     """The training loop's BRPO step on the questions of a JSONL file, every response of full length."""
 
-    def __init__(self, args: argparse.Namespace, source: Path, size: int, **data: Any) -> None:
+    def __init__(
+        self, args: argparse.Namespace, source: Path, size: int, run: dict[str, Any] | None = None, **data: Any
+    ) -> None:
         settings = {"size": size, "batch_size": args.prompts, "max_response_tokens": args.tokens} | data
         options = RunOptions(
             stage="brpo",
@@ -85,6 +87,7 @@ class Ours:
             optim=OptimOptions(learning_rate=1e-5),
             brpo=BrpoOptions(group_size=args.responses, beta=0.1),
             rewards=RewardOptions(target_length=16.0),
+            **(run or {}),
         )
         options = from_config_dict(to_dict(options))
         runtime, params = build(options)

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ MODES: tuple[tuple[str, ReattentionOptions], ...] = (
         ReattentionOptions(mode="route", share=0.5, form="bias", max_insertions=1, rows_at_once=8),
     ),
 )
+SMALL_MODES = (MODES[0], MODES[2], MODES[5])  # each kind once
 
 
 def insertion_work(config: TextConfig, prompt: float, before: float, rest: float, slots: float) -> dict[str, float]:
@@ -62,10 +63,12 @@ def insertion_work(config: TextConfig, prompt: float, before: float, rest: float
     return {"flops": own.flops + later, "share": (own.flops + later) / text.flops, "cache_bytes": kept}
 
 
-def _runtime(args: argparse.Namespace, reattention: ReattentionOptions) -> tuple[Runtime, Any]:
+def _runtime(args: argparse.Namespace, reattention: ReattentionOptions, dtype: str) -> tuple[Runtime, Any]:
     options = RunOptions(
         init_from="tiny" if args.checkpoint.endswith("assets/tiny") else args.checkpoint,
         seed=args.seed,
+        dtype=dtype,
+        param_dtype=dtype,
         data=DataOptions(batch_size=args.prompts, max_response_tokens=args.tokens),
         brpo=BrpoOptions(group_size=args.responses),
         eval=EvalOptions(batch_size=args.prompts),
@@ -79,12 +82,14 @@ def _runtime(args: argparse.Namespace, reattention: ReattentionOptions) -> tuple
     return dataclasses.replace(runtime, bias_V=bias_V), params
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of all modes in turn."""
+def measure(
+    args: argparse.Namespace, dtype: str = "float32", modes: Sequence[tuple[str, ReattentionOptions]] = MODES
+) -> dict[str, Any]:
+    """Rounds of all modes in turn, the first of them text only; the model is kept and computed in `dtype`."""
     rows = args.prompts * args.responses
     prepared = []
-    for name, reattention in MODES:
-        runtime, params = _runtime(args, reattention)
+    for name, reattention in modes:
+        runtime, params = _runtime(args, reattention, dtype)
         sampler = runtime.sampler(runtime.sample_options(args.responses, 1.0))
         source, to_example = make_run_source(runtime.options, "train"), runtime.example(with_response=False)
         batches = []

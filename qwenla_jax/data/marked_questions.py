@@ -2,11 +2,13 @@
 
 Paper silent: see `scene_questions`, of which two fifths of the questions are. The others ask about a mark, which the
 caption does not name. The reasoning goes through all objects by name before its verdict: text between the picture and
-the answer. A reflection looks at the objects that matter and names their marks.
+the answer. A reflection looks at the objects that matter and names their marks. In plain style the working names the
+marks of all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -47,6 +49,9 @@ def ask(
     assert draft is not None
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
+    if style == "plain" and kind in MARK_KINDS:
+        # Marks told one by one are how the base model learns to read them; one mark a response taught it none.
+        draft = dataclasses.replace(draft, check=", ".join(map(_marked, things)))
     glance = f"{caption_of(scene)}: {draft.glance}"
     return write(scene, kind, draft, glance, reflects, corrects, style)
 

@@ -105,10 +105,22 @@ def test_only_reflections_name_marks(scenes, asked):
     assert named > 100
 
 
+def test_plain_workings_name_all_marks(scenes):
+    for i, scene in enumerate(scenes):
+        item = ask(scene, 3, 0, i, style="plain")
+        caption, working = item.response.split("\n")
+        assert not set(re.findall("[a-z]+", caption)) & set(MARKS)
+        if item.kind in MARK_KINDS:
+            told, answer = working.split(": ")
+            assert sorted(told.split(", ")) == sorted(f"{t.size} {t.color} {t.shape} {t.mark}" for t in scene.objects)
+            assert answer == f"\\boxed{{{item.answer}}}"
+
+
 def test_responses_fit_the_embedded_tokenizer():
     tokenizer = Tokenizer.from_folder("qwenla_jax/assets/tiny")
-    source = scene_source("marked_scenes", 0, "train", N, 1.0, 1.0)
-    assert max(len(tokenizer.encode(source[i].response)) + 1 for i in range(N)) <= 96
+    for style in ("structured", "plain"):
+        source = scene_source("marked_scenes", 0, "train", N, 1.0, 1.0, style)
+        assert max(len(tokenizer.encode(source[i].response)) + 1 for i in range(N)) <= 96
 
 
 def test_sources_by_name():

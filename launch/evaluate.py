@@ -1,4 +1,11 @@
-"""Scores saved predictions of a benchmark: python launch/evaluate.py --task=pope --score=PREDICTIONS --gold=QUESTIONS
+"""Answers a benchmark's questions and scores the answers, or scores saved predictions.
+
+python launch/evaluate.py --task=mathvision --gold=QUESTIONS --model=DIR --workdir=OUT
+python launch/evaluate.py --task=pope --gold=QUESTIONS --score=PREDICTIONS
+
+With --model, answers go to OUT, and the same command goes on after an interruption; then OUT/predictions.jsonl is
+scored, into OUT/score.json and OUT/score.txt. Pictures are inside the files of --gold (parquet, base64), beside them,
+or below --images.
 
 --score and --gold take JSON, JSON lines, TSV, xlsx and parquet, and may stand several times (POPE's three splits).
 --gold is left out where the predictions' file holds the questions too, as VLMEvalKit's does. Where a prediction has a
@@ -13,6 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qwenla_jax.evals.registry import read_answers, score_answers, tasks
 from qwenla_jax.evals.task import CONCLUSION, FALLBACK, MISSING, UNKNOWN, Answer, Settings
@@ -23,7 +31,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", required=True, choices=tuple(tasks()), help="the benchmark")
-    add("--score", required=True, action="append", type=Path, metavar="FILE", help="predictions")
+    add("--score", default=[], action="append", type=Path, metavar="FILE", help="predictions")
     add("--gold", default=[], action="append", type=Path, metavar="FILE", help="questions and right answers")
     add("--field", help="the predictions' column (default: prediction, response, output, text, caption, ...)")
     add("--conclusion", default="auto", choices=CONCLUSION, help="score the last <CONCLUSION> alone (default: auto)")
@@ -42,7 +50,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--judge_instruction", type=Path, help="mmhal: text with {question}, {answer}, {text} (default: our own)")
     add("--details", type=Path, metavar="FILE", help="write what became of each answer as JSON lines")
     add("--json", action="store_true", help="print one JSON object")
+    _add_generation(parser.add_argument_group("answering", "with --model; what is not given has the default"))
     return parser.parse_args(argv)
+
+
+def _add_generation(group: Any) -> None:
+    """Flags of `evals.options.GenerateOptions`; without a default, so that those given are known."""
+    from qwenla_jax.evals.options import FLAGS, GenerateOptions
+    from qwenla_jax.train.schema import leaves
+
+    group.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the answers")
+    for leaf in leaves(GenerateOptions):
+        if leaf.key in FLAGS:
+            default = "" if leaf.key == "model" else f" (default: {leaf.field.default})"
+            text = (leaf.field.metadata["help"] + default).replace("%", "%%")
+            group.add_argument(f"--{leaf.key}", type=leaf.type, default=argparse.SUPPRESS, help=text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from qwenla_jax.evals.files import write_rows
+    from qwenla_jax.evals.options import FLAGS
 
     settings = Settings(
         conclusion=args.conclusion,
@@ -71,7 +94,16 @@ def _run(args: argparse.Namespace) -> int:
     for flag, task in (("submission", "mmbench"), ("replies", "mmhal"), ("judge_url", "mmhal")):
         if getattr(args, flag) is not None and args.task != task:
             raise ValueError(f"--{flag} is for --task={task}; got --task={args.task}")
-    answers, counts, notes = read_answers(args.task, args.score, args.gold, settings)
+    given = {name: value for name, value in vars(args).items() if name in FLAGS}
+    if bool(args.score) == ("model" in given):
+        raise ValueError("expected either --score=FILE, or --model=DIR with --workdir=DIR")
+    generation, size = None, None
+    if args.score and (given or args.workdir):
+        raise ValueError(f"{', '.join(f'--{name}' for name in [*given, 'workdir'])}: only with --model")
+    if not args.score:
+        generation, size = _generated(args, given, settings)
+        args.score = [args.workdir / "predictions.jsonl"]
+    answers, counts, notes = read_answers(args.task, args.score, args.gold, settings, size)
     if args.submission is not None:
         from qwenla_jax.evals.choices import submission
 
@@ -83,8 +115,33 @@ def _run(args: argparse.Namespace) -> int:
     result = score_answers(args.task, answers, counts, notes, settings)
     if args.details is not None:
         write_rows(args.details, result.rows)
-    print(json.dumps(result.to_json()) if args.json else result.table())
+    found, table = result.to_json(), result.table()
+    if generation is not None:
+        from qwenla_jax.distill.store import rewriting, write_json
+
+        found |= {"generation": generation}
+        wide = max(map(len, generation)) + 2
+        table += "\n".join(["\nanswers", *(f"  {name:<{wide}}{number}" for name, number in generation.items())])
+        write_json(args.workdir / "score.json", found)
+        with rewriting(args.workdir / "score.txt") as (file,):
+            file.write(table + "\n")
+    print(json.dumps(found) if args.json else table)
     return 0
+
+
+def _generated(
+    args: argparse.Namespace, given: dict[str, Any], settings: Settings
+) -> tuple[dict[str, Any], int | None]:
+    """Answers what is not answered yet: what was counted, and how many questions count."""
+    from qwenla_jax.evals.options import make_options
+
+    if args.workdir is None:
+        raise ValueError("--workdir is missing: answers are kept there")
+    options = make_options({**given, "task": args.task, "missing": settings.missing}, args.gold)
+    from qwenla_jax.evals.generate import generate  # after the check: wrong settings are refused before jax starts
+
+    note = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    return generate(options, args.gold, args.workdir, settings, note), options.size
 
 
 def _judged(args: argparse.Namespace, settings: Settings, answers: Sequence[Answer]) -> Settings:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwenla_jax.evals import chair_task, choices, mathvision, mmhal, mmmu, yes_no
+from qwenla_jax.evals.pictures import coco_pictures, with_pictures
 from qwenla_jax.evals.result import Result
 from qwenla_jax.evals.tables import Row, read_rows
 from qwenla_jax.evals.task import Answer, Questions, Settings, Task, join
@@ -41,13 +42,23 @@ def task_of(name: str) -> Task:
     return tasks()[name]
 
 
-def questions_of(name: str, gold: Sequence[Path], settings: Settings | None = None) -> Questions:
+def questions_of(
+    name: str, gold: Sequence[Path], settings: Settings | None = None, images: Path | None = None
+) -> Questions:
     """A benchmark's questions as records, for a model to answer.
+
+    Args:
+      name: the benchmark.
+      gold: files of its questions.
+      settings: how they are read.
+      images: folder of the pictures that the files name; None: each file's own folder.
 
     Raises:
       FileNotFoundError, ValueError: as in `tables.read_rows` and `Task.items`.
     """
-    return Questions(task_of(name).items(_rows(gold), settings))
+    rows = [row for path in gold for row in with_pictures(read_rows(path), images or path.parent)]
+    items = task_of(name).items(rows, settings)
+    return Questions(coco_pictures(items, images) if name == "chair" and images is not None else items)
 
 
 def _rows(paths: Sequence[Path]) -> list[Row]:
@@ -55,14 +66,14 @@ def _rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def read_answers(
-    name: str, predictions: Sequence[Path], gold: Sequence[Path], settings: Settings
+    name: str, predictions: Sequence[Path], gold: Sequence[Path], settings: Settings, size: int | None = None
 ) -> tuple[list[Answer], dict[str, int], dict[str, str]]:
     """Answers of files, counts and notes; see `task.join`.
 
     Raises:
       FileNotFoundError, ValueError: as in `tables.read_rows` and `task.join`.
     """
-    return join(task_of(name), _rows(predictions), _rows(gold) if gold else None, settings)
+    return join(task_of(name), _rows(predictions), _rows(gold) if gold else None, settings, size)
 
 
 def score_answers(

@@ -140,6 +140,11 @@ class Questions:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items, pictures unopened."""
+        return self._items
+
     def __getitem__(self, index: int) -> Record:
         item = self._items[index]
         images = tuple(open_picture(picture.read(), f"{item.id}: {picture.name}") for picture in item.pictures)
@@ -156,7 +161,11 @@ def _check_ids(names: Sequence[str], what: str) -> None:
 
 
 def join(
-    task: Task, predictions: Sequence[Row], gold: Sequence[Row] | None, settings: Settings
+    task: Task,
+    predictions: Sequence[Row],
+    gold: Sequence[Row] | None,
+    settings: Settings,
+    size: int | None = None,
 ) -> tuple[list[Answer], dict[str, int], dict[str, str]]:
     """Questions with their predictions, in the order of the questions.
 
@@ -165,6 +174,7 @@ def join(
       predictions: rows of the predictions.
       gold: rows of the questions; None: the predictions' rows hold them too.
       settings: what to do about those that do not match, and what text to score.
+      size: only the first so many questions count; None: all.
 
     Returns:
       Answers, counts of what was unusual, and notes on which text is scored.
@@ -182,6 +192,7 @@ def join(
         items = [task.item(row.below(by_id[name]) if name in by_id else row, name) for name, row in found.items()]
     else:
         items = task.items(predictions if gold is None else gold, settings)
+    items = items[:size]
     known = {item.id for item in items}
     unknown, missing = [name for name in by_id if name not in known], [i.id for i in items if i.id not in by_id]
     if unknown and settings.unknown == "refuse":

@@ -79,7 +79,7 @@ def _same_mark(things: Objects, rng: np.random.Generator) -> Draft:
 
 def _mark_existence(things: Objects, rng: np.random.Generator) -> Draft:
     """Half yes. The absent ones have a colour and, where there is one, a mark that occur, but not together."""
-    marks = MARKS[1:]  # there is no saying "with a plain"
+    marks = MARKS[1:]  # there is no saying "with a none mark"
     present = sorted({(thing.color, thing.mark) for thing in things if thing.mark in marks})
     colors = sorted({thing.color for thing in things})
     absent = [(color, mark) for color in colors for mark in marks if (color, mark) not in present]
@@ -90,7 +90,7 @@ def _mark_existence(things: Objects, rng: np.random.Generator) -> Draft:
     color, mark = pairs[rng.integers(len(pairs))]
     answer, wrong = ("yes", "no") if (color, mark) in present else ("no", "yes")
     check = ", ".join(f"{thing.size} {thing.shape} {thing.mark}" for thing in things if thing.color == color)
-    question = f"Is there a {color} shape with a {mark}?"
+    question = f"Is there a {color} shape with a {mark} mark?"
     return Draft(question, f"find {color} {mark}", answer, color, wrong, check)
 
 

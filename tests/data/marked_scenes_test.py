@@ -30,33 +30,25 @@ def test_no_two_objects_have_one_name(scenes):
     for scene in scenes:
         assert 3 <= len(scene.objects) <= 5 and len({str(thing) for thing in scene.objects}) == len(scene.objects)
     marks = [thing.mark for scene in scenes for thing in scene.objects]
-    assert all(0.15 < marks.count(mark) / len(marks) < 0.35 for mark in MARKS)
+    assert all(0.25 < marks.count(mark) / len(marks) < 0.42 for mark in MARKS)
 
 
 def test_marks_are_seen_where_they_are(scenes):
-    """Read off the pixels: a dot, a bar and a cross differ from the object's colour at other places of it."""
-    # In radii from the centre, right and down: the centre, on the bar's ends alone, on the cross's other ends alone.
-    places = np.array([(0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5)])
-    expected = {
-        "plain": [False] * 5,
-        "dot": [True] + [False] * 4,
-        "bar": [True, True, True, False, False],
-        "cross": [True] * 5,
-    }
-    read = []
+    """Read off the pixels at the centre: dark, colourless and light, or the object's own colour."""
+    right = total = 0
     for scene in scenes:
         pixels = np.asarray(scene.image, np.float64)
         for thing in scene.objects:
-            at = np.floor(places * thing.radius + (thing.x, thing.y)).astype(int)
-            # Noise, shading and jitter reach 40, the blurred rim of a small dot 100; a mark itself is farther off.
-            far = np.abs(pixels[at[:, 1], at[:, 0]] - thing.rgb).max(-1) > 110
-            read.append((far == expected[thing.mark])[: 1 if thing.shape == "triangle" else 5].all())
-    assert np.mean(read) > 0.99
+            centre = pixels[int(thing.y), int(thing.x)]
+            # Noise, shading and jitter reach 40.
+            read = "none" if np.ptp(centre) > 80 else "black" if centre.max() < 90 else "gray"
+            right, total = right + (read == thing.mark), total + 1
+    assert right / total > 0.99
 
 
 def recounted(scene, question):
     things = scene.objects
-    mark = re.search(r"with a (\w+)\?|^(?:What mark|How many objects have the mark)", question)
+    mark = re.search(r"with a (\w+) mark\?|^(?:What mark|How many objects have the mark)", question)
     if not mark:
         return recount(scene, question)
     words = [word for word in re.findall("[a-z]+", question) if word in (*SHAPES, *COLORS, "small", "big")]
@@ -78,7 +70,7 @@ def test_kinds_and_answers_are_balanced(asked):
     kinds = {kind: [item.answer for item in asked if item.kind == kind] for kind in MARKED_KINDS}
     assert abs(sum(len(kinds[kind]) for kind in MARK_KINDS) / N - 0.6) < 0.08
     assert 0.35 < np.mean([answer == "yes" for answer in kinds["mark_existence"]]) < 0.65
-    for kind, most in (("mark", 0.4), ("same_mark", 0.55)):
+    for kind, most in (("mark", 0.45), ("same_mark", 0.55)):
         assert max(kinds[kind].count(answer) for answer in set(kinds[kind])) < most * len(kinds[kind])
 
 

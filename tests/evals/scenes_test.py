@@ -51,13 +51,13 @@ def test_where_objects_are_named():
 
 
 def test_details_that_a_response_tells():
-    there = ("small red circle dot", "big blue square plain")
-    said = "what mark is on the big blue square?<REFLECTION>look again: small red circle dot: dot</REFLECTION>dot"
+    there = ("small red circle black", "big blue square none")
+    said = "what mark is on the big blue square?<REFLECTION>look again: small red circle black: black</REFLECTION>black"
     assert said_details(said, there) == (1, 0)
-    assert said_details(said.replace("circle dot", "circle bar"), there) == (1, 1)
+    assert said_details(said.replace("circle black", "circle gray"), there) == (1, 1)
     # Told twice is told once; another object's mark is wrong; over a comma, and by two words, nothing is told.
-    twice = "small red circle dot, small red circle dot: 1\nbig blue square cross, "
-    twice += "big blue square, plain, red circle bar"
+    twice = "small red circle black, small red circle black: 1\nbig blue square gray, "
+    twice += "big blue square, none, red circle gray"
     assert said_details(twice, there) == (2, 1)
     assert said_details("small red circle", there) == said_details("", ()) == (0, 0)
 

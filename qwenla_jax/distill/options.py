@@ -47,8 +47,8 @@ class QuestionOptions:
 
     source: str | None = option(
         "scenes",
-        "questions: scenes, easy_vqa, a .jsonl of {id, image, question, answer}, a dataset as NAME:PATH, or a mixture, "
-        "as in training; nothing is held out but what a dataset holds out itself",
+        "questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer}, a dataset as "
+        "NAME:PATH, or a mixture, as in training; nothing is held out but what a dataset holds out itself",
     )
     max_broken: int = option(
         0,

@@ -23,9 +23,9 @@ class DataOptions:
 
     source: str | None = option(
         "scenes",
-        "training questions: scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a dataset as "
-        "NAME:PATH (we_math, mathvision, scemqa, polymath, geometry3k, llava_cot, parquet) with filters behind it "
-        "(#max_options=N&pictures=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
+        "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a "
+        "dataset as NAME:PATH (we_math, mathvision, scemqa, polymath, geometry3k, llava_cot, parquet) with filters "
+        "behind it (#max_options=N&pictures=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
     )
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
     max_broken: int = option(

@@ -62,15 +62,24 @@ def preset(name: str) -> RunOptions:
 def scale(path: Path, results: Path) -> None:
     """Compiles the cases that have no result yet, and writes the page."""
     from qwenla_jax.train.fit.report import FULL, QUICK
-    from qwenla_jax.train.fit.scale import compile_case, fit_cases, page, read_results, scaling_cases, write_page
+    from qwenla_jax.train.fit.scale import Case, compile_case, fit_cases, page, read_results, scaling_cases, write_page
 
     known, source = read_results(results), QUICK if _QUICK.value else FULL
+
+    def compiled(case: Case) -> bool:
+        """Whether it had to be."""
+        if (case.key, FULL) in known or (case.key, source) in known:
+            return False
+        print(f"compiling: {case.key}", flush=True)
+        known[case.key, source] = compile_case(case, results, _QUICK.value)
+        return True
+
     if not _ARITHMETIC.value:
-        cases = [*scaling_cases(preset), *(case for *_, case in fit_cases(preset) if case)]
-        for case in cases:
-            if (case.key, FULL) not in known and (case.key, source) not in known:
-                print(f"compiling: {case.key}", flush=True)
-                known[case.key, source] = compile_case(case, results, _QUICK.value)
+        for case in scaling_cases(preset):
+            compiled(case)
+        # A slice that turns out too small gives way to another, which is to be compiled in turn.
+        while any([compiled(case) for *_, case in fit_cases(preset, known) if case]):
+            pass
     machine = f"{os.cpu_count()} cores ({platform.machine()})"
     write_page(path, page(preset, known, machine))
     print(f"wrote {path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.sharding import AbstractMesh
@@ -257,6 +257,11 @@ def _versions() -> dict[str, str]:
 
 def smallest(options: RunOptions, chip: Chip, load: Load) -> tuple[Topology, Fit] | None:
     """The smallest slice of a chip on which the arithmetic leaves `HEADROOM`; None where there is none."""
+    return next(fitting(options, chip, load), None)
+
+
+def fitting(options: RunOptions, chip: Chip, load: Load) -> Iterator[tuple[Topology, Fit]]:
+    """The slices of a chip on which the arithmetic leaves `HEADROOM`, the smallest first."""
     least = arithmetic.least_bytes(options, planned_config(options))
     for topology in slices(chip):
         if least / topology.chips > (1 - HEADROOM) * chip.hbm_bytes:
@@ -266,8 +271,7 @@ def smallest(options: RunOptions, chip: Chip, load: Load) -> tuple[Topology, Fit
         except ValueError:
             continue
         if found.fits:
-            return topology, found
-    return None
+            yield topology, found
 
 
 def describe(fit: Fit, least: Topology | None) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from qwenla_jax.train.fit.chips import Topology, chip, parse_topology
 from qwenla_jax.train.fit.programs import Load
 from qwenla_jax.train.fit.published import published_sizes
-from qwenla_jax.train.fit.report import FULL, QUICK, Fit, Phase, compile_fit, estimate, smallest
+from qwenla_jax.train.fit.report import FULL, QUICK, Fit, Phase, compile_fit, estimate, fitting
 from qwenla_jax.train.options import RunOptions
 
 CHIPS = ("v5e", "v5p", "v6e")
@@ -50,22 +50,36 @@ Preset = Callable[[str], RunOptions]
 Results = Mapping[tuple[str, str], Fit]
 
 
-def fit_cases(preset: Preset) -> Iterator[tuple[str, str, str, Case | None]]:
-    """(size, chip, load, case) of every size on every chip; None where no slice is large enough.
+def fit_cases(preset: Preset, results: Results) -> Iterator[tuple[str, str, str, Case | None]]:
+    """(size, chip, load, case) of every size on every chip; None where no slice is large enough by arithmetic.
 
     Where the preset itself fits nowhere, one part a batch (the same gradient, and rows for twice the chips) and weights
-    that stay split while they sample are tried in turn.
+    that stay split while they sample are tried in turn. What was compiled and found too small gives way to the next
+    that fits by arithmetic; where all were, the case is the one that leaves most.
+
+    Args:
+      preset: a size's settings.
+      results: looked at anew for every case, so that what is compiled meanwhile counts.
     """
     for load in LOADS:
         for size in published_sizes():
             for name in CHIPS:
-                case = None
-                for options in _variants(preset(size)):
-                    found = smallest(options, chip(name), LOADS[load])
-                    if found:
-                        case = Case("fit", size, load, options, *found)
+                tried = []
+                for case in _candidates(preset(size), size, name, load):
+                    if best(case, results).fits:
+                        yield size, name, load, case
                         break
-                yield size, name, load, case
+                    tried.append(case)
+                else:
+                    most = max(tried, key=lambda case: best(case, results).headroom, default=None)
+                    yield size, name, load, most
+
+
+def _candidates(preset: RunOptions, size: str, name: str, load: str) -> Iterator[Case]:
+    """What fits by arithmetic, the first choice first."""
+    for options in _variants(preset):
+        for topology, planned in fitting(options, chip(name), LOADS[load]):
+            yield Case("fit", size, load, options, topology, planned)
 
 
 def _variants(options: RunOptions) -> Iterator[RunOptions]:
@@ -133,7 +147,7 @@ def compile_case(case: Case, path: Path, quick: bool = False) -> Fit:
 def page(preset: Preset, results: Results, machine: str) -> str:
     """docs/SCALE.md: compiled figures where there are results, arithmetic elsewhere, each marked."""
     lines = [_HEAD.format(machine=machine, versions=_versions(list(results.values())))]
-    cases = list(fit_cases(preset))
+    cases = list(fit_cases(preset, results))
     for load in LOADS:
         lines += [f"## The smallest slice that fits: {load}", "", _FIT_HEADER]
         lines += [_fit_row(size, name, case, results) for size, name, own, case in cases if own == load]
@@ -164,7 +178,8 @@ The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one p
 tokens); prompts of 512 tokens with responses of 1,024, or prompts of 7,168 with the same responses, 8,192 in all.
 bfloat16 with float32 parameters and moments, rematerialised layers, a frozen reference. "Gathered once": the weights
 are gathered over fsdp before they sample, not in every layer of every token. A slice fits where 10% of a chip's memory
-stays free; listed is the smallest by arithmetic, of those that rows (16, or 8 in 2 parts) and heads divide over.
+stays free; listed is the smallest of those that rows (16, or 8 in 2 parts) and heads divide over, by arithmetic and
+where it was compiled by that too. "No slice": the largest that rows and heads divide over is too small.
 """
 _FIT_HEADER = """\
 | model | slice | chips | data, fsdp, tensor | parts | gathered | peak GB a chip | free | step s | \

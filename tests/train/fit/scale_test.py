@@ -25,7 +25,7 @@ def cases(monkeypatch):
     fit = scale.Case("fit", "7b", "8,192 in all", LARGE, parse_topology("v5p:2x2x4"), planned)
     grown = dataclasses.replace(fit, table="scaling")
     rows = [("7b", "v5p", "8,192 in all", fit), ("72b", "v5e", "8,192 in all", None)]
-    monkeypatch.setattr(scale, "fit_cases", lambda preset: rows)
+    monkeypatch.setattr(scale, "fit_cases", lambda preset, results: rows)
     monkeypatch.setattr(scale, "scaling_cases", lambda preset: [grown])
     return fit, grown
 
@@ -48,6 +48,27 @@ def test_a_line_that_is_no_result_is_named(tmp_path, line):
     (tmp_path / "results.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match="results.jsonl:1: is no result"):
         scale.read_results(tmp_path / "results.jsonl")
+
+
+def test_what_was_compiled_and_is_too_small_gives_way(monkeypatch):
+    """By hand: two slices fit by arithmetic with either setting; results strike them out one after another."""
+    monkeypatch.setattr(scale, "LOADS", {"1,024 new tokens": None})
+    monkeypatch.setattr(scale, "CHIPS", ("v5p",))
+    monkeypatch.setattr(scale, "published_sizes", lambda: ("7b",))
+    both = [(parse_topology(name), FIT) for name in ("v5p:2x2x1", "v5p:2x2x2")]
+    monkeypatch.setattr(scale, "fitting", lambda options, chip, load: iter(both))
+    found, order = {}, []
+    for free in (0.05, 0.02, 0.07, 0.01):
+        ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, found)
+        order.append((case.topology.name, case.options.optim.accumulation))
+        found[case.key, "compiled quickly"] = dataclasses.replace(QUICK, fits=False, headroom=free)
+    parts = LARGE.optim.accumulation
+    assert order == [(name, n) for n in (parts, 1) for name in ("v5p:2x2x1", "v5p:2x2x2")] and parts != 1
+    ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, found)  # none fits; the one with 7% free is told
+    assert (case.topology.name, case.options.optim.accumulation) == ("v5p:2x2x1", 1)
+    found[case.key, "compiled"] = FIT  # at full effort it does
+    ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, found)
+    assert case.topology.name == "v5p:2x2x1"
 
 
 def test_rows_say_where_they_are_from(cases):

@@ -123,8 +123,12 @@ def _numbers(dims: str) -> int:
 
 
 def group_size(rest: str, chips: int) -> int:
-    """Chips that take part in a collective together, from its attributes; all of them where it names none."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    """Chips that take part in a collective together, from its attributes; all of them where it names none.
+
+    Raises:
+      ValueError: groups that are written in an unknown way.
+    """
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))?\s*\{([^}]*)\}", rest)
     if named:
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         total = 1
@@ -135,7 +139,11 @@ def group_size(rest: str, chips: int) -> int:
     if tiled:
         return int(tiled[2])
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
-    return len(listed[1].split(",")) if listed else chips
+    if listed:
+        return len(listed[1].split(","))
+    if other := re.search(r"replica_groups=(?!\{\})\S*", rest):
+        raise ValueError(f"{other[0]}: a way to write groups of chips that is not known here")
+    return chips
 
 
 def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> list[Collective]:

@@ -134,11 +134,18 @@ def test_bytes_of_a_type(text, size):
         ("replica_groups={{0,1,2},{3,4,5}}", 3),
         ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0'}", 8),
         ("replica_groups=mesh['a'=4,'b'=2,'c'=3] {'a','c'}", 12),
+        ("replica_groups=mesh['a'=1,'b'=16,'c'=4], device_ids=([16,4]T(1,0)) {'b'}", 16),
         ("channel_id=1", 16),
+        ("replica_groups={}", 16),
     ],
 )
 def test_chips_of_a_group(attribute, size):
     assert group_size(f"%x), {attribute}, dimensions={{0}}", 16) == size
+
+
+def test_groups_in_an_unknown_way_are_refused():
+    with pytest.raises(ValueError, match="replica_groups=ring"):
+        group_size("%x), replica_groups=ring['a'=1]{'a'}, dimensions={0}", 16)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Axis letters: B rows, T tokens, S slots, D width, N query heads, K key/value heads, H head size, V vocabulary, L layers,
 P prompt tokens, M visual tokens of a frame after the merger (the paper's L_c), G responses a question, Q questions,
 I frames (rows of the vision tower), R response tokens, C values of one flattened patch, X slots of a prompt's pictures
-(visual tokens and delimiters), E insertions (times that the pictures stand in a response again).
+(visual tokens and delimiters), E insertions (times that the pictures stand in a response again), U runs of rows.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ class VisionBatch:
 
     S = W * slots of one window. Every field is made on the host, so that a bucket (I, S, M) compiles once.
 
+    Frames and the rows of the batch stand in `runs` equal runs: a row of one run shows frames of the same run only, so
+    that a device that holds whole runs of both needs no other's visual tokens.
+
     Attributes:
       patches_IxSxC: float32, normalised pixel values of each patch, channel-frame-row-column order, 0 in padding.
       hw_IxSx2: int32, row and column of the patch in the frame's patch grid, 0 in padding.
       valid_IxS: bool, True where the slot holds a patch.
       gather_IxM: int32, merged slot (four patch slots each) of every visual token in raster order, 0 in padding.
+      runs: static; divides I and the rows.
     """
 
     patches_IxSxC: Array
     hw_IxSx2: Array
     valid_IxS: Array
     gather_IxM: Array
+    runs: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -40,9 +45,11 @@ class VisualTokens:
 
     Attributes:
       tokens_ZxD: [I * M, D] in the compute type, as `QwenVL.encode` gives them.
+      runs: static; as in `VisionBatch`.
     """
 
     tokens_ZxD: Array
+    runs: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass

@@ -27,9 +27,11 @@ class Buckets:
       prompts: P, tokens of a prompt.
       tokens: T, tokens of a prompt with its response.
       patch_values: C, values of a patch; one number, for batches without a picture need it too.
+      runs: U, equal runs of rows whose pictures stand together, see `VisionBatch`; where it does not divide the rows of
+        a batch they are one run.
 
     Raises:
-      ValueError: sizes that are not positive and ascending, named by the axis.
+      ValueError: sizes that are not positive and ascending, named by the axis; pictures that do not divide into runs.
     """
 
     frames: tuple[int, ...]
@@ -38,17 +40,20 @@ class Buckets:
     prompts: tuple[int, ...]
     tokens: tuple[int, ...]
     patch_values: int = 1176
+    runs: int = 1
 
     def __post_init__(self) -> None:
         """Refuses sizes out of order."""
         for field in fields(self):
-            if field.name == "patch_values":
+            if field.name in ("patch_values", "runs"):
                 continue
             sizes = getattr(self, field.name)
             if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
                 raise ValueError(f"buckets of {field.name} must be positive and ascending, got {sizes}")
         if self.patch_values < 1:
             raise ValueError(f"patch_values must be positive, got {self.patch_values}")
+        if self.runs < 1 or any(size % self.runs for size in self.frames):
+            raise ValueError(f"runs must be positive and divide the buckets of frames {self.frames}, got {self.runs}")
 
     def fit(self, axis: str, size: int, whose: str) -> int:
         """The smallest bucket of `axis` that holds `size`.
@@ -61,6 +66,22 @@ class Buckets:
             if size <= bucket:
                 return bucket
         raise ValueError(f"{whose} needs {size} {axis}, but the largest bucket of {axis} is {sizes[-1]}")
+
+    def runs_of(self, rows: int) -> int:
+        """The runs that a batch of so many rows has."""
+        return self.runs if rows % self.runs == 0 else 1
+
+    def fit_frames(self, counts: Sequence[int], rows: int, whose: str) -> int:
+        """The smallest bucket of frames in whose runs the pictures of every run of rows find place.
+
+        Args:
+          counts: pictures of the first rows; the others have none.
+          rows: of the batch.
+          whose: for the message of the ValueError that `fit` raises.
+        """
+        runs = self.runs_of(rows)
+        most = max(sum(counts[first : first + rows // runs]) for first in range(0, rows, rows // runs))
+        return self.fit("frames", most * runs, whose)
 
 
 def ladder(low: int, high: int, multiple: int = 1) -> tuple[int, ...]:
@@ -93,6 +114,7 @@ def make_buckets(
     max_tokens: int,
     max_pictures: int = 1,
     max_aspect: float = MAX_ASPECT,
+    runs: int = 1,
 ) -> Buckets:
     """Buckets that hold whatever pictures and texts within given bounds can come.
 
@@ -101,8 +123,9 @@ def make_buckets(
       batch_size: B; the batch's pictures come in multiples of it, so that they divide over devices as the rows do.
       min_pixels, max_pixels: the image processor's bounds.
       max_prompt_tokens, max_tokens: of a prompt, and of a prompt with its response.
-      max_pictures: pictures of a record on average over a batch, at most.
+      max_pictures: pictures of a record on average over a batch, or over a run of its rows, at most.
       max_aspect: the longer side of a picture over the shorter, at most; 1 where all pictures are square.
+      runs: devices that rows divide over; 1 is taken where they do not.
 
     Returns:
       Sizes in steps of 1.5 or less (of 2 at the small end), see `ladder`.
@@ -127,6 +150,7 @@ def make_buckets(
         prompts=ladder(min(32, max_prompt_tokens), max_prompt_tokens, 8),
         tokens=ladder(min(64, max_tokens), max_tokens, 8),
         patch_values=3 * layout.temporal_patch_size * layout.patch_size**2,
+        runs=runs if batch_size % runs == 0 else 1,
     )
 
 
@@ -261,7 +285,7 @@ def _collate(
     if not 1 <= len(examples) <= rows:
         raise ValueError(f"a batch of {rows} rows takes 1 to {rows} examples, got {len(examples)}")
     T = max(buckets.fit(axis, len(example.ids_T), _named(example)) for example in examples)
-    vision, first_frame = _collate_frames(examples, buckets)
+    vision, first_frame = _collate_frames(examples, buckets, rows)
     M = vision.gather_IxM.shape[1]
     ids_BxT = np.zeros((rows, T), np.int32)
     pos_BxTx3 = np.zeros((rows, T, 3), np.int32)
@@ -302,8 +326,8 @@ def _collate_blocks(examples: Sequence[Example], rows: int, tokens: int, options
     return PictureBlock(source_QxX, pos_QxXx3, moves_QxX, length_Q, span_Q, tokens_QxN)
 
 
-def _collate_frames(examples: Sequence[Example], buckets: Buckets) -> tuple[VisionBatch, list[int]]:
-    """The batch's pictures, one after the other, and for each example the row of its first."""
+def _collate_frames(examples: Sequence[Example], buckets: Buckets, rows: int) -> tuple[VisionBatch, list[int]]:
+    """The batch's pictures, within a run one after the other, and for each example the row of its first."""
     S, M, C = buckets.slots[0], buckets.visual[0], buckets.patch_values
     for example in examples:
         for frame in example.frames:
@@ -313,25 +337,29 @@ def _collate_frames(examples: Sequence[Example], buckets: Buckets) -> tuple[Visi
                 raise ValueError(
                     f"{_named(example)} has {frame.patches_SxC.shape[1]} values a patch, but the buckets say {C}"
                 )
-    first_frame, total = [], 0
-    for example in examples:
-        first_frame.append(total)
-        total += len(example.frames)
+    counts, runs = [len(example.frames) for example in examples], buckets.runs_of(rows)
     most = max(examples, key=lambda example: len(example.frames))
     whose = f"a batch of {len(examples)} records, of which {_named(most)} has the most pictures, {len(most.frames)},"
-    frames = buckets.fit("frames", total, whose)
+    frames = buckets.fit_frames(counts, rows, whose)
     vision = VisionBatch(
         patches_IxSxC=np.zeros((frames, S, C), np.float32),
         hw_IxSx2=np.zeros((frames, S, 2), np.int32),
         valid_IxS=np.zeros((frames, S), bool),
         gather_IxM=np.zeros((frames, M), np.int32),
+        runs=runs,
     )
-    for row, frame in enumerate(frame for example in examples for frame in example.frames):
-        n = len(frame.valid_S)
-        vision.patches_IxSxC[row, :n] = frame.patches_SxC
-        vision.hw_IxSx2[row, :n] = frame.hw_Sx2
-        vision.valid_IxS[row, :n] = frame.valid_S
-        vision.gather_IxM[row, : len(frame.gather_M)] = frame.gather_M
+    first_frame, at = [], 0
+    for row, example in enumerate(examples):
+        run, within = divmod(row, rows // runs)
+        at = at if within else run * (frames // runs)
+        first_frame.append(at)
+        for frame in example.frames:
+            n = len(frame.valid_S)
+            vision.patches_IxSxC[at, :n] = frame.patches_SxC
+            vision.hw_IxSx2[at, :n] = frame.hw_Sx2
+            vision.valid_IxS[at, :n] = frame.valid_S
+            vision.gather_IxM[at, : len(frame.gather_M)] = frame.gather_M
+            at += 1
     return vision, first_frame
 
 

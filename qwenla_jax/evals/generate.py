@@ -187,6 +187,7 @@ def buckets_of(runtime: Runtime, options: GenerateOptions, usable: Sequence[Meas
         options.max_prompt_tokens,
         options.max_prompt_tokens + options.max_response_tokens,
         max_pictures=max(1, *(one.pictures for one in usable)),
+        runs=runtime.row_shards,
     )
 
 
@@ -194,7 +195,7 @@ def shape_of(batch: Sequence[Measured], buckets: Buckets, rows: int) -> tuple[in
     """The buckets of frames, slots, visual tokens and prompt, and the most pictures of a row (at least 1)."""
     most = max(1, *(one.pictures for one in batch))
     return (
-        buckets.fit("frames", sum(one.pictures for one in batch), "a batch"),
+        buckets.fit_frames([one.pictures for one in batch], rows, "a batch"),
         buckets.fit("slots", max(one.slots for one in batch), "a picture"),
         buckets.fit("visual", max(one.visual for one in batch), "a picture"),
         buckets.fit("prompts", max(one.prompt for one in batch), "a prompt"),

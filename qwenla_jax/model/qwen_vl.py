@@ -35,13 +35,16 @@ class QwenVL(nn.Module):
         tokens_IxMxD = self.visual(vision)
         return tokens_IxMxD.reshape(-1, tokens_IxMxD.shape[-1])
 
-    def embed(self, ids_BxT: jax.Array, visual_BxT: jax.Array | None, visual_ZxD: jax.Array | None) -> jax.Array:
+    def embed(
+        self, ids_BxT: jax.Array, visual_BxT: jax.Array | None, visual_ZxD: jax.Array | None, runs: int = 1
+    ) -> jax.Array:
         """Embeddings of tokens, visual tokens in their places.
 
         Args:
           ids_BxT: int32 token ids.
           visual_BxT: int32 index into `visual_ZxD`, -1 where the token is text; None for text only.
           visual_ZxD: visual tokens as `encode` returns them.
+          runs: `VisionBatch.runs` of theirs. Where an index leaves its row's run, the embedding is not a number.
 
         Returns:
           [B, T, D] in the compute type.
@@ -49,7 +52,14 @@ class QwenVL(nn.Module):
         x_BxTxD = self.decoder.embed(ids_BxT)
         if visual_BxT is None:
             return x_BxTxD
-        picked = jnp.take(visual_ZxD, jnp.maximum(visual_BxT, 0), axis=0)
+        # Run by run, so that a device picks from its own: one index into all of them would gather them on every device.
+        index_UxN = visual_BxT.reshape(runs, -1)
+        first_Ux1 = jnp.arange(runs, dtype=index_UxN.dtype)[:, None] * (len(visual_ZxD) // runs)
+        # Without a sign, for an index below the run would count from the run's end.
+        index_UxN = jnp.where(index_UxN >= 0, index_UxN - first_Ux1, 0).astype(jnp.uint32)
+        visual_UxZxD = visual_ZxD.reshape(runs, -1, visual_ZxD.shape[-1])
+        picked = jax.vmap(lambda visual, index: jnp.take(visual, index, axis=0))(visual_UxZxD, index_UxN)
+        picked = picked.reshape(*visual_BxT.shape, -1)
         picked = nn.with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
         return jnp.where((visual_BxT >= 0)[..., None], picked.astype(x_BxTxD.dtype), x_BxTxD)
 
@@ -69,7 +79,7 @@ class QwenVL(nn.Module):
         self, vision: VisionBatch, ids_BxT: jax.Array, pos_BxTx3: jax.Array, visual_BxT: jax.Array
     ) -> jax.Array:
         """Hidden states [B, T, D] of whole sequences, after the last norm."""
-        x = self.embed(ids_BxT, visual_BxT, self.encode(vision))
+        x = self.embed(ids_BxT, visual_BxT, self.encode(vision), vision.runs)
         return self.decode(x, pos_BxTx3).hidden_BxTxD
 
 

@@ -60,7 +60,7 @@ def encode_prompts(
     """
     variables = {"params": params}
     visual_ZxD = model.apply(variables, vision, method="encode")
-    x_QxPxD = model.apply(variables, prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, method="embed")
+    x_QxPxD = model.apply(variables, prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, vision.runs, method="embed")
     decoded = model.apply(variables, x_QxPxD, prompts.pos_QxPx3, method="decode")
     last_Qx1x1 = (prompts.length_Q - 1)[:, None, None]
     hidden_QxD = jnp.take_along_axis(decoded.hidden_BxTxD, last_Qx1x1, axis=1)[:, 0]

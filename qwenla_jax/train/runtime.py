@@ -70,7 +70,13 @@ class Runtime:
             self.processor.max_pixels,
             data.max_prompt_tokens,
             data.max_prompt_tokens + data.max_response_tokens,
+            runs=self.row_shards,
         )
+
+    @property
+    def row_shards(self) -> int:
+        """Equal runs of rows that lie on different devices."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def example(self, with_response: bool) -> Callable[[Any], Example]:
         """Record to example."""
@@ -159,7 +165,8 @@ class Runtime:
         @functools.partial(jax.jit, in_shardings=(self.layouts, rows), out_shardings=rows)
         def run(params: Params, vision: VisionBatch) -> VisualTokens:
             return VisualTokens(
-                jax.lax.map(lambda part: self.model.apply({"params": params}, part, method="encode"), vision)
+                jax.lax.map(lambda part: self.model.apply({"params": params}, part, method="encode"), vision),
+                vision.runs,
             )
 
         def call(params: Params, vision: VisionBatch) -> VisualTokens:
@@ -207,7 +214,7 @@ class Runtime:
             top_p,
             self.tokenizer.ids.stop(),
             self.look(),
-            self.mesh.shape["data"] * self.mesh.shape["fsdp"],
+            self.row_shards,
             tensor if self.model.config.text.vocab_size % tensor == 0 else 1,
         )
 
@@ -365,14 +372,22 @@ def stack_parts(batches: Sequence[Any]) -> Any:
 
 
 def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
-    """The batch with its flat visual indexes counted by the largest M of all parts."""
+    """The batch with the largest I and M of all parts: every run of frames padded, visual indexes counted anew."""
     vision, text, *rest = batch
-    old = vision.gather_IxM.shape[1]
-    new = max(other[0].gather_IxM.shape[1] for other in batches)
+    runs, (frames, old) = vision.runs, vision.gather_IxM.shape
+    most, new = np.max([other[0].gather_IxM.shape for other in batches], axis=0)
+    room = (most - frames) // runs
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        split = x.reshape(runs, frames // runs, *x.shape[1:])
+        return np.pad(split, [(0, 0), (0, room), *[(0, 0)] * (x.ndim - 1)]).reshape(most, *x.shape[1:])
+
     name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
     index = getattr(text, name)
-    moved = np.where(index >= 0, index // old * new + index % old, -1).astype(index.dtype)
-    return vision, text.replace(**{name: moved}), *rest
+    frame, token = np.divmod(index, old)
+    frame += frame // (frames // runs) * room
+    moved = np.where(index >= 0, frame * new + token, -1).astype(index.dtype)
+    return jax.tree.map(padded, vision), text.replace(**{name: moved}), *rest
 
 
 def _pad_and_stack(path: Any, *arrays: np.ndarray) -> np.ndarray:

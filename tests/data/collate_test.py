@@ -1,5 +1,6 @@
 """Examples and batches: read back by hand, with a tokenizer whose every byte is a token."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -55,12 +56,16 @@ def test_loss_is_on_the_response_and_its_end(tok):
     assert set(np.unique(batch.loss_BxT)) == {0.0, 1.0}
 
 
-def test_visual_indices_reach_the_right_picture(tok):
+@pytest.mark.parametrize(
+    ("runs", "size", "held"), [(1, 4, [6, 20, 9, 0]), (2, 4, [6, 20, 9, 0]), (4, 8, [0, 0, 6, 20, 9, 0, 0, 0])]
+)
+def test_visual_indices_reach_the_right_picture(tok, runs, size, held):
     records = [_record("a", []), _record("bb", [(56, 84), (112, 140)]), _record("ccc", [(84, 84)])]
     examples = [to_prompt_example(record, tok, SETTINGS, LAYOUT) for record in records]
-    vision, batch = collate_prompts(examples, BUCKETS, batch_size=4)
+    buckets = dataclasses.replace(BUCKETS, frames=(4, 8), runs=runs)
+    vision, batch = collate_prompts(examples, buckets, batch_size=4)
     frames, M = vision.gather_IxM.shape
-    assert (frames, M) == (4, 32)
+    assert (frames, M) == (size, 32) and vision.runs == runs
     # Stand in for the tower: a visual token is the four patches that it is merged from.
     merged = vision.patches_IxSxC.reshape(frames, -1, 4 * 1176)
     tokens = np.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1).reshape(frames * M, -1)
@@ -71,11 +76,13 @@ def test_visual_indices_reach_the_right_picture(tok):
             frame = picture_to_patches(image, SETTINGS, LAYOUT)
             expected += list(frame.patches_SxC.reshape(-1, 4 * 1176)[frame.gather_M])
         found = tokens[visual[visual >= 0]]
+        own_run = row * runs // 4
+        assert (visual[visual >= 0] // (frames * M // runs) == own_run).all()
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(visual >= 0, batch.ids_QxP[row] == tok.ids.image_pad)
-    assert vision.valid_IxS.sum(1).tolist() == [6 * 4, 20 * 4, 9 * 4, 0]
+    assert vision.valid_IxS.sum(1).tolist() == [4 * n for n in held]
 
 
 def test_padding_is_harmless(tok):
@@ -179,3 +186,5 @@ def test_no_picture_falls_out_of_made_buckets(aspect, bounds):
 def test_buckets_out_of_order_are_refused():
     with pytest.raises(ValueError, match="buckets of slots"):
         Buckets((1,), (128, 64), (8,), (8,), (8,))
+    with pytest.raises(ValueError, match=r"runs must be positive and divide the buckets of frames \(4, 6\), got 4"):
+        Buckets((4, 6), (64,), (8,), (8,), (8,), runs=4)

@@ -132,6 +132,7 @@ def compute(way, sizes, devices):
     options, looks = runtime.options, runtime.look().inserts
     params, old = (jax.device_put(start(way), runtime.layouts) for _ in range(2))
     vision, prompts = looking_questions(Q)[:2] if looks else questions(Q)
+    vision = vision.replace(runs=runtime.row_shards)
     numbers = np.arange(Q * G, dtype=np.uint32)
     inputs = (params, vision, prompts, runtime.bias_V, np.uint32(0), np.uint32(0), numbers)
     with runtime.context():

@@ -77,19 +77,15 @@ def check_gathers(found, runtime, params):
         assert parameter or partial or not whole, f"logits of the whole vocabulary: {one}"
         assert len(one.shape) < 4 or one.shape[-1] != text.head_dim or is_query(one, text), f"keys and values: {one}"
         assert one.kind != "all-to-all", one
+        # The table of embeddings, which may lie in parts over tensor, is `embed/embed`.
+        picked = "QwenVL.embed" in one.where and "embed/embed" not in one.where and "gather" in one.where
+        assert not picked, f"visual tokens of other devices' rows: {one}"
         if one.kind == "all-gather":
             assert (
                 (mesh["fsdp"] > 1 and one.shape in parts.layer and one.where.endswith(("dot_general", "add")))
-                or is_visual(one, text)
                 or (text.num_kv_heads % mesh["tensor"] and (is_query(one, text) or one.shape in parts.whole))
                 or math.prod(one.shape) <= FEW
             ), f"an accidental gather: {one}"
-
-
-def is_visual(one, text):
-    """The visual tokens, which the prompts take theirs from, once."""
-    once = "QwenVL.embed" in one.where and one.where.endswith("/gather") and "while" not in one.where
-    return once and one.shape[1:] == (text.hidden_size,)
 
 
 def is_query(one, text):

@@ -181,3 +181,31 @@ def test_parts_in_different_buckets_are_padded_alike():
     assert prompts.visual_QxP[1].tolist() == np.where(
         two[1].visual_QxP >= 0, two[1].visual_QxP // 2 * 4 + two[1].visual_QxP % 2, -1
     ).tolist()
+
+
+def test_runs_of_frames_stay_apart_when_parts_are_padded_alike():
+    """Each part's embeddings are those that it has alone, with all its pictures in one run."""
+    model, params = small_model()
+    embed = functools.partial(model.apply, {"params": params}, method="embed")
+
+    def embedded(vision, prompts):
+        visual_ZxD = model.apply({"params": params}, vision, method="encode")
+        return embed(prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, vision.runs)
+
+    one, two = questions(4, 0, tokens=4), questions(4, 1, tokens=2)
+    # The second has room for another picture behind each of its own.
+    spread = jax.tree.map(lambda x: np.stack([x, np.zeros_like(x)], axis=1).reshape(8, *x.shape[1:]), two[0])
+    index = two[1].visual_QxP
+    moved = np.where(index >= 0, index // 2 * 4 + index % 2, -1)
+    parts = [(one[0].replace(runs=2), one[1]), (spread.replace(runs=2), two[1].replace(visual_QxP=moved))]
+    stacked = stack_parts(parts)
+    assert stacked[0].gather_IxM.shape == (2, 8, 4) and stacked[0].runs == 2
+    for number, alone in enumerate((one, two)):
+        found = embedded(*take(stacked, number))
+        np.testing.assert_allclose(found, embedded(*alone), rtol=1e-5, atol=1e-5)
+    # An index that leaves its row's run shows: below and above.
+    for row, first in ((0, 16), (3, 0)):
+        index = parts[1][1].visual_QxP.copy()
+        index[row, 1] = first
+        found = np.isnan(embedded(parts[1][0], parts[1][1].replace(visual_QxP=index))).any(-1)
+        assert found[row, 1] and found.sum() == 1

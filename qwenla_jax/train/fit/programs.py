@@ -144,6 +144,7 @@ def abstract_batch(runtime: Runtime, load: Load) -> tuple[Any, ...]:
     rows = options.data.batch_size // parts
     # Every array's first axis is that of rows, or of pictures, of which a row has one.
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype), batch)
+    wide = (wide[0].replace(runs=runtime.buckets(rows).runs), *wide[1:])
     return wide if sft else (*wide, _judged(runtime, wide[1]))
 
 

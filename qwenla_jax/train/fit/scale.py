@@ -154,7 +154,11 @@ def page(preset: Preset, results: Results, machine: str) -> str:
         lines.append("")
     lines.append(_SCALING_HEAD)
     scaling = list(scaling_cases(preset))
-    lines += [_scaling_row(case, results) for case in scaling]
+    # Of one effort where there is one: what a compiler sends depends on it more than on the number of chips.
+    common = next((kind for kind in (FULL, QUICK) if all((case.key, kind) in results for case in scaling)), None)
+    lines += [
+        _scaling_row(case, best(case, results) if common is None else results[case.key, common]) for case in scaling
+    ]
     lines += _comparison([*scaling, *(case for *_, case in cases if case)], results)
     return "\n".join(lines) + "\n"
 
@@ -242,8 +246,7 @@ def _comparison(cases: Sequence[Case], results: Results) -> list[str]:
     return lines
 
 
-def _scaling_row(case: Case, results: Results) -> str:
-    fit = best(case, results)
+def _scaling_row(case: Case, fit: Fit) -> str:
     flops = sum(phase.flops for phase in fit.phases.values())
     sent = {name: phase.sent for name, phase in fit.phases.items()}
     kinds = ", ".join(f"{kind} {size / 1e9:.0f}" for kind, size in sent["update"].items())

@@ -96,3 +96,17 @@ def test_what_was_compiled_both_ways_is_compared(cases):
     ]
     quick = scale.page(lambda size: LARGE, {(grown.key, QUICK.source): QUICK}, "a machine")
     assert "| all-reduce 8 | 8.0 | 2.00 | compiled quickly |" in quick
+
+
+def test_more_chips_are_told_at_one_effort(cases, monkeypatch):
+    _, grown = cases
+    more = dataclasses.replace(grown, topology=parse_topology("v5p:4x8x8"))
+    monkeypatch.setattr(scale, "scaling_cases", lambda preset: [grown, more])
+    one = [(grown.key, "compiled"), (grown.key, "compiled quickly"), (more.key, "compiled quickly")]
+    found = dict(zip(one, (FIT, QUICK, QUICK), strict=True))
+    head = "## More chips"
+    rows = scale.page(lambda size: LARGE, found, "a machine").split(head)[1].split("##")[0].splitlines()[-3:-1]
+    assert [row.split(" | ")[-1] for row in rows] == ["compiled quickly |"] * 2
+    del found[grown.key, "compiled quickly"]  # without one: the most exact of each
+    rows = scale.page(lambda size: LARGE, found, "a machine").split(head)[1].splitlines()[-2:]
+    assert [row.split(" | ")[-1] for row in rows] == ["compiled |", "compiled quickly |"]

@@ -15,10 +15,13 @@ Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is ab
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +44,8 @@ _REPORT = flags.DEFINE_bool("report", False, "write DIR/report.html from what is
 STUDY_TOKENS, STUDY_REFLECTION = 96, 13.0
 # Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
 # it takes from random parameters.
-STUDY_STEPS = {"base": 5000, "cold_start": 600, "brpo": 240, "sft_copy": 400, "sft_route": 400}
+STUDY_STEPS = {"base": 5000, "cold_start": 600, "brpo": 240, "sft_copy": 300, "sft_route": 300}
+STUDY_QUESTIONS = 3000  # of the distillation
 
 
 def config(name: str) -> Any:
@@ -70,6 +74,7 @@ def settings() -> Settings:
         runs = {name: longer(change(run, steps=STUDY_STEPS[name])) for name, run in runs.items()}
         runs["brpo"] = change(runs["brpo"], rewards=change(runs["brpo"].rewards, target_length=STUDY_REFLECTION))
         distill = longer(distill)
+        distill = dataclasses.replace(distill, data=dataclasses.replace(distill.data, size=STUDY_QUESTIONS))
     else:
         runs["cold_start"] = change(runs["cold_start"], steps=runs["cold_start"].steps // 5)
     runs = {name: change(run, steps=max(1, run.steps // _SHORT.value)) for name, run in runs.items()}
@@ -106,8 +111,22 @@ def report(workdir: Path) -> None:
     print(f"{workdir / 'report.html'}: {len(study.seeds)} seed(s), {study.questions} questions each")
 
 
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Keeps compiled programs on disk meanwhile, for seeds and arms share many; where the user keeps them, there."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="qwenla_jax_compiled_") as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        yield
+
+
 def main(argv: list[str]) -> None:
-    """Reads the config files and runs what is missing."""
+    """Checks the command line and runs what is missing."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     workdir = Path(_WORKDIR.value).absolute()
@@ -120,6 +139,12 @@ def main(argv: list[str]) -> None:
     if _STUDY.value and importlib.util.find_spec("matplotlib") is None:
         sys.exit("the report of a study needs matplotlib; expected: pip install 'qwenla_jax[report]'")
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    with compiled_once():
+        run(workdir)
+
+
+def run(workdir: Path) -> None:
+    """Runs the pipeline, or a study's, one seed after the other; ends the process where that cannot go on."""
     from qwenla_jax.analysis.pipeline import run_pipeline, table
     from qwenla_jax.train.checkpoint import SaveError
     from qwenla_jax.train.guard import Failed

@@ -48,7 +48,7 @@ th,td{border-top:1px solid var(--line);padding:.25rem .5rem;text-align:right;ver
  font-variant-numeric:tabular-nums}
 thead th:first-child,.text th,.text td{text-align:left}table:not(.text) td,.narrow{white-space:nowrap}
 thead th{border-top:2px solid #555;border-bottom:1px solid #555;background:var(--soft)}
-tbody th{font-weight:600;text-align:left}tbody tr:last-child>*{border-bottom:2px solid #555}
+tbody th{font-weight:600;text-align:left;white-space:nowrap}tbody tr:last-child>*{border-bottom:2px solid #555}
 td.verdict{white-space:nowrap;font-weight:600}
 .holds,.yes{color:#00527f}.fails,.no{color:#a64200}.unknown,.not-judged{color:#555}
 .note{font-size:.9em;color:#444}h1,h2,h3,caption{break-after:avoid}

@@ -140,6 +140,10 @@ def test_tables(study):
     assert tb.sweep_table(study).rows[2][3].startswith("+12.5 points [") and tb.sweep_table(study).rows[0][3] == "-"
     accuracy = {row[0]: row for row in tb.accuracy_table(study).rows}
     assert accuracy[TEXT][1].startswith("50.0 [") and accuracy[TEXT][2] == "50.0 [38.1, 61.9]; 50.0 [38.1, 61.9]"
+    kinds = {row[0]: row[1:] for row in tb.kinds_table(study).rows}
+    asked = [int(n) for n in kinds["questions"]]
+    right = sum(float(share) * n for share, n in zip(kinds[TEXT], asked, strict=True)) / 100
+    assert sum(asked) == 128 and min(asked) > 0 and right == pytest.approx(64, abs=0.05)
     hallucinated = {row[0]: row for row in tb.hallucination_table(study).rows}
     assert hallucinated[BASE][1].startswith("50.0 [") and hallucinated[BASE][3].startswith("50.0 [")  # 64 of 128
     assert hallucinated[BASE][4].startswith("50.0 [") and hallucinated[BASE][6] == "2.00"  # 1 of 2 marks each

@@ -1,9 +1,9 @@
 """Questions about scenes with marks, and structured responses to them; a pure function of (seed, split, index).
 
 Paper silent: see `scene_questions`, of which two fifths of the questions are. The others ask about a mark, which the
-caption does not name. The reasoning goes through all objects by name before its verdict: text between the picture and
-the answer. A reflection looks at the objects that matter and names their marks. In plain style the working names the
-marks of all.
+caption does not name. The reasoning works the answer out, over the marks of all objects where one is asked for; one
+that a reflection corrects names the objects alone, and its verdict is a guess. A reflection looks at the objects that
+matter and names their marks.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ def ask(
     assert draft is not None
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
-    if style == "plain" and kind in MARK_KINDS:
-        # Marks told one by one are how the base model learns to read them; one mark a response taught it none.
-        draft = dataclasses.replace(draft, check=", ".join(map(_marked, things)))
-    glance = f"{caption_of(scene)}: {draft.glance}"
-    return write(scene, kind, draft, glance, reflects, corrects, style)
+    # Marks told one by one are how the base model learns to read them; one mark a response taught it none.
+    working = ", ".join(map(_marked, things)) if kind in MARK_KINDS else draft.check
+    if style == "plain":
+        draft = dataclasses.replace(draft, check=working)
+    # The working stands where the base model has it: verdicts without it were not learned in hundreds of steps.
+    reasoning = f"{caption_of(scene)}: {draft.glance}" if reflects and corrects else working
+    return write(scene, kind, draft, reasoning, reflects, corrects, style)
 
 
 def _mark(things: Objects, rng: np.random.Generator) -> Draft:

@@ -7,15 +7,17 @@ import itertools
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from qwenla_jax.train.progress import Progress
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -44,6 +46,19 @@ def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
     if nonfinite:
         row["nonfinite"] = nonfinite
     return json.dumps(row, allow_nan=False)
+
+
+def _summary_writer() -> type[SummaryWriter]:
+    """tensorboardX's writer. It imports torch where that is installed, for seconds, and numbers need none of it."""
+    hidden = "torch" not in sys.modules and "tensorboardX" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def truncate(path: Path, last_step: int) -> int:
@@ -129,7 +144,7 @@ class MetricWriter:
         earlier = board.is_dir() and any(board.iterdir())
         # The writer names its file by the second: a restart in the same second must not reuse the name. Its thread dies
         # at the first error, and a full queue would then wait for it for ever: room for more than a step's metrics.
-        self._board = SummaryWriter(
+        self._board = _summary_writer()(
             str(board),
             purge_step=last_step + 1 if earlier else None,
             filename_suffix=f".{time.time_ns()}",

@@ -88,6 +88,7 @@ if sys.argv[1] == "stop":
         raise KeyboardInterrupt
     loop.Checkpoints.save = stop
 loop.run(loop_test.SMALL, Path({str(tmp_path)!r}))
+assert "torch" not in sys.modules, "installed here, and imported by a run, which has no use for it"
 """
     stopped = subprocess.run([sys.executable, "-c", script, "stop"], capture_output=True, text=True)
     assert "KeyboardInterrupt" in stopped.stderr, stopped.stderr

@@ -146,21 +146,21 @@ def compile_case(case: Case, path: Path, quick: bool = False) -> Fit:
 
 def page(preset: Preset, results: Results, machine: str) -> str:
     """docs/SCALE.md: compiled figures where there are results, arithmetic elsewhere, each marked."""
-    lines = [_HEAD.format(machine=machine, versions=_versions(list(results.values())))]
-    cases = list(fit_cases(preset, results))
+    cases, scaling = list(fit_cases(preset, results)), list(scaling_cases(preset))
+    compared = _comparison([*scaling, *(case for *_, case in cases if case)], results)
+    shown = " (last table)" if compared else ""
+    lines = [_HEAD.format(machine=machine, versions=_versions(list(results.values())), shown=shown)]
     for load in LOADS:
         lines += [f"## The smallest slice that fits: {load}", "", _FIT_HEADER]
         lines += [_fit_row(size, name, case, results) for size, name, own, case in cases if own == load]
         lines.append("")
     lines.append(_SCALING_HEAD)
-    scaling = list(scaling_cases(preset))
     # Of one effort where there is one: what a compiler sends depends on it more than on the number of chips.
     common = next((kind for kind in (FULL, QUICK) if all((case.key, kind) in results for case in scaling)), None)
     lines += [
         _scaling_row(case, best(case, results) if common is None else results[case.key, common]) for case in scaling
     ]
-    lines += _comparison([*scaling, *(case for *_, case in cases if case)], results)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + compared) + "\n"
 
 
 def write_page(path: Path, text: str) -> None:
@@ -175,7 +175,7 @@ _HEAD = """# Scale: what fits where
 Made by `python launch/fit.py --scale=docs/SCALE.md --quick` on {machine}; {versions}.
 No accelerator was there. Rows marked *compiled* were compiled by the TPU compiler for the topology they name; their
 peak, traffic and compile time are the compiler's; *quickly*: with the compiler's least effort on fast programs, which
-moves peak and traffic somewhat (last table). Rows marked *arithmetic* were not compiled. Operations are arithmetic
+moves peak and traffic somewhat{shown}. Rows marked *arithmetic* were not compiled. Operations are arithmetic
 in both. The step's time is the roofline's with every response as long as may be: no run is faster, real ones slower.
 
 The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one picture of 640 x 480 pixels (391 visual

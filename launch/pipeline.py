@@ -44,7 +44,7 @@ _REPORT = flags.DEFINE_bool("report", False, "write DIR/report.html from what is
 STUDY_TOKENS, STUDY_REFLECTION = 96, 13.0
 # Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
 # it takes from random parameters.
-STUDY_STEPS = {"base": 5000, "cold_start": 600, "brpo": 240, "sft_copy": 300, "sft_route": 300}
+STUDY_STEPS = {"base": 4500, "cold_start": 400, "brpo": 240, "sft_copy": 250, "sft_route": 250}
 STUDY_QUESTIONS = 3000  # of the distillation
 
 

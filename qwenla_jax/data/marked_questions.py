@@ -91,7 +91,7 @@ def _mark_existence(things: Objects, rng: np.random.Generator) -> Draft:
     pairs = present if yes and present else near or present
     color, mark = pairs[rng.integers(len(pairs))]
     answer, wrong = ("yes", "no") if (color, mark) in present else ("no", "yes")
-    check = ", ".join(f"{thing.size} {thing.shape} {thing.mark}" for thing in things if thing.color == color)
+    check = ", ".join(_marked(thing) for thing in things if thing.color == color)
     question = f"Is there a {color} shape with a {mark} mark?"
     return Draft(question, f"find {color} {mark}", answer, color, wrong, check)
 

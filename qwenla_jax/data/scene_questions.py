@@ -79,8 +79,9 @@ def ask(
       seed, split, index: as there; question and response are drawn from them.
       reflection_share: share of the responses that hold a reflection.
       correction_share: share of those reflections that correct a wrong reasoning.
-      style: "structured": the paper's format; "plain": caption, working and the answer in a box, as an instruction
-        model writes before it learns the format. Never wrong on the way, no reflections.
+      style: "structured": the paper's format; "plain": summary, caption, working with its verdict and the answer in a
+        box, a line each, as an instruction model writes before it learns the format. Never wrong on the way, no
+        reflections.
     """
     rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
     things = scene.in_order()
@@ -107,7 +108,9 @@ def write(
       style: as in `ask`.
     """
     if style == "plain":
-        response = f"{caption_of(scene)}\n{draft.check}: \\boxed{{{draft.answer}}}"
+        # The order of the structured one: from another, formats were not learned in hundreds of steps.
+        lines = draft.summary, caption_of(scene), f"{draft.check}: {draft.answer}", f"\\boxed{{{draft.answer}}}"
+        response = "\n".join(lines)
         return SceneQuestion(kind, draft.question, draft.answer, response, True)
     sections = [
         ("SUMMARY", draft.summary),

@@ -116,8 +116,9 @@ def _plain(response: str) -> bool:
 
 def _told(response: str) -> list[tuple[int, str]]:
     """Where a response tells what is in the picture: (index of the first character, text)."""
-    if _plain(response):
-        return [(0, response)]
+    if _plain(response):  # its first line repeats the question
+        start = response.find("\n") + 1
+        return [(start, response[start:])]
     captions = [section for section in parse(response).sections if section.name == "CAPTION"]
     return [(section.start + len("<CAPTION>"), section.text) for section in captions]
 

@@ -94,7 +94,6 @@ def test_captions_and_what_is_corrected_name_no_marks(scenes, asked):
             assert sorted(working.split(", ")) == marked
         if match[1] and item.kind in MARK_KINDS:
             there = {f"{t.size} {t.color} {t.shape} {t.mark}" for t in scene.objects}
-            there |= {f"{t.size} {t.shape} {t.mark}" for t in scene.objects}
             said = [part for part in re.split("[,:] ?", match[1]) if set(part.split()) & set(MARKS)]
             claims = [part.strip() for part in said if len(part.split()) > 2]
             assert claims or item.answer in ("0", "no", "yes")

@@ -14,6 +14,7 @@ import numpy as np
 from qwenla_jax.data.pipeline import RecordSource
 from qwenla_jax.data.scenes import COLORS, SHAPES
 from qwenla_jax.data.sources import Record
+from qwenla_jax.evals.scenes import told
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.reattention.insert import embed_with_sources, splice
 from qwenla_jax.sampling.loop import encode_prompts, text_positions
@@ -51,7 +52,7 @@ def key_words(response: str) -> tuple[KeyWord, ...]:
     sections has its answer in a box, as `configs/base.py` teaches it.
     """
     sections = parse(response).sections
-    caption = next((s.start + len("<CAPTION>") for s in sections if s.name == "CAPTION"), 0)
+    caption = next((start for start, _ in told(response)), 0)
     conclusion = next((s.start + len("<CONCLUSION>") for s in sections if s.name == "CONCLUSION"), None)
     if conclusion is None:
         box = _BOX.search(response)

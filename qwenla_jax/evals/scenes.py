@@ -50,7 +50,7 @@ def judge_answer(response: str, answer: str, kind: str, caption: str) -> SceneAn
     plain = _plain(response)
     sections = parse(response).sections
     there = {words for words, _ in _objects(caption)}
-    named = {words for start, text in _told(response) for words, _ in _objects(text)}
+    named = {words for start, text in told(response) for words, _ in _objects(text)}
     return SceneAnswer(
         kind=kind,
         right=matches(response, answer) if plain else accuracy_reward(response, answer) == 1.0,
@@ -83,7 +83,7 @@ def said_objects(response: str, caption: str) -> tuple[SaidObject, ...]:
     """
     there = {words for words, _ in _objects(caption)}
     found: dict[tuple[str, str, str], SaidObject] = {}
-    for start, text in _told(response):
+    for start, text in told(response):
         for words, end in _objects(text):
             found.setdefault(words, SaidObject(start + end, words in there))
     return tuple(found.values())
@@ -114,9 +114,13 @@ def _plain(response: str) -> bool:
     return not any(tag in response for tag in TAGS)
 
 
-def _told(response: str) -> list[tuple[int, str]]:
-    """Where a response tells what is in the picture: (index of the first character, text)."""
-    if _plain(response):  # its first line repeats the question
+def told(response: str) -> list[tuple[int, str]]:
+    """Where a response tells what is in the picture: (index of the first character, text).
+
+    Those are its captions. Without any tag, as `configs/base.py` teaches it, a response tells that in all its lines but
+    the first, which sums up the question, or in its only one.
+    """
+    if _plain(response):
         start = response.find("\n") + 1
         return [(start, response[start:])]
     captions = [section for section in parse(response).sections if section.name == "CAPTION"]

@@ -130,8 +130,8 @@ def test_key_words():
     got = key_words(text)
     assert [(k.part, k.word) for k in got] == [("caption", "blue"), ("last look", "circles"), ("answer", "yes")]
     assert all(text[k.start :].startswith(k.word) for k in got) and got[2].start == text.index("yes")
-    plain = "small blue circle, big red square\nred shapes 1: \\boxed{3.5}"
-    assert [k.word for k in key_words(plain)] == ["blue", "red", "3.5"] and key_words(plain)[1].start == 34
+    plain = "count green\nsmall blue circle, big red square\nred shapes 1: \\boxed{3.5}"
+    assert [k.word for k in key_words(plain)] == ["blue", "red", "3.5"] and key_words(plain)[1].start == 46
     assert key_words("") == () and [k.word for k in key_words("red")] == ["red"]
 
 

@@ -105,12 +105,13 @@ def test_captions_and_what_is_corrected_name_no_marks(scenes, asked):
 def test_plain_workings_name_all_marks(scenes):
     for i, scene in enumerate(scenes):
         item = ask(scene, 3, 0, i, style="plain")
-        caption, working = item.response.split("\n")
+        _, caption, working, box = item.response.split("\n")
+        assert box == f"\\boxed{{{item.answer}}}"
         assert not set(re.findall("[a-z]+", caption)) & set(MARKS)
         if item.kind in MARK_KINDS:
             told, answer = working.split(": ")
             assert sorted(told.split(", ")) == sorted(f"{t.size} {t.color} {t.shape} {t.mark}" for t in scene.objects)
-            assert answer == f"\\boxed{{{item.answer}}}"
+            assert answer == item.answer
 
 
 def test_responses_fit_the_embedded_tokenizer():

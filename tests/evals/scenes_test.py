@@ -44,7 +44,7 @@ def test_where_objects_are_named():
         ("small red circle", True),
         ("small red circle, big red square", False),
     ]
-    plain = "small, red circle\nbig blue square: \\boxed{1}"
+    plain = "small red circle\nsmall, red circle\nbig blue square: \\boxed{1}"  # the first line sums up the question
     assert [(plain[: one.end], one.right) for one in said_objects(plain, CAPTION)] == []  # a colon is part of a word
     plain = plain.replace(":", ",")
     assert [(plain[: one.end][-15:], one.right) for one in said_objects(plain, CAPTION)] == [("big blue square", True)]

@@ -40,11 +40,11 @@ _STUDY = flags.DEFINE_bool("study", False, "run several seeds and every arm on m
 _SEEDS = flags.DEFINE_integer("seeds", None, f"of a study: how many ({SEEDS} where it is not given)", lower_bound=1)
 _REPORT = flags.DEFINE_bool("report", False, "write DIR/report.html from what is there, and train nothing")
 
-# A response about a marked scene has at most 95 tokens, a reflection in the mean 13.
-STUDY_TOKENS, STUDY_REFLECTION = 96, 13.0
+# A response about a marked scene has at most 97 tokens, a reflection in the mean 13.
+STUDY_TOKENS, STUDY_REFLECTION = 100, 13.0
 # Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
 # it takes from random parameters.
-STUDY_STEPS = {"base": 4500, "cold_start": 400, "brpo": 240, "sft_copy": 250, "sft_route": 250}
+STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 200, "sft_route": 200}
 STUDY_QUESTIONS = 3000  # of the distillation
 
 

@@ -54,9 +54,8 @@ def key_words(response: str) -> tuple[KeyWord, ...]:
     sections = parse(response).sections
     caption = next((start for start, _ in told(response)), 0)
     conclusion = next((s.start + len("<CONCLUSION>") for s in sections if s.name == "CONCLUSION"), None)
-    if conclusion is None:
-        box = _BOX.search(response)
-        conclusion = None if box is None else box.end()
+    box = _BOX.search(response, conclusion or 0)
+    conclusion = conclusion if box is None else box.end()
     found = []
     first = _NAMING.search(response, caption)
     if first:

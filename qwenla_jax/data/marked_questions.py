@@ -55,7 +55,8 @@ def ask(
         draft = dataclasses.replace(draft, check=working)
     # The working stands where the base model has it: verdicts without it were not learned in hundreds of steps.
     reasoning = f"{caption_of(scene)}: {draft.glance}" if reflects and corrects else working
-    return write(scene, kind, draft, reasoning, reflects, corrects, style)
+    # The box is what makes the base model give its verdict again: a conclusion without it did not follow the reasoning.
+    return write(scene, kind, draft, reasoning, reflects, corrects, style, boxed=True)
 
 
 def _mark(things: Objects, rng: np.random.Generator) -> Draft:

@@ -95,7 +95,14 @@ def ask(
 
 
 def write(
-    scene: Scene, kind: str, draft: Draft, glance: str, reflects: bool, corrects: bool, style: str
+    scene: Scene,
+    kind: str,
+    draft: Draft,
+    glance: str,
+    reflects: bool,
+    corrects: bool,
+    style: str,
+    boxed: bool = False,
 ) -> SceneQuestion:
     """A question with the response that a draft tells.
 
@@ -106,10 +113,12 @@ def write(
       glance: the reasoning up to its verdict, in place of the draft's.
       reflects, corrects: whether there is a reflection, and whether it corrects the reasoning.
       style: as in `ask`.
+      boxed: whether the conclusion's answer is in a box, as a plain one's is.
     """
+    box = f"\\boxed{{{draft.answer}}}"
     if style == "plain":
         # The order of the structured one: from another, formats were not learned in hundreds of steps.
-        lines = draft.summary, caption_of(scene), f"{draft.check}: {draft.answer}", f"\\boxed{{{draft.answer}}}"
+        lines = draft.summary, caption_of(scene), f"{draft.check}: {draft.answer}", box
         response = "\n".join(lines)
         return SceneQuestion(kind, draft.question, draft.answer, response, True)
     sections = [
@@ -117,7 +126,7 @@ def write(
         ("CAPTION", caption_of(scene)),
         ("REASONING", f"{glance}: {draft.wrong if reflects and corrects else draft.answer}"),
         *([("REFLECTION", f"look again: {draft.check}: {draft.answer}")] if reflects else []),
-        ("CONCLUSION", draft.answer),
+        ("CONCLUSION", box if boxed else draft.answer),
     ]
     response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
     return SceneQuestion(kind, draft.question, draft.answer, response, not (reflects and corrects))

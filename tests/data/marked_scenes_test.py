@@ -79,7 +79,7 @@ def test_captions_and_what_is_corrected_name_no_marks(scenes, asked):
     named, guessed = 0, 0
     for scene, item in zip(scenes, asked, strict=True):
         match = GRAMMAR.fullmatch(item.response)
-        assert match and match[2] == item.answer
+        assert match and match[2] == f"\\boxed{{{item.answer}}}"
         caption = re.search("<CAPTION>(.*?)</CAPTION>", item.response)[1]
         assert sorted(caption.split(", ")) == sorted(f"{t.size} {t.color} {t.shape}" for t in scene.objects)
         reasoning = re.search("<REASONING>(.*?)</REASONING>", item.response)[1]

@@ -116,9 +116,9 @@ def test_plain_workings_name_all_marks(scenes):
 
 def test_responses_fit_the_embedded_tokenizer():
     tokenizer = Tokenizer.from_folder("qwenla_jax/assets/tiny")
-    for style in ("structured", "plain"):
+    for style, most in (("structured", 112), ("plain", 96)):
         source = scene_source("marked_scenes", 0, "train", N, 1.0, 1.0, style)
-        assert max(len(tokenizer.encode(source[i].response)) + 1 for i in range(N)) <= {"structured": 112, "plain": 96}[style]
+        assert max(len(tokenizer.encode(source[i].response)) + 1 for i in range(N)) <= most
 
 
 def test_sources_by_name():

@@ -44,8 +44,8 @@ _REPORT = flags.DEFINE_bool("report", False, "write DIR/report.html from what is
 STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
 # Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
 # it takes from random parameters.
-STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 200, "sft_route": 200}
-STUDY_QUESTIONS = 3000  # of the distillation
+STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 160, "sft_route": 160}
+STUDY_QUESTIONS = 2000  # of the distillation
 
 
 def config(name: str) -> Any:

@@ -19,15 +19,17 @@ from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.train.runtime import Runtime, Sampler
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 
+TIMED = 8  # batches of a system
+
 
 class Timed:
     """A sampler that notes how long each batch took, compilation left out.
 
-    A batch of new shapes is first sampled for nothing, then each batch twice, and the shorter time counts: what else a
-    machine does only ever adds.
+    A batch of new shapes is first sampled for nothing, then each of the first `TIMED` twice, and the shorter time
+    counts: what else a machine does only ever adds. The others are sampled once and not timed.
 
     Attributes:
-      seconds: wall time of each batch, in their order.
+      seconds: wall time of the first batches, in their order.
     """
 
     def __init__(self, sampler: Sampler) -> None:
@@ -38,6 +40,8 @@ class Timed:
         self, params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray
     ) -> Rollout:
         """As the sampler's own."""
+        if len(self.seconds) == TIMED:
+            return self._sampler(params, vision, prompts, step, sample_B)
         shapes = tuple(np.shape(x) for x in jax.tree.leaves((vision, prompts, sample_B)))
         if shapes not in self._shapes:
             jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
@@ -63,11 +67,12 @@ def score(
 
     Returns:
       scores as `evals.scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `refused`,
-      means a response, and `timing`: `rows` of a batch, `batch_s`, the wall time of each full one; and a line an
-      answer: question and response, `right`, `tokens` (of the response, its stop token included), `reflection_tokens`
-      (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their delimiters), `named`,
-      `invented` and `missed` objects, and `objects`, [token, right] for each that is named: the place in the response
-      of the token that ends it, from 0, and whether it is there, `details` and `wrong_details` (`said_details`).
+      means a response, and `timing`: `rows` of a batch, `batch_s`, the wall time of each full one among the first
+      `TIMED`; and a line an answer: question and response, `right`, `tokens` (of the response with its stop token),
+      `reflection_tokens` (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their
+      delimiters), `named`, `invented` and `missed` objects, and `objects`, [token, right] for each that is named: the
+      place in the response of the token that ends it, from 0, and whether it is there, `details` and `wrong_details`
+      (`said_details`).
     """
     timed = Timed(sampler)
     judged, lines = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from qwenla_jax.data.scenes import Scene, make_scene
 Split = Literal["cold_start", "train", "held_out"]
 _SPLIT_NUMBER: dict[str, int] = {"cold_start": 0, "held_out": 1, "train": 2}
 SCENES = 1_000_000  # scenes of one split; they are drawn when asked for
+_KEPT = 1024  # scenes, of about 20 kB; evaluations read the same ones again and again
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class Record:
 
 
 class SceneSource:
-    """Rendered scenes with a question each; drawn anew at every read, a pure function of (seed, split, index).
+    """Rendered scenes with a question each, a pure function of (seed, split, index).
 
     The three splits share no scene: BRPO trains on other scenes than the cold start did, and neither sees the held-out.
     """
 
     _name = "scene"
-    _make = staticmethod(make_scene)
+    _make = staticmethod(functools.lru_cache(_KEPT)(make_scene))
     _ask = staticmethod(ask)
 
     def __init__(
@@ -109,7 +111,7 @@ class MarkedSceneSource(SceneSource):
     """Rendered scenes whose objects bear marks that no caption names; otherwise as `SceneSource`."""
 
     _name = "marked-scene"
-    _make = staticmethod(make_marked_scene)
+    _make = staticmethod(functools.lru_cache(_KEPT)(make_marked_scene))
     _ask = staticmethod(marked_questions.ask)
 
 

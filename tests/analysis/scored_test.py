@@ -11,7 +11,7 @@ import tokenizers
 
 from qwenla_jax.analysis import pipeline
 from qwenla_jax.analysis.heat import key_words
-from qwenla_jax.analysis.scored import Timed
+from qwenla_jax.analysis.scored import TIMED, Timed
 from qwenla_jax.analysis.stages import Settings, System
 from qwenla_jax.analysis.study import collect
 from qwenla_jax.data.scene_questions import caption_of
@@ -147,6 +147,9 @@ def test_compilation_is_not_timed():
     for width in (3, 3, 5):
         timed({}, np.zeros(2), np.zeros((2, width)), 0, np.zeros(2))
     assert calls == [(2, 3)] * 5 + [(2, 5)] * 3 and len(timed.seconds) == 3
+    for _ in range(TIMED - 2):  # one more than are timed
+        timed({}, np.zeros(2), np.zeros((2, 3)), 0, np.zeros(2))
+    assert len(calls) == 8 + 2 * (TIMED - 3) + 1 and len(timed.seconds) == TIMED
 
 
 def test_the_curve_is_part_of_the_second_stage_alone(monkeypatch, tmp_path):

@@ -16,8 +16,15 @@ from qwenla_jax.train.optimizer import param_paths, trainable_labels, trained_pa
 from qwenla_jax.train.options import from_config_dict
 from qwenla_jax.train.runtime import build
 from qwenla_jax.train.sharding import replicated
-from qwenla_jax.train.stages import batch_layouts, brpo_sampler, gradient_of, make_reference, sample_parts
-from qwenla_jax.train.state import make_update, to_keep
+from qwenla_jax.train.stages import (
+    batch_layouts,
+    brpo_sampler,
+    gradient_of,
+    make_reference,
+    sample_parts,
+    update_program,
+)
+from qwenla_jax.train.state import to_keep
 from qwenla_jax.train.state import whole as whole_state
 
 
@@ -71,16 +78,17 @@ def replay(folder: Path) -> Replay:
     state = whole_state(capsule.read_state(folder, to_keep(abstract_state(params, optimizer, layouts), rules)), params)
     inputs = saved.inputs
     first = (reference,) if options.stage == "brpo" else ()
-    gradient, whole, batch = gradient_of(runtime), replicated(runtime.mesh), batch_layouts(runtime)
-    # The run's own program for the metrics: the gradient's alone could round in another way.
-    update = jax.jit(
-        make_update(gradient, optimizer), in_shardings=(layouts, *batch), out_shardings=(layouts, whole)
-    )
     moving = trained_part(runtime.layouts, trainable_labels(runtime.layouts, rules))
-    alone = jax.jit(gradient, in_shardings=(runtime.layouts, *batch), out_shardings=(moving, whole))
+    alone = jax.jit(
+        gradient_of(runtime),
+        in_shardings=(runtime.layouts, *batch_layouts(runtime)),
+        out_shardings=(moving, replicated(runtime.mesh)),
+    )
+    same_responses = _sampled_again(runtime, state.params, inputs) if options.stage == "brpo" else None
     with runtime.context():
-        _, metrics = update(state, *first, *inputs.batch, runtime.bias_V)
         grads, _ = alone(state.params, *first, *inputs.batch, runtime.bias_V)
+        # The run's own program, as any other may round in another way; last, as it overwrites the state.
+        _, metrics = update_program(runtime, optimizer, layouts)(state, *first, *inputs.batch, runtime.bias_V)
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = {
         name: float(1 - np.isfinite(np.asarray(leaf)).mean())
@@ -89,7 +97,7 @@ def replay(folder: Path) -> Replay:
     return Replay(
         step=inputs.step + 1,
         metrics={name: (saved.metrics[name], value) for name, value in metrics.items() if name in saved.metrics},
-        responses_equal=_sampled_again(runtime, state.params, inputs) if options.stage == "brpo" else None,
+        responses_equal=same_responses,
         not_finite={name: share for name, share in bad.items() if share},
     )
 

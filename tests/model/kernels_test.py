@@ -29,7 +29,6 @@ from qwenla_jax.model.qwen_vl import QwenVL
 from qwenla_jax.reattention.trigger import LookOptions
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 
-QUICK = {"xla_backend_optimization_level": 0}
 INTERPRETED = functools.partial(splash_attention, interpret=True)
 CUDNN = functools.partial(cudnn_attention, implementation="xla")
 
@@ -111,7 +110,7 @@ def run(compute, name, dtype):
         out = compute(q, keys)
         return jnp.sum(out.astype(jnp.float32) * weight), out
 
-    program = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=QUICK)
+    program = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (_, out), gradients = program(q, tuple((s.k, s.v) for s in segments))
     assert out.dtype == q.dtype and out.shape == q.shape
     return [np.asarray(x, np.float32) for x in (out, *jax.tree.leaves(gradients))]
@@ -161,7 +160,7 @@ def test_splash_in_bfloat16(name):
 def test_a_bias_that_splash_cannot_add_gives_nan_and_no_other_softmax():
     q, segments, _ = call("hidden")
     wrong = (segments[0], segments[1].replace(bias=segments[1].bias.at[1, 3].set(0.5)))
-    assert np.isnan(jax.jit(INTERPRETED, compiler_options=QUICK)(q, wrong)).all()
+    assert np.isnan(jax.jit(INTERPRETED)(q, wrong)).all()
 
 
 @pytest.mark.parametrize(
@@ -316,7 +315,7 @@ def test_a_model_with_the_kernel_computes_the_same(monkeypatch):
             counts = np.arange(10) < length[:, None]
             return jnp.sum(jnp.where(counts, logp, 0.0)), logp * counts
 
-        run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
         found.append(jax.device_get(run(params)))
         assert bool(calls) == (choice == "splash")
     assert {runs for _, runs in calls} == {1, 2} and {tokens for tokens, _ in calls} >= {16, 24}

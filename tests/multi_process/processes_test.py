@@ -31,7 +31,7 @@ def free_port():
 
 def begin(workdir, count, args):
     """The processes of a run, with two devices in all."""
-    flags = f"--xla_force_host_platform_device_count={2 // count} --xla_backend_optimization_level=0"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={2 // count}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     port = free_port()
     apart = ["--distributed", f"--coordinator=localhost:{port}", f"--num_processes={count}"] if count > 1 else []

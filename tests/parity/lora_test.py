@@ -22,7 +22,6 @@ from qwenla_jax.model.qwen_vl import logits_of
 
 SEED = 12  # two prompts, one of them with two pictures; four key/value heads
 RANK, ALPHA = 3, 5
-QUICK = {"xla_backend_optimization_level": 0}
 ALL_LINEAR = ("(decoder/layers|visual/(blocks|merger))/.*/kernel",)
 # Ours -> the module of transformers, written down here a second time. Query, key and value of the tower are one there.
 LAYERS = {
@@ -78,7 +77,7 @@ def released(module):
     return module.replace("model.language_model.", "model.").replace("model.visual.", "visual.") + ".weight"
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def logits(model, params, vision, prompts):
     return forward(model, params, vision, prompts)
 
@@ -149,7 +148,7 @@ def test_logits_and_gradients_are_pefts(pair):
         return sum(jnp.sum(found[q, : len(w)] * w) for q, w in enumerate(weights))
 
     own = lora.only_adapters(params)
-    grads = flatten_dict(jax.jit(jax.grad(weighed), compiler_options=QUICK)(own), sep="/")
+    grads = flatten_dict(jax.jit(jax.grad(weighed))(own), sep="/")
     want = flatten_dict(ours_from(their_adapters(theirs), own, lambda p: p.grad.numpy()), sep="/")
     qkv = [f"visual/blocks/attn/{part}/lora_a" for part in "qkv"]
     total = sum(np.asarray(grads[path]) for path in qkv)  # one A there, three here

@@ -27,7 +27,6 @@ SHUT = dataclasses.replace(COPY, mode="vision_only")
 # A block takes 4 to 12 slots: some prompts have room for two, some for one, some for none.
 TIGHT = dataclasses.replace(COPY, max_insertions=3, max_inserted_tokens=12)
 # Half the time to compile, and the same arithmetic.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
@@ -44,7 +43,7 @@ def moved():
 @functools.cache
 def sampler(look, temperature):
     options = SampleOptions(G, R, temperature, 1.0, (STOP, 95), look)
-    return jax.jit(functools.partial(sample, model()[0], options), compiler_options=QUICK)
+    return jax.jit(functools.partial(sample, model()[0], options))
 
 
 @functools.cache
@@ -54,7 +53,7 @@ def trainer(look, temperature):
             model()[0], params, vision, prompts, ids_BxR, BIAS, temperature, look, length_B, kept_BxExX
         )[0]
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 @functools.cache
@@ -64,7 +63,7 @@ def selector(look):
             model()[0], params, vision, prompts, ids_BxR, length_B, look, look.max_insertions
         )
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 @functools.cache

@@ -33,7 +33,6 @@ HIDING = dataclasses.replace(ROUTE, form="bias")
 SHUT = dataclasses.replace(COPY, mode="vision_only")
 FORMS = pytest.mark.parametrize("look", [ROUTE, HIDING], ids=["compact", "bias"])
 SGD = OptimOptions(learning_rate=1e-3, warmup_ratio=0.0, clip_norm=None)
-QUICK = {"xla_backend_optimization_level": 0}
 # Tags of a group's rows: none, one at the start, two side by side, one that stands last, more than the cap.
 TAGS = ([], [0], [3, 4], [2, 9], [1, 4, 6, 7], [5, 8])
 
@@ -166,7 +165,7 @@ def brpo_gradient(look):
     step = make_update(make_brpo_gradient(net, BrpoOptions(group_size=G), 8, look=look), optimizer)
     reference = jax.tree.map(lambda x: x * 1.02, params)
     batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged(strange_kept())))
-    step = jax.jit(step, compiler_options=QUICK)
+    step = jax.jit(step)
     return gradient_of(step, create(params, optimizer), reference, *batch)
 
 
@@ -185,7 +184,7 @@ def plain_brpo():
         )  # fmt: skip
         return value / B
 
-    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+    return jax.jit(jax.value_and_grad(loss))
 
 
 @FORMS
@@ -223,13 +222,13 @@ def plain_sft_gradient(routed):
     mask = np.arange(R) < length[:, None]
     kept = chosen() if routed else None
     loss = lambda p: -jnp.sum(plain_logprobs(p, kept) * mask)  # noqa: E731
-    return jax.device_get(jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(model()[1]))
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(model()[1]))
 
 
 @pytest.mark.parametrize("look", [COPY, ROUTE, HIDING], ids=["copy", "compact", "bias"])
 def test_sft_gradient_is_that_of_the_sequence_in_full(look):
     """What ROUTE keeps is computed within, and is what the definition says; inserted tokens carry no loss."""
-    run = jax.jit(jax.value_and_grad(sft_loss_of(look), has_aux=True), compiler_options=QUICK)
+    run = jax.jit(jax.value_and_grad(sft_loss_of(look), has_aux=True))
     (loss, (_, number)), gradient = run(model()[1])
     want, want_gradient = plain_sft_gradient(look is not COPY)
     assert number == case()[-1].sum()
@@ -238,7 +237,7 @@ def test_sft_gradient_is_that_of_the_sequence_in_full(look):
 
 
 def test_the_forced_token_carries_no_loss():
-    _, (_, number) = jax.jit(sft_loss_of(SHUT), compiler_options=QUICK)(model()[1])
+    _, (_, number) = jax.jit(sft_loss_of(SHUT))(model()[1])
     _, _, grids, ids, length = case()
     tags = [int((row[: n - 1] == OPEN).sum()) for row, n in zip(ids, length, strict=True)]
     forced = sum(min(n, most(grids, b)) for b, n in enumerate(tags))
@@ -258,7 +257,6 @@ def test_the_tag_is_predicted_by_what_stands_before_the_pictures():
     kept = np.repeat(kept, CAP, axis=1)
     run = jax.jit(
         lambda prompts: response_logprobs(net, params, vision, prompts, ids, BIAS, 1.0, COPY, length, kept)[0],
-        compiler_options=QUICK,
     )
     change = np.abs(np.asarray(run(prompts)) - np.asarray(run(other)))
     seen = 0
@@ -283,7 +281,7 @@ def test_parts_of_a_batch_with_insertions_add_up():
     ]
     parts = stack_parts([(*one[:2], answers[0]), (*two[:2], answers[1])])
     assert parts[1].block.source_QxX.shape == (2, 2, 12) and (parts[1].block.source_QxX[0, :, 6:] == -1).all()
-    step = jax.jit(make_update(make_sft_gradient(net, look=COPY), optimizer), compiler_options=QUICK)
+    step = jax.jit(make_update(make_sft_gradient(net, look=COPY), optimizer))
     blank = lambda n: parts[2].replace(length_B=np.where(np.arange(2)[:, None] == n, 0, parts[2].length_B))  # noqa: E731
     state = create(params, optimizer)
     (whole, metrics), (first, _), (second, _) = (
@@ -292,7 +290,7 @@ def test_parts_of_a_batch_with_insertions_add_up():
     n, m = (float(answer.length_B.sum()) for answer in answers)
     assert metrics["num_tokens"] == n + m
     assert_close(whole, jax.tree.map(lambda a, b: (n * a + m * b) / (n + m), first, second), 1e-5)
-    loss = jax.jit(lambda *b: look_sft_loss(net, params, *b, BIAS, COPY)[0], compiler_options=QUICK)
+    loss = jax.jit(lambda *b: look_sft_loss(net, params, *b, BIAS, COPY)[0])
     unpadded = loss(*one[:2], answers[0]) + loss(*two[:2], answers[1])
     np.testing.assert_allclose(metrics["loss"], unpadded / (n + m), rtol=1e-5)
 
@@ -305,7 +303,7 @@ def test_attention_mass_is_that_of_the_attention_matrices(look):
     kept = [[set(range(9))] * CAP] * B if look is COPY else strange_kept()
     slots = as_slots(kept) if look.inserts else None
     run = jax.jit(
-        lambda params: attention_mass(net, params, vision, prompts, ids, length, look, slots), compiler_options=QUICK
+        lambda params: attention_mass(net, params, vision, prompts, ids, length, look, slots)
     )
     mass = jax.device_get(run(params))
     visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))

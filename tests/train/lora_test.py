@@ -67,7 +67,6 @@ SMALL = RunOptions(
     lora=LoraOptions(rank=4, alpha=8.0, modules=ATTENTION),
 )
 TAGS = ((r"decoder/(embed/embedding|lm_head/kernel)", "tags"), (".*", "train"))
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def lines(workdir):
@@ -99,7 +98,6 @@ def test_step_0_is_the_base_model_bit_for_bit(dtype):
     vision, prompts = questions(2)
     forward = jax.jit(
         lambda p: model.apply({"params": p}, vision, prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP),
-        compiler_options=QUICK,
     )
     base, first = forward(params), forward(more)
     np.testing.assert_array_equal(np.asarray(base, np.float32), np.asarray(first, np.float32))
@@ -203,8 +201,8 @@ def test_an_update_moves_the_adapters_and_nothing_else(rules):
     batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, tokens))
     bias = forbidden_bias(VOCAB, VOCAB, [IMAGE])
     gradient = make_sft_gradient(model, rules)
-    step = jax.jit(make_update(gradient, optimizer), compiler_options=QUICK)
-    grads = flatten_dict(jax.jit(gradient, compiler_options=QUICK)(more, *batch, bias)[0], sep="/")
+    step = jax.jit(make_update(gradient, optimizer))
+    grads = flatten_dict(jax.jit(gradient)(more, *batch, bias)[0], sep="/")
     assert set(grads) == set(own | also)
     new = state
     for _ in range(3):
@@ -224,7 +222,7 @@ def test_an_update_moves_the_adapters_and_nothing_else(rules):
     if rules is not TAGS:
         theirs = optax.adamw(1e-2, options.b1, options.b2, options.eps, weight_decay=0.1)
         by_hand, memory = own, theirs.init(own)
-        at = jax.jit(gradient, compiler_options=QUICK)
+        at = jax.jit(gradient)
         for _ in range(3):
             whole = lora.joined(more, unflatten_dict(by_hand, sep="/"))
             updates, memory = theirs.update(flatten_dict(at(whole, *batch, bias)[0], sep="/"), memory, by_hand)

@@ -119,8 +119,8 @@ DRAWINGS = (
     Drawing(
         "Figure 7",
         fg.figure_7,
-        "Accuracy over BRPO steps: greedy answers to the same held-out questions, with Wilson's 95% interval over all "
-        "seeds' answers, and of the responses sampled in training.",
+        "Accuracy over BRPO steps: greedy answers to the same held-out questions, others and fewer than table A's, with "
+        "Wilson's 95% interval over all seeds' answers, and of the responses sampled in training.",
         "a line chart of accuracy over BRPO steps, held-out and while training",
     ),
     Drawing(

@@ -53,7 +53,7 @@ td.verdict{white-space:nowrap;font-weight:600}
 .holds,.yes{color:#00527f}.fails,.no{color:#a64200}.unknown,.not-judged{color:#555}
 .note{font-size:.9em;color:#444}h1,h2,h3,caption{break-after:avoid}
 .missing{background:var(--soft);border-left:4px solid #999;padding:.4rem .8rem}
-.case{break-inside:avoid;border-top:1px solid var(--line);padding:.4rem 0}
+.case{break-inside:avoid;border-top:1px solid var(--line);padding:.4rem 0}h2+.case{border-top:0}
 .case>div{display:flex;gap:1rem;align-items:flex-start}.case img{border:1px solid var(--line);flex:none}
 dl{margin:0}dt{font-weight:600;margin-top:.4rem}dd{margin:0;overflow-wrap:anywhere}
 .tag{color:#666;font:.8em ui-monospace,monospace}mark{background:#fbe6c5;border-left:3px solid #d18f00;padding:0 .2em}
@@ -119,8 +119,8 @@ DRAWINGS = (
     Drawing(
         "Figure 7",
         fg.figure_7,
-        "Accuracy over BRPO steps: greedy answers to the same held-out questions, others and fewer than table A's, with "
-        "Wilson's 95% interval over all seeds' answers, and of the responses sampled in training.",
+        "Accuracy over BRPO steps: greedy answers to the same held-out questions, others and fewer than table A's, "
+        "with Wilson's 95% interval over all seeds' answers, and of the responses sampled in training.",
         "a line chart of accuracy over BRPO steps, held-out and while training",
     ),
     Drawing(

@@ -1,8 +1,9 @@
 """MMBench and MMStar: questions with lettered options.
 
-Paper, evaluation: MMBench-V1.1 (English) and MMStar; accuracy. An answer is read as VLMEvalKit does where it asks no
-language model: exactly one option's letter as a word of its own, else exactly one option's text. What names none, or
-two, is wrong and is counted.
+Paper, evaluation: MMBench-V1.1 (English) and MMStar; accuracy. An answer is read as VLMEvalKit does (August 2025 and
+later) where it asks no language model: exactly one option's letter as a word of its own among the last four, else the
+letter behind "answer is", else exactly one option's text. What names none, or two, is wrong and is counted. MMStar's
+own scorer looks at the first letter alone; that figure is told too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ ROTATION = 1_000_000  # MMBench's rotations of question i have the numbers i + R
 _LETTERS = "ABCDEFGH"
 _MARKS = re.compile(r"[.()\[\],:;!*#{}]")
 _INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")
-_ARTICLE_FROM = 4  # words; in an answer of so many a lone "A" may be the article
+_LAST_WORDS = 4
+_ANSWER_IS = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+_FAILED = "Failed to obtain answer via API"  # what VLMEvalKit writes where a model did not answer
+_DECLINED = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 
 
 def read_letter(text: str, options: Mapping[str, str]) -> str | None:
@@ -29,13 +38,37 @@ def read_letter(text: str, options: Mapping[str, str]) -> str | None:
       text: the answer.
       options: letter -> text.
     """
-    words = _MARKS.sub(" ", text).split()
-    named = [letter for letter in options if letter in words]
-    if len(named) == 1 and not (named == ["A"] and len(words) >= _ARTICLE_FROM):
-        return named[0]
+    if any(phrase in text for phrase in _DECLINED):
+        return None
+    if _FAILED not in text:
+        words = _MARKS.sub(" ", text).split()
+        named = [letter for letter in options if letter in words]
+        if len(named) == 1 and words.index(named[0]) >= len(words) - _LAST_WORDS:
+            return named[0]
+        if not named and "Z" in words:  # there: none of the options
+            return None
+        said = _ANSWER_IS.search(text)
+        if said and said[1].upper() in options:
+            return said[1].upper()
     lower = text.lower()
+    if len(lower) > 2 * sum(map(len, options.values())):
+        return None
     held = [letter for letter, option in options.items() if option.strip() and option.lower() in lower]
     return held[0] if len(held) == 1 else None
+
+
+def first_letter(text: str) -> str | None:
+    """The option whose letter an answer begins with, as MMStar's own scorer reads it; None for other beginnings.
+
+    Args:
+      text: the answer; "(B) ...", "option b" and "The answer is B" count as beginnings too.
+    """
+    start = text.lower().strip().replace("\n", " ")
+    for lead in ("", "(", "option ", "the answer is "):
+        letter = start.removeprefix(lead)[:1].upper() if start.startswith(lead) else ""
+        if letter and letter in _LETTERS:
+            return letter
+    return None
 
 
 def choice_ids(row: Row) -> tuple[str, ...]:
@@ -150,13 +183,23 @@ def submission(answers: Sequence[Answer]) -> list[dict[str, str]]:
 
 
 def score_mmstar(answers: Sequence[Answer], settings: Settings) -> Result:
-    """Micro accuracy, and that of the categories. (lmms-eval's mean over 18 categories is another number.)"""
+    """Micro accuracy, that of the categories, and micro accuracy by MMStar's own reading of answers.
+
+    lmms-eval's mean over 18 categories is another number.
+    """
     rows = _judged(answers)
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for one, row in zip(answers, rows, strict=True):
         by_kind[one.item.kind].append(bool(row["right"]))
     right = sum(map(sum, by_kind.values()))
+    first = sum(one.given and first_letter(one.text) == one.item.answer for one in answers)
     figures = {"accuracy": Figure.of_counts(right, len(rows))}
+    figures["accuracy by first letter"] = Figure.of_counts(first, len(rows))
     figures |= {f"accuracy/{kind}": Figure.of_counts(sum(each), len(each)) for kind, each in by_kind.items()}
-    counts = {"right": right, "questions": len(rows), "naming_no_single_option": sum(r["read"] is None for r in rows)}
-    return Result("mmstar", figures, counts, {"naming_no_single_option": "wrong"}, tuple(rows))
+    counts = {"right": right, "right_by_first_letter": first, "questions": len(rows)}
+    counts["naming_no_single_option"] = sum(r["read"] is None for r in rows)
+    notes = {
+        "naming_no_single_option": "wrong",
+        "accuracy": "answers read as VLMEvalKit does without a language model; by first letter: MMStar's own scorer",
+    }
+    return Result("mmstar", figures, counts, notes, tuple(rows))

@@ -1,11 +1,12 @@
-"""MMBench and MMStar. Oracle: hand-computed scores; openpyxl reads the sheet back."""
+"""MMBench and MMStar. Oracles: what VLMEvalKit's and MMStar's own code read in these answers; hand-computed scores;
+openpyxl reads the sheet back. `beside_official.py` asks that code about thousands of real answers."""
 
 import json
 
 import pytest
 
 from launch import evaluate
-from qwenla_jax.evals.choices import inline_options, read_letter
+from qwenla_jax.evals.choices import first_letter, inline_options, read_letter
 from qwenla_jax.evals.registry import score_files
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "4"}
@@ -19,13 +20,23 @@ OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "4"}
         ("The answer is C.", "C"),
         ("A or B", None),
         ("A cat is there, red", "A"),  # the article; the text decides
-        ("A cat sits there", None),
+        ("A cat sits there", "A"),  # among the last four words
+        ("A cat sits over there", None),
+        ("B is what I think", None),
+        ("the answer is **d**, since A and B differ", "D"),
+        ("The correct answer is B, though A is red", "B"),
+        ("the answer is E", None),
         ("It is RED", "A"),
         ("light green", None),  # holds "green" too
         ("not A, not C", None),
         ("AB", None),
         ("", None),
         ("a", None),
+        ("Z, so red", None),  # none of the options
+        ("Cannot determine the answer, red", None),
+        ("Failed to obtain answer via API. B", None),
+        ("red " * 20, None),  # more than twice as long as all options
+        ("between red and 4", None),
     ],
 )
 def test_letter_by_hand(text, read):
@@ -92,5 +103,25 @@ def test_mmstar_by_hand(tmp_path):
     figures = score_files("mmstar", [tmp_path / "said.json"]).figures
     assert figures["accuracy"].value == pytest.approx(200 / 3)  # not 75, the mean of the categories
     assert figures["accuracy/y"].value == 50.0
+    assert figures["accuracy by first letter"].value == pytest.approx(200 / 3)  # "blue" begins with a b
     assert inline_options("no options: B: x") == {}
     assert inline_options("Options: A: 1, 2, B: 3\nC: 4") == {"A": "1, 2", "B": "3", "C": "4"}
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("B", "B"),
+        ("b: blue", "B"),
+        (" (c) red", "C"),
+        ("Option D", "D"),
+        ("The answer is A.", "A"),
+        ("Because it is C", "B"),  # as there
+        ("the correct answer is A", None),
+        ("(", None),
+        ("", None),
+        ("1", None),
+    ],
+)
+def test_first_letter_by_hand(text, read):
+    assert first_letter(text) == read

@@ -112,6 +112,19 @@ def test_pro_configs_and_their_mean(tmp_path):
     assert "overall" not in alone.figures and "give both" in alone.notes["overall"]
 
 
+def test_pro_question_that_nobody_can_answer_counts(tmp_path):
+    """As it is published: the options stand in a list within the list, so that the right letter is none of them."""
+    row = {"id": "validation_Accounting_29", "options": "[['A', 'B', 'Not enough information']]", "answer": "B"}
+    path = tmp_path / "model_vision_cot.jsonl"
+    path.write_text(json.dumps(row | {"response": "Answer: B"}))
+    result = score_files("mmmu_pro", [path])
+    assert result.figures["accuracy/vision"].value == 0.0 and result.counts["whose_right_letter_is_no_option"] == 1
+    for odd, told in (({"answer": "blue"}, "'blue'; expected a letter"), ({"options": "[]"}, "holds no options")):
+        path.write_text(json.dumps(row | odd | {"response": "B"}))
+        with pytest.raises(ValueError, match=told):
+            score_files("mmmu_pro", [path])
+
+
 def test_parquet_questions(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow

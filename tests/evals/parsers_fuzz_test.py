@@ -11,7 +11,7 @@ import time
 import pytest
 
 from qwenla_jax.evals.chair import mentions, read_synonyms
-from qwenla_jax.evals.choices import inline_options, read_letter
+from qwenla_jax.evals.choices import first_letter, inline_options, read_letter
 from qwenla_jax.evals.latex_values import DEADLINE_S, same_values
 from qwenla_jax.evals.mathvision import mathvision_answer, same_text
 from qwenla_jax.evals.mmhal import rating
@@ -48,6 +48,7 @@ PARSERS = {
     "mmmu_pro": lambda text: choice(text, OPTIONS, pro=True) in (None, *OPTIONS),
     "mmmu_open": lambda text: bool(open_candidates(text)) and open_right(text, text[:20]) in (True, False),
     "letters": lambda text: read_letter(text, OPTIONS) in (None, *OPTIONS) and isinstance(inline_options(text), dict),
+    "first_letter": lambda text: first_letter(text) in (None, *"ABCDEFGH"),
     "mathvision": lambda text: same_text(mathvision_answer(text), "\\frac{1}{2}") in (True, False, None),
     "mmhal": lambda text: rating(text) in (None, *range(7)),
     "chair": lambda text: set(mentions(text, SYNONYMS)) <= set(SYNONYMS.object_of.values()),
@@ -68,7 +69,7 @@ def test_random_answers(name):
 
 @pytest.mark.parametrize(
     "part",
-    ["is ", "so so ", "1,", "1,234", "oxed{", "{", "=", "A ", "(A)", "' ", "\n", "\\frac1", "a. ", "--", "toilet "],
+    ["is ", "so so ", "1,", "1,234", "oxed{", "{", "=", "A ", "(A)", "' ", "\n", "\\frac1", "a. ", "--", "toilet ", "answer is *"],
 )
 def test_long_answers(part):
     text = part * (20_000 // len(part))

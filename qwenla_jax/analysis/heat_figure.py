@@ -57,6 +57,8 @@ def figure_5(study: Study, number: int = 0) -> Figure:
         for axis, (_, label) in zip(axes[:, 0], ROWS, strict=True):
             axis.set_ylabel(label, fontsize=10)
             axis.imshow(image, **over)
+        text = seed.systems[BASE].texts[index]
+        figure.suptitle(f"{text['question']} Right answer: {text['answer']}", fontsize=9.5)
         axes[0, 0].set_title("picture", fontsize=8.5)
         for column, part in zip(axes[:, 1:].T, WORDS, strict=True):
             cells = [100 * total(maps[name][part]) for name, _ in ROWS]

@@ -104,8 +104,8 @@ DRAWINGS = (
         figure_5,
         "Attention over the picture when key words are written, mean over layers and heads, for one question: the "
         "original model, text-only reflection, COPY and ROUTE. A square is a visual token; attention on its copies is "
-        "added to it. Each column has its own scale. Below each map: its word and its sum. The "
-        "question: the first that all four name key words for and COPY answers right.",
+        "added to it. Each column has its own scale. Below each map: its word and its sum. Chosen: the first question "
+        "that all four name key words for and COPY answers right.",
         "a grid of heat maps over one scene: rows are systems, columns are key words",
         "png",
     ),
@@ -131,7 +131,7 @@ DRAWINGS = (
         "two line charts: attention on visual tokens by token of the answer for text-only, COPY and ROUTE",
     ),
     Drawing(
-        "Figure S",
+        "Figure m",
         fg.figure_sweep,
         "The m sweep of table 5: (a) accuracy and (b) wall time an answer, over text-only reflection (m = 0), with 95% "
         "intervals (over questions; over batches); the paper's at 7B on MMMU beside it.",

@@ -104,10 +104,13 @@ def decide(found: Estimate, sign: int) -> str:
 
 
 def written(value: float, unit: str) -> str:
-    """A difference with its sign."""
+    """A difference with its sign, without one where it rounds to zero."""
     if not math.isfinite(value):
         return "-"
-    return {"points": f"{100 * value:+.1f} points", "%": f"{100 * value:+.1f}%"}.get(unit, f"{value:+.2f}")
+    scale, places = (100, 1) if unit in ("points", "%") else (1, 2)
+    rounded = round(scale * value, places)
+    number = f"{rounded:+.{places}f}" if rounded else f"{0:.{places}f}"
+    return number + {"points": " points", "%": "%"}.get(unit, "")
 
 
 def bounds(found: Estimate, unit: str) -> str:

@@ -112,6 +112,8 @@ def test_figure_5(study):
     assert len(drawn) == 12
     np.testing.assert_allclose(drawn[0], [[2, 4], [6, 8]])  # percent, the original and its copy together
     assert "20% in all" in figure.axes[1].get_xlabel()
+    asked = study.seeds[0].systems[COPY].texts[0]
+    assert figure.get_suptitle() == f"{asked['question']} Right answer: {asked['answer']}"
     with pytest.raises(StudyError, match="3 questions have maps .* number 7"):
         figure_5(study, 7)
 
@@ -197,7 +199,7 @@ def test_the_page_is_self_contained(study, tmp_path):
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     assert all(len(attrs["alt"]) > 20 for attrs in images)
     figures = [attrs["id"] for tag, attrs in page.tags if tag == "figure"]
-    assert figures == [f"figure-{n}" for n in ("1", "2", "5", "6", "7", "9", "s")]
+    assert figures == [f"figure-{n}" for n in ("1", "2", "5", "6", "7", "9", "m")]
     tables = [tag for tag, _ in page.tags if tag == "caption"]
     assert len(tables) == 1 + len(tb.TABLES) and "missing" in text and "seed_2 is not finished" in page.text
     assert page.text.count("The reflection corrects the reasoning") == 2
@@ -215,7 +217,7 @@ def test_the_page_is_self_contained(study, tmp_path):
 def test_what_is_missing_is_said(tmp_path):
     folder = write_run(tmp_path / "seed_0", systems=(BASE, TEXT), base={"maps": heat(0)})
     page = Page(report_html(collect([folder])))
-    for name in ("Figure 5", "Figure 9", "Figure S", "Ablation table", "Examples"):
+    for name in ("Figure 5", "Figure 9", "Figure m", "Ablation table", "Examples"):
         assert f"{name} is not here: no evaluation of" in page.text, name
     assert "in seed_0/evaluate" in page.text and str(tmp_path) not in page.text
     assert "were not judged" in page.text

@@ -8,7 +8,7 @@ from studies import line, look, records, write_run
 
 from qwenla_jax.analysis.statistics import Estimate
 from qwenla_jax.analysis.study import BASE, COLD, COPY, ROUTE, TEXT, VISION, ZERO, collect
-from qwenla_jax.analysis.verdicts import FAILS, HOLDS, NOT_JUDGED, UNKNOWN, decide, verdicts
+from qwenla_jax.analysis.verdicts import FAILS, HOLDS, NOT_JUDGED, UNKNOWN, decide, verdicts, written
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,19 @@ def test_hallucination_by_length(tmp_path):
 def test_times_of_other_batches(tmp_path):
     write_run(tmp_path, systems=(TEXT, COPY), copy={"batch_s": (0.5, 0.5)})
     assert "not timed in the same batches" in judged(collect([tmp_path]))["11a"].reason
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0153, "points", "+1.5 points"),
+        (-0.0004, "points", "0.0 points"),
+        (0.0004, "points", "0.0 points"),
+        (-0.0006, "points", "-0.1 points"),
+        (-0.004, "", "0.00"),
+        (0.5, "%", "+50.0%"),
+        (math.nan, "points", "-"),
+    ],
+)
+def test_differences_as_they_are_written(value, unit, text):
+    assert written(value, unit) == text

@@ -75,7 +75,7 @@ def test_random_answers(name):
 
 @pytest.mark.parametrize(
     "part",
-    'is |so so |1,|1,234|oxed{|{|=|A |(A)|\' |\n|\\frac1|a. |--|toilet |answer is *'.split("|"),
+    "is |so so |1,|1,234|oxed{|{|=|A |(A)|' |\n|\\frac1|a. |--|toilet |answer is *".split("|"),
 )
 def test_long_answers(part):
     text = part * (20_000 // len(part))

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = "qwenla_jax"
 # Data flows down this list: a file imports from its own group and from those above it.
 GROUPS = (
+    "utils",
     "config",
     "types",
     "text",

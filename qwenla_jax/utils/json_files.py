@@ -1,0 +1,93 @@
+"""Reading JSON that others wrote: whatever it holds, a value or one `ValueError` that names the place.
+
+The parser of the standard library lets three things through that the rest of a program trips over: nesting that ends in
+`RecursionError` (at parsing, or later where the value is copied or written), files that are not files (a pipe hangs, a
+device never ends), and files too large to be what they claim.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+# Nothing that is read here nests deeper than 20; Python's own recursion limit is 1,000.
+MAX_DEPTH = 100
+MAX_BYTES = 4 << 30
+
+
+def loads(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+      text: UTF-8 bytes or text; a byte-order mark in front is skipped.
+      where: what to call the text in errors: a file, or a file and a line.
+
+    Raises:
+      ValueError: it is not JSON, not UTF-8, holds a number too long to read, or nests deeper than `MAX_DEPTH`.
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(decoded.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+        # Most texts have fewer brackets than that, and need no walk.
+        deep = decoded.count("[") + decoded.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH)
+    except RecursionError:
+        deep = True
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if deep:
+        raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep; expected JSON that people or programs write")
+    return value
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: as in `loads`, or it is no regular file, or larger than max_bytes.
+      OSError: it cannot be read.
+    """
+    return loads(read_bytes(path, max_bytes), str(path))
+
+
+def read_object(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError: as in `read_json`; ValueError too where it holds something else.
+    """
+    value = read_json(path, max_bytes)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file of bounded size; nothing else is opened.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no regular file (a pipe, a device, a folder), or larger than max_bytes.
+      OSError: it cannot be read.
+    """
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path}: not a regular file")
+    if found.st_size > max_bytes:
+        raise ValueError(f"{path}: {found.st_size:,} bytes; at most {max_bytes:,} are read")
+    return Path(path).read_bytes()
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects nest deeper than `depth`; without recursion."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(depth):
+        inner = (each for outer in level for each in (outer.values() if isinstance(outer, dict) else outer))
+        level = [each for each in inner if isinstance(each, dict | list)]
+    return bool(level)

@@ -1,0 +1,47 @@
+"""Oracle: the standard library's parser where it copes; what it cannot cope with is written out by hand."""
+
+import json
+import os
+
+import pytest
+
+from qwenla_jax.utils import json_files
+
+
+def test_what_the_standard_library_reads():
+    value = {"a": [1, 2.5, None, True, "\u00e9\ud83d\ude00"], "b": {"c": []}}
+    for text in (json.dumps(value), json.dumps(value, indent=1).encode(), "\ufeff" + json.dumps(value)):
+        assert json_files.loads(text, "x") == value
+
+
+@pytest.mark.parametrize("depth", [100, 101, 900, 200_000])
+@pytest.mark.parametrize("pair", ["[]", ("{\"a\":", "}")])
+def test_depth(depth, pair):
+    text = pair[0] * depth + ("1" if pair[0] != "[" else "") + pair[1] * depth
+    if depth <= json_files.MAX_DEPTH:
+        json_files.loads(text, "f")
+    else:
+        with pytest.raises(ValueError, match="f:3: nested more than 100 deep"):
+            json_files.loads(text, "f:3")
+
+
+@pytest.mark.parametrize("text", ["", "[" * 200_000, "{", b"\xff", "1" * 5000, "nul", '{"a": 1} {"a": 2}'])
+def test_refused_by_name(text):
+    with pytest.raises(ValueError, match="^f:1: "):
+        json_files.loads(text, "f:1")
+
+
+def test_files(tmp_path):
+    (tmp_path / "a.json").write_text('{"x": 1}')
+    (tmp_path / "list.json").write_text("[]")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(40 << 30)
+    assert json_files.read_object(tmp_path / "a.json") == {"x": 1}
+    with pytest.raises(FileNotFoundError, match="none.json: no such file"):
+        json_files.read_json(tmp_path / "none.json")
+    for name, what in {"list.json": "holds a list", "pipe": "not a regular file", "large": "at most", ".": "not a re"}.items():
+        with pytest.raises(ValueError, match=what):
+            json_files.read_object(tmp_path / name)
+    with pytest.raises(ValueError, match="/dev/zero: not a regular file"):
+        json_files.read_json("/dev/zero")

@@ -171,7 +171,7 @@ class Official:
 
     @torch.no_grad()
     def greedy(self, q, tokens, bias_V, share=None):
-        """Greedy continuation, the pictures given again as soon as a tag comes; no cache. ROUTE where share is given."""
+        """Greedy continuation, the pictures given again as soon as a tag comes; no cache; ROUTE with a share."""
         response = []
         for _ in range(tokens):
             # The tag that comes last has no block of its own yet when the next token is predicted: it gets it first.

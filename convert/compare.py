@@ -132,6 +132,7 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
     from qwenla_jax.data.collate import collate_prompts, make_buckets
     from qwenla_jax.model.hf_io import load_params
     from qwenla_jax.model.qwen_vl import QwenVL, logits_of
+    from qwenla_jax.utils.compiler_options import accepted
 
     example, settings, layout = _example(folder, record)
     tokens = len(example.ids_T)
@@ -146,13 +147,14 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
     states: dict[int, np.ndarray] = {}
     # A CPU computes bfloat16 in float32; left to itself XLA converts all layers at once, before the loop over them.
     passes = ("while-loop-invariant-code-motion", "while-loop-expensive-invariant-code-motion")
-    unhurried = {"xla_disable_hlo_passes": ",".join(passes)}
+    on_cpu = jax.default_backend() == "cpu"
+    unhurried = accepted({"xla_disable_hlo_passes": ",".join(passes)}) if on_cpu else {}
     for n in depths:
         model = QwenVL(dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=n)))
         own = jax.tree.map(lambda x, n=n: x if len(x) == n else x[:n], layers)
         tree = params | {"decoder": params["decoder"] | {"layers": own}}
 
-        @functools.partial(jax.jit, compiler_options=unhurried if jax.default_backend() == "cpu" else None)
+        @functools.partial(jax.jit, compiler_options=unhurried)
         def run(params: Any, model: Any = model) -> tuple[Any, Any, Any]:
             visual = model.apply({"params": params}, vision, method="encode")
             x = model.apply({"params": params}, prompts.ids_QxP, prompts.visual_QxP, visual, method="embed")

@@ -29,7 +29,7 @@ SHUT = dataclasses.replace(COPY, mode="vision_only")
 TIGHT = dataclasses.replace(COPY, max_insertions=3, max_inserted_tokens=12)
 # How XLA compiles by itself, where the tests' faster way (conftest.py) is another: programs for other numbers of rows
 # then round alike, within 1e-6. Releases without the option have no other way.
-ROUND_ALIKE = {"xla_cpu_use_fusion_emitters": True}
+ROUND_ALIKE = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +113,7 @@ def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
     weight_BxN = jnp.sum(jnp.exp(logits_BxWxN - logits_BxWxN.max((1, 2), keepdims=True)), axis=1)
     group_B = drawn(weight_BxN, uniform_Bx2[:, 0])
     own_BxW = jnp.take_along_axis(logits_BxWxN, group_B[:, None, None], axis=2)[..., 0]
+    own_BxW = nn.with_logical_constraint(own_BxW, ("batch", "tokens"))  # whole, with the rows, on every device
     return drawn(jnp.exp(own_BxW - own_BxW.max(-1, keepdims=True)), uniform_Bx2[:, 1]) * N + group_B
 
 

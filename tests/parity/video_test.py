@@ -203,7 +203,8 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     loaded = qwenla_jax.load(folder, dtype="float32")
     model, params, tok, processor = loaded.model, loaded.params, loaded.tokenizer, loaded.processor
     v = model.config.vision
-    layout = PictureLayout(v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size, v.tokens_per_second)
+    sizes = (v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size, v.tokens_per_second)
+    layout = PictureLayout(*sizes)
     frames = np.stack([np.asarray(make_scene(3, 5, index).image) for index in range(40)])
     picture = make_scene(3, 5, 99).image
     ours = Record("clip", (picture,), "How many objects are there?", "", None, "", videos=(Clip(frames, 2.0),))
@@ -218,9 +219,11 @@ def test_a_long_clip_from_the_record_to_the_last_token():
         "video_grid_thw": torch.tensor([[20, 8, 8]]),
         "second_per_grid_ts": torch.tensor([1.0]),
     }
-    typed = lambda ids: {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | {  # noqa: E731
-        "mm_token_type_ids": torch.nn.functional.pad(torch.from_numpy(kinds.astype(np.int32)), (0, ids.shape[1] - n))[None]
-    }
+
+    def typed(ids):
+        types = np.pad(kinds, (0, ids.shape[1] - n)).astype(np.int32)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.from_numpy(types)}
+
     ids = torch.from_numpy(example.ids_T[None].astype(np.int64))
     places = {key: value for key, value in inputs.items() if not key.startswith("pixel")}
     pos, delta = official.model.get_rope_index(**typed(ids), **places)
@@ -247,9 +250,7 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     asked = dataclasses.replace(ours, response=tok.decode(out[0, n:].tolist()))
     trained = to_sft_example(asked, tok, processor, layout)
     assert trained.pos_Tx3[n].tolist() == [example.next_pos] * 3
-    _, logits = _forward(
-        model, params, vision, prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP
-    )
+    _, logits = _forward(model, params, vision, prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP)
     np.testing.assert_allclose(np.asarray(logits)[0, :n], theirs[:n], atol=TOLERANCE * theirs.std(), rtol=0)
     moved = prompts.replace(next_pos_Q=prompts.next_pos_Q + beyond)
     other = run(params, vision, moved, bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))

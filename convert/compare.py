@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 _HF = flags.DEFINE_string("hf", None, "Hugging Face folder, read by transformers", required=True)
 _FLAX = flags.DEFINE_string("flax", None, "folder, read by this package", required=True)
 _IMAGE = flags.DEFINE_string("image", None, "a picture; default: coloured noise")
@@ -30,6 +32,7 @@ def main(argv: list[str]) -> None:
     """Runs both and prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     try:
         difference = compare(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 # For programs that run for milliseconds: a small BRPO run took 37 s of processor time with none of the two, 25 with the
 # first, 40 with the second and 13 with both. What is computed stays the same but for the rounding of sums.
 COMPILE_FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
@@ -26,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Flags that stand in XLA_FLAGS already are kept and come last, so that they win.
     """
+    skip_without_tpu()
     if not hasattr(config, "workerinput"):
         flags = COMPILE_FAST if runs_with(COMPILE_FAST) else [flag for flag in COMPILE_FAST if runs_with([flag])]
         os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()

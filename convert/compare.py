@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 _HF = flags.DEFINE_string("hf", None, "Hugging Face folder, read by transformers", required=True)
 _FLAX = flags.DEFINE_string("flax", None, "folder, read by this package", required=True)
 _IMAGE = flags.DEFINE_string("image", None, "a picture; default: coloured noise")
@@ -30,6 +32,7 @@ def main(argv: list[str]) -> None:
     """Runs both and prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     try:
         difference = compare(
@@ -132,6 +135,7 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
     from qwenla_jax.data.collate import collate_prompts, make_buckets
     from qwenla_jax.model.hf_io import load_params
     from qwenla_jax.model.qwen_vl import QwenVL, logits_of
+    from qwenla_jax.utils.compiler_options import accepted
 
     example, settings, layout = _example(folder, record)
     tokens = len(example.ids_T)
@@ -146,13 +150,14 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
     states: dict[int, np.ndarray] = {}
     # A CPU computes bfloat16 in float32; left to itself XLA converts all layers at once, before the loop over them.
     passes = ("while-loop-invariant-code-motion", "while-loop-expensive-invariant-code-motion")
-    unhurried = {"xla_disable_hlo_passes": ",".join(passes)}
+    on_cpu = jax.default_backend() == "cpu"
+    unhurried = accepted({"xla_disable_hlo_passes": ",".join(passes)}) if on_cpu else {}
     for n in depths:
         model = QwenVL(dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=n)))
         own = jax.tree.map(lambda x, n=n: x if len(x) == n else x[:n], layers)
         tree = params | {"decoder": params["decoder"] | {"layers": own}}
 
-        @functools.partial(jax.jit, compiler_options=unhurried if jax.default_backend() == "cpu" else None)
+        @functools.partial(jax.jit, compiler_options=unhurried)
         def run(params: Any, model: Any = model) -> tuple[Any, Any, Any]:
             visual = model.apply({"params": params}, vision, method="encode")
             x = model.apply({"params": params}, prompts.ids_QxP, prompts.visual_QxP, visual, method="embed")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 _SRC = flags.DEFINE_string("src", None, "Hugging Face folder of a Qwen2.5-VL", required=True)
 _DST = flags.DEFINE_string("dst", None, "folder to make", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", None, ("float32", "bfloat16", "float16"), "type to store; default: its own")
@@ -32,6 +34,7 @@ def main(argv: list[str]) -> None:
     """Plans, then converts."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     from tqdm import tqdm
 
     from qwenla_jax.config import ModelConfig

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 _SRC = flags.DEFINE_string("src", None, "folder of convert/from_hf.py, or of a training run", required=True)
 _DST = flags.DEFINE_string("dst", None, "folder to make", required=True)
 _STEP = flags.DEFINE_integer("step", None, "of a training run: the checkpoint; default: the newest", lower_bound=0)
@@ -24,6 +26,7 @@ def main(argv: list[str]) -> None:
     """Looks what the source is, and writes it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     from tqdm import tqdm
 

@@ -15,6 +15,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line (`None`: that of the process). Bad values end the process with a message."""
@@ -38,6 +40,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints."""
     args = parse_arguments(argv)
+    skip_without_tpu()
     from qwenla_jax.train.options import RunOptions, from_config_dict
     from qwenla_jax.train.schema import ConfigError, to_dict
 

@@ -40,6 +40,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 if TYPE_CHECKING:
     from bench_ours import Ours
 
@@ -198,6 +200,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints. Returns the exit status: 1 where something compiled after warm-up."""
     args = parse_arguments(argv)
+    skip_without_tpu()
     if args.suite == "gpu":  # the peer's model lies on the same device
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax  # and the rest after the check: a wrong flag is refused at once

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from qwenla_jax.distill.options import DistillOptions, from_config_dict
 from qwenla_jax.distill.take_back import correct
 from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
+from qwenla_jax.utils.libtpu import skip_without_tpu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/distill.py or configs/distill.py:PRESET")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> None:
     """Checks everything that can be checked cheaply, then runs."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     workdir = Path(_WORKDIR.value or Path("runs") / "distill").absolute()
     if _TAKE_BACK.value is not None:
         if _CONFIG.value is not None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from qwenla_jax.evals.registry import read_answers, score_answers, tasks
 from qwenla_jax.evals.task import CONCLUSION, FALLBACK, MISSING, UNKNOWN, Answer, Settings
+from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,6 +71,7 @@ def _add_generation(group: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Scores and prints; 2 where something cannot be scored."""
     args = parse_arguments(argv)
+    skip_without_tpu()
     try:
         return _run(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:

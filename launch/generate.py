@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 MODES = ("none", "copy", "route", "vision_only")
 
 
@@ -140,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Checks flags and files before anything heavy, asks, prints. Exits with 2 where an argument cannot be used."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    skip_without_tpu()
     from qwenla_jax.model.hf_io import EMBEDDED  # from here on jax is loaded
 
     folder = EMBEDDED if args.model == "tiny" else Path(args.model)

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 if TYPE_CHECKING:
     from qwenla_jax.analysis.stages import Settings
 
@@ -130,6 +132,7 @@ def main(argv: list[str]) -> None:
     """Checks the command line and runs what is missing."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     workdir = Path(_WORKDIR.value).absolute()
     if _SEEDS.value is not None and not _STUDY.value:
         raise app.UsageError("--seeds is of a study; expected --study beside it")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 _CAPSULE = flags.DEFINE_string("capsule", None, "folder of the capsule", required=True)
 
 
@@ -18,6 +20,7 @@ def main(argv: list[str]) -> None:
     """Reads, computes, tells."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     from qwenla_jax.train.replay import replay
 

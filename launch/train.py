@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from qwenla_jax.train.options import RunOptions, from_config_dict
 from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
+from qwenla_jax.utils.libtpu import skip_without_tpu
 
 _AGAINST = flags.DEFINE_multi_string("against", [], "with --check_data: an evaluation to compare with, too; repeatable")
 _CHECK_DATA = flags.DEFINE_bool(
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
     """Checks everything that can be checked cheaply, then runs."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     try:
         options = from_config_dict(_CONFIG.value)

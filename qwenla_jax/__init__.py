@@ -19,6 +19,10 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Imports a public function when it is first asked for."""
+    if name in __all__:
+        from qwenla_jax.utils.libtpu import skip_without_tpu
+
+        skip_without_tpu()
     if name in ("load", "save"):
         from qwenla_jax.model import hf_io
 

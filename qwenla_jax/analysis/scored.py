@@ -12,10 +12,10 @@ from qwenla_jax.analysis.heat import token_at
 from qwenla_jax.data.sources import SceneSource
 from qwenla_jax.evals.scenes import judge_answer, said_details, said_objects, summarise
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.token_counts import reflection_tokens
 from qwenla_jax.train.evaluate import answer
 from qwenla_jax.train.intervals import wilson
-from qwenla_jax.train.rollout import texts_of
+from qwenla_jax.train.rollout import responses_of
 from qwenla_jax.train.runtime import Runtime, Sampler
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 
@@ -82,7 +82,8 @@ def score(
         r = batch.rollout
         full += len(batch.records) == rows
         inserted_tokens_B = np.asarray(r.kept_BxExX).sum((1, 2)).tolist()
-        for row, (record, text) in enumerate(zip(batch.records, texts_of(r, tok), strict=False)):
+        for row, (record, said_ids) in enumerate(zip(batch.records, responses_of(r), strict=False)):
+            text = tok.decode(said_ids)
             caption = source.caption(len(lines))
             one = judge_answer(text, record.answer, record.kind, caption)
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
@@ -94,8 +95,7 @@ def score(
                 | {"kind": record.kind, "right": one.right, "well_formed": one.well_formed}
                 | {"inserted": int(r.inserted_B[row]), "refused": int(r.refused_B[row])}
                 | {"tokens": len(ids), "inserted_tokens": inserted_tokens_B[row], "reflections": one.reflections}
-                # The tags are single tokens that nothing merges with, so this is their count within the response.
-                | {"reflection_tokens": sum(len(tok.encode_plain(s.text)) for s in parse(text).reflections)}
+                | {"reflection_tokens": sum(reflection_tokens(said_ids, tok))}
                 | {"named": one.named, "invented": one.invented, "missed": one.missed}
                 | {"details": details, "wrong_details": wrong_details}
                 | {"objects": [[token_at(ids, thing.end - 1, tok), thing.right] for thing in said]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -30,33 +29,7 @@ def mrope_positions(
     Raises:
       ValueError: the visual tokens in `ids` are not one consecutive run of rows * cols for each picture.
     """
-    ids_T = np.asarray(ids)
-    if ids_T.ndim != 1:
-        raise ValueError(f"ids must have one axis, got the shape {ids_T.shape}")
-    is_visual_T = ids_T == image_token_id
-    found, wanted = int(is_visual_T.sum()), sum(rows * cols for rows, cols in grids)
-    if found != wanted:
-        raise ValueError(f"ids hold {found} visual tokens but the pictures {list(grids)} have {wanted}")
-    pos_Tx3 = np.empty((len(ids_T), 3), np.int32)
-    at = next_pos = 0
-    visual_at = np.flatnonzero(is_visual_T)
-    used = 0
-    for number, (rows, cols) in enumerate(grids):
-        start, count = int(visual_at[used]), rows * cols
-        if visual_at[used + count - 1] != start + count - 1:
-            raise ValueError(f"the {count} visual tokens of picture {number} do not stand side by side in ids")
-        text = np.arange(start - at, dtype=np.int32)
-        pos_Tx3[at:start] = text[:, None] + next_pos
-        next_pos += len(text)
-        i, j = np.divmod(np.arange(count, dtype=np.int32), cols)
-        pos_Tx3[start : start + count, 0] = next_pos
-        pos_Tx3[start : start + count, 1] = next_pos + i
-        pos_Tx3[start : start + count, 2] = next_pos + j
-        next_pos += max(rows, cols)
-        at, used = start + count, used + count
-    rest = np.arange(len(ids_T) - at, dtype=np.int32)
-    pos_Tx3[at:] = rest[:, None] + next_pos
-    return pos_Tx3, next_pos + len(rest)
+    return visual_positions(ids, image_token_id, -1, grids, 1.0)
 
 
 @dataclass(frozen=True)
@@ -91,35 +64,34 @@ def visual_positions(
     video_token_id: int,
     grids: Sequence[tuple[int, int] | VideoGrid],
     tokens_per_second: float,
-    after_video: Literal["transformers", "released"] = "transformers",
 ) -> tuple[np.ndarray, int]:
     """The (time, row, column) position of every token, of pictures and videos.
 
     As `mrope_positions`; visual token (i, j) of step k of a video stands at
     (p + floor(k * tokens_per_second * second_per_grid), p + i, p + j), in float32 as transformers computes it.
 
-    Where the text after a video stands, two rules are in use; they agree while a video's last time is below
-    max(rows, cols). "transformers": at p + max(rows, cols), though later steps may lie beyond, as transformers 5.23
-    does. "released": past the largest position of the video on any axis, as Qwen2.5-VL's own training code and earlier
-    versions of transformers do. By both, what is generated goes on past the largest position of all.
+    The text after a video stands at p + max(rows, cols), though later steps may lie beyond, as transformers 5.23 has it
+    for prompts. (Earlier versions, and Qwen2.5-VL's own training code, put it past the largest position of the video.)
+
+    What is generated goes on behind the last token, as transformers' `generate` does and as `get_rope_index` has it for
+    a prompt with its response: so a response is trained on at the positions that it is sampled at. The rope delta that
+    transformers returns beside a prompt's positions would begin past the largest position of all; `generate` does not
+    use it, and where a late step of a video lies beyond the text it is another position.
 
     Args:
       ids: [T], token ids.
       image_token_id, video_token_id: the ids that stand for one visual token of a picture and of a video.
       grids: (rows, cols) of each picture and a `VideoGrid` of each video, in the order of the sequence.
       tokens_per_second: the vision config's.
-      after_video: the rule.
 
     Returns:
       pos_Tx3: int32, the positions.
       next_pos: the position of the token after the last, the same on all three axes; 0 for no tokens at all.
 
     Raises:
-      ValueError: an unknown rule, or the visual tokens in `ids` are not one consecutive run of the right kind and
-        length for each picture and video.
+      ValueError: the visual tokens in `ids` are not one consecutive run of the right kind and length for each picture
+        and video.
     """
-    if after_video not in ("transformers", "released"):
-        raise ValueError(f"after_video must be 'transformers' or 'released', got {after_video!r}")
     ids_T = np.asarray(ids)
     if ids_T.ndim != 1:
         raise ValueError(f"ids must have one axis, got the shape {ids_T.shape}")
@@ -141,12 +113,12 @@ def visual_positions(
         if is_video:
             interval = np.float32(tokens_per_second) * np.float32(grid.second_per_grid)
             step = (step.astype(np.float32) * interval).astype(np.int32)
-        block = pos_Tx3[start : start + count] = p + np.stack([step, row, col], axis=-1)
-        p = int(block.max()) + 1 if is_video and after_video == "released" else p + max(rows, cols)
+        pos_Tx3[start : start + count] = p + np.stack([step, row, col], axis=-1)
+        p += max(rows, cols)
         at, used = start + count, used + count
     if used < len(visual_at):
         raise ValueError(
             f"ids hold {len(visual_at)} visual tokens but the pictures and videos {list(grids)} have {used}"
         )
     pos_Tx3[at:] = np.arange(p, p + len(ids_T) - at, dtype=np.int32)[:, None]
-    return pos_Tx3, int(pos_Tx3.max(initial=-1)) + 1
+    return pos_Tx3, p + len(ids_T) - at

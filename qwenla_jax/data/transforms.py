@@ -81,9 +81,8 @@ def _to_example(
         response = encode_response(record.response, tok) if with_response else []
         ids_T = np.array(prompt + response, np.int32)
         grids = [*((frame.rows, frame.cols) for frame in frames), *(clip.grid for clip in clips)]
-        # By the other rule the first token of a response would stand elsewhere when trained on than when sampled.
         pos_Tx3, next_pos = visual_positions(
-            ids_T, tok.ids.image_pad, tok.ids.video_pad, grids, layout.tokens_per_second, after_video="released"
+            ids_T, tok.ids.image_pad, tok.ids.video_pad, grids, layout.tokens_per_second
         )
     except ValueError as error:
         raise ValueError(f"record {record.id!r}: {error}") from error

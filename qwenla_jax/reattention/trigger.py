@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,22 @@ TEXT_ONLY = LookOptions()
 def kept_tokens(options: LookOptions, block: PictureBlock) -> jax.Array:
     """How many of each prompt's visual tokens an insertion shows: all, or ceil(share * all). int32 [Q]."""
     tokens_Q = jnp.sum(jnp.asarray(block.tokens_QxN), axis=1)
-    # In float32 a share like 0.1 is a little more than a tenth: 0.1 * 30 is 3 tokens and not 4.
-    return jnp.ceil(options.share * tokens_Q - 1e-3).astype(jnp.int32) if options.selects else tokens_Q
+    if not options.selects:
+        return tokens_Q
+    # No floating-point product gives the ceiling for every share and number of tokens: a table of exact ones does.
+    share = exact_share(options.share)
+    kept = [math.ceil(share * tokens) for tokens in range(block.source_QxX.shape[1] + 1)]
+    return jnp.asarray(kept, jnp.int32)[tokens_Q]
+
+
+def exact_share(share: float) -> Fraction:
+    """The number that was written: 0.1 is a tenth, though the float is a little more, and 1 / 3 a third.
+
+    It is the fraction with a denominator up to a million that rounds to this float. There is at most one; where there
+    is none, it is the float's shortest decimal.
+    """
+    fraction = Fraction(share).limit_denominator(10**6)
+    return fraction if float(fraction) == share else Fraction(repr(float(share)))
 
 
 def inserted_slots(options: LookOptions, block: PictureBlock) -> jax.Array:
@@ -94,7 +109,7 @@ def most_slots(options: LookOptions, block: PictureBlock | None) -> int:
     if block is None or not options.inserts:
         return 0
     X, N = block.source_QxX.shape[1], block.tokens_QxN.shape[1]
-    return X if not options.selects or options.hides else min(X, math.ceil(options.share * X) + 2 * N)
+    return X if not options.selects or options.hides else min(X, math.ceil(exact_share(options.share) * X) + 2 * N)
 
 
 def allowed_insertions(options: LookOptions, prompts: PromptBatch) -> jax.Array:

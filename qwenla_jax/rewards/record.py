@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
+from qwenla_jax.utils.json_files import loads
+
 
 @dataclass(frozen=True)
 class RewardRecord:
@@ -17,8 +19,8 @@ class RewardRecord:
       answer: the right answer.
       kind: the question's type as its source names it, "" where it has none.
       response: the generated text without the stop token that ended it; any string. Control tokens inside it are text.
-      reflection_tokens: number of tokens in each reflection, its tags excluded, in the order of
-        `text.sections.parse(response).reflections`.
+      reflection_tokens: number of generated tokens in each reflection, its tags excluded, in the order of
+        `text.sections.parse(response).reflections`. Encoding the text again may give another number.
       num_tokens: number of tokens in the response, the stop token included.
       finished: True where a stop token ended the response, False where it was cut off at the limit.
       options: the texts of options A, B, C, ... where the question has them.
@@ -49,7 +51,7 @@ class RewardRecord:
         Raises:
           ValueError: the line is not such a record; the message names the field.
         """
-        values = json.loads(line)
+        values = loads(line, "reward record")
         names = [field.name for field in fields(cls)]
         if not isinstance(values, dict) or sorted(values) != sorted(names):
             got = sorted(values) if isinstance(values, dict) else type(values).__name__

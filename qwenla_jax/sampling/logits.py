@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,43 +43,92 @@ def token_keys(seed: jax.Array, step: jax.Array, sample_B: jax.Array, token_B: j
 
 
 def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
-    """Hides all but the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
-    order_BxV = jnp.flip(jnp.sort(logits_BxV, axis=-1), axis=-1)
-    p_BxV = jax.nn.softmax(order_BxV, axis=-1)
-    # A token stays while the mass before it is below top_p; the first always stays.
-    kept_BxV = jnp.cumsum(p_BxV, axis=-1) - p_BxV < top_p
-    least_B = jnp.min(jnp.where(kept_BxV, order_BxV, jnp.inf), axis=-1)
-    return jnp.where(logits_BxV >= least_B[:, None], logits_BxV, HIDDEN)
+    """Hides all but the smallest set of most likely tokens whose probabilities sum to at least `top_p`.
+
+    As transformers: what is hidden are the least likely tokens whose sum is at most 1 - top_p, of equal ones those of
+    the lower ids first.
+    """
+    order_BxV = jnp.sort(logits_BxV, axis=-1)
+    sum_BxV = jnp.cumsum(jax.nn.softmax(order_BxV, axis=-1), axis=-1)
+    hidden_B = jnp.sum(sum_BxV[:, :-1] <= 1 - top_p, axis=-1)
+    least_Bx1 = jnp.take_along_axis(order_BxV, hidden_B[:, None], axis=-1)
+    equal_BxV = logits_BxV == least_Bx1
+    less_B = jnp.sum(logits_BxV < least_Bx1, axis=-1)
+    kept_BxV = equal_BxV & (jnp.cumsum(equal_BxV, axis=-1) > (hidden_B - less_B)[:, None])
+    return jnp.where((logits_BxV > least_Bx1) | kept_BxV, logits_BxV, HIDDEN)
 
 
-def inverse_cdf(logits_BxV: jax.Array, uniform_B: jax.Array, shards: int = 1) -> jax.Array:
-    """The token at which the cumulative distribution passes `uniform_B` in [0, 1): one random number a token.
+def uniforms(keys_B: jax.Array) -> jax.Array:
+    """Two random numbers a key, float32 [B, 2] in [0, 1].
 
-    Adding Gumbel noise would need V random numbers a token, which cost more than a small model does.
+    Of 64 random bits each, rounded: near 0 they lie as close as float32 numbers do, 2**-64 apart at the least, where
+    those of `jax.random.uniform` are 2**-23 apart everywhere.
+    """
+    bits_Bx2x2 = jax.vmap(lambda key: jax.random.bits(key, (2, 2), jnp.uint32))(keys_B).astype(jnp.float32)
+    return bits_Bx2x2[..., 0] * 2.0**-32 + bits_Bx2x2[..., 1] * 2.0**-64
+
+
+def rising_sums(weight_BxN: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights from the smallest on, and their sums up to each. Both float32 [B, N].
+
+    So a small weight is added to a sum of its own size, and is off by about N * 2**-22 of itself at the most.
+    """
+    order_BxN = jnp.sort(weight_BxN, axis=-1)
+    return order_BxN, jnp.cumsum(order_BxN, axis=-1)
+
+
+def drawn(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """An index with the probability of its weight, never one of weight 0. int32 [B].
+
+    Small weights belong to random numbers near 0, which lie close enough, see `uniforms`.
+    """
+    order_BxN, sum_BxN = rising_sums(weight_BxN)
+    passed_BxN = sum_BxN > uniform_B[:, None] * sum_BxN[:, -1:]
+    # A random number of 1 passes none and takes the last.
+    rank_Bx1 = jnp.where(passed_BxN.any(-1), jnp.argmax(passed_BxN, axis=-1), weight_BxN.shape[1] - 1)[:, None]
+    value_Bx1 = jnp.take_along_axis(order_BxN, rank_Bx1, axis=-1)
+    turn_Bx1 = rank_Bx1 - jnp.sum(weight_BxN < value_Bx1, axis=-1, keepdims=True)
+    equal_BxN = weight_BxN == value_Bx1
+    return jnp.argmax(equal_BxN & (jnp.cumsum(equal_BxN, axis=-1) > turn_Bx1), axis=-1).astype(jnp.int32)
+
+
+def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
+    """A token with the probability that its logit gives it: one of N groups first, then one of its W tokens.
+
+    A sum over the whole vocabulary would be off by more than many a token's probability, and such tokens would never
+    come; Gumbel noise would need V random numbers a token, which cost more than a small model does. Group n is the
+    tokens n, n + N, n + 2 N, ... So of a vocabulary that is split over devices (over a power of two, at most W) each
+    has its share of every group: only sums of groups and one group's logits are exchanged.
 
     Args:
       logits_BxV: float32.
-      uniform_B: float32 in [0, 1).
-      shards: equal runs of V that lie on different devices; each is summed on its own, and only the ends of the runs
-        meet. Where there are several, sums are rounded in another order than where there is one.
+      uniform_Bx2: as `uniforms` makes them.
 
     Returns:
-      int32 [B], never a token whose probability is 0.
+      int32 [B], never a token that is hidden.
     """
-    p_BxV = jnp.exp(logits_BxV - logits_BxV.max(-1, keepdims=True))
-    B, V = p_BxV.shape
-    within_BxNxW = jnp.cumsum(p_BxV.reshape(B, shards, V // shards), axis=-1)
-    ends_BxN = jnp.cumsum(within_BxNxW[..., -1], axis=-1)
-    before_BxN = jnp.pad(ends_BxN[:, :-1], [(0, 0), (1, 0)])
-    sum_BxV = (before_BxN[..., None] + within_BxNxW).reshape(B, V)
-    # Rounding may leave the sum not quite monotonic and its end not quite reached: a hidden token is never taken.
-    passed_BxV = (sum_BxV > uniform_B[:, None] * ends_BxN[:, -1:]) & (p_BxV > 0)
-    token_B = jnp.argmax(passed_BxV, axis=-1)
-    return jnp.where(passed_BxV.any(-1), token_B, jnp.argmax(p_BxV, axis=-1)).astype(jnp.int32)
+    W, N = group_sizes(logits_BxV.shape[1])
+    logits_BxV = jnp.pad(logits_BxV, [(0, 0), (0, W * N - logits_BxV.shape[1])], constant_values=HIDDEN)
+    logits_BxWxN = logits_BxV.reshape(-1, W, N)
+    weight_BxN = jnp.sum(jnp.exp(logits_BxWxN - logits_BxWxN.max((1, 2), keepdims=True)), axis=1)
+    group_B = drawn(weight_BxN, uniform_Bx2[:, 0])
+    own_BxW = jnp.take_along_axis(logits_BxWxN, group_B[:, None, None], axis=2)[..., 0]
+    own_BxW = nn.with_logical_constraint(own_BxW, ("batch", "tokens"))  # whole, with the rows, on every device
+    return drawn(jnp.exp(own_BxW - own_BxW.max(-1, keepdims=True)), uniform_Bx2[:, 1]) * N + group_B
+
+
+def group_sizes(vocab_size: int) -> tuple[int, int]:
+    """Tokens W of a group and groups N for `draw`, by the vocabulary alone: W is a power of two near its root.
+
+    One that divides the vocabulary, if that leaves no more than 16 W groups: then nothing need be moved to pad it.
+    """
+    near = 2 ** round(math.log2(vocab_size) / 2)
+    W = math.gcd(vocab_size, near)
+    return (W, vocab_size // W) if vocab_size // W <= 16 * W else (near, -(-vocab_size // near))
 
 
 def choose(
-    logits_BxV: jax.Array, bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array, shards: int = 1
+    logits_BxV: jax.Array, bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
 
@@ -87,7 +138,6 @@ def choose(
       temperature: 0 takes the most likely token.
       top_p: 1 samples from the whole distribution.
       keys_B: one key a row.
-      shards: see `inverse_cdf`.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
@@ -98,6 +148,6 @@ def choose(
         token_B = jnp.argmax(logits_BxV, axis=-1)
     else:
         open_BxV = logits_BxV if top_p >= 1 else nucleus(logits_BxV, top_p)
-        token_B = inverse_cdf(open_BxV, jax.vmap(jax.random.uniform)(keys_B), shards)
+        token_B = draw(open_BxV, uniforms(keys_B))
     chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(logits_BxV, axis=-1)

@@ -30,7 +30,6 @@ class SampleOptions:
       stop_ids: any of these ends a response.
       look: whether and how a reflection looks at the pictures again.
       shards: equal runs of rows that lie on different devices; rows of one run only are served together.
-      vocab_shards: equal runs of the vocabulary that lie on different devices.
     """
 
     group_size: int
@@ -40,7 +39,6 @@ class SampleOptions:
     stop_ids: tuple[int, ...]
     look: LookOptions = TEXT_ONLY
     shards: int = 1
-    vocab_shards: int = 1
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -124,7 +122,7 @@ def sample(
     def one_token(state: SampleState) -> SampleState:
         logits_BxV = logits_of(params, state.hidden_BxD)
         keys_B = token_keys(seed, step, sample_B, state.length_B)
-        ids_B, logp_B = choose(logits_BxV, bias_V, options.temperature, options.top_p, keys_B, options.vocab_shards)
+        ids_B, logp_B = choose(logits_BxV, bias_V, options.temperature, options.top_p, keys_B)
         active_B = state.live_B & ~state.waiting_B
         forced_B = active_B & state.closing_B
         ids_B = jnp.where(forced_B, look.close_id, ids_B)

@@ -12,7 +12,7 @@ from qwenla_jax.data.sources import Record
 from qwenla_jax.rewards.pool import RewardError, RewardPool
 from qwenla_jax.rewards.record import RewardRecord
 from qwenla_jax.rewards.total import RewardScores, RewardSettings
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.token_counts import reflection_tokens
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.losses import advantages
 from qwenla_jax.train.options import BrpoOptions, RunOptions
@@ -106,13 +106,18 @@ def reward_pool(options: RunOptions) -> RewardPool:
     )
 
 
+def responses_of(rollout: Rollout) -> list[list[int]]:
+    """Ids of the responses, without the stop token."""
+    ids_BxR, length_B, stopped_B = (np.asarray(x) for x in (rollout.ids_BxR, rollout.length_B, rollout.stopped_B))
+    ends = length_B - stopped_B.astype(length_B.dtype)
+    return [ids[:end].tolist() for ids, end in zip(ids_BxR, ends, strict=True)]
+
+
 def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
     """Responses as text, without the stop token. Control tokens inside a response stay visible: between sections they
     break its format, within one they are part of what it says.
     """
-    ids_BxR, length_B, stopped_B = (np.asarray(x) for x in (rollout.ids_BxR, rollout.length_B, rollout.stopped_B))
-    ends = length_B - stopped_B.astype(length_B.dtype)
-    return [tokenizer.decode(ids[:end].tolist()) for ids, end in zip(ids_BxR, ends, strict=True)]
+    return [tokenizer.decode(ids) for ids in responses_of(rollout)]
 
 
 def judge(
@@ -128,12 +133,13 @@ def judge(
     Args:
       rollouts: the parts, in the records' order.
       records: the questions; G rows answer each.
-      tokenizer: turns tokens to text, and counts the tokens of a reflection.
+      tokenizer: turns tokens to text.
       pool: where the rewards are computed.
       settings: the pool's.
       options: how rewards become advantages, and which responses are trained on.
     """
-    texts = [text for rollout in rollouts for text in texts_of(rollout, tokenizer)]
+    responses = [ids for rollout in rollouts for ids in responses_of(rollout)]
+    texts = [tokenizer.decode(ids) for ids in responses]
     length_B = np.concatenate([np.asarray(r.length_B) for r in rollouts])
     stopped_B = np.concatenate([np.asarray(r.stopped_B) for r in rollouts])
     group_size = len(texts) // len(records)
@@ -145,13 +151,12 @@ def judge(
             answer=record.answer,
             kind=record.kind,
             response=text,
-            # The tags are single tokens that nothing merges with, so this is their count within the response.
-            reflection_tokens=tuple(len(tokenizer.encode_plain(s.text)) for s in parse(text).reflections),
+            reflection_tokens=reflection_tokens(ids, tokenizer),
             num_tokens=int(length),
             finished=bool(stopped),
             options=record.options,
         )
-        for record, text, length, stopped in zip(asked, texts, length_B, stopped_B, strict=True)
+        for record, ids, text, length, stopped in zip(asked, responses, texts, length_B, stopped_B, strict=True)
     ]
     # Each process computes some of them; a reward that fails in one of them has then failed for all.
     scores = [one for part in gather(pool.score(wanted[share(len(wanted))])) for one in part]

@@ -206,7 +206,6 @@ class Runtime:
 
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
         """Sampling with this run's response length and stop tokens."""
-        tensor = self.mesh.shape["tensor"]
         return SampleOptions(
             group_size,
             self.options.data.max_response_tokens,
@@ -215,7 +214,6 @@ class Runtime:
             self.tokenizer.ids.stop(),
             self.look(),
             self.row_shards,
-            tensor if self.model.config.text.vocab_size % tensor == 0 else 1,
         )
 
     def look(self) -> LookOptions:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qwenla_jax.data.images import PictureLayout, ProcessorSettings, picture_to_patches
-from qwenla_jax.data.positions import VideoGrid, mrope_positions, visual_positions
+from qwenla_jax.data.positions import VideoGrid, visual_positions
 from qwenla_jax.data.video import video_to_patches
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -108,17 +108,18 @@ def _official_positions(ids, grids, tokens_per_second):
     torch.nn.Module.__init__(model)
     vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second)
     model.config = SimpleNamespace(vision_config=vision)
-    ids = torch.tensor([ids])
     pictures = [[1, g[0] * 2, g[1] * 2] for g in grids if not isinstance(g, VideoGrid)]
     videos = [g for g in grids if isinstance(g, VideoGrid)]
-    pos, delta = model.get_rope_index(
+    # With a token more: of the sequence, not the delta, which is another thing.
+    ids = torch.tensor([[*ids, 1]])
+    pos, _ = model.get_rope_index(
         ids,
         (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
         image_grid_thw=torch.tensor(pictures) if pictures else None,
         video_grid_thw=torch.tensor([[g.steps, g.rows * 2, g.cols * 2] for g in videos]) if videos else None,
         second_per_grid_ts=torch.tensor([g.second_per_grid for g in videos]) if videos else None,
     )
-    return pos[:, 0].T.numpy(), int(delta[0]) + ids.shape[1]
+    return pos[:, 0, :-1].T.numpy(), int(pos[0, 0, -1])
 
 
 def _mixed(rng, number):
@@ -157,26 +158,13 @@ def test_long_videos_equal_transformers():
         )
 
 
-def test_without_a_video_they_are_the_pictures_positions():
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        grids = [tuple(int(n) for n in rng.integers(1, 6, 2)) for _ in range(seed % 4)]
-        ids = [7] + [i for rows, cols in grids for i in [*[IMAGE] * (rows * cols), 7]]
-        for rule in ("transformers", "released"):
-            ours, expected = visual_positions(ids, IMAGE, VIDEO, grids, 2, rule), mrope_positions(ids, IMAGE, grids)
-            np.testing.assert_array_equal(ours[0], expected[0])
-            assert ours[1] == expected[1]
-
-
-def test_both_rules_by_hand():
+def test_the_rule_by_hand():
     """The example in the docstring of transformers: 3 steps of 2x2, 25 positions a second, 2 seconds a step."""
     ids, grid = [VIDEO] * 12 + [5, 5], VideoGrid(3, 2, 2, 2.0)
-    pos, next_pos = visual_positions(ids, IMAGE, VIDEO, [grid], 25, "released")
+    pos, next_pos = visual_positions(ids, IMAGE, VIDEO, [grid], 25)
     assert pos[:12, 0].tolist() == [0] * 4 + [50] * 4 + [100] * 4
     assert pos[:4, 1].tolist() == [0, 0, 1, 1] and pos[:4, 2].tolist() == [0, 1, 0, 1]
-    assert pos[12:].tolist() == [[101] * 3, [102] * 3] and next_pos == 103
-    pos, next_pos = visual_positions(ids, IMAGE, VIDEO, [grid], 25)
-    assert pos[12:].tolist() == [[2] * 3, [3] * 3] and next_pos == 101
+    assert pos[12:].tolist() == [[2] * 3, [3] * 3] and next_pos == 4
 
 
 @pytest.mark.parametrize(
@@ -196,10 +184,8 @@ def test_wrong_ids_are_refused(ids, grids, message):
         visual_positions(ids, IMAGE, VIDEO, grids, 2)
 
 
-def test_wrong_grids_and_rules_are_refused():
+def test_wrong_grids_are_refused():
     with pytest.raises(ValueError, match="a step, a row and a column"):
         VideoGrid(0, 1, 1)
     with pytest.raises(ValueError, match="second_per_grid"):
         VideoGrid(1, 1, 1, 0.0)
-    with pytest.raises(ValueError, match="after_video"):
-        visual_positions([1], IMAGE, VIDEO, [], 2, "both")

@@ -6,7 +6,8 @@ The programs are the run's own. What they send between devices is checked too, s
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.pop("XLA_FLAGS", None)  # compiled as by itself
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses  # noqa: E402
@@ -42,6 +43,7 @@ from qwenla_jax.train.sharding import param_shardings  # noqa: E402
 from qwenla_jax.train.stages import make_reference, update_program  # noqa: E402
 from qwenla_jax.train.start import kernels_to_adapt  # noqa: E402
 from qwenla_jax.train.state import create, state_shardings  # noqa: E402
+from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 Q, G, R, E, RATE = 8, 2, 8, 2, 1e-3
 
@@ -136,7 +138,7 @@ def compute(way, sizes, devices):
     numbers = np.arange(Q * G, dtype=np.uint32)
     inputs = (params, vision, prompts, runtime.bias_V, np.uint32(0), np.uint32(0), numbers)
     with runtime.context():
-        sampler = runtime.sampling_program(runtime.sample_options(G, 1.0)).lower(*inputs).compile(QUICK)
+        sampler = runtime.sampling_program(runtime.sample_options(G, 1.0)).lower(*inputs).compile(accepted(QUICK))
         rollout = sampler(*inputs)
         optimizer = make_optimizer(options.optim, 10, params)
         states = state_shardings(params, runtime.layouts, optimizer, runtime.mesh)
@@ -152,7 +154,7 @@ def compute(way, sizes, devices):
         )
         batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged))
         arguments = (state, make_reference(runtime, params), *batch, runtime.bias_V)
-        update = update_program(runtime, optimizer, states).lower(*arguments).compile(QUICK)
+        update = update_program(runtime, optimizer, states).lower(*arguments).compile(accepted(QUICK))
         new, metrics = update(*arguments)
     first = new.opt_state.inner_states["train"].inner_state[1][0].mu
     traffic.check_layouts(new, states, first, runtime)

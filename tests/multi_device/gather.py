@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ.pop("XLA_FLAGS", None)  # compiled as by itself
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -15,6 +16,7 @@ import numpy as np  # noqa: E402
 from qwenla_jax.train.fit.hlo import collectives  # noqa: E402
 from qwenla_jax.train.options import DataOptions, EvalOptions, MeshOptions, RunOptions  # noqa: E402
 from qwenla_jax.train.runtime import build, make_run_source  # noqa: E402
+from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 options = RunOptions(
     data=DataOptions(batch_size=4, max_response_tokens=8),
@@ -33,7 +35,7 @@ for once in (False, True):
     own = dataclasses.replace(runtime, options=dataclasses.replace(options, mesh=mesh))
     with own.context():
         compiled = own.sampling_program(sampling).lower(*inputs).compile(
-            compiler_options={"xla_backend_optimization_level": 0}
+            compiler_options=accepted({"xla_backend_optimization_level": 0})
         )
         ids.append(np.asarray(compiled(*inputs).ids_BxR))
     found = collectives(compiled.as_text(), 4, [8])

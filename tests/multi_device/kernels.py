@@ -3,7 +3,8 @@
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.pop("XLA_FLAGS", None)  # compiled as by itself
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import functools  # noqa: E402
@@ -21,6 +22,7 @@ from qwenla_jax.model.layers import HIDDEN  # noqa: E402
 from qwenla_jax.train.mesh import make_mesh  # noqa: E402
 from qwenla_jax.train.options import MeshOptions  # noqa: E402
 from qwenla_jax.train.sharding import activation_rules  # noqa: E402
+from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 QUICK = {"xla_backend_optimization_level": 0}
 T, P, H = 20, 12, 16
@@ -52,7 +54,7 @@ def gradient(compute):
         out = compute(q, (Segment(*shared, length_Q=length), Segment(*own, bias=bias, causal=True)))
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), compiler_options=QUICK)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), compiler_options=accepted(QUICK))
 
 
 def compare(kernel, sizes, Q, B, N, K, rows, heads):

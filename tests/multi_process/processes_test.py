@@ -31,8 +31,7 @@ def free_port():
 
 def begin(workdir, count, args):
     """The processes of a run, with two devices in all."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={2 // count}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // count), "PYTHONPATH": str(ROOT)}
     port = free_port()
     apart = ["--distributed", f"--coordinator=localhost:{port}", f"--num_processes={count}"] if count > 1 else []
     return [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,12 +10,19 @@ import pytest
 from PIL import Image
 
 import qwenla_jax
+from qwenla_jax.data.collate import collate_prompts, make_buckets
 from qwenla_jax.data.images import PictureLayout, picture_to_patches
 from qwenla_jax.data.positions import VideoGrid, visual_positions
+from qwenla_jax.data.scenes import make_scene
+from qwenla_jax.data.sources import Clip, Record
+from qwenla_jax.data.transforms import to_prompt_example, to_sft_example
 from qwenla_jax.data.video import video_to_patches
 from qwenla_jax.model.qwen_vl import logits_of
+from qwenla_jax.sampling.logits import forbidden_bias
+from qwenla_jax.sampling.loop import SampleOptions, sample
 from qwenla_jax.types import VisionBatch
 
+NEW_TOKENS = 12
 TOLERANCE = 1e-4  # of visual tokens and logits in float32, absolute; both are of order 1
 # seed of the architecture -> what stands in the prompt: (rows, columns) of a picture, or (frames, fps, rows, columns).
 CASES = {
@@ -132,9 +140,9 @@ def test_a_prompt_with_videos(oracle, saved, seed):
 
     pos_Tx3, next_pos = visual_positions(ids_T, arch.vocab - 1, arch.vocab - 2, grids, 2)
     known = {k: v for k, v in hf.items() if k.endswith(("_thw", "_ts")) or k == "attention_mask"}
-    pos_3x1xT, delta = official.model.get_rope_index(hf["input_ids"], hf["mm_token_type_ids"], **known)
+    pos_3x1xT, _ = official.model.get_rope_index(hf["input_ids"], hf["mm_token_type_ids"], **known)
     np.testing.assert_array_equal(pos_Tx3, pos_3x1xT[:, 0].numpy().T)
-    assert next_pos == len(ids_T) + int(delta[0])
+    assert next_pos == pos_Tx3[-1, 0] + 1  # text is last
 
     model, params = qwenla_jax.load(folder)
     vision, index = _batch(steps)
@@ -181,3 +189,69 @@ def test_steps_do_not_see_each_other(oracle, saved):
         ]
     np.testing.assert_array_equal(theirs[0][:before], theirs[1][:before])
     assert np.abs(theirs[0][before:] - theirs[1][before:]).max() > 0.1
+
+
+def test_a_long_clip_from_the_record_to_the_last_token():
+    """20 seconds at 2 frames a second beside a picture, by the path of the data; the shipped checkpoint, greedily.
+
+    `generate` goes on behind the last token of the prompt, where a response is trained on, too; not at its rope delta.
+    """
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
+    official = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = qwenla_jax.load(folder, dtype="float32")
+    model, params, tok, processor = loaded.model, loaded.params, loaded.tokenizer, loaded.processor
+    v = model.config.vision
+    sizes = (v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size, v.tokens_per_second)
+    layout = PictureLayout(*sizes)
+    frames = np.stack([np.asarray(make_scene(3, 5, index).image) for index in range(40)])
+    picture = make_scene(3, 5, 99).image
+    ours = Record("clip", (picture,), "How many objects are there?", "", None, "", videos=(Clip(frames, 2.0),))
+    example = to_prompt_example(ours, tok, processor, layout)
+    n = len(example.ids_T)
+
+    kinds = (example.ids_T == tok.ids.image_pad) + 2 * (example.ids_T == tok.ids.video_pad)
+    inputs = {
+        "pixel_values": torch.from_numpy(_official_patches(np.asarray(picture)[None], processor)),
+        "pixel_values_videos": torch.from_numpy(_official_patches(frames, processor)),
+        "image_grid_thw": torch.tensor([[1, 8, 8]]),
+        "video_grid_thw": torch.tensor([[20, 8, 8]]),
+        "second_per_grid_ts": torch.tensor([1.0]),
+    }
+
+    def typed(ids):
+        types = np.pad(kinds, (0, ids.shape[1] - n)).astype(np.int32)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.from_numpy(types)}
+
+    ids = torch.from_numpy(example.ids_T[None].astype(np.int64))
+    places = {key: value for key, value in inputs.items() if not key.startswith("pixel")}
+    pos, delta = official.model.get_rope_index(**typed(ids), **places)
+    np.testing.assert_array_equal(example.pos_Tx3, pos[:, 0].numpy().T)
+    beyond = n + int(delta[0]) - example.next_pos
+    assert beyond > 10 and example.next_pos == example.pos_Tx3[-1, 0] + 1
+
+    unsampled = [*tok.ids.forbidden(), *tok.ids.stop(), *range(tok.vocab_size, model.config.text.vocab_size)]
+    with torch.no_grad():
+        out = official.generate(
+            **typed(ids), **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, suppress_tokens=unsampled
+        )
+        theirs = official(**typed(out), **inputs).logits[0].numpy()
+    bias_V = forbidden_bias(model.config.text.vocab_size, tok.vocab_size, unsampled)
+    buckets = make_buckets(layout, 21, 112 * 112, 112 * 112, n, n, 21)
+    vision, prompts = collate_prompts([example], buckets)
+    run = jax.jit(functools.partial(sample, model, SampleOptions(1, NEW_TOKENS, 0.0, 1.0, tok.ids.stop())))
+    rollout = run(params, vision, prompts, bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
+    assert rollout.ids_BxR[0].tolist() == out[0, n:].tolist()
+    want = jax.nn.log_softmax(theirs[n - 1 : -1] + bias_V)[np.arange(NEW_TOKENS), out[0, n:].numpy()]
+    np.testing.assert_allclose(rollout.logp_BxR[0], want, atol=TOLERANCE, rtol=0)
+
+    # The response as it is trained on, and the prompt's logits; from the delta's position on they would be others.
+    asked = dataclasses.replace(ours, response=tok.decode(out[0, n:].tolist()))
+    trained = to_sft_example(asked, tok, processor, layout)
+    assert trained.pos_Tx3[n].tolist() == [example.next_pos] * 3
+    _, logits = _forward(model, params, vision, prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP)
+    np.testing.assert_allclose(np.asarray(logits)[0, :n], theirs[:n], atol=TOLERANCE * theirs.std(), rtol=0)
+    moved = prompts.replace(next_pos_Q=prompts.next_pos_Q + beyond)
+    other = run(params, vision, moved, bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
+    assert np.abs(other.logp_BxR[0, 1] - want[1]) > 10 * TOLERANCE

@@ -11,7 +11,7 @@ from models import CLOSE, OPEN, looking_questions
 from qwenla_jax.model.attention import Segment, segment_attention, watched_attention
 from qwenla_jax.model.layers import HIDDEN
 from qwenla_jax.reattention.route import all_slots, compact, hiding_bias, select
-from qwenla_jax.reattention.trigger import LookOptions, inserted_slots, kept_tokens, most_slots
+from qwenla_jax.reattention.trigger import LookOptions, exact_share, inserted_slots, kept_tokens, most_slots
 from qwenla_jax.types import PictureBlock
 
 
@@ -44,9 +44,21 @@ def test_the_share_is_rounded_up_in_exact_numbers(share):
         assert slots.max() <= most_slots(look, block) <= 3001
 
 
+def test_every_share_of_three_decimals():
+    tokens = np.arange(0, 16_385)
+    for thousandths in (1, 7, 143, 333, 999):
+        want = -(-thousandths * tokens // 1000)
+        kept = np.asarray(kept_tokens(options(thousandths / 1000), block_of(tokens)))
+        np.testing.assert_array_equal(kept, want)
+    for thousandths in range(1001):
+        assert exact_share(thousandths / 1000) == Fraction(thousandths, 1000)
+
+
 def test_shares_by_hand():
     count = lambda share, n: int(kept_tokens(options(share), block_of([n]))[0])  # noqa: E731
     assert [count(0.1, 30), count(0.3, 10), count(1 / 3, 30), count(1 / 3, 31), count(0.5, 7)] == [3, 3, 10, 11, 4]
+    assert [count(0.001, 1), count(0.007, 143), count(1e-9, 5), count(5 / 6, 6)] == [1, 2, 1, 5]
+    assert exact_share(0.12345678901) == Fraction(12_345_678_901, 10**11) and exact_share(5 / 6) == Fraction(5, 6)
     everything = LookOptions("route", 1.0, open_id=OPEN, close_id=CLOSE)
     assert int(kept_tokens(everything, block_of([7]))[0]) == 7
 

@@ -16,8 +16,9 @@ HEAD = "<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING>"
 RIGHT, WRONG = f"{HEAD}<CONCLUSION>3</CONCLUSION>", f"{HEAD}<CONCLUSION>4</CONCLUSION>"
 LOOKS = f"{HEAD}<REFLECTION>a b</REFLECTION><CONCLUSION>3</CONCLUSION>"
 SETTINGS = RewardSettings(target_length=4.0)
-# Three questions, G = 2; a response's first token says which text it is.
-TEXTS = [RIGHT, WRONG, RIGHT, RIGHT, LOOKS, "nothing"]
+# Three questions, G = 2; tokens are pieces of text.
+PIECES = ["", RIGHT, WRONG, f"{HEAD}<REFLECTION>", "a", " b", "</REFLECTION><CONCLUSION>3</CONCLUSION>", "nothing"]
+ROWS = [[1, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [3, 4, 5, 6], [7, 0, 0, 0]]
 
 
 class Pool:
@@ -33,10 +34,10 @@ class Pool:
 
 
 def judged(pool, **options):
-    tokenizer = SimpleNamespace(decode=lambda ids: TEXTS[ids[0]], encode_plain=str.split)
-    length = np.array([3, 3, 3, 3, 4, 4])
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(PIECES[i] for i in ids))
+    length = np.array([3, 3, 3, 3, 5, 4])
     rollout = Rollout(
-        ids_BxR=np.arange(6)[:, None].repeat(4, axis=1),
+        ids_BxR=np.array([[*row, 0] for row in ROWS]),
         logp_BxR=np.zeros((6, 4), np.float32),
         length_B=length,
         stopped_B=np.array([1, 1, 1, 1, 1, 0], bool),
@@ -51,7 +52,7 @@ def judged(pool, **options):
 def test_what_a_reward_is_handed():
     pool = Pool()
     judged(pool)
-    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", LOOKS, (2,), 4, True, ("c", "3"))
+    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", LOOKS, (2,), 5, True, ("c", "3"))
     assert [record.id for record in pool.seen] == list("aabbcc") and not pool.seen[5].finished
 
 
@@ -65,7 +66,7 @@ def test_totals_advantages_and_metrics():
     told = found.metrics()
     assert told["reward"] == pytest.approx(9.5 / 6) and told["frac_reward_zero_std"] == pytest.approx(1 / 3)
     assert told["rewards/accuracy/mean"] == pytest.approx(4 / 6) and told["rewards/balance/mean"] == 0.5 / 6
-    assert told["completions/clipped_ratio"] == pytest.approx(1 / 6) and told["completions/max_length"] == 4
+    assert told["completions/clipped_ratio"] == pytest.approx(1 / 6) and told["completions/max_length"] == 5
     assert told["reflection/count_mean"] == pytest.approx(1 / 6)
     assert told["reward_std"] == pytest.approx((half + 0 + 2.5 * half) / 3)
 

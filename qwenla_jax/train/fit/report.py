@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh
 
 from qwenla_jax.sampling.loop import cache_sizes
@@ -162,6 +164,17 @@ def _mesh_sizes(options: RunOptions, chips: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
+@contextlib.contextmanager
+def _effort(level: str | None) -> Iterator[None]:
+    """Compiles at JAX's optimisation level of this name; None leaves it."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level or before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
+
+
 def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool = False) -> Fit:
     """From the compiled programs of a step.
 
@@ -184,8 +197,9 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
     for name, program in planned.programs.items():
         begin, busy = time.perf_counter(), time.process_time()
         try:
-            compiled = program.compile(compiler_options={"exec_time_optimization_effort": -1.0} if quick else None)
-        except Exception as error:  # the runtime's own type
+            with _effort("O1" if quick else None):
+                compiled = program.compile()
+        except jax.errors.JaxRuntimeError as error:
             problem = f"{name}: {str(error).strip()}"
             break
         spent = {"compile_s": time.perf_counter() - begin, "compile_cpu_s": time.process_time() - busy}

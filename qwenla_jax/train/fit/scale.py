@@ -13,6 +13,7 @@ from qwenla_jax.train.fit.programs import Load
 from qwenla_jax.train.fit.published import published_sizes
 from qwenla_jax.train.fit.report import FULL, QUICK, Fit, Phase, compile_fit, estimate, fitting
 from qwenla_jax.train.options import RunOptions
+from qwenla_jax.utils.json_files import loads
 
 CHIPS = ("v5e", "v5p", "v6e")
 LOADS = {"1,024 new tokens": Load(512), "8,192 in all": Load(7168)}
@@ -120,7 +121,7 @@ def read_results(path: Path) -> dict[tuple[str, str], Fit]:
         return found
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            content = json.loads(line)
+            content = loads(line, str(path))
             fit = content["fit"]
             phases = {name: Phase(**phase) for name, phase in fit["phases"].items()}
             one = Fit(**fit | {"phases": phases, "mesh": tuple(fit["mesh"])})

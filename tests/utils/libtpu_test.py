@@ -1,0 +1,82 @@
+"""libtpu where there is no TPU: JAX leaves it alone, and says nothing. The control: without us it says much."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwenla_jax.utils.libtpu import environment, has_tpu, skip_without_tpu
+
+ROOT = Path(__file__).resolve().parents[2]
+# One plans for TPUs and needs libtpu; two are other libraries' and run no JAX.
+OTHERS = {"fit.py", "bench_hf.py", "bench_trl.py"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "found"),
+    [
+        ("dev/accel0", "", True),
+        ("dev/vfio/0", "", True),
+        ("dev/vfio/vfio", "", False),
+        ("sys/bus/pci/devices/0000:00:05.0/vendor", "0x1ae0\n", True),
+        ("sys/bus/pci/devices/0000:00:05.0/vendor", "0x10de\n", False),
+        ("etc/hosts", "", False),
+    ],
+)
+def test_a_tpu_is_found_by_its_devices(tmp_path, path, content, found):
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(content)
+    assert has_tpu(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("tpu", "env", "left"),
+    [
+        (False, {}, "0"),
+        (True, {}, None),
+        (False, {"JAX_PLATFORMS": "tpu,cpu"}, None),
+        (False, {"JAX_PLATFORMS": "cpu"}, "0"),
+        (False, {"TPU_LOAD_LIBRARY": "1"}, "1"),
+    ],
+)
+def test_what_is_set(monkeypatch, tpu, env, left):
+    for name in ("TPU_LOAD_LIBRARY", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("qwenla_jax.utils.libtpu.has_tpu", lambda: tpu)
+    monkeypatch.setenv("TPU_LOAD_LIBRARY", env.get("TPU_LOAD_LIBRARY", ""))  # so that it is undone
+    if "TPU_LOAD_LIBRARY" not in env:
+        del os.environ["TPU_LOAD_LIBRARY"]
+    skip_without_tpu()
+    assert os.environ.get("TPU_LOAD_LIBRARY") == left
+
+
+def test_variables_are_as_before_even_after_an_error(monkeypatch):
+    monkeypatch.setenv("QWENLA_ONE", "a")
+    with pytest.raises(KeyError), environment({"QWENLA_ONE": "b", "QWENLA_TWO": "c"}):
+        assert (os.environ["QWENLA_ONE"], os.environ["QWENLA_TWO"]) == ("b", "c")
+        raise KeyError
+    assert os.environ["QWENLA_ONE"] == "a" and "QWENLA_TWO" not in os.environ
+
+
+def test_every_command_that_runs_jax_calls_it():
+    scripts = [path for folder in ("launch", "convert") for path in (ROOT / folder).glob("*.py")]
+    mains = [path for path in scripts if "\ndef main(" in path.read_text() and path.name not in OTHERS]
+    assert len(mains) > 10
+    assert [path.name for path in mains if "\n    skip_without_tpu()\n" not in path.read_text()] == []
+
+
+@pytest.mark.skipif(
+    has_tpu() or sys.platform != "linux" or os.uname().machine != "x86_64", reason="libtpu is for Linux on x86-64"
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_nothing_is_said_where_there_is_no_tpu(ours):
+    env = {name: value for name, value in os.environ.items() if name not in ("TPU_LOAD_LIBRARY", "JAX_PLATFORMS")}
+    code = f"import libtpu, qwenla_jax; {'qwenla_jax.load; ' if ours else ''}import jax; jax.devices()"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert ("TPU" in result.stderr) == (not ours), result.stderr

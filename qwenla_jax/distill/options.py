@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
+from qwenla_jax.distill.endpoint import address_problem, read_key
 from qwenla_jax.train.option_checks import paths, relations
 from qwenla_jax.train.options import (
     DTYPES,
@@ -190,9 +189,11 @@ def _relations(options: DistillOptions) -> Iterator[str]:
             yield f"config.judges.{name}: got {value}, expected at most the number of judges ({len(judges.models)})"
     if judges.base_url is None:
         yield f"config.judges.base_url: the {options.preset} preset needs --config.judges.base_url=https://HOST/v1"
-    elif urllib.parse.urlsplit(judges.base_url).scheme not in ("http", "https"):
-        yield f"config.judges.base_url: got {judges.base_url!r}, expected http://... or https://..."
-    if judges.api_key_env is not None and not os.environ.get(judges.api_key_env):
-        yield f"config.judges.api_key_env: there is no environment variable {judges.api_key_env}, or it is empty"
+    elif (problem := address_problem(judges.base_url)) is not None:
+        yield f"config.judges.base_url: {problem}"
+    try:
+        read_key(judges.api_key_env)
+    except ValueError as error:
+        yield f"config.judges.api_key_env: {error}"
     if judges.max_cost is not None and not (judges.price_prompt or judges.price_completion):
         yield "config.judges.max_cost: needs config.judges.price_prompt or price_completion; now nothing costs"

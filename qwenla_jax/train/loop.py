@@ -31,6 +31,7 @@ from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import from_lead, leads, several, together
 from qwenla_jax.train.progress import Progress, duration
+from qwenla_jax.train.reward_failures import RewardsFailed
 from qwenla_jax.train.rollout import reward_settings
 from qwenla_jax.train.runtime import Runtime, build, make_run_source
 from qwenla_jax.train.stages import BrpoStage, Pause, SftStage, Stage, make_reference
@@ -62,8 +63,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     Raises:
       Refused: the folder's checkpoint belongs to other settings, or settings, files or records cannot be used.
       Stopped: SIGTERM or SIGINT asked for the end; a checkpoint of the last whole step is written.
-      Failed: the first step is not what it should be, too many updates in a row were skipped, or too many records
-        cannot be used.
+      Failed: the first step is not what it should be, too many updates in a row were skipped, too many records cannot
+        be used, or the rewards of all of a step's responses failed.
       SaveError: the last checkpoint could not be written.
     """
     begin = time.perf_counter()
@@ -247,14 +248,16 @@ def _train(
                     _save(keeper, number, state, progress, final=number == options.steps)
                 last = time.perf_counter()
         flush()
-    except Stopped as stopped:
+    except (Stopped, RewardsFailed) as ended:
         flush()
         if whole > done:
             guard.beat("checkpoint")
             _save(keeper, whole, state, progress, final=True)
             checkpoints.wait()
         kept = f"step {whole} is saved in {workdir}" if whole else "no step was done yet"
-        raise Stopped(stopped.number, f"{stopped}; {kept}: the same command goes on from there") from None
+        if isinstance(ended, Stopped):
+            raise Stopped(ended.number, f"{ended}; {kept}: the same command goes on from there") from None
+        raise Failed(f"{ended}. {kept[0].upper()}{kept[1:]}") from None
     return state
 
 

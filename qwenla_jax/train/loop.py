@@ -26,7 +26,7 @@ from qwenla_jax.train.guard import Failed, Guard
 from qwenla_jax.train.interrupt import Interrupt, Stopped
 from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.keeper import Keeper
-from qwenla_jax.train.metrics import MetricWriter
+from qwenla_jax.train.metrics import METRICS_FILE, MetricWriter, whole_lines
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import from_lead, leads, several, together
@@ -36,7 +36,7 @@ from qwenla_jax.train.rollout import reward_settings
 from qwenla_jax.train.runtime import Runtime, build, make_run_source
 from qwenla_jax.train.stages import BrpoStage, Pause, SftStage, Stage, make_reference
 from qwenla_jax.train.watchdog import Watchdog
-from qwenla_jax.train.workdir import opened, seen_by_all
+from qwenla_jax.train.workdir import Hold, WorkdirError, opened
 
 EXPORT_FOLDER = "hf"
 
@@ -81,8 +81,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                 source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
                 held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
             with together(ValueError):
-                seen_by_all(workdir)
-            checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note))
+                hold = Hold(workdir)
+            checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note, hold))
             _check_progress(options, checkpoints, workdir)
             if held_out and checkpoints.latest_step() is None:
                 with together(ValueError, OSError):
@@ -99,12 +99,15 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Refused(f"{type(error).__name__}: {error}") from error
         progress.begin(done)
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
-        writer = stack.enter_context(
-            MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
-        )
+        try:
+            writer = stack.enter_context(
+                MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
+            )
+        except (ValueError, OSError) as error:
+            raise Refused(f"{type(error).__name__}: {error}") from error
         progress.note(_headline(runtime, workdir, done, params))
         del params
-        guard = Guard(options, workdir, interrupt, watchdog, done)
+        guard = Guard(options, workdir, hold, interrupt, watchdog, done)
         evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.pause)
         try:
             if options.stage == "sft":
@@ -117,14 +120,14 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         try:
             state = _train(options, workdir, state, done, stage, writer, progress, keeper, evaluator, guard)
             evaluator.final(state.params, options.steps)
-        except TooManyBroken as error:
+            summary = evaluator.compare(options.steps)
+            best = checkpoints.best_step()
+            if best not in (None, options.steps):
+                progress.note(f"best by evaluation: the checkpoint of step {best}, which is kept")
+            guard.pause("export")
+            checkpoints.wait()
+        except (TooManyBroken, WorkdirError) as error:
             raise Failed(str(error)) from error
-        summary = evaluator.compare(options.steps)
-        best = checkpoints.best_step()
-        if best not in (None, options.steps):
-            progress.note(f"best by evaluation: the checkpoint of step {best}, which is kept")
-        guard.pause("export")
-        checkpoints.wait()
         export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
         progress.note(f"done in {duration(seconds)}; the model is in {export}")
@@ -157,6 +160,8 @@ def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path
     if done is None:
         return
     checkpoints.check(done)
+    if leads():
+        whole_lines(workdir / METRICS_FILE)
     if done > options.steps:
         raise CheckpointError(
             f"config.steps: got {options.steps}, but {workdir} has {done} steps done; ask for more, or another workdir"
@@ -331,7 +336,15 @@ class Evaluator:
         size = min(self._runtime.options.eval.final_size, len(self._source))
         path = self._path(step)
         least = size - self._runtime.options.data.max_broken
-        there = lambda: step and path.is_file() and least <= len(Evaluation.read(path).ids) <= size  # noqa: E731
+
+
+        def there() -> bool:
+            try:
+                return step > 0 and path.is_file() and least <= len(Evaluation.read(path).ids) <= size
+            except (ValueError, OSError) as error:
+                self._progress.note(f"{error}; it is evaluated again")
+                return False
+
         if size and not from_lead(there):
             self(params, step, size)
 
@@ -340,7 +353,11 @@ class Evaluator:
         first, last = self._path(0), self._path(steps)
         if not (leads() and first.is_file() and last.is_file()):
             return {}
-        before, after = Evaluation.read(first), Evaluation.read(last)
+        try:
+            before, after = Evaluation.read(first), Evaluation.read(last)
+        except (ValueError, OSError) as error:
+            self._progress.note(f"{error}; before and after are not compared")
+            return {}
         if before.ids != after.ids:
             return {}
         test = paired(before.right, after.right)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -134,6 +135,23 @@ def test_a_few_skipped_updates_do_not_end_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(stages.BrpoStage, "_judged", broken)
     run(SMALL, tmp_path)
     assert [row["train/skipped"] for row in lines(tmp_path)] == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_work_folder_deleted_under_a_run_ends_it_and_stays_deleted(tmp_path, monkeypatch):
+    judged = stages.BrpoStage._judged
+
+    def deleting(self, drawn, batch):
+        if deleting.steps == 2:
+            while (tmp_path / "run").exists():  # a checkpoint may be on its way
+                shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        deleting.steps += 1
+        return judged(self, drawn, batch)
+
+    deleting.steps = 0
+    monkeypatch.setattr(stages.BrpoStage, "_judged", deleting)
+    with pytest.raises(Failed, match=f"{tmp_path / 'run'}: the work folder was deleted or replaced"):
+        run(SMALL, tmp_path / "run")
+    assert deleting.steps == 3 and not (tmp_path / "run").exists()
 
 
 def test_a_trainer_that_disagrees_with_its_sampler_is_refused(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from qwenla_jax.train.command_line import run_app
 from qwenla_jax.train.options import RunOptions, from_config_dict
-from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
+from qwenla_jax.train.schema import ConfigError
 
 _AGAINST = flags.DEFINE_multi_string("against", [], "with --check_data: an evaluation to compare with, too; repeatable")
 _CHECK_DATA = flags.DEFINE_bool(
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    if _CONFIG.value is None:
+        sys.exit("--config is missing; expected --config=configs/STAGE.py or --config=configs/STAGE.py:PRESET")
     try:
         options = from_config_dict(_CONFIG.value)
     except ConfigError as error:
@@ -81,14 +84,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
-        print(__doc__, describe(RunOptions()), sep="\n")
-    path = config_file(sys.argv[1:])
-    if path is not None and not Path(path).is_file():
-        sys.exit(f"--config: there is no file {path!r}; expected configs/STAGE.py or configs/STAGE.py:PRESET")
-    try:
-        check_command_line(sys.argv[1:], RunOptions)
-    except ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    run_app(main, __doc__, RunOptions())

@@ -19,6 +19,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def in_brief(text: str, most: int = 200) -> str:
-    """The text on one line without control characters, cut to `most` characters; the cut shows."""
+    """The text on one line without control characters, its middle cut out where it has more than `most` characters."""
     line = visible(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    tail = (most - 3) // 3
+    return line if len(line) <= most else f"{line[: most - 3 - tail]}...{line[len(line) - tail :]}"

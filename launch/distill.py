@@ -18,7 +18,7 @@ from qwenla_jax.train.command_line import run_app
 from qwenla_jax.train.schema import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/distill.py or configs/distill.py:PRESET")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (runs/distill); a run that is there is resumed")
 _TAKE_BACK = flags.DEFINE_string("take_back", None, "a corrected queue, in the workdir or from here; samples nothing")
 
 
@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
         options = from_config_dict(_CONFIG.value)
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
+    if not _WORKDIR.value:
+        print(f"--workdir is not given: the run is in {workdir}", flush=True)
     from qwenla_jax.distill.run import run  # after the check: a wrong key is refused before jax starts
     from qwenla_jax.train.loop import Refused
 

@@ -25,7 +25,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "elsewhere: HOST:PORT of process 0")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "elsewhere: how many", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", lower_bound=0)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (runs/STAGE); a run that is there is resumed")
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
     if _AGAINST.value and not _CHECK_DATA.value:
         sys.exit("--against: nothing is compared without --check_data")
     workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
+    if not (_WORKDIR.value or _DRY_RUN.value or _CHECK_DATA.value or _DOCTOR.value):
+        print(f"--workdir is not given: the run is in {workdir}", flush=True)
     # After the check: a wrong key is refused before jax starts.
     from qwenla_jax.train.checkpoint import SaveError
     from qwenla_jax.train.data_check import check_data

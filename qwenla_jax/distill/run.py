@@ -53,6 +53,11 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
     if data.max_broken:
         source = readable(source, data.max_broken)
     done = done_questions(workdir, options, source)
+    if saved is not None:
+        print(
+            f"{workdir} holds a run with {done} of {len(source)} questions sampled: it is resumed (for a new run: "
+            "another --workdir)"
+        )
     store.mend(workdir / store.CORRECTIONS)
     store.write_json(workdir / store.SETTINGS, to_dict(options))
     if done < len(source):

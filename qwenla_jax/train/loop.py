@@ -27,7 +27,7 @@ from qwenla_jax.train.interrupt import Interrupt, Stopped
 from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.keeper import Keeper
 from qwenla_jax.train.metrics import METRICS_FILE, MetricWriter, whole_lines
-from qwenla_jax.train.optimizer import make_optimizer
+from qwenla_jax.train.optimizer import make_optimizer, schedule
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import from_lead, leads, several, together
 from qwenla_jax.train.progress import Progress, duration
@@ -83,7 +83,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             with together(ValueError):
                 hold = Hold(workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note, hold))
-            _check_progress(options, checkpoints, workdir)
+            _check_progress(options, checkpoints, workdir, progress.note)
             if held_out and checkpoints.latest_step() is None:
                 with together(ValueError, OSError):
                     guard_against_leaks(options, source, held_out, progress.note)
@@ -155,7 +155,10 @@ def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params
         ) from error
 
 
-def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path) -> None:
+def _check_progress(
+    options: RunOptions, checkpoints: Checkpoints, workdir: Path, note: Callable[[str], None]
+) -> None:
+    """Whether the run in the folder can be resumed; says that it is, and what of it will change."""
     done = checkpoints.latest_step()
     if done is None:
         return
@@ -166,6 +169,31 @@ def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path
         raise CheckpointError(
             f"config.steps: got {options.steps}, but {workdir} has {done} steps done; ask for more, or another workdir"
         )
+    if done < options.steps:
+        note(f"{workdir} holds a run with {done} steps done: it is resumed (for a new run: another --workdir)")
+    before = checkpoints.meta(done)["config"].get("steps")
+    if type(before) is int and (change := rate_change(options, done, before)) is not None:
+        old, new = change
+        note(
+            f"config.steps: {before} in the checkpoint, {options.steps} now, over which the {options.optim.schedule} "
+            f"schedule is stretched: the learning rate was {old:.2g} at step {done} and is {new:.2g} at step {done + 1}"
+        )
+
+
+def rate_change(options: RunOptions, done: int, steps: int) -> tuple[float, float] | None:
+    """Learning rates of the last step done and of the next, where another number of steps makes the next one differ.
+
+    Args:
+      options: present settings.
+      done: steps done, at least 1.
+      steps: `options.steps` as it was until then.
+    """
+    if done >= options.steps:
+        return None
+    inner = options.brpo.inner_updates if options.stage == "brpo" else 1
+    old, new = (schedule(options.optim, total * inner) for total in (steps, options.steps))
+    planned, now = float(old(done * inner)), float(new(done * inner))
+    return (float(old((done - 1) * inner)), now) if abs(now - planned) > 0.01 * max(now, planned) else None
 
 
 def state_plan(runtime: Runtime, params: Params) -> tuple[optax.GradientTransformation, train_state.TrainState]:

@@ -23,8 +23,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "this is one of several processes; on TPU pods and under SLURM they find each other"
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "elsewhere: HOST:PORT of process 0")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "elsewhere: how many", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", lower_bound=0)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "elsewhere: how many", 1, 10**6)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", 0, 10**6)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (runs/STAGE); a run that is there is resumed")
 
 

@@ -25,6 +25,7 @@ from qwenla_jax.distill.options import JudgeOptions
 from qwenla_jax.distill.store import Row, StoreError, append, mend, read_rows
 from qwenla_jax.distill.verify import Vote
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.visible import in_brief
 
 _INSTRUCTION = """You check an answer that a model gave to a question about the picture.
 
@@ -75,7 +76,7 @@ class JudgeLog:
         self.requests += row["requests"]
         if "error" in row:
             if not row["pending"]:
-                self._failed[row["key"]] = row["error"]
+                self._failed[row["key"]] = in_brief(row["error"], 300)  # an earlier version wrote what came
             return
         self._failed.pop(row["key"], None)
         self._votes[row["key"]] = Vote(row["vote"])

@@ -171,7 +171,7 @@ class Endpoint:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
+                threading.Thread(target=_serve, args=(self._loop,), name="endpoint", daemon=True).start()
             return self._loop
 
     async def _end(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -206,6 +206,13 @@ class Endpoint:
         if status < 300 and encoding.lower() != "identity":
             raise Trouble(f"a reply in the encoding {visible(encoding)[:40]}, which was not asked for")
         return Reply(status, pause, bytes(got))
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _make_client(headers: dict[str, str], timeout_s: float) -> httpx2.AsyncClient:

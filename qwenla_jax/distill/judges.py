@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from PIL import Image
-
+from qwenla_jax.data.pictures import open_picture
 from qwenla_jax.distill.endpoint import Endpoint, Reply, Trouble
 from qwenla_jax.distill.options import JudgeOptions
 from qwenla_jax.distill.store import Row, StoreError, append, mend, read_rows
@@ -150,9 +149,12 @@ def read_verdict(reply: str) -> Vote:
 
 
 def picture_url(path: Path, max_side: int) -> str:
-    """The picture as a data URL of a PNG whose longer side is at most `max_side` pixels."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    """The picture as a data URL of a PNG whose longer side is at most `max_side` pixels.
+
+    Raises:
+      ValueError: the file is no picture that can be read.
+    """
+    image = open_picture(path)
     image.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
     image.save(buffer, format="png")

@@ -12,19 +12,30 @@ fi
 declare -A defaults=() switches=() flag=()
 declare -a trainer=()
 
+# Whether a text holds what a terminal obeys: control characters, also those that UTF-8 writes in two bytes.
+has_control() {
+    local LC_ALL=C
+    [[ "$1" == *[[:cntrl:]]* || "$1" == *$'\xc2'[$'\x80'-$'\x9f']* ]]
+}
+
 # Ends the script because of how it was called.
 fail() {
-    printf '%s: %s\n' "${0##*/}" "$1" >&2
+    local text="$1" LC_ALL=C
+    if has_control "$text"; then printf -v text '%q' "$text"; fi
+    printf '%s: %s\n' "${0##*/}" "$text" >&2
     exit 2
 }
 
 note() { printf '%s: %s\n' "${0##*/}" "$1" >&2; }
 
-# One argument as a shell reads it back, in the form of Python's shlex.quote.
+# One argument as a shell reads it back, in the form of Python's shlex.quote; with control characters in that of bash,
+# so that it always is one line.
 quote() {
     local LC_ALL=C escape="'\"'\"'"
     if [[ "$1" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
         printf '%s' "$1"
+    elif has_control "$1"; then
+        printf '%q' "$1"
     else
         printf "'%s'" "${1//\'/"$escape"}"
     fi
@@ -90,6 +101,7 @@ parse_flags() {
                 value="$1"
             fi
             [[ -n "$value" ]] || fail "--$name is empty"
+            if has_control "$value"; then fail "--$name holds a line break or another control character"; fi
             flag[$name]="$value"
         else
             fail "unknown flag --$name; valid: $(printf '%s\n' "${!defaults[@]}" "${!switches[@]}" | sort | sed 's/^/--/' |
@@ -97,6 +109,11 @@ parse_flags() {
         fi
         shift
     done
+}
+
+# plain NAME REGEX EXPECTED: where the flag is given it must be of that form.
+plain() {
+    [[ -z "${flag[$1]}" || "${flag[$1]}" =~ $2 ]] || fail "--$1: got '${flag[$1]}', expected $3"
 }
 
 # need NAME...: these flags must have been given.

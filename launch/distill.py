@@ -14,11 +14,12 @@ from ml_collections import config_flags
 
 from qwenla_jax.distill.options import DistillOptions, from_config_dict
 from qwenla_jax.distill.take_back import correct
-from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
+from qwenla_jax.train.command_line import run_app
+from qwenla_jax.train.schema import ConfigError
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/distill.py or configs/distill.py:PRESET")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (runs/distill); a run that is there is resumed")
 _TAKE_BACK = flags.DEFINE_string("take_back", None, "a corrected queue, in the workdir or from here; samples nothing")
 
 
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
         options = from_config_dict(_CONFIG.value)
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
+    if not _WORKDIR.value:
+        print(f"--workdir is not given: the run is in {workdir}", flush=True)
     from qwenla_jax.distill.run import run  # after the check: a wrong key is refused before jax starts
     from qwenla_jax.train.loop import Refused
 
@@ -51,13 +54,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
-        print(__doc__, describe(DistillOptions()), sep="\n")
-    path = config_file(sys.argv[1:])
-    if path is not None and not Path(path).is_file():
-        sys.exit(f"--config: there is no file {path!r}; expected configs/distill.py or configs/distill.py:PRESET")
-    try:
-        check_command_line(sys.argv[1:], DistillOptions)
-    except ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    app.run(main)
+    run_app(main, __doc__, DistillOptions())

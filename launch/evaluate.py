@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,6 +149,7 @@ def _judged(args: argparse.Namespace, settings: Settings, answers: Sequence[Answ
     """Settings with the judge's replies, saved ones or new ones."""
     import dataclasses
 
+    from qwenla_jax.distill.endpoint import address_problem, read_key
     from qwenla_jax.distill.judges import JudgeLog, Judges
     from qwenla_jax.distill.options import JudgeOptions
     from qwenla_jax.evals import mmhal
@@ -159,14 +159,17 @@ def _judged(args: argparse.Namespace, settings: Settings, answers: Sequence[Answ
         return dataclasses.replace(settings, replies=mmhal.replies_of(read_rows(args.replies)))
     if not args.judge_url or not args.judge_model:
         raise ValueError("mmhal: needs --judge_url and --judge_model, or --replies=FILE")
-    key = None if args.judge_key_env is None else os.environ.get(args.judge_key_env)
-    if args.judge_key_env is not None and not key:
-        raise ValueError(f"--judge_key_env: there is no environment variable {args.judge_key_env}, or it is empty")
+    try:
+        key = read_key(args.judge_key_env)
+    except ValueError as error:
+        raise ValueError(f"--judge_key_env: {error}") from error
+    if (problem := address_problem(args.judge_url)) is not None:
+        raise ValueError(f"--judge_url: {problem}")
     instruction = mmhal.INSTRUCTION if args.judge_instruction is None else args.judge_instruction.read_text("utf-8")
     options = JudgeOptions(models=(args.judge_model,), base_url=args.judge_url, max_reply_tokens=1024)
     log = JudgeLog(args.judge_log)
-    judges = Judges(options, log, args.judge_log.parent, key, instruction=instruction)
-    return dataclasses.replace(settings, replies=mmhal.ask(answers, judges, log, options, instruction))
+    with Judges(options, log, args.judge_log.parent, key, instruction=instruction) as judges:
+        return dataclasses.replace(settings, replies=mmhal.ask(answers, judges, log, options, instruction))
 
 
 if __name__ == "__main__":

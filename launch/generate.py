@@ -42,9 +42,10 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, above
             value = kind(text)
         except ValueError:
             value = None
-        inside = value is not None and math.isfinite(value) and low <= value <= high and not (above and value == low)
-        if not inside:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {what} {bounds}")
+        # Not a number is in no range; what is above 0 must be so in 32 bits.
+        inside = value is not None and low <= value <= high and not (above and value == low)
+        if not inside or 0 < abs(value) < 1e-30:
+            raise argparse.ArgumentTypeError(f"got {_brief(repr(text))}, expected {what} {bounds}")
         return value
 
     return read
@@ -93,14 +94,14 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--max_insertions",
         metavar="N",
-        type=number(int, 0),
+        type=number(int, 0, 256),
         default=2,
         help="most insertions of a response; later reflections are text alone; default: %(default)s",
     )
     add(
         "--temperature",
         metavar="T",
-        type=number(float, 0),
+        type=number(float, 0, 1e6),
         default=0.0,
         help="0 is greedy, 1 the model's own distribution; default: %(default)s",
     )
@@ -122,14 +123,14 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--max_new_tokens",
         metavar="N",
-        type=number(int, 1),
+        type=number(int, 1, 2**18),
         default=1024,
         help="longest response in tokens; default: %(default)s",
     )
     add(
         "--max_pixels",
         metavar="N",
-        type=number(int, 1),
+        type=number(int, 1, 2**26),
         default=None,
         help="larger pictures are shrunk to so many pixels; default: the checkpoint's own bound",
     )
@@ -181,7 +182,14 @@ def _one_line(message: str) -> str:
     """A message without line breaks, for lists of problems have them; a long list is cut."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     more = f" ... and {len(lines) - 6} more lines" if len(lines) > 6 else ""
-    return " ".join(lines[:6]) + more
+    return _brief(" ".join(lines[:6]), 1000) + more
+
+
+def _brief(text: str, most: int = 80) -> str:
+    """A text without control characters, cut."""
+    from qwenla_jax.utils.visible import in_brief
+
+    return in_brief(text, most)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ switches=([dry_run]=1)
 
 parse_flags "$@"
 need workdir
-# SLURM replaces %j and the like in the log's name.
-[[ "${flag[workdir]}" == /?* && "${flag[workdir]}" != *%* ]] ||
-    fail "--workdir: got '${flag[workdir]}', expected an absolute path without a % in it"
+# SLURM replaces %j and the like in the log's name, and takes a backslash for a sign of its own.
+[[ "${flag[workdir]}" == /?* && "${flag[workdir]}" != *[%\\]* ]] ||
+    fail "--workdir: got '${flag[workdir]}', expected an absolute path without a % or a backslash in it"
+plain sbatch '^--[a-z]' 'an option, such as --constraint=h100'
 number nodes 1
 number gpus_per_node 1
 number warning_s 1

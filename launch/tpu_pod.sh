@@ -80,6 +80,10 @@ remote_workdir() {
 }
 
 check_workdir() {
+    local path="${flag[workdir]#gs://}"
+    if [[ "${flag[workdir]}" == gs://* && "/${path%/}/" =~ /\.{0,2}/ ]]; then
+        fail "--workdir: got '${flag[workdir]}', expected gs://BUCKET/PATH without empty, . or .. parts"
+    fi
     [[ "${flag[workdir]}" =~ ^gs://[a-z0-9][a-z0-9._-]+/[^/] || "${flag[workdir]}" == /?* ]] ||
         fail "--workdir: got '${flag[workdir]}', expected gs://BUCKET/PATH or an absolute path that all hosts share"
 }
@@ -287,6 +291,9 @@ parse_flags "$@"
 need name zone
 [[ "${flag[name]}" =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
     fail "--name: got '${flag[name]}', expected small letters, digits and hyphens, a letter first"
+plain ref '^[^-]' 'a commit'
+plain extra '^[a-z0-9_-]+(,[a-z0-9_-]+)*$' 'names of extras, such as tpu or tpu,demo'
+plain python '^[0-9]+(\.[0-9]+)*$' 'a version, such as 3.12'
 number poll_s 0
 number attempts 1
 where

@@ -60,6 +60,7 @@ install_gcsfuse() {
 
 mount_bucket() {
     local folder="$mounts/$1" probe
+    [[ "$1" =~ ^[a-z0-9][a-z0-9._-]+$ ]] || fail "'$1' is no name of a bucket" 2
     if ! mountpoint -q "$folder"; then
         command -v gcsfuse >/dev/null || install_gcsfuse
         sudo mkdir -p "$folder"

@@ -8,8 +8,9 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from qwenla_jax.train.command_line import run_app
 from qwenla_jax.train.options import RunOptions, from_config_dict
-from qwenla_jax.train.schema import ConfigError, check_command_line, config_file, describe
+from qwenla_jax.train.schema import ConfigError
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 _AGAINST = flags.DEFINE_multi_string("against", [], "with --check_data: an evaluation to compare with, too; repeatable")
@@ -23,9 +24,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "this is one of several processes; on TPU pods and under SLURM they find each other"
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "elsewhere: HOST:PORT of process 0")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "elsewhere: how many", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", lower_bound=0)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run found there is gone on with")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "elsewhere: how many", 1, 10**6)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", 0, 10**6)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (runs/STAGE); a run that is there is resumed")
 
 
 def main(argv: list[str]) -> None:
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    if _CONFIG.value is None:
+        sys.exit("--config is missing; expected --config=configs/STAGE.py or --config=configs/STAGE.py:PRESET")
     try:
         options = from_config_dict(_CONFIG.value)
     except ConfigError as error:
@@ -43,6 +46,8 @@ def main(argv: list[str]) -> None:
     if _AGAINST.value and not _CHECK_DATA.value:
         sys.exit("--against: nothing is compared without --check_data")
     workdir = Path(_WORKDIR.value or Path("runs") / options.stage).absolute()
+    if not (_WORKDIR.value or _DRY_RUN.value or _CHECK_DATA.value or _DOCTOR.value):
+        print(f"--workdir is not given: the run is in {workdir}", flush=True)
     # After the check: a wrong key is refused before jax starts.
     from qwenla_jax.train.checkpoint import SaveError
     from qwenla_jax.train.data_check import check_data
@@ -83,14 +88,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if any(arg in ("-h", "--help", "-help") for arg in sys.argv[1:]):
-        print(__doc__, describe(RunOptions()), sep="\n")
-    path = config_file(sys.argv[1:])
-    if path is not None and not Path(path).is_file():
-        sys.exit(f"--config: there is no file {path!r}; expected configs/STAGE.py or configs/STAGE.py:PRESET")
-    try:
-        check_command_line(sys.argv[1:], RunOptions)
-    except ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    run_app(main, __doc__, RunOptions())

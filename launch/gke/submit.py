@@ -31,12 +31,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: gs://BUCKET/
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the manifest and the command, run nothing")
 _ACCELERATOR = flags.DEFINE_string("accelerator", None, "the node pool's label, such as tpu-v5-lite-podslice")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "the slice's shape in chips, such as 4x4 or 2x2x4")
-_CHIPS_PER_HOST = flags.DEFINE_integer("chips_per_host", 4, "TPU chips of one node", lower_bound=1)
+_CHIPS_PER_HOST = flags.DEFINE_integer("chips_per_host", 4, "TPU chips of one node", 1, 64)
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace")
 _SERVICE_ACCOUNT = flags.DEFINE_string("service_account", "default", "Kubernetes account that may write the bucket")
 _SPOT = flags.DEFINE_bool("spot", False, "only on spot nodes")
-_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "restarts of a run that ended badly", lower_bound=0)
-_GRACE_S = flags.DEFINE_integer("grace_s", 300, "seconds that a run gets to save", lower_bound=1)
+_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "restarts of a run that ended badly", 0, 10**6)
+_GRACE_S = flags.DEFINE_integer("grace_s", 300, "seconds that a run gets to save", 1, 10**6)
 _XPK_CLUSTER = flags.DEFINE_string("xpk_cluster", None, "submit with xpk, to this cluster")
 _TPU_TYPE = flags.DEFINE_string("tpu_type", None, "xpk: the slice, such as v5litepod-16")
 _XPK_STORAGE = flags.DEFINE_string("xpk_storage", None, "xpk: name of the storage that mounts the bucket")
@@ -54,7 +54,7 @@ def hosts_of(topology: str, chips_per_host: int) -> int:
     Raises:
       ValueError: it is no shape, or does not consist of whole nodes.
     """
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
+    if not re.fullmatch(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}", topology):
         raise ValueError(f"--topology: got {topology!r}, expected chips along each axis, such as 4x4 or 2x2x4")
     chips = math.prod(map(int, topology.split("x")))
     if chips % chips_per_host:
@@ -70,9 +70,9 @@ def mounted(workdir: str) -> tuple[str, str]:
     Raises:
       ValueError: it is no folder in a bucket.
     """
-    found = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)/([^/].*)", workdir)
-    if found is None:
-        raise ValueError(f"--workdir: got {workdir!r}, expected gs://BUCKET/PATH")
+    found = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)/(.+?)/?", workdir)
+    if found is None or not {"", ".", ".."}.isdisjoint(found[2].split("/")):
+        raise ValueError(f"--workdir: got {workdir!r}, expected gs://BUCKET/PATH without empty, . or .. parts")
     return found[1], f"{MOUNT}/{found[1]}/{found[2]}"
 
 
@@ -90,10 +90,61 @@ def check_trainer(arguments: Sequence[str]) -> None:
         raise ValueError("no --config behind --; expected as in: -- --config=configs/brpo.py:7b")
 
 
+def check_printable(name: str, value: str) -> None:
+    """Refuses line breaks, control characters and halves of characters.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    if not value.isprintable():
+        raise ValueError(f"{name}: got {value!r}, expected one line without control characters")
+
+
+def check_encodable(argument: str) -> None:
+    """Refuses an argument of the training that is not UTF-8.
+
+    Raises:
+      ValueError: naming it.
+    """
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{argument.partition('=')[0]!r} behind --: it is not UTF-8") from error
+
+
+def yaml_value(value: Any) -> str:
+    """A value that JSON can hold, as YAML: what YAML does not take as it is, is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^\x20-\x7e]", lambda match: match[0] if match[0].isprintable() else _escaped(match[0]), text)
+
+
+def _escaped(letter: str) -> str:
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
+
+
+def unexpanded(text: str) -> str:
+    """A text that is itself again when Kubernetes has put variables in for $(NAME) and single $ for double ones."""
+    return text.replace("$", "$$")
+
+
+def one_line(command: Sequence[str]) -> str:
+    """A command as bash reads it back, on one line: xpk puts it into a block of YAML, in a container's command."""
+    return " ".join(
+        shlex.quote(word)
+        if word.isprintable()
+        else "$'" + "".join(c if c.isprintable() and c not in "\\'" else _bash_escaped(c) for c in word) + "'"
+        for word in command
+    )
+
+
+def _bash_escaped(letter: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in letter.encode())
+
+
 def manifest(values: dict[str, Any]) -> str:
     """The template with its names replaced by values that JSON can hold."""
     template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute({name: json.dumps(value, ensure_ascii=False) for name, value in values.items()})
+    return template.substitute({name: yaml_value(value) for name, value in values.items()})
 
 
 def _jobset(name: str, trainer: list[str]) -> tuple[list[str], str]:
@@ -118,9 +169,8 @@ def _jobset(name: str, trainer: list[str]) -> tuple[list[str], str]:
             "grace_s": _GRACE_S.value,
             "node_selector": selector,
             "image": _IMAGE.value,
-            # Kubernetes would put variables in for $(NAME).
             "args": [
-                argument.replace("$(", "$$(")
+                unexpanded(argument)
                 for argument in (["--distributed"] if hosts > 1 else []) + [f"--workdir={workdir}", *trainer]
             ],
             "chips": _CHIPS_PER_HOST.value,
@@ -136,14 +186,14 @@ def _xpk(name: str, trainer: list[str]) -> tuple[list[str], str]:
         if not flag.value:
             raise ValueError(f"--{flag.name} is missing; --xpk_cluster needs it")
     _, workdir = mounted(_WORKDIR.value)
-    inner = shlex.join(["python", "launch/train.py", "--distributed", f"--workdir={workdir}", *trainer])
+    inner = one_line(["python", "launch/train.py", "--distributed", f"--workdir={workdir}", *trainer])
     command = ["xpk", "workload", "create", f"--cluster={_XPK_CLUSTER.value}", f"--workload={name}"]
     command += [f"--tpu-type={_TPU_TYPE.value}", "--num-slices=1", f"--docker-image={_IMAGE.value}"]
     command += [f"--storage={_XPK_STORAGE.value}", f"--max-restarts={_MAX_RESTARTS.value}"]
     # xpk restarts after the statuses 127 to 255 by itself; 1 is an exception, 75 a stall.
     command += ["--restart-on-exit-codes=1,75", f"--termination-grace-period-seconds={_GRACE_S.value}"]
     command += [f"--{flag.name}={flag.value}" for flag in (_PROJECT, _ZONE) if flag.value]
-    return [*command, f"--command={inner}"], ""
+    return [*command, f"--command={unexpanded(inner)}"], ""
 
 
 def main(argv: list[str]) -> None:
@@ -152,6 +202,11 @@ def main(argv: list[str]) -> None:
         for flag in (_NAME, _IMAGE, _WORKDIR):
             if not flag.value:
                 raise ValueError(f"--{flag.name} is missing")
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+            if isinstance(flag.value, str):
+                check_printable(f"--{flag.name}", flag.value)
+        for argument in argv[1:]:
+            check_encodable(argument)
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", _NAME.value):
             raise ValueError(
                 f"--name: got {_NAME.value!r}, expected at most 40 small letters, digits and hyphens, a letter first"

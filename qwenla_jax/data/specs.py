@@ -10,6 +10,7 @@ NAME is one of `CORPORA`. KEYs leave records out by what their text tells: `max_
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -50,7 +51,7 @@ def parse(spec: str) -> tuple[Part, ...]:
     Raises:
       ValueError: a part that is none of the forms above; the message names it.
     """
-    if spec in BUILT_IN_SOURCES or (spec.endswith(".jsonl") and Path(spec).is_file()):
+    if spec in BUILT_IN_SOURCES or (spec.endswith(".jsonl") and os.path.isfile(spec)):
         return (_part(spec, Fraction(1)),)
     parts: list[Part] = []
     for text in spec.split(","):
@@ -104,7 +105,7 @@ def problems(spec: str) -> Iterator[str]:
         path = Path(part.path)
         if part.reader in BUILT_IN_SOURCES:
             continue
-        if part.reader == "jsonl" and not path.is_file():
+        if part.reader == "jsonl" and not os.path.isfile(path):
             yield f"there is no file {part.text!r}; expected scenes, easy_vqa, an existing .jsonl file or NAME:PATH"
-        elif not path.exists() and not (has_magic(part.path) and glob(part.path)):
+        elif not os.path.exists(path) and not (has_magic(part.path) and glob(part.path)):
             yield f"{part.text!r}: there is no file or folder {part.path!r}"

@@ -114,6 +114,7 @@ def generate(
         texts = texts_of(rollout, runtime.tokenizer)
         length_B, stopped_B = np.asarray(rollout.length_B), np.asarray(rollout.stopped_B)
         lines = []
+        store.check_there(workdir)
         for number, example in enumerate(examples):
             record, image = example.record, place(example.record)
             for sample in range(drawing.samples):

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import io
 import json
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from PIL import Image
-
+from qwenla_jax.data.pictures import open_picture
+from qwenla_jax.distill.endpoint import Endpoint, Reply, Trouble
 from qwenla_jax.distill.options import JudgeOptions
-from qwenla_jax.distill.store import Row, append, mend, read_rows
+from qwenla_jax.distill.store import Row, StoreError, append, mend, read_rows
 from qwenla_jax.distill.verify import Vote
+from qwenla_jax.utils import json_files
+from qwenla_jax.utils.visible import in_brief
 
 _INSTRUCTION = """You check an answer that a model gave to a question about the picture.
 
@@ -43,7 +43,8 @@ _PASSING = (408, 409, 425, 429)  # and 5xx: the same request may succeed later
 _HOPELESS = (401, 403, 404)  # wrong key, address or model: every further request would fail too
 _GIVE_UP_AFTER = 20  # answers in a row to which no judge could be asked
 _LONGEST_PAUSE = 60.0  # seconds
-_LARGEST_REPLY = 4 << 20  # bytes
+_MOST_TOKENS = 10**9  # of one request; a larger number is none
+_USAGE = ("prompt_tokens", "completion_tokens")
 
 
 class JudgeLog:
@@ -65,21 +66,24 @@ class JudgeLog:
         self._replies: dict[str, str] = {}
         self._failed: dict[str, str] = {}
         self.requests = self.prompt_tokens = self.completion_tokens = self.without_usage = 0
-        for _, row in read_rows(path):
+        for number, row in read_rows(path):
+            if not _is_judgement(row):
+                raise StoreError(f"{path}:{number}: not what a judge said; the file was changed by hand")
             self._take(row)
 
     def _take(self, row: Row) -> None:
         self.requests += row["requests"]
         if "error" in row:
             if not row["pending"]:
-                self._failed[row["key"]] = row["error"]
+                self._failed[row["key"]] = in_brief(row["error"], 300)  # an earlier version wrote what came
             return
         self._failed.pop(row["key"], None)
         self._votes[row["key"]] = Vote(row["vote"])
         self._replies[row["key"]] = row["reply"]
-        self.prompt_tokens += row["prompt_tokens"] or 0
-        self.completion_tokens += row["completion_tokens"] or 0
-        self.without_usage += row["prompt_tokens"] is None
+        usage = _usage(row)
+        self.prompt_tokens += usage["prompt_tokens"] or 0
+        self.completion_tokens += usage["completion_tokens"] or 0
+        self.without_usage += usage["prompt_tokens"] is None
 
     def add(self, row: Row) -> None:
         """Logs a reply or a failure."""
@@ -108,6 +112,25 @@ class JudgeLog:
         return (self.prompt_tokens * options.price_prompt + self.completion_tokens * options.price_completion) / 1e6
 
 
+def _is_judgement(row: Row) -> bool:
+    """Whether a line of the log is one that `Judges` writes."""
+    if not isinstance(row.get("key"), str) or not _is_count(row.get("requests")):
+        return False
+    if "error" in row:
+        return isinstance(row["error"], str) and isinstance(row.get("pending"), bool)
+    return row.get("vote") in list(Vote) and isinstance(row.get("reply"), str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
+
+
+def _usage(told: Any) -> dict[str, int | None]:
+    """The tokens of a request as an endpoint reports them; None where it reports no numbers, or absurd ones."""
+    tokens = {name: told.get(name) if isinstance(told, dict) else None for name in _USAGE}
+    return tokens if all(map(_is_count, tokens.values())) else dict.fromkeys(_USAGE)
+
+
 def request_key(options: JudgeOptions, model: str, row: Row, instruction: str = _INSTRUCTION) -> str:
     """Names a request within a run's folder: the same judge, settings, question and answer have the same key."""
     parts = [model, options.temperature, options.max_reply_tokens, options.max_side, instruction]
@@ -126,9 +149,12 @@ def read_verdict(reply: str) -> Vote:
 
 
 def picture_url(path: Path, max_side: int) -> str:
-    """The picture as a data URL of a PNG whose longer side is at most `max_side` pixels."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    """The picture as a data URL of a PNG whose longer side is at most `max_side` pixels.
+
+    Raises:
+      ValueError: the file is no picture that can be read.
+    """
+    image = open_picture(path)
     image.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
     image.save(buffer, format="png")
@@ -158,12 +184,6 @@ class _Failed(Exception):
         self.again, self.hopeless, self.pause = again, hopeless, pause
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: urllib would send the API key along to wherever it is sent."""
-        return None
-
-
 class Judges:
     """Asks, within the limits of the options.
 
@@ -174,6 +194,9 @@ class Judges:
       api_key: sent as a bearer token; None: not sent.
       sleep: waits some seconds between two attempts.
       instruction: what judges are asked, with {question}, {answer} and {text}.
+
+    Raises:
+      ValueError: the endpoint's address or the key cannot be used.
     """
 
     def __init__(
@@ -187,15 +210,22 @@ class Judges:
     ) -> None:
         self._options, self._log, self._workdir, self._sleep = options, log, workdir, sleep
         self._instruction = instruction
-        self._headers = {"Content-Type": "application/json", "User-Agent": "qwenla_jax"}
-        if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._url = (options.base_url or "").rstrip("/") + "/chat/completions"
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        url = (options.base_url or "").rstrip("/") + "/chat/completions"
+        self._endpoint = Endpoint(url, options.timeout_s, api_key)
         self._lock = threading.Lock()
         self._unlogged = 0  # requests sent whose outcome is not in the log yet
         self._failures_in_a_row = 0
         self.stopped: str | None = None
+
+    def __enter__(self) -> Judges:
+        """The judges themselves."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends their connections."""
+        self._endpoint.close()
 
     def stop(self, reason: str) -> None:
         """Asks nothing more from now on; the first reason stays."""
@@ -230,7 +260,7 @@ class Judges:
             except _Failed as failed:
                 error = str(failed)
                 if failed.hopeless:
-                    self.stop(f"{self._url} does not serve {model}: {error}")
+                    self.stop(f"{self._endpoint.url} does not serve {model}: {error}")
                 if not failed.again or attempt == self._options.retries:
                     break
                 self._sleep(min(max(self._options.backoff_s * 2**attempt, failed.pause), _LONGEST_PAUSE))
@@ -265,53 +295,38 @@ class Judges:
                 self.stopped = f"{_GIVE_UP_AFTER} requests in a row failed, the last with: {row['error']}"
 
     def _send(self, body: bytes) -> tuple[str, dict[str, int | None]]:
-        """One request: the reply's text, and its tokens."""
-        request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
-        deadline = time.monotonic() + self._options.timeout_s
+        """One request: the reply's text without secrets, and its tokens."""
         try:
-            with self._opener.open(request, timeout=self._options.timeout_s) as response:
-                raw = b""
-                while part := response.read1(1 << 16):
-                    raw += part
-                    # The socket's own timeout starts anew with every part.
-                    if time.monotonic() > deadline:
-                        raise _Failed(f"no whole reply within {self._options.timeout_s:g} s", again=True)
-                    if len(raw) > _LARGEST_REPLY:
-                        raise _Failed(f"a reply of more than {_LARGEST_REPLY} bytes", again=False)
-        except urllib.error.HTTPError as error:
-            with error:
-                told = " ".join(error.read(400).decode("utf-8", "replace").split())
-            again = error.code in _PASSING or error.code >= 500
-            raise _Failed(
-                f"HTTP {error.code}: {told[:200]}", again, error.code in _HOPELESS, _seconds(error.headers)
-            ) from error
-        except TimeoutError as error:
-            raise _Failed(f"no reply within {self._options.timeout_s:g} s", again=True) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Failed(f"{type(error).__name__}: {error}", again=True) from error
-        return _content(raw)
+            reply = self._endpoint.post(body)
+        except Trouble as error:
+            raise _Failed(str(error), again=True) from error
+        if reply.status >= 300:
+            again = reply.status in _PASSING or reply.status >= 500
+            told = f"HTTP {reply.status}: {self._endpoint.told(reply.body)}"
+            raise _Failed(told, again, reply.status in _HOPELESS, reply.retry_after_s)
+        try:
+            text, usage = read_completion(reply)
+        except ValueError as error:
+            raise _Failed(f"not a chat completion: {self._endpoint.told(reply.body, 120)}", again=True) from error
+        return self._endpoint.scrub(text), usage
 
 
-def _seconds(headers: Any) -> float:
-    """What `Retry-After` asks for; 0 where it is absent or a date."""
-    value = headers.get("Retry-After", "") if headers is not None else ""
-    return float(value) if re.fullmatch(r"[0-9]{1,6}", value) else 0.0
+def read_completion(reply: Reply) -> tuple[str, dict[str, int | None]]:
+    """Text and tokens of a chat completion.
 
-
-def _content(raw: bytes) -> tuple[str, dict[str, int | None]]:
-    """Text and tokens of a chat completion."""
+    Raises:
+      ValueError: it is none.
+    """
+    found = json_files.loads(reply.body, "reply")
     try:
-        reply = json.loads(raw)
-        text = reply["choices"][0]["message"]["content"]
+        text = found["choices"][0]["message"]["content"]
         if isinstance(text, list):  # some servers send parts
             text = "".join(part.get("text", "") for part in text)
-        usage = reply.get("usage") or {}
-        tokens = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _Failed(f"not a chat completion: {raw[:120]!r}", again=True) from error
+        usage = _usage(found.get("usage"))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("reply: not a chat completion") from error
     if text is None:
         text = ""  # a refusal, or all of the tokens went into thinking: paid for, and no vote
     if not isinstance(text, str):
-        raise _Failed(f"not a chat completion: {raw[:120]!r}", again=True)
-    whole = all(type(value) is int and value >= 0 for value in tokens.values())
-    return text, tokens if whole else dict.fromkeys(tokens)
+        raise ValueError("reply: its content is no text")
+    return text, usage

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
+from qwenla_jax.distill.endpoint import address_problem, read_key
 from qwenla_jax.train.option_checks import paths, relations
 from qwenla_jax.train.options import (
     DTYPES,
+    MOST_PIXELS,
+    MOST_ROWS,
+    MOST_SECONDS,
+    MOST_TOKENS,
+    MOST_WORKERS,
     DataOptions,
     EvalOptions,
     MeshOptions,
     ReattentionOptions,
     RunOptions,
 )
-from qwenla_jax.train.schema import ConfigError, build, group, option
+from qwenla_jax.train.schema import build, group, option, refuse
 
 VERIFIERS = ("format", "rule", "agreement", "judges")
 KEEP = ("first", "shortest", "all")
@@ -56,11 +60,17 @@ class QuestionOptions:
         low=0,
     )
     size: int | None = option(2000, "answer only the first so many; none: all", low=1)
-    batch_size: int = option(64, "questions sampled at once, over all devices", low=1)
-    max_prompt_tokens: int = option(128, "a longer prompt, its visual tokens included, is an error", low=1)
-    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1)
-    min_pixels: int | None = option(None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1)
-    max_pixels: int | None = option(None, "shrink pictures with more pixels; none: as the checkpoint says", low=1)
+    batch_size: int = option(64, "questions sampled at once, over all devices", low=1, high=MOST_ROWS)
+    max_prompt_tokens: int = option(
+        128, "a longer prompt, its visual tokens included, is an error", low=1, high=MOST_TOKENS
+    )
+    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
+    min_pixels: int | None = option(
+        None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
+    max_pixels: int | None = option(
+        None, "shrink pictures with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
     system: str | None = option(None, "system prompt; none: no system turn")
 
 
@@ -100,11 +110,15 @@ class JudgeOptions:
     min_votes: int = option(1, "and where fewer than so many say anything (a judge that fails abstains)", low=1)
     temperature: float | None = option(0.0, "sent with each request; none: left out", low=0)
     max_reply_tokens: int | None = option(512, "sent as max_tokens; none: left out", low=1)
-    max_side: int = option(1024, "longer side in pixels to which the picture that is sent is shrunk", low=28)
-    timeout_s: float = option(120.0, "seconds until a request counts as failed", above=0)
-    retries: int = option(4, "further attempts where one may help: no answer, 408, 409, 425, 429, 5xx", low=0)
-    backoff_s: float = option(1.0, "seconds before the first of them, doubled for each one after", low=0)
-    parallel: int = option(8, "questions that are judged at once", low=1)
+    max_side: int = option(
+        1024, "longer side in pixels to which the picture that is sent is shrunk", low=28, high=2**14
+    )
+    timeout_s: float = option(120.0, "seconds until a request counts as failed", above=0, high=MOST_SECONDS)
+    retries: int = option(4, "further attempts where one may help: no answer, 408, 409, 425, 429, 5xx", low=0, high=100)
+    backoff_s: float = option(
+        1.0, "seconds before the first of them, doubled for each one after", low=0, high=MOST_SECONDS
+    )
+    parallel: int = option(8, "questions that are judged at once", low=1, high=MOST_WORKERS)
     max_requests: int | None = option(None, "stop judging after so many requests over the folder's life", low=1)
     max_cost: float | None = option(
         None, "stop judging when the folder's cost is this much; up to config.judges.parallel requests go over", above=0
@@ -157,9 +171,7 @@ def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> Dist
     """
     options = read_options(config.to_dict() if isinstance(config, config_dict.ConfigDict) else config)
     run = run_options(options)
-    problems = [*relations(run), *paths(run), *_relations(options)]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse([*relations(run), *paths(run), *_relations(options)])
     return options
 
 
@@ -190,9 +202,11 @@ def _relations(options: DistillOptions) -> Iterator[str]:
             yield f"config.judges.{name}: got {value}, expected at most the number of judges ({len(judges.models)})"
     if judges.base_url is None:
         yield f"config.judges.base_url: the {options.preset} preset needs --config.judges.base_url=https://HOST/v1"
-    elif urllib.parse.urlsplit(judges.base_url).scheme not in ("http", "https"):
-        yield f"config.judges.base_url: got {judges.base_url!r}, expected http://... or https://..."
-    if judges.api_key_env is not None and not os.environ.get(judges.api_key_env):
-        yield f"config.judges.api_key_env: there is no environment variable {judges.api_key_env}, or it is empty"
+    elif (problem := address_problem(judges.base_url)) is not None:
+        yield f"config.judges.base_url: {problem}"
+    try:
+        read_key(judges.api_key_env)
+    except ValueError as error:
+        yield f"config.judges.api_key_env: {error}"
     if judges.max_cost is not None and not (judges.price_prompt or judges.price_completion):
         yield "config.judges.max_cost: needs config.judges.price_prompt or price_completion; now nothing costs"

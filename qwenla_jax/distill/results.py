@@ -61,11 +61,13 @@ def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Ju
                 if judges.stopped is not None:
                     break
                 waiting.append(pool.submit(assess_group, rows, options, log, judges))
+                store.check_there(workdir)
                 while len(waiting) >= 4 * options.judges.parallel:
                     waiting.popleft().result()
                     done += 1
                     yield done
             while waiting:
+                store.check_there(workdir)
                 waiting.popleft().result()
                 done += 1
                 yield done
@@ -75,8 +77,17 @@ def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Ju
 
 
 def read_corrections(workdir: Path) -> dict[str, str]:
-    """Responses that a person wrote, by the question's id; of several the last, at the place of the first."""
-    return {row["id"]: row["response"] for _, row in store.read_rows(workdir / store.CORRECTIONS)}
+    """Responses that a person wrote, by the question's id; of several the last, at the place of the first.
+
+    Raises:
+      StoreError: a line is none that `take_back` wrote.
+    """
+    found, path = {}, workdir / store.CORRECTIONS
+    for number, row in store.read_rows(path):
+        if not (isinstance(row.get("id"), str) and isinstance(row.get("response"), str)):
+            raise store.StoreError(f"{path}:{number}: expected an id and a response, each a text")
+        found[row["id"]] = row["response"]
+    return found
 
 
 def queue_row(rows: list[Row], assessed: list[Assessed]) -> Row:
@@ -94,8 +105,9 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
       the summary.
 
     Raises:
-      StoreError: a log cannot be read; nothing is written then.
+      StoreError: a log cannot be read, or the folder was deleted meanwhile; nothing is written then.
     """
+    store.check_there(workdir)
     old_queue = list(store.typed_lines(workdir / store.QUEUE))
     typed = {str(row.get("id")): row for _, _, row in old_queue if isinstance(row, dict)}
     ids: set[str] = set()

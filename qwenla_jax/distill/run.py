@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.opening import make_source, readable
 from qwenla_jax.distill import store
+from qwenla_jax.distill.endpoint import read_key
 from qwenla_jax.distill.generate import done_questions, generate
 from qwenla_jax.distill.judges import JudgeLog, Judges
 from qwenla_jax.distill.options import FREE_KEYS, DistillOptions, run_options
@@ -52,6 +53,11 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
     if data.max_broken:
         source = readable(source, data.max_broken)
     done = done_questions(workdir, options, source)
+    if saved is not None:
+        print(
+            f"{workdir} holds a run with {done} of {len(source)} questions sampled: it is resumed (for a new run: "
+            "another --workdir)"
+        )
     store.mend(workdir / store.CORRECTIONS)
     store.write_json(workdir / store.SETTINGS, to_dict(options))
     if done < len(source):
@@ -89,16 +95,15 @@ def _sample(options: DistillOptions, workdir: Path, done: int, source: Any) -> N
 
 def _judge(options: DistillOptions, workdir: Path, log: JudgeLog, questions: int) -> str | None:
     """Asks the judges; why that ended early, None where it did not."""
-    name = options.judges.api_key_env
-    judges = Judges(options.judges, log, workdir, os.environ.get(name) if name is not None else None)
     progress = Progress(questions)
     progress.note(f"judging by {', '.join(options.judges.models)}")
-    try:
+    with (
+        contextlib.closing(progress),
+        Judges(options.judges, log, workdir, read_key(options.judges.api_key_env)) as judges,
+    ):
         for done in ask_judges(workdir, options, log, judges):
             if done % max(1, questions // 20) == 0:
                 progress.show(done, {})
             else:
                 progress.tick(done)
-    finally:
-        progress.close()
     return None if judges.stopped == "interrupted" else judges.stopped

@@ -18,6 +18,9 @@ from typing import Any, TextIO
 
 from PIL import Image
 
+from qwenla_jax.utils import json_files
+from qwenla_jax.utils.visible import HIDDEN
+
 Row = dict[str, Any]
 
 SAMPLES = "samples.jsonl"
@@ -38,13 +41,15 @@ class StoreError(ValueError):
 
 
 def line_of(row: Row) -> str:
-    """One line of JSON with its line break; text stays readable in any script."""
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
-        text = json.dumps(row)
-    return text + "\n"
+    """One line of JSON with its line break; text stays readable in any script.
+
+    What a terminal would obey, and half characters, are escaped as JSON escapes them: all of it is within strings.
+    """
+    return _escaped(json.dumps(row, ensure_ascii=False)) + "\n"
+
+
+def _escaped(text: str, keep: str = "") -> str:
+    return HIDDEN.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -58,9 +63,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json_files.loads(line, f"{path}:{number}")
             except ValueError as error:
-                raise StoreError(f"{path}:{number}: not JSON: {error}") from error
+                raise StoreError(str(error)) from error
             if not isinstance(row, dict):
                 raise StoreError(f"{path}:{number}: holds a {type(row).__name__}, expected an object")
             yield number, row
@@ -77,11 +82,11 @@ def typed_lines(path: Path) -> Iterator[tuple[int, str, Row | str]]:
         text = line.decode("utf-8", "replace").strip().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
         found: Row | str
         try:
-            found = json.loads(text)
+            found = json_files.loads(text, "")
             if not isinstance(found, dict):
                 found = f"holds a {type(found).__name__}, expected an object"
         except ValueError as error:
-            found = f"not JSON: {error}"
+            found = str(error).removeprefix(": ")
         yield number, text, found
 
 
@@ -133,7 +138,7 @@ def rewriting(*paths: Path) -> Iterator[list[TextIO]]:
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all."""
     with rewriting(path) as (file,):
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(_escaped(json.dumps(value, indent=2, ensure_ascii=False), keep="\n") + "\n")
 
 
 @contextlib.contextmanager
@@ -152,6 +157,16 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
+def check_there(workdir: Path) -> None:
+    """Checks that the folder of a run that is under way still is one: half of it must not be made again.
+
+    Raises:
+      StoreError: it was deleted or emptied.
+    """
+    if not (workdir / SETTINGS).is_file():
+        raise StoreError(f"{workdir}: {SETTINGS} is gone: the folder was deleted or emptied while the run was in it")
+
+
 def read_settings(workdir: Path) -> Row | None:
     """The settings that the folder's run began with, None where there is no run.
 
@@ -162,12 +177,9 @@ def read_settings(workdir: Path) -> Row | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_files.read_object(path)
     except ValueError as error:
-        raise StoreError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise StoreError(f"{path}: holds a {type(found).__name__}, expected an object")
-    return found
+        raise StoreError(str(error)) from error
 
 
 def image_name(record_id: str) -> str:
@@ -180,11 +192,15 @@ def image_name(record_id: str) -> str:
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """Writes a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a PNG, whole or not at all. Raises OSError where the run's folder is gone: it is not made again."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     image.save(temporary, format="png")
     temporary.replace(path)
+
+
+# What the results are made of, in a line of the log of samples.
+_SAMPLE = {"id": str, "question": str, "answer": str, "image": str, "kind": str, "text": str, "tokens": int}
 
 
 def groups(path: Path, samples: int) -> Iterator[list[Row]]:
@@ -205,6 +221,12 @@ def groups(path: Path, samples: int) -> Iterator[list[Row]]:
                 f"{path}:{number}: holds sample {row.get('sample')} of question {row.get('index')}, expected sample "
                 f"{sample} of question {index}; the file was changed by hand or belongs to other settings"
             )
+        wrong = [name for name, kind in _SAMPLE.items() if type(row.get(name)) is not kind]
+        choices = row.get("options", [])
+        if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
+            wrong.append("options")
+        if wrong:
+            raise StoreError(f"{path}:{number}: {', '.join(wrong)}: missing, or of another type than a run writes")
         rows.append(row)
         if len(rows) == samples:
             yield rows

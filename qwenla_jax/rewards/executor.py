@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from qwenla_jax.rewards.plugins import Reward, as_number, describe
+from qwenla_jax.rewards.plugins import Reward, as_number, describe, traceback_of
 from qwenla_jax.rewards.protocol import pack
 from qwenla_jax.rewards.record import RewardRecord
 
@@ -126,11 +126,13 @@ def _answer(reward: Reward, record: RewardRecord, item: int) -> list[object]:
     except SystemExit:
         os._exit(1)  # as the reward asked for
     except BaseException as error:
-        return ["error", item, "raised", describe(error)]
+        return ["error", item, "raised", describe(error), traceback_of(error)]
     try:
         return ["value", item, as_number(value)]
     except BaseException as error:
-        return ["error", item, "value", str(error)[:300] if type(error) is ValueError else describe(error)]
+        if type(error) is ValueError:
+            return ["error", item, "value", str(error)[:300], ""]
+        return ["error", item, "value", describe(error), traceback_of(error)]
 
 
 def _left_something() -> bool:

@@ -101,7 +101,7 @@ class Link:
         answers = []
         while self._lines.messages:
             match self._lines.messages.popleft():
-                case ["value", int(), float()] | ["error", int(), str(), str()] as answer:
+                case ["value", int(), float()] | ["error", int(), str(), str(), str()] as answer:
                     answers.append(answer)
                 case ["executor", int(pid)]:
                     self._executor = pid

@@ -4,6 +4,7 @@ import inspect
 import numbers
 import pkgutil
 import re
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ BUILT_IN = ("format", "accuracy", "balance", "overlong")
 
 _SPEC = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _MAX_MESSAGE = 300
+_MAX_TRACEBACK = 4000
+_MAX_FRAMES = 12
 
 
 def names_of(specs: Sequence[str]) -> tuple[str, ...]:
@@ -112,3 +115,18 @@ def describe(error: BaseException) -> str:
     except Exception:
         text = "(its text cannot be read)"
     return f"{type(error).__name__}: {text[:_MAX_MESSAGE]}"[:_MAX_MESSAGE] if text else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an exception that a reward raised, without the frames of this package; at most 4,000 characters.
+
+    Of a long one the end is kept: there stands what was raised, and where.
+    """
+    try:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(__package__):
+            trace = trace.tb_next
+        lines = traceback.format_exception(type(error), error, trace, limit=-_MAX_FRAMES)
+    except Exception:
+        return ""  # its text cannot be read, or memory is short
+    return "".join(line[-_MAX_TRACEBACK:] for line in lines)[-_MAX_TRACEBACK:]

@@ -25,11 +25,13 @@ class RewardError:
       name: the reward, as `RewardSettings.weights` names it; "" where it is not known: the step's deadline was over, or
         the worker itself was gone.
       message: what happened; of an exception its type and text, cut to 300 characters.
+      traceback: of an exception, through the reward's own code, at most 4,000 characters; else "".
     """
 
     kind: str
     name: str
     message: str
+    traceback: str = ""
 
 
 class RewardPool:
@@ -215,9 +217,9 @@ class _Step:
                 link.items.popleft()
                 link.values = {}
 
-    def fail(self, index: int, kind: str, message: str, name: str = "") -> None:
+    def fail(self, index: int, kind: str, message: str, traceback: str = "", name: str = "") -> None:
         """Enters an error."""
-        self._set(index, RewardError(kind, name, message))
+        self._set(index, RewardError(kind, name, message, traceback))
 
     def fail_rest(self, kind: str, message: str) -> None:
         """Enters the same error for all that have no result yet."""

@@ -3,8 +3,8 @@
 pool -> worker: first `[settings, options]`, then for each chunk the array of its records' `RewardRecord.to_json`.
 worker -> pool: `["loading", spec]` before an import, then `["ready"]` or `["refused", message]`; for every chunk
 `["executor", pid]` whenever it starts one, and the executor's answers.
-executor -> worker: `["value", item, number]` for each component in order, or `["error", item, kind, message]`, which
-ends the item; `["leave"]` asks for a new executor.
+executor -> worker: `["value", item, number]` for each component in order, or `["error", item, kind, message,
+traceback]`, which ends the item; `["leave"]` asks for a new executor.
 """
 
 import json

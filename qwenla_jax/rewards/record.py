@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qwenla_jax.utils.json_files import loads
+from qwenla_jax.utils import json_files
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RewardRecord:
         Raises:
           ValueError: the line is not such a record; the message names the field.
         """
-        values = loads(line, "reward record")
+        values = json_files.loads(line, "reward record")
         names = [field.name for field in fields(cls)]
         if not isinstance(values, dict) or sorted(values) != sorted(names):
             got = sorted(values) if isinstance(values, dict) else type(values).__name__

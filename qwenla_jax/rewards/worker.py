@@ -108,7 +108,7 @@ class _Worker:
         except OSError as error:
             os.close(reading)
             os.close(writing)
-            self._say(["error", first, "crash", f"no process for it: {describe(error)}"])
+            self._say(["error", first, "crash", f"no process for it: {describe(error)}", ""])
             return first + 1
         if pid == 0:
             private = (reading, self._commands.fd, self._answers)
@@ -159,7 +159,7 @@ class _Worker:
         return item
 
     def _fail(self, item: int, kind: str, message: str) -> int:
-        self._say(["error", item, kind, message])
+        self._say(["error", item, kind, message, ""])
         return item + 1
 
     def _end(self, pid: int) -> None:
@@ -202,7 +202,7 @@ def _is_answer(message: Any, item: int) -> bool:
         return False
     kinds = [type(part) for part in message[2:]]
     if message[0] == "error":
-        return kinds == [str, str]
+        return kinds == [str, str, str]
     return message[0] == "value" and kinds == [float] and math.isfinite(message[2])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,14 @@ from qwenla_jax.train.schema import to_dict
 from qwenla_jax.train.stages import Inputs
 from qwenla_jax.train.state import to_keep
 from qwenla_jax.types import PictureBlock, PromptBatch, ResponseBatch, TokenBatch, VisionBatch
+from qwenla_jax.utils import json_files
 
 FOLDER = "capsules"
 RECORD, ARRAYS, STATE = "capsule.json", "arrays.npz", "state"
 _STRUCTS = {cls.__name__: cls for cls in (VisionBatch, TokenBatch, PromptBatch, PictureBlock, ResponseBatch, Judged)}
+
+
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,8 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
     assert inputs is not None
     folder = workdir / FOLDER / f"step_{inputs.step + 1:06d}"
     if leads():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
     layout = [_pack(value, str(index), arrays) for index, value in enumerate(inputs.batch)]
     if leads():
@@ -82,13 +89,13 @@ def read(folder: Path) -> Capsule:
       ValueError: the folder is no capsule; the missing or unreadable file is named.
     """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json_files.read_object(folder / RECORD)
         with np.load(folder / ARRAYS) as arrays:
             batch = tuple(_unpack(layout, str(index), arrays) for index, layout in enumerate(record["layout"]))
         inputs = Inputs(record["step"], batch, record["rows"])
         metrics = {name: float(value) for name, value in record["metrics"].items()}
         return Capsule(record["config"], inputs, metrics, folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*_UNREADABLE, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: not the capsule of a step: {type(error).__name__}: {error}") from error
 
 

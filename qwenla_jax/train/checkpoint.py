@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from qwenla_jax.train import processes, seals
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.schema import to_dict
+from qwenla_jax.train.workdir import Hold, WorkdirError
 
 CHECKPOINT_FOLDER = "checkpoints"
 SEAL_FOLDER = "seals"
@@ -103,6 +104,7 @@ class Checkpoints:
         and what is damaged to `damaged`.
       options: settings of this run; `options.checkpoint` says how often and how many.
       note: told what is found damaged, and what could not be written.
+      hold: on the run's folder, where a run works in it: nothing is written where it was lost.
 
     Saving is asynchronous: `save` returns when the arrays are copied to the host; a thread waits for the write, takes
     the checksums, and only then removes older checkpoints. The next save, `wait` and `close` wait for it. All
@@ -110,9 +112,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], options: RunOptions, note: Callable[[str], None] = lambda text: None
+        self,
+        workdir: str | os.PathLike[str],
+        options: RunOptions,
+        note: Callable[[str], None] = lambda text: None,
+        hold: Hold | None = None,
     ) -> None:
-        self._options = options
+        self._options, self._hold = options, hold
         self._workdir = Path(workdir).absolute()
         self._folder = self._workdir / CHECKPOINT_FOLDER
         self._note = note
@@ -120,6 +126,7 @@ class Checkpoints:
         self._ratings: dict[int, float] = {}
         self._sealing: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._lost = False  # the folder was deleted: the manager is closed for good
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -186,7 +193,10 @@ class Checkpoints:
         self._ratings[step] = rating
         self._join()
         if processes.leads() and self._seal_path(step).exists():
-            seals.rate(self._seal_path(step), rating)
+            try:
+                seals.rate(self._seal_path(step), rating)
+            except (ValueError, OSError) as error:
+                self._note(f"{error}; the checkpoint of step {step} is not rated")
 
     def _seals(self) -> list[Path]:
         return sorted((self._workdir / SEAL_FOLDER).glob("*.json"))
@@ -222,8 +232,11 @@ class Checkpoints:
 
         Raises:
           SaveError: this or the write before it failed, for want of space say; nothing else was touched.
+          WorkdirError: the run's folder was deleted.
         """
         self.wait()
+        if self._hold is not None:
+            processes.from_lead(self._hold.check)
         if processes.from_lead(lambda: step in self._manager.all_steps()):
             return
         record = {
@@ -235,7 +248,11 @@ class Checkpoints:
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         size = sum(x.nbytes for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
-        free = processes.from_lead(lambda: shutil.disk_usage(self._folder).free)
+        try:
+            self._folder.mkdir(exist_ok=True)  # somebody may have deleted it
+            free = processes.from_lead(lambda: shutil.disk_usage(self._folder).free)
+        except OSError as error:
+            raise SaveError(f"{self._folder / str(step)} could not be written: {error}") from error
         if free < 1.02 * size:
             raise SaveError(
                 f"{self._folder / str(step)} needs {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
@@ -253,6 +270,13 @@ class Checkpoints:
             self._manager.close()
         for rest in self._folder.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)  # it takes the room that the next one needs
+        if self._hold is not None:
+            try:
+                self._hold.check()
+            except WorkdirError as lost:
+                self._hold.remove_leftovers()
+                self._lost = True
+                return SaveError(str(lost))
         self._manager = self._open()
         return SaveError(f"{self._folder / str(step)} could not be written: {type(error).__name__}: {error}")
 
@@ -390,7 +414,8 @@ class Checkpoints:
             self.wait()
         except SaveError as error:
             self._note(str(error))
-        self._manager.close()
+        if not self._lost:
+            self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self

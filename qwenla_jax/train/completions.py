@@ -84,13 +84,14 @@ def write_completions(workdir: str | os.PathLike[str], step: int, rows: Sequence
 
     Raises:
       ValueError: rows with different reward names.
+      OSError: the file cannot be written; the run's folder is not made again.
     """
     names = list(rows[0].rewards) if rows else []
     for number, row in enumerate(rows):
         if list(row.rewards) != names:
             raise ValueError(f"rows[{number}].rewards: got {list(row.rewards)}, expected {names} as in rows[0]")
     folder = Path(workdir) / COMPLETIONS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     path = folder / f"step_{step:06d}.html"
     body = f'<p><a href="index.html">all steps</a></p>\n<h1>Completions of step {step}</h1>\n'
     _write(path, f"Step {step}", body + "".join(_section(group, names) for group in _questions(rows)))

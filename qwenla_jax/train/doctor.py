@@ -21,6 +21,7 @@ from qwenla_jax.train.guard import LOGP_BOUNDS, ON_POLICY
 from qwenla_jax.train.keeper import frozen_fingerprint
 from qwenla_jax.train.loop import Refused, first_state, state_plan
 from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.reward_failures import RewardsFailed
 from qwenla_jax.train.runtime import Runtime, build, make_run_source
 from qwenla_jax.train.sharding import replicated
 from qwenla_jax.train.stages import BrpoStage, SftStage, Stage, batch_layouts, gradient_of, make_reference
@@ -68,7 +69,7 @@ def examine(options: RunOptions) -> list[Check]:
         if options.stage == "sft":
             stage = SftStage(runtime, optimizer, layouts, source, 0)
         else:
-            stage = BrpoStage(runtime, optimizer, layouts, source, 0, reference)
+            stage = BrpoStage(runtime, optimizer, layouts, source, 0, reference, print)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise Refused(f"{type(error).__name__}: {error}") from error
     checks = [_tags(runtime.tokenizer)]
@@ -91,6 +92,8 @@ def examine(options: RunOptions) -> list[Check]:
         checks.append(_picture(runtime, state.params, reference, stage.inputs.batch))
         checks += _adapters(state, before, taught, options)
         checks.append(_memory(state, reference))
+    except RewardsFailed as error:
+        checks.append(Check("rewards", False, str(error), "no errors"))
     finally:
         stage.close()
     checks.append(Check("time", True, f"{time.perf_counter() - begin:.1f} s for all of this", "any"))

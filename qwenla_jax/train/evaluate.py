@@ -23,6 +23,7 @@ from qwenla_jax.train.probe import compiled_mass, parts_of, profile
 from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.train.runtime import Runtime, Sampler
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+from qwenla_jax.utils import json_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +79,36 @@ class Evaluation:
         }
 
     def write(self, path: Path) -> None:
-        """Saves it as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Saves it as JSON, whole or not at all. Raises OSError where the run's folder is gone."""
+        path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
         temporary.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
-        """What `write` saved."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        """What `write` saved.
+
+        Raises:
+          ValueError: the file is none that `write` wrote.
+          OSError: it cannot be read.
+        """
+        content = json_files.read_object(path)
+        kinds = {"ids": str, "kinds": str, "right": bool, "well_formed": bool, "lengths": int, "responses": str}
+        kinds |= {"inserted": int, "refused": int}
+        names = {field.name for field in dataclasses.fields(cls)}
+        lists = [content.get(name, []) for name in kinds]
+        typed = all(
+            isinstance(values, list) and all(type(value) is kind for value in values)
+            for values, kind in zip(lists, kinds.values(), strict=True)
+        )
+        # What later versions added may be absent.
+        if not typed or not set(content) <= names or len({len(values) for values in lists if values}) > 1:
+            raise ValueError(f"{path}: not an evaluation that a run has written")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{path}: not an evaluation that a run has written: {error}") from error
 
 
 class AttentionProbe:

@@ -10,9 +10,11 @@ from typing import Any
 from qwenla_jax.train import capsule
 from qwenla_jax.train.interrupt import Interrupt
 from qwenla_jax.train.options import RunOptions
+from qwenla_jax.train.processes import from_lead
 from qwenla_jax.train.stages import Stage
 from qwenla_jax.train.state import TrainState
 from qwenla_jax.train.watchdog import Watchdog
+from qwenla_jax.train.workdir import Hold
 
 # How far the sampler's log-probabilities and the update's may lie apart on policy, mean over tokens, by the type that
 # is computed in. Rounding alone was seen to stay below a hundredth of these.
@@ -29,14 +31,15 @@ class Guard:
     Args:
       options: of the run.
       workdir: where capsules go.
+      hold: on that folder.
       interrupt, watchdog: entered by the run.
       done: steps done when this process began.
     """
 
     def __init__(
-        self, options: RunOptions, workdir: Path, interrupt: Interrupt, watchdog: Watchdog, done: int
+        self, options: RunOptions, workdir: Path, hold: Hold, interrupt: Interrupt, watchdog: Watchdog, done: int
     ) -> None:
-        self._options, self._workdir, self._first = options, workdir, done + 1
+        self._options, self._workdir, self._hold, self._first = options, workdir, hold, done + 1
         self._interrupt, self._watchdog = interrupt, watchdog
         self._skipped = 0
 
@@ -45,8 +48,14 @@ class Guard:
         self._watchdog.beat(doing)
 
     def pause(self, doing: str) -> None:
-        """A safe point before `doing`. Raises Stopped where the run was asked to end."""
+        """A safe point before `doing`.
+
+        Raises:
+          Stopped: the run was asked to end.
+          WorkdirError: its folder is gone.
+        """
         self._watchdog.beat(doing)
+        from_lead(self._hold.check)
         self._interrupt.check(f"before {doing}")
 
     def urgent(self, number: int) -> bool:

@@ -26,16 +26,17 @@ from qwenla_jax.train.guard import Failed, Guard
 from qwenla_jax.train.interrupt import Interrupt, Stopped
 from qwenla_jax.train.intervals import paired
 from qwenla_jax.train.keeper import Keeper
-from qwenla_jax.train.metrics import MetricWriter
-from qwenla_jax.train.optimizer import make_optimizer
+from qwenla_jax.train.metrics import METRICS_FILE, MetricWriter, whole_lines
+from qwenla_jax.train.optimizer import make_optimizer, schedule
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.processes import from_lead, leads, several, together
 from qwenla_jax.train.progress import Progress, duration
+from qwenla_jax.train.reward_failures import RewardsFailed
 from qwenla_jax.train.rollout import reward_settings
 from qwenla_jax.train.runtime import Runtime, build, make_run_source
 from qwenla_jax.train.stages import BrpoStage, Pause, SftStage, Stage, make_reference
 from qwenla_jax.train.watchdog import Watchdog
-from qwenla_jax.train.workdir import opened, seen_by_all
+from qwenla_jax.train.workdir import Hold, WorkdirError, opened
 
 EXPORT_FOLDER = "hf"
 
@@ -62,8 +63,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     Raises:
       Refused: the folder's checkpoint belongs to other settings, or settings, files or records cannot be used.
       Stopped: SIGTERM or SIGINT asked for the end; a checkpoint of the last whole step is written.
-      Failed: the first step is not what it should be, too many updates in a row were skipped, or too many records
-        cannot be used.
+      Failed: the first step is not what it should be, too many updates in a row were skipped, too many records cannot
+        be used, or the rewards of all of a step's responses failed.
       SaveError: the last checkpoint could not be written.
     """
     begin = time.perf_counter()
@@ -80,9 +81,9 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                 source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
                 held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
             with together(ValueError):
-                seen_by_all(workdir)
-            checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note))
-            _check_progress(options, checkpoints, workdir)
+                hold = Hold(workdir)
+            checkpoints = stack.enter_context(Checkpoints(workdir, options, progress.note, hold))
+            _check_progress(options, checkpoints, workdir, progress.note)
             if held_out and checkpoints.latest_step() is None:
                 with together(ValueError, OSError):
                     guard_against_leaks(options, source, held_out, progress.note)
@@ -98,12 +99,15 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Refused(f"{type(error).__name__}: {error}") from error
         progress.begin(done)
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
-        writer = stack.enter_context(
-            MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
-        )
+        try:
+            writer = stack.enter_context(
+                MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
+            )
+        except (ValueError, OSError) as error:
+            raise Refused(f"{type(error).__name__}: {error}") from error
         progress.note(_headline(runtime, workdir, done, params))
         del params
-        guard = Guard(options, workdir, interrupt, watchdog, done)
+        guard = Guard(options, workdir, hold, interrupt, watchdog, done)
         evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.pause)
         try:
             if options.stage == "sft":
@@ -116,14 +120,14 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         try:
             state = _train(options, workdir, state, done, stage, writer, progress, keeper, evaluator, guard)
             evaluator.final(state.params, options.steps)
-        except TooManyBroken as error:
+            summary = evaluator.compare(options.steps)
+            best = checkpoints.best_step()
+            if best not in (None, options.steps):
+                progress.note(f"best by evaluation: the checkpoint of step {best}, which is kept")
+            guard.pause("export")
+            checkpoints.wait()
+        except (TooManyBroken, WorkdirError) as error:
             raise Failed(str(error)) from error
-        summary = evaluator.compare(options.steps)
-        best = checkpoints.best_step()
-        if best not in (None, options.steps):
-            progress.note(f"best by evaluation: the checkpoint of step {best}, which is kept")
-        guard.pause("export")
-        checkpoints.wait()
         export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
         progress.note(f"done in {duration(seconds)}; the model is in {export}")
@@ -151,15 +155,45 @@ def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params
         ) from error
 
 
-def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path) -> None:
+def _check_progress(
+    options: RunOptions, checkpoints: Checkpoints, workdir: Path, note: Callable[[str], None]
+) -> None:
+    """Whether the run in the folder can be resumed; says that it is, and what of it will change."""
     done = checkpoints.latest_step()
     if done is None:
         return
     checkpoints.check(done)
+    if leads():
+        whole_lines(workdir / METRICS_FILE)
     if done > options.steps:
         raise CheckpointError(
             f"config.steps: got {options.steps}, but {workdir} has {done} steps done; ask for more, or another workdir"
         )
+    if done < options.steps:
+        note(f"{workdir} holds a run with {done} steps done: it is resumed (for a new run: another --workdir)")
+    before = checkpoints.meta(done)["config"].get("steps")
+    if type(before) is int and (change := rate_change(options, done, before)) is not None:
+        old, new = change
+        note(
+            f"config.steps: {before} in the checkpoint, {options.steps} now, over which the {options.optim.schedule} "
+            f"schedule is stretched: the learning rate was {old:.2g} at step {done} and is {new:.2g} at step {done + 1}"
+        )
+
+
+def rate_change(options: RunOptions, done: int, steps: int) -> tuple[float, float] | None:
+    """Learning rates of the last step done and of the next, where another number of steps makes the next one differ.
+
+    Args:
+      options: present settings.
+      done: steps done, at least 1.
+      steps: `options.steps` as it was until then.
+    """
+    if done >= options.steps:
+        return None
+    inner = options.brpo.inner_updates if options.stage == "brpo" else 1
+    old, new = (schedule(options.optim, total * inner) for total in (steps, options.steps))
+    planned, now = float(old(done * inner)), float(new(done * inner))
+    return (float(old((done - 1) * inner)), now) if abs(now - planned) > 0.01 * max(now, planned) else None
 
 
 def state_plan(runtime: Runtime, params: Params) -> tuple[optax.GradientTransformation, train_state.TrainState]:
@@ -247,14 +281,16 @@ def _train(
                     _save(keeper, number, state, progress, final=number == options.steps)
                 last = time.perf_counter()
         flush()
-    except Stopped as stopped:
+    except (Stopped, RewardsFailed) as ended:
         flush()
         if whole > done:
             guard.beat("checkpoint")
             _save(keeper, whole, state, progress, final=True)
             checkpoints.wait()
         kept = f"step {whole} is saved in {workdir}" if whole else "no step was done yet"
-        raise Stopped(stopped.number, f"{stopped}; {kept}: the same command goes on from there") from None
+        if isinstance(ended, Stopped):
+            raise Stopped(ended.number, f"{ended}; {kept}: the same command goes on from there") from None
+        raise Failed(f"{ended}. {kept[0].upper()}{kept[1:]}") from None
     return state
 
 
@@ -328,7 +364,15 @@ class Evaluator:
         size = min(self._runtime.options.eval.final_size, len(self._source))
         path = self._path(step)
         least = size - self._runtime.options.data.max_broken
-        there = lambda: step and path.is_file() and least <= len(Evaluation.read(path).ids) <= size  # noqa: E731
+
+
+        def there() -> bool:
+            try:
+                return step > 0 and path.is_file() and least <= len(Evaluation.read(path).ids) <= size
+            except (ValueError, OSError) as error:
+                self._progress.note(f"{error}; it is evaluated again")
+                return False
+
         if size and not from_lead(there):
             self(params, step, size)
 
@@ -337,7 +381,11 @@ class Evaluator:
         first, last = self._path(0), self._path(steps)
         if not (leads() and first.is_file() and last.is_file()):
             return {}
-        before, after = Evaluation.read(first), Evaluation.read(last)
+        try:
+            before, after = Evaluation.read(first), Evaluation.read(last)
+        except (ValueError, OSError) as error:
+            self._progress.note(f"{error}; before and after are not compared")
+            return {}
         if before.ids != after.ids:
             return {}
         test = paired(before.right, after.right)

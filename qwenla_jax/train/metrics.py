@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qwenla_jax.train.progress import Progress
+from qwenla_jax.utils import json_files
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -61,6 +62,31 @@ def _summary_writer() -> type[SummaryWriter]:
     return SummaryWriter
 
 
+def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The lines of a metrics file with their steps, and what stands behind the last line break, cut short by a crash.
+
+    A file that is not there is an empty one.
+
+    Raises:
+      ValueError: a line, other than the last, that is not a JSON object with an integer `step`; names file and line.
+      OSError: the file cannot be read.
+    """
+    if not path.exists():
+        return [], b""
+    *lines, torn = json_files.read_bytes(path).split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        try:
+            row = json_files.loads(line, where)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete the line to go on") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"{where}: expected a JSON object with an integer `step`; delete the line to go on")
+        found.append((row["step"], line))
+    return found, torn
+
+
 def truncate(path: Path, last_step: int) -> int:
     """Drops the lines of steps after `last_step`, and a torn last line, from a metrics file; returns how many.
 
@@ -68,27 +94,15 @@ def truncate(path: Path, last_step: int) -> int:
     an empty one.
 
     Raises:
-      ValueError: a line, other than the last, that is not a JSON object with an integer `step`; names file and line.
+      ValueError, OSError: as `whole_lines`.
     """
-    if not path.exists():
-        return 0
-    lines = path.read_text(encoding="utf-8").split("\n")
-    torn = lines.pop()  # the text after the last line break: empty unless a crash cut a line short
-    kept = []
-    for number, line in enumerate(lines, 1):
-        try:
-            step = json.loads(line)["step"]
-            if type(step) is not int:
-                raise TypeError(f"step is {step!r}")
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object with an integer `step`: {error}") from error
-        if step <= last_step:
-            kept.append(line)
+    lines, torn = whole_lines(path)
+    kept = [line for step, line in lines if step <= last_step]
     dropped = len(lines) - len(kept) + bool(torn)
     if dropped:
         fresh = path.with_name(path.name + ".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
+        with fresh.open("wb") as file:
+            file.writelines(line + b"\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
@@ -96,9 +110,14 @@ def truncate(path: Path, last_step: int) -> int:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, as written (non-finite values are None)."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """The rows of a metrics file, as written (non-finite values are None).
+
+    Raises:
+      ValueError: a line is no JSON; names file and line.
+      OSError: the file cannot be read.
+    """
+    lines = json_files.read_bytes(path).splitlines()
+    return [json_files.loads(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
 class MetricWriter:
@@ -114,6 +133,9 @@ class MetricWriter:
         an earlier one is kept as `metrics-N.jsonl`.
       progress: console; None: silent.
       primary: False on all processes but one: nothing is written.
+
+    Raises:
+      ValueError, OSError: metrics.jsonl is none, or cannot be written; as `whole_lines`.
 
     Several writes of one step (training, then evaluation) make several lines with that step and different keys.
     """
@@ -161,6 +183,8 @@ class MetricWriter:
             return
         line = to_json_line(step, metrics)
         numbers = {name: float(value) for name, value in metrics.items()}
+        if not self._path.exists():
+            self._begin_again(step)
         fine = not self._waiting
         self._waiting += line.encode() + b"\n"
         trouble = self._flush()
@@ -176,6 +200,17 @@ class MetricWriter:
                 self._note(f"TensorBoard's file: {error.strerror}; it ends here, {METRICS_FILE} goes on")
         if self._progress is not None:
             self._progress.show(int(step), numbers)
+
+    def _begin_again(self, step: int) -> None:
+        """Somebody deleted the file. Where its folder is gone too, whoever runs the run finds that out."""
+        assert self._file is not None
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError:
+            return
+        os.close(self._file)
+        self._file = file
+        self._note(f"{self._path} was deleted; it begins again with step {step}")
 
     def _flush(self) -> OSError | None:
         assert self._file is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from qwenla_jax.data import specs
 
 if TYPE_CHECKING:
     from qwenla_jax.train.options import RunOptions
+
+MOST_UPDATES = 2**31 - 1  # their number is an int32
 
 
 def relations(options: RunOptions) -> Iterator[str]:
@@ -27,6 +30,11 @@ def relations(options: RunOptions) -> Iterator[str]:
         yield (
             f"config.brpo.rollout_batch: got {options.brpo.rollout_batch}, expected a divisor of "
             f"config.data.batch_size ({data.batch_size})"
+        )
+    if options.steps * options.brpo.inner_updates > MOST_UPDATES:
+        yield (
+            f"config.steps: got {options.steps} with {options.brpo.inner_updates} inner updates each, expected at most "
+            f"{MOST_UPDATES} updates"
         )
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
@@ -88,11 +96,12 @@ def _init_problems(options: RunOptions) -> Iterator[str]:
         )
     elif source.startswith("random:"):
         path = Path(source.removeprefix("random:"))
-        if str(path) != "tiny" and not (path.is_file() or (path / "config.json").is_file()):
+        # Unlike Path's, these functions take any text.
+        if str(path) != "tiny" and not any(map(os.path.isfile, (path, path / "config.json"))):
             yield f"config.init_from: got {source!r}, but {path} is neither a config.json nor a folder that holds one"
     elif source != "tiny":
         folder = Path(source)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             yield f"config.init_from: there is no folder {source!r}; expected tiny, random:CONFIG or such a folder"
             return
         missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]

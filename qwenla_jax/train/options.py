@@ -12,9 +12,17 @@ from typing import Any
 from ml_collections import config_dict
 
 from qwenla_jax.train.option_checks import paths, relations
-from qwenla_jax.train.schema import ConfigError, build, group, option
+from qwenla_jax.train.schema import build, group, option, refuse
 
 DTYPES = ("float32", "bfloat16")
+
+# Far above what serves, and far below what would fill any memory before it is refused.
+MOST_ROWS = 2**16
+MOST_TOKENS = 2**18  # the positions of Qwen2.5-VL end at 128,000
+MOST_PIXELS = 2**26
+MOST_INSERTIONS = 256
+MOST_WORKERS = 1024  # threads or processes
+MOST_SECONDS = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +49,9 @@ class DataOptions:
         choices=("warn", "refuse", "ignore"),
     )
     size: int | None = option(None, "train on only this many of the source's questions; none: all of them", low=1)
-    batch_size: int = option(8, "questions of one optimizer step, over all devices and all accumulation parts", low=1)
+    batch_size: int = option(
+        8, "questions of one optimizer step, over all devices and all accumulation parts", low=1, high=MOST_ROWS
+    )
     reflection_share: float = option(
         0.5, "scenes, easy_vqa: share of the written responses that hold one reflection", low=0, high=1
     )
@@ -53,15 +63,23 @@ class DataOptions:
         "scenes, stage sft: structured (the paper's format) or plain (no sections: how a base model writes)",
         choices=("structured", "plain"),
     )
-    max_prompt_tokens: int = option(128, "a longer prompt, its visual tokens included, is an error", low=1)
-    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1)
-    min_pixels: int | None = option(None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1)
-    max_pixels: int | None = option(None, "shrink pictures with more pixels; none: as the checkpoint says", low=1)
+    max_prompt_tokens: int = option(
+        128, "a longer prompt, its visual tokens included, is an error", low=1, high=MOST_TOKENS
+    )
+    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
+    min_pixels: int | None = option(
+        None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
+    max_pixels: int | None = option(
+        None, "shrink pictures with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
     system: str | None = option(None, "system prompt; none: no system turn")
     length_group: int = option(
-        1, "this many batches share out their questions by length, so that less of a batch is padding", low=1
+        1, "this many batches share out their questions by length, so that less of a batch is padding", low=1, high=1024
     )
-    threads: int = option(1, "threads that prepare data ahead of the step; 0: in the step's own thread", low=0)
+    threads: int = option(
+        1, "threads that prepare data ahead of the step; 0: in the step's own thread", low=0, high=MOST_WORKERS
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +109,9 @@ class OptimOptions:
 class LoraOptions:
     """Low-rank adapters: the base model is frozen and kept in `dtype`, adapters are trained in `param_dtype`."""
 
-    rank: int | None = option(None, "r, the inner width of an adapter; none: the model itself is trained", low=1)
+    rank: int | None = option(
+        None, "r, the inner width of an adapter; none: the model itself is trained", low=1, high=MOST_ROWS
+    )
     alpha: float = option(16.0, "what an adapter adds is scaled by alpha / rank", above=0)
     modules: tuple[str, ...] = option(
         (r"decoder/layers/(attn|mlp)/\w+/kernel",),
@@ -104,7 +124,7 @@ class LoraOptions:
 class BrpoOptions:
     """Sampling and objective of stage brpo."""
 
-    group_size: int = option(8, "G: responses sampled a question", low=2)
+    group_size: int = option(8, "G: responses sampled a question", low=2, high=MOST_ROWS)
     temperature: float = option(1.0, "sampling temperature", above=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that hold this probability; 1: all", above=0, high=1)
     beta: float = option(0.1, "weight of the KL divergence from the frozen reference", low=0)
@@ -116,9 +136,9 @@ class BrpoOptions:
     clip_low: float = option(0.2, "the probability ratio is clipped below at 1 - clip_low", low=0, high=1)
     clip_high: float = option(0.2, "the probability ratio is clipped above at 1 + clip_high", low=0)
     rollout_batch: int | None = option(
-        None, "questions sampled at once; none: as many as an update works through at once", low=1
+        None, "questions sampled at once; none: as many as an update works through at once", low=1, high=MOST_ROWS
     )
-    inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1)
+    inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1, high=1024)
     norm: str = option(
         "sequence",
         "what the loss is divided by: sequence (each response counts equally, GRPO), token (each token does, DAPO), "
@@ -153,6 +173,7 @@ class BrpoOptions:
         0,
         "with drop_equal_groups: sample at most so many further batches of questions to take their place (DAPO)",
         low=0,
+        high=1024,
     )
     mask_truncated: bool = option(False, "responses cut off at their longest length earn, but are not trained on")
 
@@ -173,9 +194,15 @@ class ReattentionOptions:
         "route: put in the kept tokens only, or all of them with a bias that hides the rest",
         choices=("compact", "bias"),
     )
-    max_insertions: int = option(2, "most insertions of a response; later reflections are text alone", low=0)
-    max_inserted_tokens: int | None = option(None, "most inserted tokens of a response; none: no such limit", low=0)
-    rows_at_once: int = option(8, "sampling: rows that wait for their pictures are served together, so many", low=1)
+    max_insertions: int = option(
+        2, "most insertions of a response; later reflections are text alone", low=0, high=MOST_INSERTIONS
+    )
+    max_inserted_tokens: int | None = option(
+        None, "most inserted tokens of a response; none: no such limit", low=0, high=MOST_TOKENS
+    )
+    rows_at_once: int = option(
+        8, "sampling: rows that wait for their pictures are served together, so many", low=1, high=MOST_ROWS
+    )
     delimiters: bool = option(True, "put the vision delimiters around the pictures again")
     positions: str = option(
         "again",
@@ -188,9 +215,9 @@ class ReattentionOptions:
 class PoolOptions:
     """The processes that rewards run in. A reward that fails takes its response out of the step, and nothing else."""
 
-    workers: int = option(2, "processes", low=1)
-    deadline_s: float = option(5.0, "seconds that the rewards of one response may take", above=0)
-    step_deadline_s: float = option(120.0, "seconds that the rewards of a step may take", above=0)
+    workers: int = option(2, "processes", low=1, high=MOST_WORKERS)
+    deadline_s: float = option(5.0, "seconds that the rewards of one response may take", above=0, high=MOST_SECONDS)
+    step_deadline_s: float = option(120.0, "seconds that the rewards of a step may take", above=0, high=MOST_SECONDS)
     memory_mb: int = option(4096, "address space of a process, in MB", low=256)
 
 
@@ -242,7 +269,7 @@ class EvalOptions:
     every: int = option(100, "steps between evaluations; 0: only before and after", low=0)
     size: int = option(200, "questions of an evaluation on the way", low=1)
     final_size: int = option(1000, "questions of the evaluations before and after; 0: none", low=0)
-    batch_size: int = option(64, "questions decoded at once", low=1)
+    batch_size: int = option(64, "questions decoded at once", low=1, high=MOST_ROWS)
     attention: bool = option(
         True, "measure on the first batch how much attention the responses pay to visual tokens (visual/attn_mass)"
     )
@@ -263,8 +290,10 @@ class GuardOptions:
     check_first_step: bool = option(True, "refuse to go on where the first step of BRPO is not what it should be")
     max_skipped: int = option(10, "end the run after so many updates in a row that were not finite or empty", low=1)
     stall_s: float | None = option(
-        1800.0, "end the run, with what every thread was doing, when nothing moves for so many seconds; none: never",
+        1800.0,
+        "end the run, with what every thread was doing, when nothing moves for so many seconds; none: never",
         above=0,
+        high=MOST_SECONDS,
     )
 
 
@@ -324,7 +353,5 @@ def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> RunO
         do not exist, required values that are missing. All of them at once, one a line.
     """
     options = build(RunOptions, config.to_dict() if isinstance(config, config_dict.ConfigDict) else config)
-    problems = [*relations(options), *paths(options)]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse([*relations(options), *paths(options)])
     return options

@@ -8,18 +8,25 @@ and a refusal are instant.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import config_dict
 
+from qwenla_jax.utils.visible import in_brief
+
 T = TypeVar("T")
+
+LARGEST_INT = 10**9  # steps, rows and tokens are counted in 32 bits
+LARGEST_FLOAT, SMALLEST_FLOAT = 1e30, 1e-30  # what is larger or smaller is infinite or 0 in 32 bits, or after a product
 
 
 class ConfigError(ValueError):
@@ -38,7 +45,8 @@ def option(
 ) -> Any:
     """A field: `low` <= value, `above` < value, value <= `high`, value < `below`, or one (some) of `choices`.
 
-    Of pairs (regular expression, word) the words are those of `choices`.
+    Where no upper bound is given there is one all the same: `LARGEST_INT`, or `LARGEST_FLOAT`. Of pairs (regular
+    expression, word) the words are those of `choices`.
     """
     bounds = {"low": low, "above": above, "high": high, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
@@ -47,6 +55,11 @@ def option(
 def group(cls: type, help: str) -> Any:
     """A field that holds a dataclass of further settings."""
     return dataclasses.field(default_factory=cls, metadata={"help": help})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 class Leaf(NamedTuple):
@@ -60,7 +73,7 @@ class Leaf(NamedTuple):
 
 def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
     """Every setting in the order of the schema."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -87,7 +100,7 @@ def to_config_dict(options: Any) -> config_dict.ConfigDict:
     """A locked, typed ConfigDict: a key that is not there or a value of another type is refused on assignment."""
 
     def convert(value: Any) -> config_dict.ConfigDict:
-        hints = typing.get_type_hints(type(value))
+        hints = _hints(type(value))
         out = config_dict.ConfigDict()
         for field in dataclasses.fields(value):
             item, hint = getattr(value, field.name), hints[field.name]
@@ -112,9 +125,15 @@ def build(cls: type[T], raw: Mapping[str, Any]) -> T:
     problems: list[str] = []
     known = [leaf.key for leaf in leaves(cls)]
     made = _build(cls, raw, "", known, problems)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems)
     return typing.cast(T, made)
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises ConfigError where there are any, one a line."""
+    lines = [in_brief(problem, 600) for problem in problems]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def check_command_line(argv: Sequence[str], cls: type, flag: str = "config") -> None:
@@ -139,9 +158,15 @@ def check_command_line(argv: Sequence[str], cls: type, flag: str = "config") -> 
             try:
                 int(text, 0) if leaf.type is int else float(text)
             except ValueError:
-                problems.append(f"{flag}.{key}: got {text!r}, expected {_type_name(leaf)}")
-    if problems:
-        raise ConfigError("\n".join(problems))
+                problems.append(f"{flag}.{key}: got {_shown(text)}, expected {_type_name(leaf)}")
+        elif text is not None and leaf.type not in (str, bool):
+            try:
+                ast.literal_eval(text)
+            except (RecursionError, MemoryError):
+                problems.append(f"{flag}.{key}: got {_shown(text)}, expected {_type_name(leaf)}")
+            except (ValueError, SyntaxError):
+                pass  # a text, as the flag itself will find
+    refuse(problems)
 
 
 def config_file(argv: Sequence[str]) -> str | None:
@@ -173,7 +198,7 @@ def describe(options: Any, flag: str = "config") -> str:
 def _group_helps(cls: type, prefix: str = "") -> dict[str, str]:
     """Help of every group of settings, those within groups too, by its key."""
     found = {}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         found[prefix + field.name] = field.metadata["help"]
         if dataclasses.is_dataclass(hints[field.name]):
@@ -220,6 +245,7 @@ def _type_name(leaf: Leaf) -> str:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
+    key = in_brief(key, 80)
     group, _, name = key.rpartition(".")
     tails = {k: k.rpartition(".")[2] for k in known}
     # A right name in the wrong group or its initials (lr) are commoner than a typing error across two groups.
@@ -231,7 +257,7 @@ def _unknown(key: str, known: Sequence[str]) -> str:
 
 
 def _build(cls: type, raw: Mapping[str, Any], prefix: str, known: list[str], problems: list[str]) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     direct = {leaf.key: leaf for leaf in leaves(cls)}
     values = {}
     for name, value in raw.items():
@@ -242,7 +268,7 @@ def _build(cls: type, raw: Mapping[str, Any], prefix: str, known: list[str], pro
             if isinstance(value, Mapping):
                 values[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", known, problems)
             else:
-                problems.append(f"config.{key}: got {value!r}, expected a group of settings")
+                problems.append(f"config.{key}: got {_shown(value)}, expected a group of settings")
         else:
             try:
                 values[name] = _checked(direct[name], value)
@@ -253,11 +279,11 @@ def _build(cls: type, raw: Mapping[str, Any], prefix: str, known: list[str], pro
 
 def _checked(leaf: Leaf, value: Any) -> Any:
     """The value in the leaf's own type. Raises ConfigError without the key, which the caller knows in full."""
-    wrong = ConfigError(f"got {value!r} ({type(value).__name__}), expected {_type_name(leaf)}")
+    wrong = ConfigError(f"got {_shown(value)} ({type(value).__name__}), expected {_type_name(leaf)}")
     if leaf.optional and (value is None or value == "" or (isinstance(value, float) and math.isinf(value))):
         return None  # flags cannot spell None: an empty text or an infinite number stands for it
     if leaf.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1e300 else math.copysign(1e300, value)
     choices = leaf.field.metadata["choices"]
     if leaf.type == tuple[str, ...]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
@@ -266,9 +292,9 @@ def _checked(leaf: Leaf, value: Any) -> Any:
         items = tuple(part.strip() for item in value for part in item.split(",") if part.strip())
         for item in items:
             if choices is not None and item not in choices:
-                raise ConfigError(f"got {item!r}, expected some of {', '.join(choices)}")
+                raise ConfigError(f"got {_shown(item)}, expected some of {', '.join(choices)}")
             if items.count(item) > 1:
-                raise ConfigError(f"{item!r} stands twice")
+                raise ConfigError(f"{_shown(item)} stands twice")
         return items
     if leaf.type == PAIRS:
         return _checked_pairs(value, choices, wrong)
@@ -277,7 +303,9 @@ def _checked(leaf: Leaf, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"got {value}, expected a finite number")
     if choices is not None and value not in choices:
-        raise ConfigError(f"got {value!r}, expected one of {', '.join(choices)}")
+        raise ConfigError(f"got {_shown(value)}, expected one of {', '.join(choices)}")
+    if isinstance(value, str):
+        return _checked_text(value)
     meta = leaf.field.metadata
     for name, outside, text in (
         ("low", lambda v, b: v < b, "at least"),
@@ -286,8 +314,27 @@ def _checked(leaf: Leaf, value: Any) -> Any:
         ("below", lambda v, b: v >= b, "less than"),
     ):
         if meta[name] is not None and outside(value, meta[name]):
-            raise ConfigError(f"got {value}, expected {text} {meta[name]}")
+            raise ConfigError(f"got {_shown(value)}, expected {text} {meta[name]}")
+    if leaf.type is int and abs(value) > LARGEST_INT:
+        raise ConfigError(f"got {_shown(value)}, expected at most {LARGEST_INT}")
+    if leaf.type is float and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+        raise ConfigError(f"got {_shown(value)}, expected 0 or from {SMALLEST_FLOAT:g} to {LARGEST_FLOAT:g}")
     return value
+
+
+def _checked_text(value: str) -> str:
+    """A text as it is. Raises ConfigError where it cannot be written, or names no file that can be."""
+    if "\0" in value or not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"got {_shown(value)}, expected text without null characters, in UTF-8")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: on one line, and short."""
+    try:
+        return in_brief(repr(value), 80)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to show"
 
 
 def _checked_pairs(value: Any, choices: Sequence[str], wrong: ConfigError) -> tuple[tuple[str, str], ...]:
@@ -297,11 +344,11 @@ def _checked_pairs(value: Any, choices: Sequence[str], wrong: ConfigError) -> tu
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
             raise wrong
         if pair[1] not in choices:
-            raise ConfigError(f"got {pair[1]!r} for {pair[0]!r}, expected {_listed(choices)}")
+            raise ConfigError(f"got {_shown(pair[1])} for {_shown(pair[0])}, expected {_listed(choices)}")
         try:
             re.compile(pair[0])
-        except re.error as error:
-            raise ConfigError(f"{pair[0]!r} is not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigError(f"{_shown(pair[0])} is not a regular expression: {error}") from error
     return tuple((pattern, mode) for pattern, mode in value)
 
 

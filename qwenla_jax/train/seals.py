@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwenla_jax.utils import json_files
+
 VERSION = 1
 
 
@@ -36,16 +38,17 @@ def write(path: Path, folder: Path, rating: float | None) -> None:
 
 
 def rate(path: Path, rating: float) -> None:
-    """Puts another rating into a seal."""
-    _replace(path, json.loads(path.read_text(encoding="utf-8")) | {"rating": rating})
+    """Puts another rating into a seal. Raises ValueError where the seal cannot be read."""
+    _replace(path, json_files.read_object(path) | {"rating": rating})
 
 
 def rating(path: Path) -> float | None:
     """The rating in a seal; None where there is none, or no seal that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("rating")
-    except (OSError, ValueError, AttributeError):
+        found = json_files.read_object(path).get("rating")
+    except (OSError, ValueError):
         return None
+    return float(found) if type(found) in (int, float) and abs(found) <= 1e30 else None
 
 
 def damage(path: Path, folder: Path) -> str | None:
@@ -58,9 +61,9 @@ def damage(path: Path, folder: Path) -> str | None:
       folder: what was sealed.
     """
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["files"]
+        known = json_files.read_object(path)["files"]
         wanted = {name: (int(size), str(checksum)) for name, (size, checksum) in known.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         return f"its list of checksums {path.name} cannot be read ({type(error).__name__}: {error})"
     for name, (size, checksum) in wanted.items():
         file = folder / name
@@ -75,7 +78,7 @@ def damage(path: Path, folder: Path) -> str | None:
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     fresh = path.with_suffix(".new")
     with fresh.open("w", encoding="utf-8") as file:
         json.dump(content, file)

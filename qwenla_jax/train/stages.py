@@ -23,6 +23,7 @@ from qwenla_jax.train.examples import Records
 from qwenla_jax.train.optimizer import schedule, trainable_labels, trained_part
 from qwenla_jax.train.processes import place
 from qwenla_jax.train.resample import Drawn, fill, fit, further_records, join
+from qwenla_jax.train.reward_failures import RewardFailures
 from qwenla_jax.train.rollout import judge, reward_pool, reward_settings
 from qwenla_jax.train.runtime import Runtime, Sampler, insertion_buckets, response_buckets
 from qwenla_jax.train.sft_step import Rules, make_sft_gradient
@@ -177,6 +178,7 @@ class BrpoStage:
         self._batches: Iterator[Any] = runtime.batches(examples, runtime.collate_prompts, first_step, self._asked_rows)
         self._encoder = runtime.encoder() if tower_is_frozen(runtime) else None
         self._last: Drawn | None = None
+        self._failures = RewardFailures(note, first_step)
         self.inputs: Inputs | None = None
         self._pool = reward_pool(options)
 
@@ -186,9 +188,9 @@ class BrpoStage:
         rollout = sample_parts(self._sampler, params, batch, step, turn, len(records) * group)
         clock("reward")
         tokenizer, options = self._runtime.tokenizer, self._runtime.options.brpo
-        return Drawn(
-            records, rollout, judge([rollout], records, tokenizer, self._pool, self._settings, options)
-        )
+        verdicts = judge([rollout], records, tokenizer, self._pool, self._settings, options)
+        self._failures.look_at(step, verdicts.scores)
+        return Drawn(records, rollout, verdicts)
 
     def _see(self, params: Params, batch: Any) -> Any:
         """The batch with its pictures' visual tokens, where a step's programs may share them: the tower is frozen."""
@@ -198,7 +200,11 @@ class BrpoStage:
         return self._encoder(params, vision), *rest
 
     def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
-        """Samples G responses to each question of the batch, rewards them, and updates."""
+        """Samples G responses to each question of the batch, rewards them, and updates.
+
+        Raises:
+          RewardsFailed: no response has rewards.
+        """
         run, options = self._runtime.options, self._runtime.options.brpo
         clock = Clock(pause)
         clock("data")

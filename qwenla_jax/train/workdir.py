@@ -9,8 +9,11 @@ import fcntl
 import json
 import os
 import platform
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from qwenla_jax.utils import json_files
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
@@ -19,12 +22,67 @@ OWN = ("metrics.jsonl", "tensorboard", "checkpoints", "seals", "completions", "e
 
 
 class WorkdirError(ValueError):
-    """A folder that a run cannot work in; the message names it and what is wrong."""
+    """A folder that a run cannot work in, or no longer; the message names it and what is wrong."""
+
+
+class Hold:
+    """A run's hold on its folder, which others may delete or replace while it runs.
+
+    Args:
+      workdir: the folder, with its RUN_FILE.
+
+    Raises:
+      WorkdirError: this process does not see that file.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
+        self._marker = self._read()
+        if self._marker is None:
+            raise WorkdirError(f"{workdir}: not the folder of process 0; all processes need one that they share")
+
+    def _read(self) -> bytes | None:
+        try:
+            return json_files.read_bytes(self._workdir / RUN_FILE)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+    def check(self) -> None:
+        """Checks that the folder is still the one that the run began in: half of it must not be made again.
+
+        Raises:
+          WorkdirError: it is not.
+        """
+        try:
+            found = self._read()
+        except OSError:
+            return  # a file system that does not answer has not lost the folder
+        if found != self._marker:
+            what = f"{RUN_FILE} is gone" if found is None else "another run has begun in it"
+            raise WorkdirError(
+                f"{self._workdir}: the work folder was deleted or replaced while the run was in it ({what}); the run "
+                "ends here, and nothing more is written"
+            )
+
+    def remove_leftovers(self) -> None:
+        """Removes empty folders that a write which was under way has made again after the folder was deleted."""
+        if self._read() is not None:
+            return  # another run's
+        for folder in sorted(self._workdir.rglob("*"), reverse=True):
+            if folder.is_dir() and not folder.is_symlink():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        with contextlib.suppress(OSError):
+            self._workdir.rmdir()
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))
 
 
 @contextlib.contextmanager
 def opened(workdir: Path) -> Iterator[None]:
-    """Holds the folder of a run, which is made where it is not there.
+    """Locks the folder of a run, which is made where it is not there.
 
     Raises:
       WorkdirError: it cannot be made or written, belongs to something else, or another process works in it.
@@ -34,7 +92,7 @@ def opened(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise WorkdirError(f"{workdir}: the work folder cannot be made: {error.strerror}") from error
     marker = workdir / RUN_FILE
-    foreign = sorted(name for name in OWN if (workdir / name).exists())
+    foreign = sorted(name for name in OWN if _holds_files(workdir / name))
     if foreign and not marker.is_file():
         raise WorkdirError(
             f"{workdir} holds {', '.join(foreign)}, but no {RUN_FILE}: no run of this program made it, and a run would "
@@ -60,18 +118,9 @@ def opened(workdir: Path) -> Iterator[None]:
             if not marker.is_file():
                 fresh = workdir / (RUN_FILE + ".new")
                 made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-                fresh.write_text(json.dumps({"made_by": "qwenla_jax", "made": made}), encoding="utf-8")
+                content = {"made_by": "qwenla_jax", "made": made, "id": uuid.uuid4().hex}
+                fresh.write_text(json.dumps(content), encoding="utf-8")
                 os.replace(fresh, marker)
         except OSError as error:
             raise WorkdirError(f"{workdir}: the work folder cannot be written: {error.strerror}") from error
         yield
-
-
-def seen_by_all(workdir: Path) -> None:
-    """Checks that this process sees the folder that the lead opened.
-
-    Raises:
-      WorkdirError: it does not.
-    """
-    if not (workdir / RUN_FILE).is_file():
-        raise WorkdirError(f"{workdir}: not the folder of process 0; all processes need one that they share")

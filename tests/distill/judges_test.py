@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -182,6 +183,16 @@ def test_a_slow_judge_times_out(make, server):
     begin = time.monotonic()
     assert judges.votes(row()) == (Vote.ABSTAIN,)
     assert time.monotonic() - begin < 0.4
+
+
+def test_a_picture_that_is_none_is_named(make, server, tmp_path):
+    judges, _ = make({"a": [YES]})
+    (tmp_path / "p.png").unlink()
+    os.mkfifo(tmp_path / "p.png")
+    for name in ("p.png", "gone.png"):
+        with pytest.raises(ValueError, match=name):
+            judges.votes(row() | {"image": name})
+    assert server.seen == []
 
 
 def test_no_server_at_all(make):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -47,7 +48,8 @@ def test_a_broken_line_within_a_log_is_named(tmp_path):
 
 def test_groups_come_whole_and_in_order(tmp_path):
     path = tmp_path / "log.jsonl"
-    rows = [{"index": i, "sample": g} for i in range(3) for g in range(2)]
+    texts = dict.fromkeys(("id", "question", "answer", "image", "kind", "text"), "x")
+    rows = [{"index": i, "sample": g, "tokens": 3, **texts} for i in range(3) for g in range(2)]
     store.append(path, rows[:5])
     assert list(store.groups(path, 2)) == [rows[:2], rows[2:4]]
     store.keep_rows(path, 2)
@@ -55,6 +57,39 @@ def test_groups_come_whole_and_in_order(tmp_path):
     store.append(path, [rows[3]])
     with pytest.raises(store.StoreError, match="log.jsonl:3: holds sample 1 of question 1, expected sample 0"):
         list(store.groups(path, 2))
+    for name, value in (("text", None), ("tokens", "3"), ("options", "A"), ("options", [1])):
+        path.write_text(store.line_of(rows[0] | {name: value}))
+        with pytest.raises(store.StoreError, match=f"log.jsonl:1: {name}: missing, or of another type"):
+            list(store.groups(path, 1))
+
+
+def test_what_a_terminal_obeys_is_escaped_and_comes_back(tmp_path):
+    text = "\x1b]0;x\x07 \x9b2J \u202e \u2028 sch\u00f6n \u4f60 \ud800 \\ \\u0041"
+    line = store.line_of({"a": text})
+    assert line.isprintable() is False and line[:-1].isprintable() and "sch\u00f6n \u4f60" in line
+    assert json.loads(line) == {"a": text}
+    store.write_json(tmp_path / "a.json", {"a": text})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"a": text} and b"\x9b" not in line.encode()
+
+
+def test_a_folder_that_was_deleted_or_emptied_is_not_made_again(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "run"
+    with store.locked(folder):
+        store.write_json(folder / store.SETTINGS, {})
+        store.check_there(folder)
+        (folder / store.SETTINGS).unlink()
+        with pytest.raises(store.StoreError, match="settings.json is gone: the folder was deleted or emptied"):
+            store.check_there(folder)
+        shutil.rmtree(folder)
+        for write in (
+            lambda: store.write_image(folder / "images" / "a.png", Image.new("RGB", (2, 2))),
+            lambda: store.append(folder / store.SAMPLES, [{}]),
+        ):
+            with pytest.raises(FileNotFoundError):
+                write()
+    assert not folder.exists()
 
 
 def test_results_replace_the_old_ones_only_when_all_are_written(tmp_path):

@@ -17,15 +17,25 @@ GKE = ROOT / "launch" / "gke" / "submit.py"
 NASTY = [
     "--config=configs/brpo.py:7b",
     '--config.data.source=it\'s a "b": #c\n{}.jsonl',
-    "--config.data.system=$(ls) ü 🙂",
+    "--config.data.system=$(ls) $(HOME) $HOME $$ $$$(HOME) $(A ü 🙂",
 ]
+LINES = "--config.data.system=a\nb\t\x1b[2J\x85\u2028\ufeff\u200b\U000e0001 'c'\\n"
+
+
+def expanded(text):
+    """What a container is given, by Kubernetes' documentation: $(NAME) is the variable's value where there is such a
+    variable, and $$ is one $, so that $$(NAME) is $(NAME)."""
+    names = {"HOME": "/root", "ls": "listed"}
+    return re.sub(r"\$\$|\$\(([^)]*)\)", lambda m: "$" if m[0] == "$$" else names.get(m[1], m[0]), text)
+
+
 FLAGS = ["--name=brpo-7b", "--image=eu.pkg.dev/p/r/q:1", "--workdir=gs://my-bucket/runs/it's one", "--spot"]
 SLICE = ["--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--service_account=trainer", "--namespace=team"]
 
 
 def test_manifest(stage):
     stage.stub("kubectl", reads=True)
-    found = stage.run(sys.executable, GKE, *FLAGS, *SLICE, "--", *NASTY)
+    found = stage.run(sys.executable, GKE, *FLAGS, *SLICE, "--", *NASTY, LINES)
     assert found.returncode == 0, found.stderr
     ((argv, text),) = stage.calls_with_input()
     assert argv == ["kubectl", "apply", "-f", "-"]
@@ -59,9 +69,8 @@ def test_manifest(stage):
     (container,) = pod["containers"]
     assert container["image"] == "eu.pkg.dev/p/r/q:1"
     assert container["resources"] == {"requests": {"google.com/tpu": 4}, "limits": {"google.com/tpu": 4}}
-    # $$( is how Kubernetes writes $( that it is to leave alone.
-    literal = [arg.replace("$(", "$$(") for arg in NASTY]
-    assert container["args"] == ["--distributed", "--workdir=/mnt/gcs/my-bucket/runs/it's one", *literal]
+    args = ["--distributed", "--workdir=/mnt/gcs/my-bucket/runs/it's one", *NASTY, LINES]
+    assert [expanded(arg) for arg in container["args"]] == args and container["args"] != args
     (volume,) = pod["volumes"]
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/gcs/my-bucket"}]
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
@@ -88,7 +97,8 @@ def test_one_host_is_not_distributed(stage):
 
 def test_xpk(stage):
     stage.stub("xpk")
-    more = ["--xpk_cluster=c", "--tpu_type=v5litepod-16", "--xpk_storage=s", "--project=p", "--zone=z", "--", *NASTY]
+    more = ["--xpk_cluster=c", "--tpu_type=v5litepod-16", "--xpk_storage=s", "--project=p", "--zone=z"]
+    more += ["--", *NASTY, LINES]
     dry = stage.run(sys.executable, GKE, *FLAGS, "--dry_run", *more)
     assert stage.calls() == []
     assert stage.run(sys.executable, GKE, *FLAGS, *more).returncode == 0
@@ -98,8 +108,11 @@ def test_xpk(stage):
     expected += ["--num-slices=1", "--docker-image=eu.pkg.dev/p/r/q:1", "--storage=s", "--max-restarts=10"]
     expected += ["--restart-on-exit-codes=1,75", "--termination-grace-period-seconds=300", "--project=p", "--zone=z"]
     assert call[:-1] == expected
-    inner = shlex.split(call[-1].removeprefix("--command="))
-    assert inner == ["python", "launch/train.py", "--distributed", "--workdir=/mnt/gcs/my-bucket/runs/it's one", *NASTY]
+    # xpk puts it on one line of a container's command, in which Kubernetes expands too; then bash reads it.
+    line = call[-1].removeprefix("--command=")
+    assert line.isprintable()
+    told = stage.run("bash", "-c", f"python() {{ printf '%s\\0' \"$@\"; }}; {expanded(line)}").stdout.split("\0")[:-1]
+    assert told == ["launch/train.py", "--distributed", "--workdir=/mnt/gcs/my-bucket/runs/it's one", *NASTY, LINES]
 
 
 def test_no_kubectl(stage):
@@ -114,10 +127,28 @@ def test_hosts(stage, topology, chips, hosts):
     assert f"parallelism: {hosts}\n" in found.stdout and f"completions: {hosts}\n" in found.stdout
 
 
-@pytest.mark.parametrize("workdir", ["gs://b", "gs://bucket", "gs://bucket/", "gs://bucket//x", "s3://bucket/x"])
+WRONG = ["gs://b", "gs://bucket", "gs://bucket/", "gs://bucket//x", "s3://bucket/x", "gs://bucket/../../etc"]
+WRONG += ["gs://bucket/a/../b", "gs://bucket/..", "gs://bucket/./a", "gs://bucket/a//b", "gs://bucket/a//", "gs://../x"]
+WRONG += ["gs://bucket/\nb", "gs://bucket/a\n", "gs://bucket/a\x1b[2J", "gs://bucket/a\u2028"]
+
+
+@pytest.mark.parametrize("workdir", WRONG)
 def test_work_folders_outside_of_a_bucket(stage, workdir):
     found = stage.run(sys.executable, GKE, *FLAGS, *SLICE, f"--workdir={workdir}", "--dry_run", "--", *NASTY)
     assert found.returncode != 0 and f"--workdir: got {workdir!r}" in found.stderr
+
+
+def test_a_work_folder_with_dots_in_its_names(stage):
+    flags = [*FLAGS, *SLICE, "--workdir=gs://bucket/..a/b../...", "--dry_run", "--", *NASTY]
+    assert "/mnt/gcs/bucket/..a/b../..." in stage.run(sys.executable, GKE, *flags).stdout
+
+
+@pytest.mark.parametrize("flag", ["name", "image", "accelerator", "topology", "namespace", "service_account"])
+def test_flags_of_several_lines(stage, flag):
+    flags = [*FLAGS, *SLICE, f"--{flag}=a\nb: c", "--dry_run", "--", *NASTY]
+    found = stage.run(sys.executable, GKE, *flags)
+    assert found.returncode != 0 and not found.stdout
+    assert found.stderr == f"submit.py: --{flag}: got 'a\\nb: c', expected one line without control characters\n"
 
 
 def test_image_holds_what_the_job_runs():

@@ -24,6 +24,7 @@ NASTY = [
     '--config.data.source=it\'s a "b".jsonl',
     "--config.data.system=$HOME `id`; *\\",
 ]
+LINES = "--config.data.system=a\nb $HOME\x1b ü 'c'"
 PLACE = ["--zone=us-west4-a", "--project=my project"]
 FLAGS = ["--name=pod-1", "--zone", "us-west4-a", "--project=my project"]
 SHAPE = ["--accelerator_type=v5litepod-16", "--runtime_version=v2-alpha-tpuv5-lite"]
@@ -99,6 +100,20 @@ def test_commands(stage, arguments, expected):
         stage.forget()
         assert stage.run("bash", POD, arguments[0], *FLAGS, *arguments[1:]).returncode == 0
         assert [call for call in stage.calls() if "--porcelain" not in call] == expected
+
+
+def test_several_lines_reach_the_training(stage):
+    stage.stub("gcloud")
+    given = ["run", *FLAGS, "--workdir=/nfs/x", "--single_host"]
+    dry = stage.run("bash", POD, *given, "--dry_run", "--", *NASTY, LINES)
+    assert all(line.isprintable() for line in dry.stdout.splitlines()) and len(dry.stdout.splitlines()) == 1
+    stage.run("bash", POD, *given, "--", *NASTY, LINES)
+    assert stage.run("bash", "-e", "-c", dry.stdout).returncode == 0
+    one, two = stage.calls()
+    command = one[-1].removeprefix("--command=")
+    stage.forget()
+    told = stage.run("bash", "-c", f"bash() {{ printf '%s\\0' \"$@\"; }}; {command}").stdout.split("\0")[:-1]
+    assert one == two and told == [WORKER, "start", "--workdir=/nfs/x", *NASTY, LINES]
 
 
 class Host:
@@ -243,6 +258,14 @@ def test_install_on_a_host(stage, host):
     ]
     assert (old / "launch" / "tpu_worker.sh").is_file() and not (old / "left over").exists()
     assert not Path(new).exists()
+
+
+def test_mount_takes_buckets_only(host):
+    host.install()
+    for name in ("../x", "a/../b", "..", "", "-x", "A"):
+        found = host.ssh(f"bash {WORKER} mount {shlex.quote(name)}")
+        assert found.returncode == 2 and f"'{name}' is no name of a bucket" in found.stderr
+    assert not (host.home / "mnt").exists()
 
 
 def test_mount(stage, host):

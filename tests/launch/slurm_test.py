@@ -93,6 +93,22 @@ def test_submits(stage):
     assert stage.calls() == expected
 
 
+def test_a_dry_run_is_lines_of_commands_and_comments(stage):
+    """Whatever the training is given: nothing of it leaves the comment, and the command is what is run."""
+    stage.stub("sbatch", "mkdir")
+    lines = "--config.data.system=a\nmkdir /left; \t\x1b[2J \x9b ü 'b' $(mkdir x)"
+    given = ["--workdir=/s", f"--python={sys.executable}", "--", *NASTY, lines]
+    dry = stage.run("bash", SLURM, "--dry_run", *given)
+    assert dry.returncode == 0 and all(line.isprintable() for line in dry.stdout.splitlines())
+    assert [line.split()[0] for line in dry.stdout.splitlines()] == ["mkdir", "sbatch", "#", "#"]
+    assert stage.run("bash", "-e", "-c", dry.stdout).returncode == 0
+    printed = stage.calls()
+    assert printed[0] == ["mkdir", "-p", "/s"] and printed[1][-1] == lines and len(printed) == 2
+    stage.forget()
+    assert stage.run("bash", SLURM, *given).returncode == 0
+    assert stage.calls() == printed
+
+
 def test_one_gpu_is_not_distributed(stage):
     stage.stub("sbatch", "mkdir")
     found = stage.run("bash", SLURM, "--dry_run", "--gpus_per_node=1", "--workdir=/x", "--", *NASTY)

@@ -17,7 +17,7 @@ from qwenla_jax.train import processes  # noqa: E402
 from qwenla_jax.train.mesh import make_mesh  # noqa: E402
 from qwenla_jax.train.options import MeshOptions  # noqa: E402
 from qwenla_jax.train.sharding import batch_sharding  # noqa: E402
-from qwenla_jax.train.workdir import WorkdirError, seen_by_all  # noqa: E402
+from qwenla_jax.train.workdir import Hold, WorkdirError  # noqa: E402
 
 port, me = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"localhost:{port}", 2, me)
@@ -56,7 +56,7 @@ assert {shard.index[0].start for shard in placed.addressable_shards} == ({0, 2} 
 np.testing.assert_array_equal(jax.jit(lambda x: x.sum(0))(placed), whole_BxD.sum(0))
 
 try:
-    seen_by_all(Path("/nowhere"))
+    Hold(Path("/nowhere"))
 except WorkdirError as error:
     assert "process 0" in str(error)
 print("agreed", flush=True)

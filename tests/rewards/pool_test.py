@@ -322,6 +322,11 @@ def test_bad_reward_costs_its_own_record_only(one_worker, name):
     # Who kills the worker itself is found by trying each record alone; which of its rewards it was is not known.
     assert (error.kind, error.name) == (kind, "" if name == "kill_parent" else "bad"), error
     assert message in error.message and len(error.message) <= 300
+    assert bool(error.traceback) == (kind == "raised") and len(error.traceback) <= 4000
+    if name == "raise_error":
+        *where, raised = error.traceback.rstrip().splitlines()
+        assert "users.py" in where[1] and "executor.py" not in error.traceback
+        assert where[-1].strip() == 'raise LookupError("no such thing")' and raised == "LookupError: no such thing"
     assert got == expected[:5] + expected[6:]
     assert_only_the_worker_is_left(mark)
     assert pool.score(good(20)) == expected

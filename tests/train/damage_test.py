@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ import pytest
 from qwenla_jax.train import seals
 from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints, SaveError
 from qwenla_jax.train.options import CheckpointOptions, OptimOptions, RunOptions
+from qwenla_jax.train.workdir import Hold, WorkdirError, opened
 
 OPTIONS = RunOptions(steps=20, checkpoint=CheckpointOptions(every=4, keep=2))
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +173,50 @@ def test_too_little_space_is_said_before_anything_is_written(run, monkeypatch):
         checkpoints.save(12, state_of(12))
         checkpoints.wait()
         assert checkpoints.latest_step() == 12
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.01, 0.05, None], ids=str)
+def test_a_work_folder_that_is_deleted_is_not_half_made_again(tmp_path, wait_s):
+    """Before a write has begun, while it is under way, and when it is done."""
+    big = {"a": jnp.asarray(np.random.default_rng(1).normal(size=(1000, 1000)), jnp.float32)}
+    run, said = tmp_path / "run", []
+    with opened(run), pytest.raises((SaveError, WorkdirError), match="the work folder was deleted or replaced"):
+        with Checkpoints(run, OPTIONS, said.append, Hold(run)) as checkpoints:
+            checkpoints.save(4, state_of(4))
+            checkpoints.save(8, big)
+            if wait_s is None:
+                checkpoints.wait()
+            else:
+                time.sleep(wait_s)
+            shutil.rmtree(run, ignore_errors=True)
+            while run.exists() and not said:  # a write may put something into a folder while it is being removed
+                shutil.rmtree(run, ignore_errors=True)
+            checkpoints.save(12, state_of(12))
+    assert not [path for path in run.rglob("*") if path.is_file()]
+    with opened(run):
+        pass
+
+
+def test_only_the_checkpoints_deleted(run):
+    said = []
+    with Checkpoints(run, OPTIONS, said.append) as checkpoints:
+        shutil.rmtree(run / "checkpoints")
+        checkpoints.save(12, state_of(12))
+    with Checkpoints(run, OPTIONS, said.append) as checkpoints:
+        assert checkpoints.latest_step() == 12 and said == []
+
+
+def test_seals_that_somebody_changed(run):
+    for content in ("[" * 10**5, "[]", '{"rating": "good"}', '{"rating": 1e999}', '{"rating": ' + "9" * 400 + "}", "{"):
+        (run / "seals" / "4.json").write_text(content)
+        (run / "seals" / "8.json").write_text('{"files": {"x": [' + "9" * 400 + ", 3]}}")
+        said = []
+        with Checkpoints(Path(shutil.copytree(run, run.parent / "copy")), OPTIONS, said.append) as checkpoints:
+            assert checkpoints.best_step() is None
+            with pytest.raises(CheckpointError, match="none of its checkpoints"):
+                checkpoints.latest_step()
+            checkpoints.rate(8, 0.5)
+        shutil.rmtree(run.parent / "copy")
 
 
 def test_a_write_that_fails_leaves_the_earlier_ones(run):

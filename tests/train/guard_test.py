@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from qwenla_jax.rewards import RewardError, RewardRecord, RewardSettings, score
 from qwenla_jax.train import stages
 from qwenla_jax.train.doctor import examine
 from qwenla_jax.train.guard import Failed, cause, first_step_problems
@@ -27,6 +30,7 @@ from qwenla_jax.train.options import (
     RunOptions,
 )
 from qwenla_jax.train.replay import replay
+from qwenla_jax.train.reward_failures import RewardFailures, RewardsFailed
 from qwenla_jax.train.runtime import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +137,23 @@ def test_a_few_skipped_updates_do_not_end_a_run(tmp_path, monkeypatch):
     assert [row["train/skipped"] for row in lines(tmp_path)] == [0, 1, 0, 1, 0, 1]
 
 
+def test_a_work_folder_deleted_under_a_run_ends_it_and_stays_deleted(tmp_path, monkeypatch):
+    judged = stages.BrpoStage._judged
+
+    def deleting(self, drawn, batch):
+        if deleting.steps == 2:
+            while (tmp_path / "run").exists():  # a checkpoint may be on its way
+                shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        deleting.steps += 1
+        return judged(self, drawn, batch)
+
+    deleting.steps = 0
+    monkeypatch.setattr(stages.BrpoStage, "_judged", deleting)
+    with pytest.raises(Failed, match=f"{tmp_path / 'run'}: the work folder was deleted or replaced"):
+        run(SMALL, tmp_path / "run")
+    assert deleting.steps == 3 and not (tmp_path / "run").exists()
+
+
 def test_a_trainer_that_disagrees_with_its_sampler_is_refused(tmp_path, monkeypatch):
     """The update is told another temperature than the sampler."""
     real = stages.make_brpo_gradient
@@ -141,6 +162,65 @@ def test_a_trainer_that_disagrees_with_its_sampler_is_refused(tmp_path, monkeypa
     with pytest.raises(Failed, match="step 1 is not what .* the log-probabilities of sampler and trainer differ by"):
         run(SMALL, tmp_path)
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()]
+
+
+BUGGY = """
+def buggy(record):
+    return score(record) / 0
+
+def score(record):
+    return len(record.response) + record.lenght
+"""
+
+
+def test_a_reward_with_a_bug_is_told_at_once_and_ends_the_run_by_name(tmp_path):
+    """One step, as a command: otherwise the run would end with "done"."""
+    (tmp_path / "my_rewards.py").write_text(BUGGY)
+    flags = ["steps=1", "data.batch_size=2", "brpo.group_size=2", "data.max_response_tokens=16", "eval.final_size=0"]
+    flags += ["rewards.extra=my_rewards:buggy", "rewards.pool.workers=1"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "train.py", f"--config={ROOT / 'configs' / 'brpo.py'}", "--workdir=run"]
+        + [f"--config.{flag}" for flag in flags],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("Traceback") == 1 and "Traceback" not in done.stderr
+    told = done.stdout[done.stdout.index("step 1: reward 'buggy' failed for 4 of 4 responses") :].splitlines()
+    trace = [line.strip() for line in told[1:] if not set(line) <= set(" ^~")]
+    here = f'File "{tmp_path / "my_rewards.py"}", line '
+    assert trace[:6] == [
+        "Traceback (most recent call last):",
+        f"{here}3, in buggy", "return score(record) / 0",
+        f"{here}6, in score", "return len(record.response) + record.lenght",
+        "AttributeError: 'RewardRecord' object has no attribute 'lenght'",
+    ]  # fmt: skip
+    assert done.stderr.splitlines()[-1] == (
+        "step 1: the rewards failed for all 4 responses: reward 'buggy' for 4 (raised: AttributeError: 'RewardRecord' "
+        "object has no attribute 'lenght'). No step was done yet"
+    )
+
+
+def test_rewards_that_fail_later_or_for_some():
+    fine = score(RewardRecord("q", "", "2", "", "x", (), 1, True), RewardSettings())
+    late = RewardError("timeout", "slow", "no answer within 5 s")
+    wrong = RewardError("value", "odd", "returned \x1b[2Jnan")
+    notes = []
+    failures = RewardFailures(notes.append, 3)
+    failures.look_at(3, [fine, late, late])
+    failures.look_at(4, [fine, late, wrong])
+    failures.look_at(5, [late, late])  # after the first step: it may pass
+    assert notes == [
+        "step 4: reward 'slow' failed for 2 of 3 responses, which are not trained on. The first: timeout: no answer "
+        "within 5 s",
+        "step 5: reward 'odd' failed for 1 of 3 responses, which are not trained on. The first: value: returned "
+        "\\x1b[2Jnan",
+    ]
+    for scores in ([wrong, wrong], [late, wrong, late]):
+        with pytest.raises(RewardsFailed, match=r"^step 6: the rewards failed for all . responses: .*'odd' for"):
+            failures.look_at(5, scores)
+    with pytest.raises(RewardsFailed, match=r"reward 'slow' for 2 \(timeout: no answer within 5 s\)$"):
+        RewardFailures(None, 0).look_at(0, [late, late])
+    RewardFailures(None, 0).look_at(0, [])
 
 
 def test_what_the_first_step_must_be():

@@ -1,6 +1,8 @@
 """Whole runs on a small scale: files, resuming, and refusing before anything heavy."""
 
 import json
+import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qwenla_jax.train.loop import Refused, run
+from qwenla_jax.train.loop import Refused, rate_change, run
 from qwenla_jax.train.options import (
     BrpoOptions,
     CheckpointOptions,
@@ -98,6 +100,8 @@ assert "torch" not in sys.modules, "installed here, and imported by a run, which
         file.write('{"step": 3, "train/reward": 99}\n')
     resumed = subprocess.run([sys.executable, "-c", script, "go on"], capture_output=True, text=True)
     assert resumed.returncode == 0 and "going on after step 2" in resumed.stdout, resumed.stderr
+    told = f"{tmp_path} holds a run with 2 steps done: it is resumed (for a new run: another --workdir)"
+    assert told in resumed.stdout.splitlines() and "learning rate" not in resumed.stdout
     whole = [comparable(line) for line in lines(uninterrupted)]
     assert [comparable(line) for line in lines(tmp_path)] == whole
     one, two = (load_file(folder / "hf" / "model.safetensors") for folder in (uninterrupted, tmp_path))
@@ -106,6 +110,16 @@ assert "torch" not in sys.modules, "installed here, and imported by a run, which
         run(replace(SMALL, optim=replace(SMALL.optim, learning_rate=0.5)), tmp_path)
     with pytest.raises(Refused, match="config.steps: got 3, but .* has 4 steps done"):
         run(replace(SMALL, steps=3), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    first, *rest = metrics.read_bytes().splitlines(keepends=True)
+    for junk in (b"\x00" * 50 + b"\n", b"{\n", b"\xff\n"):
+        metrics.write_bytes(b"".join([first, junk, *rest]))
+        with pytest.raises(Refused, match=f"{metrics}:2: not JSON: .*; delete the line to go on"):
+            run(SMALL, tmp_path)
+    metrics.unlink()
+    os.mkfifo(metrics)
+    with pytest.raises(Refused, match=f"{metrics}: not a regular file"):
+        run(SMALL, tmp_path)
 
 
 def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
@@ -122,6 +136,22 @@ def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
     go_on = replace(SMALL, steps=1, init_from=str(tmp_path / "sft" / "hf"), eval=EvalOptions(every=0, final_size=0))
     run(go_on, tmp_path / "brpo")
     assert [line["step"] for line in lines(tmp_path / "brpo")] == [1]
+
+
+def test_more_steps_under_a_falling_schedule_are_said():
+    """Oracle: the cosine by hand, (1 + cos(pi x)) / 2 of the way from the end of the rise to the end of the run."""
+    options = replace(SMALL, steps=200, optim=OptimOptions(learning_rate=1e-5, warmup_ratio=0.05, schedule="cosine"))
+
+    def cosine(count, warmup, steps):
+        return 0.5e-5 * (1 + math.cos(math.pi * (count - warmup) / (steps - warmup + 1)))
+
+    old, new = rate_change(options, 100, 100)
+    assert old == pytest.approx(cosine(100, 5, 100), rel=1e-3, abs=1e-11)
+    assert new == pytest.approx(cosine(101, 10, 200), rel=1e-3)
+    assert old < 1e-8 and new > 5e-6
+    assert rate_change(options, 100, 200) is None
+    assert rate_change(replace(options, optim=replace(options.optim, schedule="constant")), 100, 100) is None
+    assert rate_change(options, 200, 100) is None  # nothing is left to do
 
 
 def launch(*args):
@@ -148,6 +178,20 @@ def test_wrong_settings_are_refused_by_name(args, told, tmp_path):
     result = launch(*args, f"--workdir={tmp_path / 'run'}")
     assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_folder_of_its_own_says_where_it_is(tmp_path):
+    """The folder is somebody else's, so that nothing is trained."""
+    for command, stage in (("train", "brpo"), ("distill", "distill")):
+        folder = tmp_path / "runs" / stage
+        folder.mkdir(parents=True)
+        (folder / ("metrics.jsonl" if command == "train" else "samples.jsonl")).write_text("{}\n")
+        done = subprocess.run(
+            [sys.executable, ROOT / "launch" / f"{command}.py", f"--config={ROOT / 'configs' / stage}.py"],
+            capture_output=True, text=True, cwd=tmp_path, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 1 and done.stdout == f"--workdir is not given: the run is in {folder}\n"
+        assert str(folder) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_bucket_is_no_folder():

@@ -105,12 +105,12 @@ def test_fresh_run_in_an_old_folder_forgets_it(tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
-@pytest.mark.parametrize("bad", ["oops", '{"x": 1}', '{"step": "1"}', "[1]", ""])
+@pytest.mark.parametrize("bad", ["oops", '{"x": 1}', '{"step": "1"}', "[1]", "", "[" * 10**5])
 def test_truncate_names_the_broken_line(tmp_path, bad):
     path = tmp_path / METRICS_FILE
     text = f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n'
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"{METRICS_FILE}:2: expected"):
+    with pytest.raises(ValueError, match=rf"{METRICS_FILE}:2: (expected|not JSON|nested).* delete the line"):
         truncate(path, 1)
     assert path.read_text() == text
 

@@ -1,12 +1,13 @@
 """Folders that a run may and may not work in."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from qwenla_jax.train.workdir import WorkdirError, opened
+from qwenla_jax.train.workdir import RUN_FILE, Hold, WorkdirError, opened
 
 
 def test_a_new_folder_and_the_same_again(tmp_path):
@@ -38,6 +39,39 @@ def test_somebody_elses_folder_is_left_alone(tmp_path, name):
         with opened(tmp_path):
             pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_is_deleted_replaced_or_emptied_is_found_out(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(WorkdirError, match="not the folder of process 0"):
+        Hold(run)
+    for harm in (
+        lambda: shutil.rmtree(run),
+        lambda: run.rename(tmp_path / "moved"),
+        lambda: [path.unlink() for path in run.iterdir()],
+        lambda: (run / RUN_FILE).unlink(),
+    ):
+        with opened(run):
+            hold = Hold(run)
+            hold.check()
+            harm()
+            with pytest.raises(WorkdirError, match=f"{run}: the work folder was deleted .*run.json is gone"):
+                hold.check()
+            (run / "lock").unlink(missing_ok=True)
+            with opened(run), pytest.raises(WorkdirError, match="another run has begun in it"):
+                hold.check()
+            hold.remove_leftovers()  # not those of another run
+            assert (run / RUN_FILE).is_file()
+    (run / RUN_FILE).unlink()
+    (run / "checkpoints" / "8.tmp").mkdir(parents=True)
+    hold.remove_leftovers()
+    assert [path.name for path in run.iterdir()] == ["lock"]
+
+
+def test_empty_folders_are_nobodys(tmp_path):
+    (tmp_path / "checkpoints" / "a").mkdir(parents=True)
+    with opened(tmp_path):
+        pass
 
 
 def test_files_that_a_run_does_not_write_do_not_matter(tmp_path):

@@ -33,9 +33,9 @@ CORRELATION = 0.95
 _SHAPE = 0.15  # sides' ratios of two copies differ by so much at most, as a logarithm
 _THUMB = 24
 _FLAT = 2.0  # standard deviation of grey below which a picture has no look of its own
-_COCO = re.compile(
-    r"(?:COCO_(?:train|val|test)20\d\d_|(?:^|/)coco/(?:[^/]*/)*|(?:^|/)(?:train|val|test)20\d\d/)(\d{12})\."
-)
+_COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
+_COCO_FOLDER = re.compile(r"(?:^|/)(?:coco(?:/|$)|(?:train|val|test)20\d\d$)")
+_NUMBER = re.compile(r"(\d{12})\.")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Prints:
 
 def coco_number(name: str) -> int | None:
     """COCO's number of a picture called "COCO_val2014_000000310196.jpg" or "coco/train2017/000000310196.jpg"."""
-    found = _COCO.search(name)
+    folder, _, file = name.rpartition("/")
+    found = _COCO.search(name) or (_NUMBER.match(file) if _COCO_FOLDER.search(folder) else None)
     return int(found[1]) if found else None
 
 

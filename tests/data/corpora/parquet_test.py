@@ -146,6 +146,6 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
     for name in ("gone.parquet", "gone-*.parquet"):
         with pytest.raises(FileNotFoundError, match="gone"):
             parquet_questions(tmp_path / name)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match="pip install pyarrow"):
         parquet_questions(path)

@@ -19,7 +19,7 @@ from typing import Any
 from qwenla_jax.data.corpora.entries import Corpus, Entry, FilePicture, RecordError, broken
 from qwenla_jax.data.corpora.files import answer_of, from_base64, text_of
 from qwenla_jax.data.corpora.options import letter_of, lettered
-from qwenla_jax.data.corpora.parquet_process import parquet_process
+from qwenla_jax.data.corpora.parquet_process import parquet_process, require_pyarrow
 
 KEEP_BYTES = 4 * 2**30
 _QUESTIONS = ("question", "problem", "query", "prompt")
@@ -176,6 +176,7 @@ def _described(
     path: str | Path, pictures: Callable[[Columns], Collection[str]]
 ) -> list[tuple[Path, int, Columns, bool]]:
     """Each shard with its number of rows, its columns, and whether its pictures may be kept."""
+    require_pyarrow()
     found = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
     size = sum(columns[name][2] for _, _, columns in found for name in pictures(columns))
     return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in found]

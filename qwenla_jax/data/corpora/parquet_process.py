@@ -99,14 +99,18 @@ def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
     process.wait()
 
 
-def parquet_process() -> ParquetProcess:
-    """This process's own, which it makes when it is first asked for.
+def require_pyarrow() -> None:
+    """Looks for the package that the process needs, without importing it.
 
     Raises:
-      ModuleNotFoundError: pyarrow is not installed.
+      ModuleNotFoundError: it is not installed.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise ModuleNotFoundError("reading parquet files needs a package: pip install pyarrow")
+
+
+def parquet_process() -> ParquetProcess:
+    """This process's own, which it makes when it is first asked for."""
     return _of_process(os.getpid())
 
 

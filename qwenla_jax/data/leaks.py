@@ -12,6 +12,7 @@ without smoothing, not always. Simple drawings on one background (easy-VQA) give
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -204,7 +205,8 @@ def file_leaks(trained: Entries, evaluated: Entries, size: int | None = None) ->
         for entry in entries:
             for each in entry.pictures:
                 if _length(each) in both and each.name not in digests:
-                    digests[each.name] = hashlib.blake2b(each.read(), digest_size=16).digest()
+                    with contextlib.suppress(ValueError):  # what cannot be read is told of where its record is met
+                        digests[each.name] = hashlib.blake2b(each.read(), digest_size=16).digest()
                 found.append(Print(entry.id, digests.get(each.name), number=coco_number(each.name)))
         return Prints(name, tuple(entry.id for entry in entries), tuple(found))
 

@@ -280,6 +280,9 @@ def test_a_file_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeyp
     assert (tmp_path / "x.parquet").stat().st_size < 2**21
     with pytest.raises(ValueError, match="x.parquet: .*unpacks to"):
         parquet_questions(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"question": [text[:20_000]] * 5000, "answer": ["1"] * 5000}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="x.parquet: .*its text unpacks to more than [0-9,]+ bytes"):
+        parquet_questions(tmp_path / "x.parquet")
     image = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3000, np.int32)), pa.array([PNG + b"." * 2**20]))
     pq.write_table(pa.table({"question": ["q"] * 3000, "answer": ["1"] * 3000, "image": image}), tmp_path / "y.parquet")
     assert parquet_questions(tmp_path / "y.parquet")[2999].images[0].width == 37

@@ -17,7 +17,7 @@ from typing import Any
 
 from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken
 from qwenla_jax.data.corpora.files import answer_of, picture_at, read_jsonl, text_of
-from qwenla_jax.data.corpora.options import numbered
+from qwenla_jax.data.corpora.options import lettered
 from qwenla_jax.data.corpora.parquet import is_parquet, needed_pictures, read_parquet
 
 _PICTURE = re.compile(r"<image(\d+)>")  # an option that is a part of the picture
@@ -54,14 +54,12 @@ def mathvision(path: str | Path) -> Corpus:
 
 def _entry(row: dict[str, Any], where: str, pictures: Callable[[], tuple[Picture, ...]]) -> Entry:
     try:
-        options = row.get("options") or []
-        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-            raise RecordError(where, "options", f"options is {options!r}; expected a list of texts")
+        options = lettered(row.get("options"))
         return Entry(
             where,
             text_of(row, "id", where),
             _LINE_BREAK.sub("\n", text_of(row, "question", where)),
-            numbered([_PICTURE.sub(r"picture \1", option) for option in options]),
+            tuple((letter, _PICTURE.sub(r"picture \1", text)) for letter, text in options),
             answer_of(row, "answer", where),
             None,
             str(row.get("subject") or "question"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qwenla_jax.utils.libtpu import skip_without_tpu
+from qwenla_jax.utils.unicode import half_character
 
 MODES = ("none", "copy", "route", "vision_only")
 
@@ -51,11 +52,18 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, above
     return read
 
 
+def text_argument(text: str) -> str:
+    """A text; bytes of a command line that are none become halves of characters."""
+    if (told := half_character(text)) is not None:
+        raise argparse.ArgumentTypeError(f"it {told}")
+    return text
+
+
 def not_empty(text: str) -> str:
     """A text with something in it."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty, expected a text")
-    return text
+    return text_argument(text)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -134,7 +142,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="larger pictures are shrunk to so many pixels; default: the checkpoint's own bound",
     )
-    add("--system", metavar="TEXT", default=None, help="text of a system turn; default: no such turn")
+    said = "text of a system turn; default: no such turn"
+    add("--system", metavar="TEXT", type=text_argument, default=None, help=said)
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -152,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--model: {folder}: no such folder; expected one in Hugging Face format, with a config.json, or tiny"
         )
     import qwenla_jax
-    from qwenla_jax.analysis.ask import check_checkpoint, open_picture
+    from qwenla_jax.analysis.ask import check_checkpoint
+    from qwenla_jax.data.pictures import open_picture
 
     try:
         for name in args.image:

@@ -7,7 +7,6 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from qwenla_jax.config import ModelConfig
 from qwenla_jax.data.blocks import BlockOptions
 from qwenla_jax.data.collate import Buckets, collate_prompts, make_buckets
 from qwenla_jax.data.images import PictureLayout, ProcessorSettings, smart_resize, to_rgb
+from qwenla_jax.data.pictures import open_picture
 from qwenla_jax.data.sources import Record
 from qwenla_jax.data.transforms import Example, to_prompt_example
 from qwenla_jax.model.hf_io import Checkpoint
@@ -31,6 +31,7 @@ from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.probe import attention_mass
 from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+from qwenla_jax.utils.unicode import half_character
 
 Picture = str | os.PathLike[str] | Image.Image
 
@@ -72,12 +73,14 @@ def ask(
       system: text of a system turn; None leaves the turn out.
 
     Raises:
-      FileNotFoundError: a picture does not exist.
-      ValueError: a picture, an option or the checkpoint cannot be used; named.
+      ValueError: a picture, a text, an option or the checkpoint cannot be used; named.
     """
     started = time.perf_counter()
     if not question.strip():
         raise ValueError("question: it is empty; expected a text")
+    for name, said in (("question", question), ("system", system)):
+        if (told := half_character(said or "")) is not None:
+            raise ValueError(f"{name}: it {told}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}, expected a whole number from 0 to 4294967295")
     tok, processor = check_checkpoint(checkpoint)
@@ -122,24 +125,6 @@ def ask(
         question=question,
         images=pictures,
     )
-
-
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Reads a picture as a viewer shows it: upright, RGB.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is no picture, is cut off, or has pixels of an unknown range; the message names the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a picture, such as a PNG or a JPEG")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable picture: {error}; expected one such as a PNG or a JPEG") from error
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettings]:

@@ -24,6 +24,7 @@ from qwenla_jax.data.sources import scene_source
 from qwenla_jax.train.loop import Refused
 from qwenla_jax.train.runtime import build
 from qwenla_jax.train.schema import to_dict
+from qwenla_jax.utils import json_files
 
 DONE = "done.json"
 BEGUN = "made_from.json"  # the stamps of what a stage is made from, written before it begins
@@ -70,13 +71,13 @@ def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], No
     """
     name, own = stage.name, folder(stage.name)
     path, wanted = own / DONE, to_dict(stage.options)
-    made_from = {need: json.loads((folder(need) / DONE).read_text(encoding="utf-8"))["stamp"] for need in stage.needs}
+    made_from = {need: _saved(folder(need) / DONE, "stamp")["stamp"] for need in stage.needs}
     begun = own / BEGUN
     if own.is_dir() and any(own.iterdir()):
-        if not begun.is_file() or json.loads(begun.read_text(encoding="utf-8")) != made_from:
+        if not begun.is_file() or _saved(begun) != made_from:
             raise Refused(f"{own} was made from another {' or '.join(stage.needs)}; delete it, and it is made anew")
     if path.is_file():
-        done = json.loads(path.read_text(encoding="utf-8"))
+        done = _saved(path, "options", "seconds")
         if done["options"] == wanted:
             note(f"{name}: done already in {own}")
             return done["seconds"]
@@ -90,6 +91,22 @@ def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], No
     seconds = time.perf_counter() - begin
     _write(path, {"options": wanted, "seconds": seconds, "stamp": uuid.uuid4().hex})
     return seconds
+
+
+def _saved(path: Path, *keys: str) -> dict[str, Any]:
+    """What an earlier run wrote, with these keys in it.
+
+    Raises:
+      Refused: it cannot be read.
+    """
+    try:
+        content = json_files.read_object(path)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{error}; delete {path.parent}, and it is made anew") from error
+    lacking = [key for key in keys if key not in content]
+    if lacking:
+        raise Refused(f"{path}: lacks {', '.join(lacking)}; delete {path.parent}, and it is made anew")
+    return content
 
 
 def _write(path: Path, content: Any) -> None:
@@ -112,7 +129,7 @@ def _evaluated(
     )
     wanted = {
         "options": to_dict(options),
-        "stamp": json.loads((folder(system.stage) / DONE).read_text(encoding="utf-8"))["stamp"],
+        "stamp": _saved(folder(system.stage) / DONE, "stamp")["stamp"],
         "source": settings.source,
         "questions": settings.questions,
         "profiled": settings.profiled,
@@ -121,7 +138,7 @@ def _evaluated(
     }
     path = own / "scores.json"
     if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = _saved(path, "of", "scores", "seconds")
         if saved["of"] == wanted:
             note(f"evaluate {system.name}: done already")
             return saved["scores"], saved["seconds"]

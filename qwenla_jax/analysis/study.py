@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qwenla_jax.train.probe import PARTS
+from qwenla_jax.utils import json_files
 
 SAVED = 3  # number of what an evaluation saves; a folder with another number was made by another version
 FINISHED = "table.json"  # what a run of the pipeline writes last
@@ -307,24 +307,25 @@ def _curve(path: Path) -> Curve | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_files.read_json(path)
     except FileNotFoundError as error:
         raise StudyError(f"{path}: no such file; expected what an evaluation saves") from error
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: not readable as JSON: {error}") from error
+        raise StudyError(f"{path}: not readable as JSON: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StudyError(f"{path}: not readable: {error.strerror}; expected what the pipeline saves") from error
+        text = json_files.read_bytes(path)
+    except (OSError, ValueError) as error:
+        told = str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: ")
+        raise StudyError(f"{path}: not readable: {told}; expected what the pipeline saves") from error
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = json_files.loads(line, f"{path}:{number}")
         except ValueError as error:
-            raise StudyError(f"{path}:{number}: not a line of JSON: {error}") from error
+            raise StudyError(str(error)) from error
         if not isinstance(row, dict):
             raise StudyError(f"{path}:{number}: got {type(row).__name__}, expected an object")
         rows.append(row)

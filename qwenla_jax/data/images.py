@@ -6,7 +6,6 @@ that the pixel values are the very same float32 numbers; only the order of the p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from qwenla_jax.utils.json_files import read_json
 
 _EXIF_ORIENTATION = 0x0112
 MAX_ASPECT = 200
@@ -129,11 +130,9 @@ class ProcessorSettings:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except OSError as error:
             raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: is not JSON: {error}") from error
         if isinstance(content, dict) and isinstance(content.get("image_processor"), dict):
             content = content["image_processor"]
         if not isinstance(content, dict):

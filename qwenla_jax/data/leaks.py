@@ -12,6 +12,7 @@ without smoothing, not always. Simple drawings on one background (easy-VQA) give
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -33,9 +34,9 @@ CORRELATION = 0.95
 _SHAPE = 0.15  # sides' ratios of two copies differ by so much at most, as a logarithm
 _THUMB = 24
 _FLAT = 2.0  # standard deviation of grey below which a picture has no look of its own
-_COCO = re.compile(
-    r"(?:COCO_(?:train|val|test)20\d\d_|(?:^|/)coco/(?:[^/]*/)*|(?:^|/)(?:train|val|test)20\d\d/)(\d{12})\."
-)
+_COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
+_COCO_FOLDER = re.compile(r"(?:^|/)(?:coco(?:/|$)|(?:train|val|test)20\d\d$)")
+_NUMBER = re.compile(r"(\d{12})\.")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Prints:
 
 def coco_number(name: str) -> int | None:
     """COCO's number of a picture called "COCO_val2014_000000310196.jpg" or "coco/train2017/000000310196.jpg"."""
-    found = _COCO.search(name)
+    folder, _, file = name.rpartition("/")
+    found = _COCO.search(name) or (_NUMBER.match(file) if _COCO_FOLDER.search(folder) else None)
     return int(found[1]) if found else None
 
 
@@ -203,7 +205,8 @@ def file_leaks(trained: Entries, evaluated: Entries, size: int | None = None) ->
         for entry in entries:
             for each in entry.pictures:
                 if _length(each) in both and each.name not in digests:
-                    digests[each.name] = hashlib.blake2b(each.read(), digest_size=16).digest()
+                    with contextlib.suppress(ValueError):  # what cannot be read is told of where its record is met
+                        digests[each.name] = hashlib.blake2b(each.read(), digest_size=16).digest()
                 found.append(Print(entry.id, digests.get(each.name), number=coco_number(each.name)))
         return Prints(name, tuple(entry.id for entry in entries), tuple(found))
 

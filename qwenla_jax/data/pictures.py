@@ -55,18 +55,19 @@ class PictureError(ValueError):
 
     Attributes:
       name: which picture.
+      message: what is wrong with it and what would be right.
       reason: the kind of fault, for counting: "absent", "empty", "format" (no picture, or none of `FORMATS`), "broken",
         "too_large", "aspect" or "range" (of its values).
     """
 
     def __init__(self, name: str, reason: Reason, message: str) -> None:
         super().__init__(f"{name}: {message}")
-        self.name = name
+        self.name, self.message = name, message
         self.reason: Reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles with its three arguments, so that it survives the way out of a data worker."""
-        return type(self), (self.name, self.reason, str(self)[len(self.name) + 2 :])
+        return type(self), (self.name, self.reason, self.message)
 
 
 def open_picture(
@@ -112,6 +113,20 @@ def open_picture(
                 ) from error
 
 
+def read_picture(path: str | os.PathLike[str], name: str | None = None) -> bytes:
+    """The content of a picture's file, as `open_picture` would read it.
+
+    Args:
+      path: the file; nothing but regular files of at most `MAX_BYTES` is read.
+      name: what errors call the picture; None for the path.
+
+    Raises:
+      PictureError: "absent", "empty" or "too_large".
+    """
+    with _stream(path, os.fspath(path) if name is None else name) as stream:
+        return stream.read()
+
+
 @contextmanager
 def _stream(source: Any, name: str) -> Iterator[BinaryIO]:
     """The source as a file object: given a path, Pillow would map the file, and die with it if the file shrinks."""
@@ -120,17 +135,20 @@ def _stream(source: Any, name: str) -> Iterator[BinaryIO]:
         opened: BinaryIO = io.BytesIO(source)
     else:
         path = Path(source)
+        told = "" if name == os.fspath(source) else f"{path} "
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise PictureError(name, "absent", f"{path} is no file; expected the file of a picture")
+                raise PictureError(name, "absent", f"{told}is no file; expected the file of a picture")
             size = status.st_size
             opened = path.open("rb")
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             if isinstance(error, PictureError):
                 raise
             text = getattr(error, "strerror", None) or error
-            raise PictureError(name, "absent", f"{path} cannot be read: {text}") from error
+            raise PictureError(
+                name, "absent", f"{told}cannot be read: {text}; expected a picture, such as a PNG or a JPEG"
+            ) from error
     with opened as stream:
         if size == 0:
             raise PictureError(name, "empty", "is empty, 0 bytes; expected a picture")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from qwenla_jax.data import marked_questions
 from qwenla_jax.data.marked_scenes import MarkedObject, make_marked_scene
+from qwenla_jax.data.pictures import open_picture
 from qwenla_jax.data.scene_questions import ask, caption_of
 from qwenla_jax.data.scenes import Scene, make_scene
 
@@ -167,8 +168,7 @@ class EasyVqaSource:
 
     def __getitem__(self, index: int) -> Record:
         question, answer, picture = self._rows[index]
-        with Image.open(self._paths[picture]) as image:
-            image = image.convert("RGB")
+        image = open_picture(self._paths[picture])
         name = f"easy-vqa-{self._split}-{picture}-{question}"
         facts = self._facts[picture]
         caption = " ".join(facts)

@@ -12,6 +12,7 @@ from qwenla_jax.data.sources import Record
 from qwenla_jax.data.video import video_to_patches
 from qwenla_jax.text.prompts import Turn, Visual, build_conversation, encode_response
 from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.utils.unicode import half_character
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def to_prompt_example(
     """The prompt that a response is to be sampled for.
 
     Raises:
-      ValueError: a picture cannot be used; the message names the record.
+      ValueError: a picture or a text cannot be used; the message names the record.
     """
     return _to_example(record, tok, settings, layout, system, with_response=False)
 
@@ -55,8 +56,8 @@ def to_sft_example(
     """Prompt, response and `<|im_end|>`, for training on the response (paper silent on the loss of the prompt: none).
 
     Raises:
-      ValueError: the record has no response, its response holds a control token, or a picture cannot be used; the
-        message names the record.
+      ValueError: the record has no response, its response holds a control token, or a picture or a text cannot be
+        used; the message names the record.
     """
     return _to_example(record, tok, settings, layout, system, with_response=True)
 
@@ -72,6 +73,9 @@ def _to_example(
     try:
         if with_response and record.response is None:
             raise ValueError("supervised training needs a response, but there is none")
+        for name, text in (("system", system), ("question", record.question), ("response", record.response)):
+            if (told := half_character(text or "")) is not None:
+                raise ValueError(f"{name} {told}")
         frames = tuple(picture_to_patches(image, settings, layout) for image in record.images)
         clips = [video_to_patches(clip.frames, clip.fps, settings, layout, clip.total_pixels) for clip in record.videos]
         visuals = [Visual(frame.num_visual_tokens) for frame in frames]

@@ -8,15 +8,13 @@ when it is read.
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
 import dataclasses
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qwenla_jax.data.corpora.entries import Picture, RecordError
-from qwenla_jax.data.corpora.files import picture_at
+from qwenla_jax.data.corpora.files import from_base64, picture_at
 from qwenla_jax.evals.tables import Row
 from qwenla_jax.evals.task import Item
 
@@ -44,12 +42,7 @@ class TextPicture:
         Raises:
           RecordError: the text is not base64.
         """
-        text = self.text.partition(",")[2] if self.text.startswith("data:") else self.text
-        try:
-            return base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            told = f"{self.text[:20]!r}... is neither base64 ({error}) nor the name of a file"
-            raise RecordError(self.name, "picture_base64", told) from error
+        return from_base64(self.text, self.name)
 
 
 @dataclasses.dataclass(frozen=True)

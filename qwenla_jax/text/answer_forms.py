@@ -2,9 +2,9 @@ r"""Answers without the wrappings that do not change what they say.
 
 Paper silent on all of it. What is taken off: case is kept; runs of whitespace and LaTeX's spaces, `\left`, `\right`,
 `\displaystyle`; the punctuation at the ends; quotes; markdown emphasis; `$...$`, `\(...\)`, `\[...\]`; `\text{...}`
-and its kin; a lead-in such as "The final answer is"; everything around the last `\boxed{...}`; full-width forms of
-ASCII; marks that have no width. Marks that reorder what is read (U+202A to U+202E, U+2066 to U+2069) stay, so that an
-answer with them is like no other.
+and its kin; a lead-in such as "The final answer is", a heading's or a check mark before it; everything around the last
+`\boxed{...}`; full-width forms of ASCII; marks that have no width. Marks that reorder what is read (U+202A to U+202E,
+U+2066 to U+2069) stay, so that an answer with them is like no other.
 """
 
 import re
@@ -41,13 +41,42 @@ _LEAD_IN = re.compile(
     r"(?:(?:the )?(?:option|choice) (?=\S))?",
     re.IGNORECASE,
 )
+# Marks that say no more than "here it is"; not a cross, nor an arrow that may be a limit's.
+_MARKS = "✅✔☑✓👉🎯📌⭐💡🔑🏁\ufe0f"
+_HEADING = re.compile(r"#{1,6} +(?=\S)")
 _EXCLAMATION = re.compile(r"(?<=[^\W\d]{2})!+$")  # after a word; after a digit or a lone letter it is a factorial
 _ROUNDS = 8  # wrappings inside wrappings; a bound keeps the time linear on `((((...`
 _LOOSE_SPACE = re.compile(r"(?<![\w.,]) | (?![\w.,])")
-# A left side that only names the value: x, AB, x_1, \angle ABC, (x, y).
+# Left sides that only name the value, never a part or a multiple of it: x, AB, x_1, \angle ABC, (x, y), sin A, Area.
+_POINTS = r"\{?(?:[A-Za-z]{1,3}|[A-Za-z]')\}?"
+_INDEX = r"(?:_(?:\w|\{(?:\\triangle ?)?[\w ]{1,16}\}))"
+_ANGLE = rf"m? ?(?:\\(?:angle|measuredangle|sphericalangle)|∠) ?(?:{_POINTS}|\{{?[1-9][0-9]?\}}?)"
+_ARC = (
+    r"m? ?(?:\\(?:widehat|wideparen|overparen|overarc|overset ?\{ ?\\frown ?\}) ?\{[A-Z]{2,3}\}|⌒ ?[A-Z]{2,3}"
+    r"|arc [A-Z]{2,3})"
+)
+_SEGMENT = rf"m? ?\\(?:overline|overleftrightarrow|overrightarrow) ?{_POINTS}"
+_GREEK = r"\\(?:theta|alpha|beta|gamma|phi|lambda|mu|omega|rho)|[θαβγφλμωρ]"
+_SINE = rf"\\?(?:sin|cos|tan|cot|sec|csc) ?(?:{_ANGLE}|[A-Za-z]|{_GREEK}|\([A-Za-z]\)|\((?:{_GREEK})\))"
+_NOUN = (
+    r"(?:the )?(?:(?:total|surface|lateral|shaded|side|arc|final) )?(?:area|perimeter|volume|circumference|length|width"
+    r"|height|depth|radius|diameter|hypotenuse|base|side|slope|distance|displacement|speed|velocity|acceleration|force"
+    r"|mass|time|angle|measure|age|cost|price|profit|total|sum|difference|product|quotient|remainder|mean|average|median"
+    r"|mode|range|probability|value|number|count)"
+)
 _NAME = re.compile(
-    r"((?:\\angle |\\triangle |\\overline ?|∠ ?)?\{?[A-Za-z]{1,3}\}?(?:_(?:\w|\{\w{1,8}\}))?"
-    r"|\\(?:theta|alpha|beta|gamma|phi|lambda|mu)|\([a-z](?:, ?[a-z]){1,2}\)) ?= ?([^=<>]+)"
+    rf"(m? ?\\triangle {_POINTS}|(?:{_ANGLE}|{_ARC}|{_SEGMENT}|{_POINTS}){_INDEX}?|{_GREEK}|{_SINE}"
+    rf"|(?i:{_NOUN}){_INDEX}?|\([a-z](?:, ?[a-z]){{1,2}}\)) ?= ?([^=<>]+)"
+)
+# Two writings of one name. The measure of an angle, or of an arc or a segment, is what an equation with it speaks of.
+_SAME_NAME = (
+    (re.compile(r"^m ?(?=\\|∠|⌒|arc )"), ""),
+    (re.compile(r"\\(?:measuredangle|sphericalangle)|∠"), r"\\angle"),
+    (re.compile(r"\\(?:wideparen|overparen|overarc|overset ?\{ ?\\frown ?\})|⌒|^arc "), r"\\widehat"),
+    (re.compile(r"\\overline ?(?=\{?[A-Z]{2}\b)"), ""),
+    (re.compile(r"^\\?(?=(?:sin|cos|tan|cot|sec|csc))"), ""),
+    (re.compile(r"^the ", re.IGNORECASE), ""),
+    (re.compile(r"[{}() ]"), ""),
 )
 _WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 _CHARACTERS = _WIDTH | {
@@ -71,6 +100,10 @@ def plain(text: str) -> str:
         for pattern in _WRAPPED:
             if match := pattern.fullmatch(text):
                 text = match[1].strip()
+        if (bare := text.strip(f"{_MARKS} ")) and bare != text:
+            text = bare
+        if heading := _HEADING.match(text):
+            text = text[heading.end() :]
         if (lead := _LEAD_IN.match(text)) and lead.end() and text[lead.end() :].strip():
             text = text[lead.end() :].strip()
         if text == before:
@@ -95,7 +128,12 @@ def without_name(text: str) -> tuple[str, str]:
       text: a text from `plain`.
     """
     match = _NAME.fullmatch(text)
-    return (key(match[1]), match[2]) if match else ("", text)
+    if match is None:
+        return "", text
+    name = match[1]
+    for pattern, writing in _SAME_NAME:
+        name = pattern.sub(writing, name)
+    return key(name), match[2]
 
 
 def last_box(text: str) -> str:

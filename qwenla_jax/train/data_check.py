@@ -17,12 +17,15 @@ from qwenla_jax.data.sources import Record, Split, tokenizer_texts
 from qwenla_jax.data.specs import BUILT_IN_SOURCES, parse
 from qwenla_jax.data.transforms import to_prompt_example, to_sft_example
 from qwenla_jax.model.hf_io import EMBEDDED
+from qwenla_jax.text.answer_forms import plain
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
 from qwenla_jax.train.examples import fitting
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.plan import model_config
 from qwenla_jax.train.runtime import layout_of, processor_of
 from qwenla_jax.train.start import tiny_processor
+
+_LONG_ANSWER = 200  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,8 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
     broken: dict[str, None] = {}  # a row that both splits meet counts once
     prints: dict[str, list[Prints]] = {"training": [], "evaluation": []}
     for role, spec, split, whole in asked:
-        check = _check(options, with_response=role == "training" and sft)
+        copied = role == "training" and sft
+        check = _check(options, with_response=copied)
         for part in parse(spec):
             if part.reader in BUILT_IN_SOURCES:
                 lines.append(f"{role} {part.text}: made by the program, in splits of its own; nothing to check")
@@ -80,7 +84,7 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
             source = open_part(part, split, seed=options.seed, whole=whole)
             assert isinstance(source, Chosen)
             found = take_prints(source, f"{role} {part.text}", check)
-            lines += _told(source, found)
+            lines += [*_told(source, found), *_hints(source, compared=not copied)]
             broken |= dict.fromkeys([f"{where}: {message}" for where, _, message in source.faults])
             broken |= dict.fromkeys(found.unread)
             prints["training" if role == "training" else "evaluation"].append(found)
@@ -105,6 +109,22 @@ def _told(source: Chosen, found: Prints) -> list[str]:
         lines += [f"  {what}, {reason}: {count}" for reason, count in sorted(reasons.items())]
     lines += [f"  {where}: {message}" for where, _, message in source.faults]
     return lines + [f"  {message}" for message in found.unread]
+
+
+def _hints(source: Chosen, compared: bool) -> list[str]:
+    """What is no fault and yet may not be meant: records without a picture, and answers that are hardly ever matched.
+
+    Args:
+      source: the records.
+      compared: responses are compared with their answers.
+    """
+    entries = [source.entry(index) for index in range(len(source))]
+    bare = sum(not entry.pictures for entry in entries)
+    long = [entry for entry in entries if compared and len(plain(entry.answer)) > _LONG_ANSWER]
+    lines = [f"  without a picture: {bare}"] if bare else []
+    if long:
+        lines.append(f"  with an answer of over {_LONG_ANSWER} characters, matched word for word only: {len(long)}")
+    return lines + [f"  {entry.where}: {entry.answer[:60]!r}..." for entry in long[:5]]
 
 
 def _check(options: RunOptions, with_response: bool) -> Callable[[Record], object]:

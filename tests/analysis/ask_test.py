@@ -223,6 +223,10 @@ def test_a_seed_decides_at_a_temperature(reflecting):
     ("changes", "message"),
     [
         ({"question": " "}, "question: it is empty"),
+        ({"question": "x\ud800"}, "question: it holds half of a character"),
+        ({"system": "\udcff"}, "system: it holds half of a character"),
+        ({"images": "none.png"}, "none.png: cannot be read: No such file"),
+        ({"images": "/dev/zero"}, "/dev/zero: is no file"),
         ({"share": 1.5}, "share: got 1.5, expected a number from 0 to 1"),
         ({"reattention": "twice"}, "mode 'twice'"),
         ({"temperature": -1.0}, "temperature must be at least 0"),

@@ -1,6 +1,7 @@
 """The command line: what it prints for programs, and what it refuses. Its answers are checked in ask_test.py."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -95,9 +96,12 @@ def test_every_flag_is_explained(capsys):
 @pytest.mark.parametrize(
     ("changed", "messages"),
     [
-        ("--image=none.png", ["--image: none.png: no such file", "PNG"]),
-        ("--image={broken}", ["--image: {broken}: not a readable picture", "PNG"]),
-        ("--image={cut}", ["--image: {cut}: not a readable picture", "truncated"]),
+        ("--image=none.png", ["--image: none.png: cannot be read: No such file", "PNG"]),
+        ("--image={broken}", ["--image: {broken}: is no picture that can be read", "PNG"]),
+        ("--image={cut}", ["--image: {cut}: the PNG of 112x112", "truncated"]),
+        ("--image=/dev/zero", ["--image: /dev/zero: is no file"]),
+        ("--image={pipe}", ["--image: {pipe}: is no file"]),
+        ("--image={sparse}", ["--image: {sparse}: has 42949672960 bytes; at most"]),
         ("--image={strip}", ["--image: {strip}: ", "factor of 200"]),
         ("--model=none", ["--model: none: no such folder", "Hugging Face", "tiny"]),
         ("--model={empty}", ["--model: {empty}", "config.json"]),
@@ -108,6 +112,8 @@ def test_every_flag_is_explained(capsys):
         ("--share=half", ["--share", "'half'", "a number of at least 0 and at most 1"]),
         ("--share=nan", ["--share", "'nan'"]),
         ("--question=", ["--question", "empty", "expected a text"]),
+        ("--question=x\udcff?", ["--question: it holds half of a character ('\\udcff' at 1); expected UTF-8 text"]),
+        ("--system=\udc80", ["--system: it holds half of a character ('\\udc80' at 0); expected UTF-8 text"]),
         ("--temperature=-1", ["--temperature", "'-1'", "of at least 0"]),
         ("--top_p=0", ["--top_p", "'0'", "above 0 and at most 1"]),
         ("--seed=1.5", ["--seed", "'1.5'", "a whole number"]),
@@ -126,11 +132,14 @@ def test_every_flag_is_explained(capsys):
     ],
 )
 def test_refuses_in_one_line(changed, messages, tmp_path, pictures, capsys):
-    paths = {name: tmp_path / name for name in ("broken", "cut", "strip", "empty", "damaged", "untagged")}
+    paths = {name: tmp_path / name for name in "broken cut strip empty damaged untagged pipe sparse".split()}
     paths["broken"].write_text("no picture")
     paths["cut"].write_bytes(pictures[0].read_bytes()[:500])
     Image.new("RGB", (900, 3)).save(paths["strip"], "PNG")
     paths["empty"].mkdir()
+    os.mkfifo(paths["pipe"])
+    with open(paths["sparse"], "wb") as file:
+        file.truncate(40 << 30)
     for name in ("damaged", "untagged"):
         if name in changed:
             shutil.copytree(TINY, paths[name])

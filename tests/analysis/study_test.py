@@ -77,7 +77,7 @@ BREAKS = {
         lambda f: (f / "brpo/metrics.jsonl").write_text('{"step": 1}\n'),
         r"metrics.jsonl: no line has train/refl",
     ),
-    "curve torn": (lambda f: (f / "brpo/metrics.jsonl").write_text("x\n"), r"metrics.jsonl:1: not a line of JSON"),
+    "curve torn": (lambda f: (f / "brpo/metrics.jsonl").write_text("x\n"), r"metrics.jsonl:1: not JSON"),
 }
 
 

@@ -188,7 +188,7 @@ def test_broken_or_absent_settings_file(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         ProcessorSettings.from_json(tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="broken.json: is not JSON"):
+    with pytest.raises(ValueError, match="broken.json: not JSON"):
         ProcessorSettings.from_json(tmp_path / "broken.json")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from qwenla_jax.data.corpora.mathvision import mathvision
 from qwenla_jax.data.corpora.scemqa import scemqa
 from qwenla_jax.data.corpora.we_math import we_math
-from qwenla_jax.data.leaks import Prints, coco_number, find_leaks, named_prints, picture_print, take_prints
+from qwenla_jax.data.leaks import Prints, coco_number, file_leaks, find_leaks, named_prints, picture_print, take_prints
 from qwenla_jax.data.sources import SceneSource
 
 
@@ -154,6 +155,26 @@ def test_coco_pictures_meet_pope_by_their_numbers(shared_data):
     assert report.ids() == ("a",) and report.pictures == (4, 1)
     assert len(report.leaks) == sum(row["image"] == names[0] for row in rows)
     assert coco_number("COCO_val2014_000000310196.jpg") == 310196 and coco_number("images/12.jpg") is None
+
+
+def test_files_that_cannot_be_read_are_compared_by_name_alone(tmp_path):
+    """Two empty files have one length, and are no pictures."""
+    row = {"question": "q", "options": [], "answer": "1"}
+    for name in ("trained", "judged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "empty.png").write_bytes(b"")
+        Image.new("RGB", (40, 40), "red").save(tmp_path / name / "a.png")
+        rows = [row | {"id": f"{name} {file}", "image": f"{file}.png"} for file in ("a", "empty")]
+        (tmp_path / name / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = file_leaks(mathvision(tmp_path / "trained"), mathvision(tmp_path / "judged"))
+    assert [(leak.trained, leak.how) for leak in report.leaks] == [("trained a", "file")]
+
+
+def test_names_are_looked_through_in_linear_time():
+    start = time.process_time()
+    assert coco_number("coco/" * 100_000 + "000000000007.jpg") == 7 and coco_number("coco/" * 100_000) is None
+    assert coco_number("train2017/000000000007.jpg") == 7 and coco_number("atrain2017/000000000007.jpg") is None
+    assert time.process_time() - start < 1
 
 
 def test_ids_and_unread_records(tmp_path):

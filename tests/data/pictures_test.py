@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from qwenla_jax.data import pictures
+from qwenla_jax.data.corpora.entries import FilePicture, RecordError
 from qwenla_jax.data.images import PictureLayout, ProcessorSettings, picture_to_patches
-from qwenla_jax.data.pictures import MAX_PIXELS, PictureError, open_picture
+from qwenla_jax.data.pictures import MAX_PIXELS, PictureError, open_picture, read_picture
 
 SETTINGS = ProcessorSettings(3136, 100_000, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 LAYOUT = PictureLayout()
@@ -287,20 +288,26 @@ def test_paths(tmp_path):
         open_picture(image)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+@pytest.mark.parametrize("read", [open_picture, read_picture, lambda path: FilePicture(path).read()])
+def test_what_is_no_file_is_not_waited_for_nor_read(tmp_path, read):
+    """A pipe that nobody writes to, a device without an end, and 40 GB of a sparse file."""
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with open(tmp_path / "sparse.png", "wb") as file:
+        file.truncate(40 << 30)
     seen = []
 
-    def read():
-        try:
-            open_picture(tmp_path / "pipe.png")
-        except PictureError as error:
-            seen.append(error.reason)
+    def run():
+        for name in ("pipe", "zero", "sparse"):
+            try:
+                read(tmp_path / f"{name}.png")
+            except (PictureError, RecordError) as error:
+                seen.append(error.reason.removeprefix("picture_"))
 
-    thread = threading.Thread(target=read, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(5)
-    assert seen == ["absent"]
+    assert seen == ["absent", "absent", "too_large"]
 
 
 def test_bounds(tmp_path, monkeypatch):

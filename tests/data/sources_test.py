@@ -5,8 +5,10 @@ import json
 import pytest
 from PIL import Image
 
+from qwenla_jax.data.corpora import files
 from qwenla_jax.data.opening import make_source
 from qwenla_jax.data.sources import EasyVqaSource
+from qwenla_jax.text.answers import matches
 
 GOOD = {"id": "a", "image": "pictures/a.png", "question": "what?", "answer": "b"}
 
@@ -35,6 +37,27 @@ def test_records(folder):
     assert opened(asked, "train", whole=True)[0].options == ("red", "B is blue")
 
 
+def test_placeholders_wrappings_and_options_of_a_line(folder):
+    options = ["A. red", "B. blue"]
+    path = write(
+        folder,
+        GOOD
+        | {"question": "<image>\nWhich?\nA. red\nB. blue", "options": options, "answer": "<answer> B. blue </answer>"},
+        GOOD | {"id": "b", "options": {"A": "red", "B": "blue"}, "answer": "blue", "question": "  kept as it is \n"},
+    )
+    source = opened(path, "train", whole=True)
+    assert [r.question for r in (source[0], source[1])] == ["Which?\nA. red\nB. blue", "  kept as it is \n"]
+    assert [r.options for r in (source[0], source[1])] == [("red", "blue")] * 2
+    assert [matches("B", r.answer, r.options) for r in (source[0], source[1])] == [True, True]
+    assert [matches("A", r.answer, r.options) for r in (source[0], source[1])] == [False, False]
+
+
+def test_a_line_without_an_end_is_no_line(folder, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
+    with pytest.raises(ValueError, match="data.jsonl:2: has more than 1,000 bytes; expected an object a line"):
+        opened(write(folder, GOOD, " " * 5000), "train")
+
+
 def opened(path, split, **more):
     return make_source(str(path), split, seed=0, **more)
 
@@ -51,6 +74,22 @@ def opened(path, split, **more):
         (GOOD | {"options": ["red", 2]}, "options is \\['red', 2\\]; expected a list"),
         (GOOD | {"image": "pictures/none.png"}, "image 'pictures/none.png': no such file"),
         (GOOD | {"id": "first"}, "id 'first' stands at .*data.jsonl:1 already"),
+        (GOOD | {"image": None}, "image is missing; expected the path"),
+        (GOOD | {"image": ["pictures/a.png"]}, "image is \\['pictures/a.png'\\]; expected text"),
+        (GOOD | {"question": "<image> and <image>?"}, "the question has places for 2 .*, the record has 1"),
+        (GOOD | {"question": "<video> what?"}, "the question has a place for a video"),
+        (GOOD | {"question": "x\ud800"}, "question holds half of a character \\('.ud800' at 1\\)"),
+        (GOOD | {"answer": "\udc80"}, "answer holds half of a character"),
+        (GOOD | {"response": "r\udfff"}, "response holds half of a character"),
+        (GOOD | {"id": "\ud800"}, "id holds half of a character"),
+        (GOOD | {"kind": "\ud800"}, "kind holds half of a character"),
+        (GOOD | {"options": ["a", "\ud800"]}, "option B holds half of a character"),
+        (GOOD | {"image": "\ud800.png"}, "image '.ud800.png': no such file"),
+        (GOOD | {"options": ["red", "blue"], "answer": "green"}, "the answer 'green' is none of the options A, B"),
+        (GOOD | {"answer": "<answer>3"}, "the answer '<answer>3' is wrapped in <answer>, which no response repeats"),
+        (GOOD | {"question": "x" * 1_000_001}, "question has 1,000,001 characters; at most 1,000,000"),
+        ('{"id": ' + "[" * 200_000, "nested more than 100 deep"),
+        ('{"id": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
 def test_a_broken_line_is_named(folder, line, told):

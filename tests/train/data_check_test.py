@@ -83,6 +83,25 @@ def test_leaks_are_found_across_sources_and_further_evaluations(tmp_path):
     assert check_data(alone).ok and check_data(alone, [other]).leaked == 1
 
 
+def test_answers_that_no_response_can_match_and_records_without_a_picture_are_told(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    golds = ["<answer> 3 </answer>", "<foo> 3 </foo>", "Because " * 40, "4"]
+    columns = {"question": ["q", "q", "q", "<image>q"], "solution": golds, "image": ["lost.png", None, None, None]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = check_data(options(f"parquet:{tmp_path / 'x.parquet'}", f"parquet:{tmp_path / 'x.parquet'}"))
+    text = found.text()
+    assert found.broken == 3 and not found.ok
+    for told in (
+        "row 1: the answer '<foo> 3 </foo>' is wrapped in <foo>",
+        "row 3: the question has places for 1 image(s) (<image>), the record has 0",
+        "lost.png: cannot be read",
+        "without a picture: 1",
+        "with an answer of over 200 characters, matched word for word only: 1",
+        "row 2: 'Because ",
+    ):
+        assert told in text, told
+
+
 def launch(*args):
     line = [sys.executable, "launch/train.py", "--config=configs/brpo.py", *args]
     return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120)

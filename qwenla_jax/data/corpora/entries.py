@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,21 @@ from typing import Protocol
 
 from PIL import Image
 
-from qwenla_jax.data.corpora.options import LETTERS, Option
-from qwenla_jax.data.pictures import open_picture
+from qwenla_jax.data.corpora.options import LETTERS, Option, from_lines
+from qwenla_jax.data.corpora.placeholders import (
+    count_unnumbered,
+    named_images,
+    placeholder_fault,
+    without_placeholders,
+)
+from qwenla_jax.data.pictures import PictureError, open_picture, read_picture
 from qwenla_jax.data.sources import Record
+from qwenla_jax.text.answer_forms import plain
+from qwenla_jax.text.answers import right_option, same
+from qwenla_jax.text.gold import unmatchable
+from qwenla_jax.utils.unicode import half_character
 
-_PLACEHOLDER = re.compile(r"<image(\d*)>")
+MAX_CHARACTERS = 1_000_000  # of one text; the longest prompt that a model takes has a few hundred thousand
 
 
 class RecordError(ValueError):
@@ -47,6 +56,7 @@ class Picture(Protocol):
 
         Raises:
           RecordError: there are none.
+          PictureError: there are none, or too many, to be a picture.
         """
 
 
@@ -70,11 +80,14 @@ class FilePicture:
 
         Raises:
           RecordError: the file is missing or cannot be read.
+          PictureError: it is empty, or too large to be a picture.
         """
         try:
-            return self.path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise RecordError(self.name, "picture_absent", f"cannot be read ({error}); put it there") from error
+            return read_picture(self.path)
+        except PictureError as error:
+            if error.reason != "absent":
+                raise
+            raise RecordError(self.name, "picture_absent", f"{error.message}; put it there") from error
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Entry:
     Attributes:
       where: file and line or row, for errors.
       id: unique within the corpus.
-      question: the text without its options and without placeholders of pictures.
+      question: the text without its options; placeholders of pictures are left out of the prompt.
       options: letter and text of each; empty where the answer is free.
       answer: the option's letter, or the free answer.
       response: a response in the answer format; None where there is none.
@@ -92,6 +105,7 @@ class Entry:
       pictures: in their order.
       fault: (reason, message) where the row could not be read; the other fields are then of no meaning.
       written: the question's text holds its options already, and the answer may be the text of one.
+      parts: numbered placeholders name parts of one picture.
     """
 
     where: str
@@ -104,32 +118,64 @@ class Entry:
     pictures: tuple[Picture, ...]
     fault: tuple[str, str] | None = None
     written: bool = False
+    parts: bool = False
 
     def prompt(self) -> str:
-        """The question with its options written out below it, one a line."""
+        """The question with its options written out below it, one a line, unless it holds them already."""
         if self.written:
-            return self.question
-        return "\n".join([self.question, *(f"{letter}. {text}" for letter, text in self.options)])
+            return without_placeholders(self.question) if "<image" in self.question else self.question
+        question = without_placeholders(self.question)
+        options = tuple(zip((letter for letter, _ in self.options), self._option_texts(), strict=True))
+        if options and from_lines(question)[1] == options:
+            return question
+        return "\n".join([question, *(f"{letter}. {text}" for letter, text in options)])
 
     def option_texts(self) -> tuple[str, ...]:
         """The texts of options A, B, C, ...; empty where their letters are others."""
         letters = "".join(letter for letter, _ in self.options)
-        return tuple(text for _, text in self.options) if LETTERS.startswith(letters) else ()
+        return self._option_texts() if LETTERS.startswith(letters) else ()
+
+    def _option_texts(self) -> tuple[str, ...]:
+        return named_images([text for _, text in self.options], count_unnumbered(self.question))
 
     def faults(self) -> list[tuple[str, str]]:
         """(reason, message) of everything that is wrong with the text and the number of pictures."""
         if self.fault is not None:
             return [self.fault]
+        options = [text for _, text in self.options]
+        texts = {"id": self.id, "question": self.question, "answer": self.answer, "kind": self.kind}
+        texts |= {"response": self.response or "", **{f"option {letter}": text for letter, text in self.options}}
+        for name, text in texts.items():
+            if len(text) > MAX_CHARACTERS:
+                told = f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
+                return [("too_long", told)]
+            if (told := half_character(text)) is not None:
+                return [("half_character", f"{name} {told}")]
         found = []
-        if not self.question.strip():
+        question = without_placeholders(self.question) if "<" in self.question else self.question
+        if not question.strip():
             found.append(("empty_question", "the question is empty; expected text"))
         if not self.answer.strip():
             found.append(("empty_answer", "the answer is empty; expected text"))
-        letters = [letter for letter, _ in self.options]
-        if letters and not self.written and self.answer.strip() and self.answer not in letters:
-            told = f"the answer {self.answer!r} is none of the options {', '.join(letters)}; expected one of these"
+        elif (told := self._wrong_answer(options)) is not None:
             found.append(("answer_not_among_options", told))
+        elif (told := unmatchable(self.answer)) is not None:
+            found.append(("answer_unmatchable", told))
+        written = [self.question] if self.written else [self.question, *options]
+        if (told := placeholder_fault(written, len(self.pictures), self.parts)) is not None:
+            found.append(("picture_absent", told))
         return found
+
+    def _wrong_answer(self, options: Sequence[str]) -> str | None:
+        """What is wrong with an answer that names no option."""
+        letters = [letter for letter, _ in self.options]
+        if not letters or self.answer in letters:
+            return None
+        if self.written:  # the answer may be the text of one
+            want = plain(self.answer)
+            if right_option(want, options) is not None or any(same(want, plain(text)) for text in options):
+                return None
+        return f"the answer {self.answer!r} is none of the options {', '.join(letters)}; expected one of these"
 
 
 def broken(where: str, reason: str, message: str) -> Entry:
@@ -192,17 +238,3 @@ class Corpus:
             entry.kind,
             options=entry.option_texts(),
         )
-
-
-def without_placeholders(text: str) -> str:
-    """Text without `<image>`; where numbered pictures are told apart amid the text, "(picture 2)" for each.
-
-    The prompt puts a record's pictures before its text. MathVision numbers the parts of its one picture, and some
-    questions refer to them amid a sentence, so that their numbers are kept.
-    """
-    several = len({match[1] for match in _PLACEHOLDER.finditer(text)}) > 1
-    text = re.sub(r"(?m)^[ \t]*(?:<image\d*>[ \t]*)+\r?$\n?", "", text)
-    if several:
-        text = re.sub(r"<image(\d+)>", r"(picture \1)", text)
-    text = re.sub(r"(?m)(^)?[ \t]*<image\d*>[ \t]*", lambda match: "" if match[1] is not None else " ", text)
-    return "\n".join(line.rstrip(" \t\r") for line in text.split("\n")).strip()

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import binascii
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.corpora.entries import FilePicture, RecordError
+from qwenla_jax.text.gold import unwrap_gold
+from qwenla_jax.utils import json_files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not JSON; the message names the line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+MAX_LINE = 64 * 2**20  # bytes of a line of JSON
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
@@ -32,18 +22,23 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]
 
     Raises:
       FileNotFoundError: there is no such file.
+      ValueError: a line is longer than `MAX_LINE`, so that this is no file of lines.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
             where = f"{path}:{number}"
+            if len(line) > MAX_LINE:
+                raise ValueError(f"{where}: has more than {MAX_LINE:,} bytes; expected an object a line")
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json_files.loads(line, where)
             except ValueError as error:
-                yield where, RecordError(where, "not_json", f"not JSON: {error}")
+                yield where, RecordError(where, "not_json", str(error).removeprefix(f"{where}: "))
                 continue
             if not isinstance(row, dict):
                 row = RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
@@ -51,18 +46,43 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]
 
 
 def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
-    """A text of a row; whole numbers count as text.
+    """A text of a row; numbers count as text, but for those that stand for a missing value (nan).
 
     Raises:
       RecordError: the key is missing or holds something else.
     """
     value = row.get(key)
+    if isinstance(value, float) and not math.isfinite(value):
+        value = None
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        told = f"{key} is missing" if value is None else f"{key} is {value!r}"
+        told = f"{key} is missing" if value is None else f"{key} is {repr(value)[:80]}"
         raise RecordError(where, "field", f"{told}; expected text")
     return value
+
+
+def answer_of(row: Mapping[str, Any], key: str, where: str) -> str:
+    """The right answer of a row, without the wrappings of `text.gold`.
+
+    Raises:
+      RecordError: as in `text_of`.
+    """
+    return unwrap_gold(text_of(row, key, where))
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """The bytes that a text in base64 stands for, with or without the start of a data URL.
+
+    Raises:
+      RecordError: the text is not base64.
+    """
+    bare = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(bare.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        told = f"{text[:20]!r}... is neither base64 ({error}) nor the name of a file"
+        raise RecordError(name, "picture_base64", told) from error
 
 
 def picture_at(folder: Path, path: str, where: str, add_suffix: bool = False) -> FilePicture:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, FilePicture, RecordError, broken, without_placeholders
-from qwenla_jax.data.corpora.files import read_json, text_of
-from qwenla_jax.data.corpora.options import letter_of, numbered
-from qwenla_jax.data.corpora.parquet import Row, is_parquet, read_parquet, stored_pictures
+from qwenla_jax.data.corpora.entries import Corpus, Entry, FilePicture, RecordError, broken
+from qwenla_jax.data.corpora.files import answer_of, text_of
+from qwenla_jax.data.corpora.options import letter_of, lettered
+from qwenla_jax.data.corpora.parquet import Row, is_parquet, needed_pictures, read_parquet
+from qwenla_jax.utils.json_files import read_json
 
 
 def geometry3k(path: str | Path) -> Corpus:
@@ -49,45 +50,47 @@ def _from_folder(folder: Path) -> Entry:
         return Entry(
             where,
             f"{folder.parent.name}/{folder.name}",
-            without_placeholders(question),
+            question,
             _choices(row, where),
-            text_of(row, "answer", where).strip(),
+            answer_of(row, "answer", where),
             None,
             "+".join(map(str, goals)) if isinstance(goals, list) and goals else "question",
             (FilePicture(folder / "img_diagram.png"),),
         )
     except RecordError as error:
         return broken(where, error.reason, error.message)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return broken(where, "not_json", str(error).removeprefix(f"{where}: "))
 
 
 def _choices(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
-    choices = row.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise RecordError(where, "options", f"choices is {choices!r}; expected a list of texts")
-    return numbered([str(choice) for choice in choices])
+    try:
+        if options := lettered(row.get("choices")):
+            return options
+    except ValueError as error:
+        raise RecordError(where, "options", str(error)) from error
+    raise RecordError(where, "options", f"choices is {row.get('choices')!r}; expected a list of texts")
 
 
 def _from_row(row: Row) -> Entry:
     try:
-        answer = text_of(row.values, "answer", row.where).strip()
+        answer = answer_of(row.values, "answer", row.where)
         options: tuple[tuple[str, str], ...] = ()
         if row.values.get("choices") and row.values.get("ground_truth") is not None:
             options = _choices(row.values, row.where)
             letters = [letter for letter, _ in options]
-            named = letter_of(text_of(row.values, "ground_truth", row.where), options)
+            named = letter_of(answer_of(row.values, "ground_truth", row.where), options)
             answer = named if named in letters else letter_of(answer, options)
         number = row.values.get("id")
         return Entry(
             row.where,
             str(number) if number is not None else row.where,
-            without_placeholders(text_of(row.values, "problem", row.where)),
+            text_of(row.values, "problem", row.where),
             options,
             answer,
             None,
             "question",
-            stored_pictures(row, "images"),
+            needed_pictures(row, "images"),
         )
     except RecordError as error:
         return broken(row.where, error.reason, error.message)

@@ -1,6 +1,7 @@
 """A JSONL file of `{id, image, question, answer[, response][, kind][, options]}`: this project's own format.
 
-`options` lists the texts of options A, B, C, ..., by which an answer is recognised; the question holds them too.
+`options` lists the texts of options A, B, C, ... (or maps letters to texts), by which an answer is recognised; the
+question holds them too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any
 
 from qwenla_jax.data.corpora.entries import Corpus, Entry, FilePicture, RecordError, broken
 from qwenla_jax.data.corpora.files import read_jsonl
-from qwenla_jax.data.corpora.options import LETTERS
+from qwenla_jax.data.corpora.options import Option, lettered
+from qwenla_jax.text.gold import unwrap_gold
 
 _REQUIRED = ("id", "image", "question", "answer")
 
@@ -23,43 +25,46 @@ def jsonl(path: str | Path) -> Corpus:
       ValueError: it holds no line.
     """
     path = Path(path)
-    entries = []
-    for where, row in read_jsonl(path):
-        fault = (row.reason, row.message) if isinstance(row, RecordError) else _fault(row, path)
-        if fault is not None:
-            entries.append(broken(where, *fault))
-        else:
-            entries.append(
-                Entry(
-                    where,
-                    row["id"],
-                    row["question"],
-                    tuple(zip(LETTERS, row.get("options") or (), strict=False)),
-                    row["answer"],
-                    row.get("response"),
-                    row.get("kind") or "question",
-                    (FilePicture(path.parent / row["image"]),),
-                    written=True,
-                )
-            )
-    return Corpus(str(path), entries)
+    return Corpus(str(path), [_entry(row, where, path) for where, row in read_jsonl(path)])
 
 
-def _fault(row: dict[str, Any], path: Path) -> tuple[str, str] | None:
-    """What is wrong with a line that holds an object."""
-    for key in (*_REQUIRED, "response", "kind"):
-        value = row.get(key)
-        if value is None and key not in _REQUIRED:
-            continue
-        if value is None:
-            return "field", f"{key} is missing"
-        if not isinstance(value, str):
-            return "field", f"{key} is {value!r}; expected text"
-    options = row.get("options")
-    if options is not None and not (isinstance(options, list) and all(isinstance(text, str) for text in options)):
-        return "options", f"options is {options!r}; expected a list of the options' texts"
-    if len(options or ()) > len(LETTERS):
-        return "options", f"there are {len(options or ())} options; expected at most {len(LETTERS)}"
-    if not (path.parent / row["image"]).is_file():
-        return "picture_absent", f"image {row['image']!r}: no such file beside {path.name}"
-    return None
+def _entry(row: dict[str, Any] | RecordError, where: str, path: Path) -> Entry:
+    try:
+        if isinstance(row, RecordError):
+            raise row
+        for key in (*_REQUIRED, "response", "kind"):
+            value = row.get(key)
+            if key == "image" and value in (None, "", []):
+                raise RecordError(where, "picture_absent", "image is missing; expected the path of a picture")
+            if value is None and key in _REQUIRED:
+                raise RecordError(where, "field", f"{key} is missing")
+            if value is not None and not isinstance(value, str):
+                raise RecordError(where, "field", f"{key} is {repr(value)[:80]}; expected text")
+        options = _options(row, where)
+        if not (path.parent / row["image"]).is_file():
+            raise RecordError(where, "picture_absent", f"image {row['image']!r}: no such file beside {path.name}")
+    except RecordError as error:
+        return broken(where, error.reason, error.message)
+    return Entry(
+        where,
+        row["id"],
+        row["question"],
+        options,
+        unwrap_gold(row["answer"]),
+        row.get("response"),
+        row.get("kind") or "question",
+        (FilePicture(path.parent / row["image"]),),
+        written=True,
+    )
+
+
+def _options(row: dict[str, Any], where: str) -> tuple[Option, ...]:
+    given = row.get("options")
+    texts = list(given.values()) if isinstance(given, dict) else [] if given is None else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        told = f"options is {repr(given)[:80]}; expected a list of the options' texts, or letters with their texts"
+        raise RecordError(where, "options", told)
+    try:
+        return lettered(given)
+    except ValueError as error:
+        raise RecordError(where, "options", str(error)) from error

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, RecordError, broken, without_placeholders
+from qwenla_jax.data.corpora.entries import Corpus, Entry, RecordError, broken
 from qwenla_jax.data.corpora.files import picture_at, read_jsonl, text_of
 from qwenla_jax.text.answers import extract_conclusion
 from qwenla_jax.text.sections import parse
@@ -119,4 +119,4 @@ def _entry(where: str, name: str, question: str, response: str, kind: str, pictu
         told = f"the answer of turn {number} is not in the format ({what}): {response[:60]!r}"
         return broken(where, "response_format", told)
     answer = extract_conclusion(response) or ""
-    return Entry(where, name, without_placeholders(question), (), answer, response, kind, (picture,))
+    return Entry(where, name, question, (), answer, response, kind, (picture,))

@@ -2,7 +2,7 @@
 
 Own files, confirmed against its `test.jsonl`: an object a line with `id`, `question`, `options` (a list, empty where
 the answer is free), `answer` (a letter, or the free answer), `subject`, `level`, and `image`, a path relative to the
-file. There is one picture a question also where the text numbers several; see `without_placeholders`.
+file. There is one picture a question also where the text numbers several; see `placeholders`.
 
 Parquet, confirmed against the feature list of the dataset's card (MathLLMs/MathVision): the same fields, with the
 picture in `decoded_image` and only its name in `image`.
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken, without_placeholders
-from qwenla_jax.data.corpora.files import picture_at, read_jsonl, text_of
-from qwenla_jax.data.corpora.options import numbered
-from qwenla_jax.data.corpora.parquet import is_parquet, read_parquet, stored_pictures
+from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken
+from qwenla_jax.data.corpora.files import answer_of, picture_at, read_jsonl, text_of
+from qwenla_jax.data.corpora.options import lettered
+from qwenla_jax.data.corpora.parquet import is_parquet, needed_pictures, read_parquet
 
 _PICTURE = re.compile(r"<image(\d+)>")  # an option that is a part of the picture
 _LINE_BREAK = re.compile(r"\\n(?![a-z])")  # 30 questions hold backslash and n for one, and LaTeX has \ne and \nu
@@ -35,7 +35,7 @@ def mathvision(path: str | Path) -> Corpus:
     entries = []
     if is_parquet(path):
         for row in read_parquet(path, ("id", "question", "options", "answer", "decoded_image")):
-            entries.append(_entry(row.values, row.where, lambda row=row: stored_pictures(row, "decoded_image")))
+            entries.append(_entry(row.values, row.where, lambda row=row: needed_pictures(row, "decoded_image")))
         return Corpus("mathvision", entries)
     path = path / "test.jsonl" if path.is_dir() else path
     for where, row in read_jsonl(path):
@@ -54,18 +54,17 @@ def mathvision(path: str | Path) -> Corpus:
 
 def _entry(row: dict[str, Any], where: str, pictures: Callable[[], tuple[Picture, ...]]) -> Entry:
     try:
-        options = row.get("options") or []
-        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-            raise RecordError(where, "options", f"options is {options!r}; expected a list of texts")
+        options = lettered(row.get("options"))
         return Entry(
             where,
             text_of(row, "id", where),
-            without_placeholders(_LINE_BREAK.sub("\n", text_of(row, "question", where))),
-            numbered([_PICTURE.sub(r"picture \1", option) for option in options]),
-            text_of(row, "answer", where).strip(),
+            _LINE_BREAK.sub("\n", text_of(row, "question", where)),
+            tuple((letter, _PICTURE.sub(r"picture \1", text)) for letter, text in options),
+            answer_of(row, "answer", where),
             None,
             str(row.get("subject") or "question"),
             pictures(),
+            parts=True,
         )
     except RecordError as error:
         return broken(where, error.reason, error.message)

@@ -1,22 +1,25 @@
-"""Parquet files with pictures inside, as Hugging Face's `datasets` writes them, read by pyarrow.
+"""Parquet files with pictures inside, as Hugging Face's `datasets` writes them, read in a process of their own.
 
 A column of pictures holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, pictures
 when they are asked for: a shard's column of pictures is kept, still encoded, where all shards together need no more
-than `KEEP_BYTES`, else the row group is read again each time.
+than `KEEP_BYTES`, else the row group is read again each time. A picture may also be a path (`{bytes: null, path}`, or a
+text), relative to the shard's folder, or base64.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+import re
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, RecordError, broken, without_placeholders
-from qwenla_jax.data.corpora.files import text_of
-from qwenla_jax.data.corpora.options import from_string, letter_of, numbered
+from qwenla_jax.data.corpora.entries import Corpus, Entry, FilePicture, RecordError, broken
+from qwenla_jax.data.corpora.files import answer_of, from_base64, text_of
+from qwenla_jax.data.corpora.options import letter_of, lettered
+from qwenla_jax.data.corpora.parquet_process import parquet_process, require_pyarrow
 
 KEEP_BYTES = 4 * 2**30
 _QUESTIONS = ("question", "problem", "query", "prompt")
@@ -24,6 +27,15 @@ _OPTIONS = ("options", "choices", "option")
 _ANSWERS = ("answer", "final_answer", "ground_truth", "solution")
 _IMAGES = ("image", "images", "decoded_image", "image_path")
 _IDS = ("id", "ID", "qid", "question_id", "pid")
+_KINDS = ("kind", "category", "subject")
+_TEXTS = frozenset((*_QUESTIONS, *_OPTIONS, *_ANSWERS, *_IDS, *_KINDS, "response"))
+# Names of columns that hold pictures, or where they are; not "image_id", "image_size" or "image_caption".
+_PICTURE_NAME = re.compile(
+    r"(?:decoded_)?(?:image|img|picture|photo|screenshot)s?(?:_?([0-9]{1,2}))?"
+    r"(?:_(?:path|file|filename|file_name|name|bytes|base64|b64|data|url|src)s?)?|file_?name",
+    re.IGNORECASE,
+)
+_LONG = 64  # characters; a picture in base64 has more, and a path seldom
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -64,30 +76,18 @@ class _Shard:
     """A file whose pictures are read when they are asked for."""
 
     def __init__(self, path: Path, keep: bool) -> None:
-        self._path, self._keep = path, keep
-        self._columns: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self.path, self._keep = path, keep
+        # The process holds what is kept, and must not hold it longer than there are pictures to be asked for.
+        weakref.finalize(self, parquet_process().forget, str(path))
 
     def cell(self, column: str, row: int) -> Any:
-        """A cell with pictures: bytes, `{bytes, path}`, a list of these, or None."""
-        parquet = _pyarrow_parquet()
-        if self._keep:
-            with self._lock:
-                if column not in self._columns:
-                    self._columns[column] = parquet.read_table(self._path, columns=[column]).column(0)
-            return self._columns[column][row].as_py()
-        with parquet.ParquetFile(self._path) as file:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if row < rows:
-                    return file.read_row_group(group, columns=[column]).column(0)[row].as_py()
-                row -= rows
-        raise IndexError(row)
+        """A cell with pictures: bytes, `{bytes, path}`, a text, a list of these, or None."""
+        return parquet_process().ask("cell", self.path, column, row, self._keep)
 
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture inside a parquet file.
+    """A picture inside a parquet file, or one that the file names.
 
     Attributes:
       shard: its file.
@@ -105,19 +105,31 @@ class StoredPicture:
         """Its bytes.
 
         Raises:
-          RecordError: the cell holds none.
+          RecordError: the cell holds none, or cannot be read.
+          PictureError: the file that it names is none of a picture.
         """
-        cell = self.shard.cell(self.column, self.row)
-        cell = cell[self.item] if isinstance(cell, list) else cell
-        found = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(found, bytes) or not found:
-            raise RecordError(
-                self.name,
-                "picture_absent",
-                "holds no bytes; expected a picture inside the file (embed them: datasets' Image(decode=False) shows "
-                "where they are)",
-            )
-        return found
+        try:
+            cell = self.shard.cell(self.column, self.row)
+        except ValueError as error:
+            raise RecordError(self.name, "picture_broken", str(error)) from error
+        found = cell[self.item] if isinstance(cell, list) else cell
+        if isinstance(found, dict):
+            found = found.get("bytes") or found.get("path")
+        if isinstance(found, bytes) and found:
+            return found
+        if isinstance(found, str) and found.strip():
+            return self._named(found.strip())
+        told = "holds neither bytes nor a path; expected a picture (datasets' Image(decode=False) shows what there is)"
+        raise RecordError(self.name, "picture_absent", told)
+
+    def _named(self, text: str) -> bytes:
+        """The bytes that a text stands for: base64, or the path of a file."""
+        if text.startswith("data:") or (len(text) > _LONG and "." not in text):
+            return from_base64(text, self.name)
+        if re.match("[A-Za-z]{2,9}://", text):
+            told = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
+            raise RecordError(self.name, "picture_absent", told)
+        return FilePicture(self.shard.path.parent / text).read()
 
 
 @dataclass(frozen=True)
@@ -138,75 +150,60 @@ class Row:
     number: int
 
 
+Columns = Mapping[str, tuple[str, str, int]]  # name -> kind, type in words, bytes; see `parquet_child`
+
+
 def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[Row]:
-    """All rows of all shards, pictures unread.
+    """All rows of all shards, pictures unread: those in columns of bytes, structs with bytes or a path, lists of these.
 
     Raises:
       ModuleNotFoundError: pyarrow is not installed.
-      FileNotFoundError, ValueError: as in `shards`; a file that is no parquet, or lacks a column.
+      FileNotFoundError, ValueError: as in `shards`; a file that is no parquet, is damaged, or lacks a column.
     """
-    parquet = _pyarrow_parquet()
-    found = shards(path)
-    opened = []
-    for file in found:
-        try:
-            opened.append((file, parquet.ParquetFile(file)))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: not a parquet file: {error}") from error
-    pictures = {name for _, table in opened for name in _picture_columns(table.schema_arrow)}
-    size = 0
-    for _, table in opened:
-        for group in range(table.metadata.num_row_groups):
-            parts = table.metadata.row_group(group)
-            columns = (parts.column(number) for number in range(parts.num_columns))
-            size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in pictures)
-    for file, table in opened:
-        names = table.schema_arrow.names
-        lacking = [name for name in required if name not in names]
+    for file, rows, columns, keep in _described(path, _stored):
+        lacking = [name for name in required if name not in columns]
         if lacking:
-            raise ValueError(f"{file}: lacks column {', '.join(lacking)}; it has {', '.join(names)}")
-        shard = _Shard(file, size <= KEEP_BYTES)
-        counts = {name: _counts(table, name) for name in _picture_columns(table.schema_arrow)}
-        plain = table.read(columns=[name for name in names if name not in counts]).to_pylist()
-        for number in range(table.metadata.num_rows):
-            here = {name: column[number] for name, column in counts.items()}
-            yield Row(f"{file}: row {number}", plain[number] if plain else {}, here, shard, number)
-        table.close()
+            raise ValueError(f"{file}: lacks column {', '.join(lacking)}; it has {', '.join(columns)}")
+        pictures = _stored(columns)
+        yield from _rows(file, rows, keep, pictures, [name for name in columns if name not in pictures])
 
 
-def _pyarrow_parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading parquet files needs a package: pip install pyarrow") from error
-    return pyarrow.parquet
+def _stored(columns: Columns) -> list[str]:
+    return [name for name, (kind, _, _) in columns.items() if kind in ("bytes", "struct")]
 
 
-def _picture_columns(schema: Any) -> list[str]:
-    """Columns of bytes, of structs that hold bytes, and of lists of either."""
-    import pyarrow.types as types
-
-    found = []
-    for field in schema:
-        kind = field.type
-        kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
-        if types.is_struct(kind):
-            kind = next((kind.field(i).type for i in range(kind.num_fields) if kind.field(i).name == "bytes"), kind)
-        if types.is_binary(kind) or types.is_large_binary(kind):
-            found.append(field.name)
-    return found
+def _described(
+    path: str | Path, pictures: Callable[[Columns], Collection[str]]
+) -> list[tuple[Path, int, Columns, bool]]:
+    """Each shard with its number of rows, its columns, and whether its pictures may be kept."""
+    require_pyarrow()
+    found = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
+    size = sum(columns[name][2] for _, _, columns in found for name in pictures(columns))
+    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in found]
 
 
-def _counts(table: Any, name: str) -> list[int]:
-    """Pictures of a column, row by row, without keeping their bytes."""
-    out: list[int] = []
-    for batch in table.iter_batches(batch_size=256, columns=[name]):
-        column = batch.column(0)
-        if hasattr(column, "value_lengths"):
-            out += [length or 0 for length in column.value_lengths().to_pylist()]
-        else:
-            out += [int(valid) for valid in column.is_valid().to_pylist()]
-    return out
+def _rows(file: Path, rows: int, keep: bool, pictures: Sequence[str], texts: Sequence[str]) -> Iterator[Row]:
+    """The rows of a shard.
+
+    Args:
+      file, rows, keep: the shard, its number of rows, whether its pictures may be kept.
+      pictures: columns to count pictures in.
+      texts: columns to read.
+    """
+    process, shard = parquet_process(), _Shard(file, keep)
+    counts = {name: process.ask("counts", file, name) for name in pictures}
+    values: dict[str, list[Any]] = {name: [] for name in texts}
+    if texts:
+        process.ask("start_rows", file, texts)
+        while (part := process.ask("rows", file)) is not None:
+            for name, column in part.items():
+                values[name] += column
+    lengths = {len(column) for column in (*counts.values(), *values.values())}
+    if lengths - {rows}:
+        raise ValueError(f"{file}: claims {rows:,} rows and holds {min(lengths):,}; it is damaged")
+    for number in range(rows):
+        here = {name: column[number] for name, column in counts.items()}
+        yield Row(f"{file}: row {number}", {name: values[name][number] for name in texts}, here, shard, number)
 
 
 def stored_pictures(row: Row, column: str) -> tuple[StoredPicture, ...]:
@@ -223,44 +220,89 @@ def stored_pictures(row: Row, column: str) -> tuple[StoredPicture, ...]:
     )
 
 
+def needed_pictures(row: Row, column: str) -> tuple[StoredPicture, ...]:
+    """As `stored_pictures`, of a dataset in which every question is about a picture.
+
+    Raises:
+      RecordError: the column holds no pictures, or this row has none.
+    """
+    if found := stored_pictures(row, column):
+        return found
+    raise RecordError(row.where, "picture_absent", f"column {column} is empty; expected a picture")
+
+
 def parquet_questions(path: str | Path, name: str = "parquet") -> Corpus:
     """Any parquet files with a question, an answer and pictures in a row.
 
     The columns are found by their names, the first of each list that is there: question, problem, query or prompt;
-    answer, final_answer, ground_truth or solution; image, images, decoded_image or image_path (of these the first that
-    holds pictures; none is needed); options, choices or option (a list, or one string as We-Math writes it); id, ID,
-    qid, question_id or pid; response; kind, category or subject.
+    answer, final_answer, ground_truth or solution; options, choices or option (see `options.lettered`); id, ID, qid,
+    question_id or pid; response; kind, category or subject. Pictures are those of the first column that has some in
+    this row, columns with bytes first: image, images, decoded_image, image_path, then other names of that kind
+    (`image_1`, `image_2`, ... together), then any column of `{bytes, path}`. None is needed.
 
     Raises:
-      ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers.
+      ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers; a
+        column that is called like one of pictures and holds something else.
     """
-    return Corpus(name, [_entry(row) for row in read_parquet(path)])
+    entries = []
+    for file, rows, columns, keep in _described(path, _all_pictures):
+        keys = []
+        for what, names in (("questions", _QUESTIONS), ("answers", _ANSWERS)):
+            keys.append(next((key for key in names if key in columns), None))
+            if keys[-1] is None:
+                expected = f"expected one of {', '.join(names)}, got {', '.join(columns)}"
+                raise ValueError(f"{file}: no column of {what}; {expected}")
+        groups = _pictures(columns)
+        odd = [f"{n} ({kind})" for n, (_, kind, _) in columns.items() if _PICTURE_NAME.fullmatch(n)]
+        if odd and not groups:
+            raise ValueError(f"{file}: cannot read pictures from {', '.join(odd)}; expected bytes, paths or base64")
+        texts = [name for name in columns if name in _TEXTS]
+        for row in _rows(file, rows, keep, _all_pictures(columns), texts):
+            entries.append(_entry(row, str(keys[0]), str(keys[1]), groups))
+    return Corpus(name, entries)
 
 
-def _entry(row: Row) -> Entry:
+def _pictures(columns: Columns) -> list[list[str]]:
+    """Columns that pictures may be in, those together that belong together, the first choice first."""
+    named = [name for name in columns if _PICTURE_NAME.fullmatch(name) and columns[name][0] != "other"]
+    found: list[tuple[tuple[bool, int, bool], list[str]]] = []
+    for name in named:
+        match = _PICTURE_NAME.fullmatch(name)
+        number = match[1] if match else None
+        place = _IMAGES.index(name) if name in _IMAGES else len(_IMAGES)
+        choice = columns[name][0] == "text", place, number is not None
+        same = next((group for other, group in found if number is not None and other == choice), None)
+        if same is None:
+            found.append((choice, [name]))
+        else:
+            same.append(name)
+            same.sort(key=lambda name: (len(name), name))
+    groups = [group for _, group in sorted(found, key=lambda pair: pair[0])]
+    return groups or [[name] for name, (kind, _, _) in columns.items() if kind == "struct"]
+
+
+def _all_pictures(columns: Columns) -> list[str]:
+    return [name for group in _pictures(columns) for name in group]
+
+
+def _entry(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]) -> Entry:
     values = row.values
-    question, answer = (next((key for key in keys if key in values), None) for keys in (_QUESTIONS, _ANSWERS))
-    if question is None or answer is None:
-        what, keys = ("questions", _QUESTIONS) if question is None else ("answers", _ANSWERS)
-        got = ", ".join((*values, *row.counts))
-        raise ValueError(f"{row.where}: no column of {what}; expected one of {', '.join(keys)}, got {got}")
     try:
-        given = next((values[key] for key in _OPTIONS if values.get(key)), [])
-        options = from_string(given) if isinstance(given, str) else numbered([str(text) for text in given])
-        pictures = next((stored_pictures(row, key) for key in _IMAGES if key in row.counts), ())
-        kind = next((values[key] for key in ("kind", "category", "subject") if values.get(key)), "question")
+        options = lettered(next((values[key] for key in _OPTIONS if values.get(key)), []))
+        several = (tuple(p for name in group for p in stored_pictures(row, name)) for group in groups)
+        kind = next((values[key] for key in _KINDS if values.get(key)), "question")
         name = next((values[key] for key in _IDS if values.get(key) is not None), row.where)
         response = values.get("response")
-        text = text_of(values, answer, row.where).strip()
+        text = answer_of(values, answer, row.where)
         return Entry(
             row.where,
             str(name),
-            without_placeholders(text_of(values, question, row.where)),
+            text_of(values, question, row.where),
             options,
             letter_of(text, options) if options else text,
             response if isinstance(response, str) else None,
             str(kind),
-            pictures,
+            next((found for found in several if found), ()),
         )
     except RecordError as error:
         return broken(row.where, error.reason, error.message)

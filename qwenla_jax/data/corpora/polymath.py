@@ -18,15 +18,16 @@ official scorer allows) is refused, a record has one answer.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken, without_placeholders
-from qwenla_jax.data.corpora.files import picture_at, text_of
-from qwenla_jax.data.corpora.parquet import is_parquet, read_parquet, stored_pictures
+from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken
+from qwenla_jax.data.corpora.files import answer_of, picture_at, text_of
+from qwenla_jax.data.corpora.parquet import is_parquet, needed_pictures, read_parquet
 
 _LETTERS = "Answer the question in the picture with the letter of the right option."
+_NEEDED = ("input_image_location-input", "final_answer-output")
 _NUMBERS = "Answer the question in the picture with the number of the right option."
 
 
@@ -42,7 +43,7 @@ def polymath(path: str | Path) -> Corpus:
         found = []
         for row in read_parquet(path, ("image", "final_answer")):
             name = str(row.values.get("id") or row.where)
-            found.append(_entry(row.values, row.where, name, lambda row=row: stored_pictures(row, "image")))
+            found.append(_entry(row.values, row.where, name, lambda row=row: needed_pictures(row, "image")))
         return Corpus("polymath", found)
     file = path / "annotations.csv" if path.is_dir() else path
     if not file.is_file():
@@ -50,11 +51,7 @@ def polymath(path: str | Path) -> Corpus:
     entries = []
     with file.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines)
-        needed = ("input_image_location-input", "final_answer-output")
-        lacking = [name for name in needed if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise ValueError(f"{file}:1: lacks column {', '.join(lacking)}")
-        for row in reader:
+        for row in _rows(reader, file):
             where = f"{file}:{reader.line_num}"
             bare = {key.split("-")[0]: value for key, value in row.items() if key}
             place = bare.get("input_image_location") or ""
@@ -71,17 +68,28 @@ def polymath(path: str | Path) -> Corpus:
     return Corpus("polymath", entries)
 
 
+def _rows(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the table; whatever the parser stumbles over is named by file and line."""
+    try:
+        lacking = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise ValueError(f"lacks column {', '.join(lacking)}")
+        yield from reader
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{file}:{reader.line_num}: {error}") from error
+
+
 def _entry(row: dict[str, Any], where: str, name: str, pictures: Callable[[], tuple[Picture, ...]]) -> Entry:
     try:
-        answer = text_of({"final_answer": row.get("final_answer") or ""}, "final_answer", where).strip().strip("[]'\" ")
+        answer = answer_of({"final_answer": row.get("final_answer") or ""}, "final_answer", where).strip("[]'\" ")
         if "," in answer:
             raise RecordError(where, "several_answers", f"the answer {answer!r} accepts several; one is expected")
         numbers = str(row.get("final_answer_range") or "").replace(" ", "") in ("1-4", "1,2,3,4") or answer.isdigit()
-        question = row.get("question") or (_NUMBERS if numbers else _LETTERS)
+        question = text_of(row, "question", where) if row.get("question") else _NUMBERS if numbers else _LETTERS
         return Entry(
             where,
             name,
-            without_placeholders(question),
+            question,
             (),
             answer.upper() if len(answer) == 1 else answer,
             None,

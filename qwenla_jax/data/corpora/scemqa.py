@@ -16,9 +16,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, RecordError, broken, without_placeholders
-from qwenla_jax.data.corpora.files import picture_at, read_json, text_of
+from qwenla_jax.data.corpora.entries import Corpus, Entry, RecordError, broken
+from qwenla_jax.data.corpora.files import picture_at, text_of
 from qwenla_jax.data.corpora.options import from_lines
+from qwenla_jax.utils.json_files import read_json
 
 _ANSWER = "Answer (final answer highlighted)"
 _FILES = ("Multiple_Choice/multiple_choice.json", "Free_Response/free_response.json")
@@ -68,7 +69,7 @@ def _entry(row: Any, where: str, name: str, subject: str, file: Path) -> Entry:
                 raise RecordError(where, "options", told)
             answer = option_answer(gold, where)
         picture = picture_at(file.parent, text_of(row, "ImagePath", where), where, add_suffix=True)
-        return Entry(where, name, without_placeholders(question), options, answer, None, subject, (picture,))
+        return Entry(where, name, question, options, answer, None, subject, (picture,))
     except RecordError as error:
         return broken(where, error.reason, error.message)
 

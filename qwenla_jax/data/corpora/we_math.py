@@ -13,10 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken, without_placeholders
-from qwenla_jax.data.corpora.files import picture_at, read_json, text_of
+from qwenla_jax.data.corpora.entries import Corpus, Entry, Picture, RecordError, broken
+from qwenla_jax.data.corpora.files import answer_of, picture_at, text_of
 from qwenla_jax.data.corpora.options import from_string
-from qwenla_jax.data.corpora.parquet import is_parquet, read_parquet, stored_pictures
+from qwenla_jax.data.corpora.parquet import is_parquet, needed_pictures, read_parquet
+from qwenla_jax.utils.json_files import read_json
 
 
 def we_math(path: str | Path) -> Corpus:
@@ -30,7 +31,7 @@ def we_math(path: str | Path) -> Corpus:
     entries = []
     if is_parquet(path):
         for row in read_parquet(path, ("question", "option", "answer", "image_path")):
-            entries.append(_entry(row.values, row.where, lambda row=row: stored_pictures(row, "image_path")))
+            entries.append(_entry(row.values, row.where, lambda row=row: needed_pictures(row, "image_path")))
         return Corpus("we_math", entries)
     if path.is_dir():
         places = (path / "testmini.json", path / "data" / "testmini.json")
@@ -59,9 +60,9 @@ def _entry(row: dict[str, Any], where: str, pictures: Any) -> Entry:
         return Entry(
             where,
             name,
-            without_placeholders(text_of(row, "question", where)),
+            text_of(row, "question", where),
             from_string(text_of(row, "option", where)),
-            text_of(row, "answer", where).strip(),
+            answer_of(row, "answer", where),
             None,
             str(row.get("key") or "question"),
             found,

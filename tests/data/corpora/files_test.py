@@ -164,6 +164,11 @@ def test_polymath(tmp_path):
     found = [(p.where[-1], p.reason) for p in check(corpus).problems]
     assert found == [
         ("3", "picture_absent"), ("4", "several_answers"), ("5", "empty_answer"), ("5", "picture_absent")]  # fmt: skip
+    for content, told in (("x" * 200_000, "field larger than field limit"), ("\xff", "'utf-8' codec can't decode")):
+        rows = f"input_image_location-input,final_answer-output\nu_q1,A\n{content},A\n"
+        (tmp_path / "annotations.csv").write_bytes(rows.encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"annotations.csv:[0-9]: {told}"):
+            polymath(tmp_path)
     (tmp_path / "annotations.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="annotations.csv:1: lacks column input_image_location-input"):
         polymath(tmp_path)

@@ -1,9 +1,12 @@
 """Options against strings taken apart by hand; the strange ones are how We-Math and SceMQA write some."""
 
+import contextlib
+import time
+
 import pytest
 
-from qwenla_jax.data.corpora.entries import without_placeholders
-from qwenla_jax.data.corpora.options import from_lines, from_string, letter_of, numbered
+from qwenla_jax.data.corpora.options import from_lines, from_string, letter_of, lettered, numbered
+from qwenla_jax.data.corpora.placeholders import named_images, placeholder_fault, without_placeholders
 
 STRINGS = {
     "A. 1;B. 2": ["A 1", "B 2"],
@@ -57,8 +60,50 @@ def test_lists_and_letters():
         "b",
     ]
     assert letter_of("1", numbered(["1", "1"])) == "1"
+    assert [letter_of(text, options) for text in ("B. dark blue", r"\boxed{B}", "A or B")] == ["B", "B", "A or B"]
     with pytest.raises(ValueError, match="27 options"):
         numbered(["x"] * 27)
+
+
+RED_BLUE = (("A", "red"), ("B", "blue"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["red", "blue"],
+        ["A. red", "B. blue"],
+        ["(A) red", "(B) blue"],
+        ["a) red", "b) blue"],
+        ["B: blue", "A: red"],
+        {"A": "red", "B": "blue"},
+        {"B": "blue", "A": "red", "C": None, "D": float("nan")},
+        {"option_a": "red", "option_b": "blue"},
+        {"0": "red", "1": "blue"},
+        {"label": ["A", "B"], "text": ["red", "blue"]},
+        [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}],
+        [{"A": "red"}, {"B": "blue"}],
+        [("A", "red"), ("B", "blue")],
+        ["red", "blue", None, None],
+        "['red', 'blue']",
+        "A. red\nB. blue",
+        "A. red; B. blue",
+    ],
+)
+def test_options_in_every_form_that_datasets_have(given):
+    assert lettered(given) == RED_BLUE
+
+
+def test_options_that_only_look_lettered_or_are_none():
+    for texts in (["A.M.", "B.C."], ["A:B", "B:A"], ["A. Smith", "Jones"], ["(A)", "(B)"], ["B. x", "C. y"], ["A. x"]):
+        assert [text for _, text in lettered(texts)] == texts
+    assert lettered([]) == lettered(None) == lettered({}) == ()
+    assert lettered([1, 2.5]) == (("A", "1"), ("B", "2.5"))
+    for given in (["red", None, "blue"], ["red", ["blue"]], {"A": "x", "a": "y"}, {"first": "x"}, 3, [{"A": {}}]):
+        with pytest.raises(ValueError, match="the options"):
+            lettered(given)
+    with pytest.raises(ValueError, match="the options"):
+        lettered("[" * 50_000)
 
 
 def test_placeholders():
@@ -69,3 +114,38 @@ def test_placeholders():
         without_placeholders("The ant <image1> meets <image2>.\n<image3>") == "The ant (picture 1) meets (picture 2)."
     )
     assert without_placeholders("a < b <images> <|image_pad|>") == "a < b <images> <|image_pad|>"
+    assert without_placeholders("Is <image 1> or <image 2> it?") == "Is (picture 1) or (picture 2) it?"
+    assert named_images(["<image>", "<image 1>", "an <image>"], 1) == ("picture 2", "picture 1", "an picture 3")
+
+
+# (question, images, whether one image has numbered parts) -> whether they fit
+@pytest.mark.parametrize(
+    "text, images, parts, fits",
+    [
+        ("q", 0, False, True), ("q", 3, False, True), ("<image>q", 1, False, True), ("<image>q", 0, False, False),
+        ("<image>q", 2, False, False), ("<image><image>q", 2, False, True), ("<image><image>q", 1, False, False),
+        ("<image1> or <image1>", 1, False, True), ("<image1> or <image 2>", 1, False, False),
+        ("<image1>", 2, False, True), ("<image3>", 3, False, True), ("<image1> to <image5>", 1, True, True),
+        ("<image1>", 0, True, False),
+        ("<video>q", 0, False, False), ("<images>", 0, False, True),
+    ],
+)  # fmt: skip
+def test_placeholders_without_an_image(text, images, parts, fits):
+    assert (placeholder_fault(["x", text], images, parts) is None) is fits
+
+
+@pytest.mark.parametrize(
+    "part",
+    [" ", "\t ", "\n", "<image>", "<image> ", "<image 1>", "<image", "A. x\n", "A.\n", "B. x\n", "(A) ", ";B.", "; "],
+)
+def test_long_texts_take_linear_time(part):
+    """200,000 characters in a moment: of the two that were quadratic one took 15 s and the other 500."""
+    text = part * (200_000 // len(part))
+    start = time.process_time()
+    without_placeholders(text)
+    without_placeholders("a" + text + "b")
+    from_lines(text)
+    from_lines("A. x\n" + text + "\nB. y")
+    with contextlib.suppress(ValueError):
+        lettered("A." + text)
+    assert time.process_time() - start < 3

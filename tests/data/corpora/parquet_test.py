@@ -1,12 +1,16 @@
 """Parquet files written here by pyarrow in the layouts of the datasets' cards."""
 
+import base64
 import io
+import os
+import signal
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from qwenla_jax.data.corpora import parquet
+from qwenla_jax.data.corpora import parquet, parquet_process
 from qwenla_jax.data.corpora.checks import check
 from qwenla_jax.data.corpora.geometry3k import geometry3k
 from qwenla_jax.data.corpora.mathvision import mathvision
@@ -146,6 +150,171 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
     for name in ("gone.parquet", "gone-*.parquet"):
         with pytest.raises(FileNotFoundError, match="gone"):
             parquet_questions(tmp_path / name)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match="pip install pyarrow"):
         parquet_questions(path)
+
+
+PNG = png(37)["bytes"]
+AS_TEXT = base64.b64encode(PNG).decode()
+BYTES = {"bytes": PNG, "path": None}
+PATH_ONLY = {"bytes": None, "path": "sub/a.png"}
+QUESTION = {"question": ["<image>q"], "answer": ["3"]}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": [BYTES]},
+        {"image": [PNG]},
+        {"image": ["sub/a.png"]},
+        {"image": ["{folder}/sub/a.png"]},
+        {"images": [["sub/a.png"]]},
+        {"image_path": ["sub/a.png"]},
+        {"image_paths": [["sub/a.png"]]},
+        {"file_name": ["sub/a.png"]},
+        {"image": [AS_TEXT]},
+        {"image_base64": [f"data:image/png;base64,{AS_TEXT}"]},
+        {"images": [[AS_TEXT]]},
+        {"image": [PATH_ONLY]},
+        {"images": [[PATH_ONLY]]},
+        {"image": [{"path": "sub/a.png"}]},
+        {"image": [{"bytes": AS_TEXT}]},
+        {"img": [BYTES]},
+        {"view": [BYTES]},
+        {"image_1": [BYTES], "image_2": pa.array([None], IMAGE)},
+        {"image": pa.array([None], IMAGE), "image_path": ["sub/a.png"]},
+        {"image": ["lost.png"], "decoded_image": [BYTES]},
+        {"image": pa.array(["sub/a.png"]).dictionary_encode()},
+    ],
+)
+def test_a_picture_in_every_form_that_files_have(tmp_path, columns):
+    """Oracle: the picture is 37 pixels wide."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(PNG)
+    plain = {
+        name: [value.format(folder=tmp_path) if isinstance(value, str) else value for value in values]
+        if isinstance(values, list)
+        else values
+        for name, values in columns.items()
+    }
+    pq.write_table(pa.table(QUESTION | plain), tmp_path / "x.parquet")
+    (image,) = parquet_questions(tmp_path / "x.parquet")[0].images
+    assert image.width == 37
+    assert check(f"parquet:{tmp_path / 'x.parquet'}").problems == ()
+
+
+@pytest.mark.parametrize(
+    "columns, told",
+    [
+        ({"image": ["lost.png"]}, "lost.png: cannot be read"),
+        ({"image": ["../../x.png"]}, "x.png: cannot be read"),
+        ({"image": ["https://host/a.png"]}, "nothing is downloaded"),
+        ({"image": ["q!" * 50]}, "neither base64"),
+        ({"image": [{"bytes": None, "path": None}]}, "holds neither bytes nor a path"),
+        ({"image": [b""]}, "holds neither bytes nor a path"),
+        ({"images": [[None]]}, "has places for 1|holds neither"),
+        ({"image": pa.array([None], IMAGE)}, "has places for 1 .* the record has 0"),
+        ({"images": pa.array([[]], pa.list_(IMAGE))}, "has places for 1 .* the record has 0"),
+        ({"images": [[BYTES, BYTES]]}, "has places for 1 .* the record has 2"),
+        ({"image": [""]}, "has places for 1 .* the record has 0"),
+        ({"image": [None]}, "has places for 1 .* the record has 0"),
+        ({}, "has places for 1 .* the record has 0"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_not_left_out(tmp_path, columns, told):
+    pq.write_table(pa.table(QUESTION | columns), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=told) as error:
+        parquet_questions(tmp_path / "x.parquet")[0]
+    assert error.value.reason in ("picture_absent", "picture_base64")
+    assert check(f"parquet:{tmp_path / 'x.parquet'}").broken == 1
+
+
+@pytest.mark.parametrize("values", [[3], [[[[1, 2]]]], [{"height": 3}]])
+def test_a_column_called_like_pictures_that_holds_none_is_refused(tmp_path, values):
+    pq.write_table(pa.table(QUESTION | {"image": values}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x.parquet: cannot read pictures from image \(.*expected bytes, paths"):
+        parquet_questions(tmp_path / "x.parquet")
+    # Beside a column with pictures it is some number of theirs, and other columns say nothing of pictures.
+    told = {"image_id": [3], "image_size": [[1, 2]], "image": values, "decoded_image": [BYTES]}
+    pq.write_table(pa.table(QUESTION | told), tmp_path / "x.parquet")
+    assert len(parquet_questions(tmp_path / "x.parquet")[0].images) == 1
+
+
+def test_the_datasets_own_readers_miss_a_picture(tmp_path):
+    columns = {"question": ["q"], "option": ["A. 1;B. 2"], "answer": ["B"], "image_path": pa.array([None], IMAGE)}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="row 0: column image_path is empty; expected a picture"):
+        we_math(tmp_path / "x.parquet")[0]
+
+
+def test_options_wrapped_answers_and_missing_values(tmp_path):
+    columns = {
+        "problem": ["q"] * 5,
+        "options": pa.array([{"A": "red", "B": "blue", "C": None}] * 4 + [None]),
+        "solution": ["<answer> B. blue </answer>", "<think>?</think><answer>red</answer>", "A", "C", "#### 3"],
+        "id": [1.0, float("nan"), 3.0, None, 5.0],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    corpus = parquet_questions(tmp_path / "x.parquet")
+    assert [corpus.entry(i).answer for i in range(5)] == ["B", "A", "A", "C", "3"]
+    assert corpus[0].question == "q\nA. red\nB. blue" and corpus[0].options == ("red", "blue")
+    assert [(p.where[-1], p.reason) for p in check(corpus).problems] == [("3", "answer_not_among_options")]
+    numbers = {"question": ["q"] * 2, "answer": [3.5, float("nan")]}
+    pq.write_table(pa.table(numbers), tmp_path / "y.parquet")
+    corpus = parquet_questions(tmp_path / "y.parquet")
+    assert corpus[0].answer == "3.5" and check(corpus).problems[0].message == "answer is missing; expected text"
+    images = {"question": ["Which?"], "choices": [["<image>", "<image>"]], "answer": ["B"], "images": [[BYTES, BYTES]]}
+    pq.write_table(pa.table(images), tmp_path / "z.parquet")
+    assert parquet_questions(tmp_path / "z.parquet")[0].question == "Which?\nA. picture 1\nB. picture 2"
+    written = {"question": ["Which?\nA. red\nB. blue"], "choices": [["A. red", "B. blue"]], "answer": ["B"]}
+    pq.write_table(pa.table(written), tmp_path / "w.parquet")
+    assert parquet_questions(tmp_path / "w.parquet")[0].question == "Which?\nA. red\nB. blue"
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch):
+    """One text of a megabyte for each of 20,000 rows: 20 GB of a file of about a megabyte."""
+    text = np.random.default_rng(0).integers(32, 127, 2**20, np.uint8).tobytes().decode()
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), pa.array([text]))
+    pq.write_table(pa.table({"question": column, "answer": ["1"] * 20_000}), tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").stat().st_size < 2**21
+    with pytest.raises(ValueError, match="x.parquet: .*unpacks to"):
+        parquet_questions(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"question": [text[:20_000]] * 5000, "answer": ["1"] * 5000}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="x.parquet: .*its text unpacks to more than [0-9,]+ bytes"):
+        parquet_questions(tmp_path / "x.parquet")
+    image = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3000, np.int32)), pa.array([PNG + b"." * 2**20]))
+    pq.write_table(pa.table({"question": ["q"] * 3000, "answer": ["1"] * 3000, "image": image}), tmp_path / "y.parquet")
+    assert parquet_questions(tmp_path / "y.parquet")[2999].images[0].width == 37
+    rows = pa.table({"question": pa.nulls(10_000_001, pa.string()), "answer": pa.nulls(10_000_001, pa.string())})
+    pq.write_table(rows, tmp_path / "z.parquet")
+    with pytest.raises(ValueError, match="claims 10,000,001 rows; at most 10,000,000 are read"):
+        parquet_questions(tmp_path / "z.parquet")
+
+
+def test_a_crash_or_a_hang_of_the_reading_process_is_named_and_survived(tmp_path, monkeypatch):
+    pq.write_table(pa.table(QUESTION | {"image": [BYTES]}), tmp_path / "x.parquet")
+    corpus, process = parquet_questions(tmp_path / "x.parquet"), parquet_process.parquet_process()
+    for _ in range(2):
+        os.kill(process._process.pid, signal.SIGSEGV)
+        process._process.wait()
+        with pytest.raises(ValueError, match=r"x.parquet: reading it ended the reading process \(SIGSEGV\)") as error:
+            corpus[0]
+        assert error.value.reason == "picture_broken"
+        assert corpus[0].images[0].width == 37
+    os.kill(process._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(parquet_process, "_DEADLINE_S", 0.2)
+    with pytest.raises(ValueError, match="x.parquet: reading it took more than 0.2 s"):
+        parquet_questions(tmp_path / "x.parquet")
+    monkeypatch.undo()
+    assert len(parquet_questions(tmp_path / "x.parquet")) == 1
+
+
+def test_what_is_kept_of_a_file_goes_with_its_corpus(tmp_path):
+    pq.write_table(pa.table(QUESTION | {"image": [BYTES]}), tmp_path / "x.parquet")
+    corpus = parquet_questions(tmp_path / "x.parquet")
+    assert corpus[0].images
+    pq.write_table(pa.table(QUESTION | {"image": [png(38)]}), tmp_path / "x.parquet")
+    assert corpus[0].images[0].width == 37  # kept
+    del corpus
+    assert parquet_questions(tmp_path / "x.parquet")[0].images[0].width == 38

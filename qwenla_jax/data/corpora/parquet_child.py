@@ -1,0 +1,238 @@
+"""The process that reads parquet files for `parquet_process`: pyarrow is C++, and a damaged file can end it.
+
+Started as a file of its own, so that it loads pyarrow and nothing else. It answers one request after the other and ends
+with the connection. Everything it holds is bounded by the size of the files on disk: a column can claim, and repeat,
+far more than a file of its size should unpack to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+import pyarrow.types as types
+
+_ROWS = 256  # of one batch
+_MAX_ROWS = 10_000_000  # of one file
+# What a file may unpack to: text, and everything that its reading takes. Text written by people shrinks to a tenth.
+_TEXT_BASE, _TEXT_SHARE = 64 << 20, 100
+_MEMORY_BASE, _MEMORY_SHARE, _MEMORY_MOST = 1 << 30, 40, 64 << 30
+_PART_BYTES = 8 << 20  # of one answer, about
+_LONG = 1000  # bytes of a text that is more than a path
+
+
+def main() -> int:
+    """Answers requests (name, arguments) on the connection whose file descriptor is the only argument."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pa.set_cpu_count(1)
+    files, connection = _Files(), Connection(int(sys.argv[1]))
+    while True:
+        try:
+            name, path, arguments, forgotten = connection.recv()
+        except (EOFError, OSError):
+            return 0
+        files.forget(forgotten)
+        try:
+            _bound_memory(os.stat(path).st_size)
+            answer = "ok", getattr(files, name)(path, *arguments)
+        except (MemoryError, pa.ArrowMemoryError):
+            answer = "error", "it unpacks to far more than a file of its size should"
+        except Exception as error:  # whatever pyarrow, or the decoding of its values, makes of a damaged file
+            answer = "error", " ".join(str(error).split())[:300] or type(error).__name__
+        connection.send(answer)
+
+
+def _bound_memory(size: int) -> None:
+    """Limits the address space to what is taken now and what the reading of a file of that size may take."""
+    with contextlib.suppress(OSError, ValueError):  # a system without this limit, or without /proc
+        with open("/proc/self/statm", encoding="ascii") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        most = taken + min(_MEMORY_BASE + _MEMORY_SHARE * size, _MEMORY_MOST)
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class _Files:
+    """The requests. A path may be asked about in any order; `rows` goes on where the last one ended."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Iterator[dict[str, list[Any]]]] = {}
+        self._kept: dict[tuple[str, str], pa.ChunkedArray | None] = {}
+
+    def forget(self, paths: Sequence[str]) -> None:
+        """Lets go of all that is kept of files."""
+        for path in paths:
+            self._rows.pop(path, None)
+            for key in [key for key in self._kept if key[0] == path]:
+                del self._kept[key]
+
+    def describe(self, path: str) -> tuple[int, dict[str, tuple[str, str, int]]]:
+        """Number of rows, and column -> its kind (see `_kind`), its type in words, and its bytes, uncompressed."""
+        with _open(path) as file:
+            sizes = _sizes(file)
+            columns = {
+                field.name: (_kind(field.type), str(field.type)[:80], sizes.get(field.name, 0))
+                for field in file.schema_arrow
+            }
+            return file.metadata.num_rows, columns
+
+    def counts(self, path: str, column: str) -> list[int]:
+        """Items of each row: of a list its length, else 1 where there is a value that is no empty text."""
+        found: list[int] = []
+        with _open(path) as file:
+            if _is_full(file, column):
+                return [1] * file.metadata.num_rows
+            for batch in file.iter_batches(_ROWS, columns=[_smallest_leaf(file, column)], use_threads=False):
+                found += _counts(batch.column(0))
+        return found
+
+    def start_rows(self, path: str, columns: Sequence[str]) -> None:
+        """Makes `rows` begin with the first row, and give these columns."""
+        self._rows[path] = _parts(path, columns)
+
+    def rows(self, path: str) -> dict[str, list[Any]] | None:
+        """The next rows, column by column; None at the end."""
+        part = next(self._rows[path], None)
+        if part is None:
+            del self._rows[path]
+        return part
+
+    def cell(self, path: str, column: str, row: int, keep: bool) -> Any:
+        """One value. A column that is to be kept is read whole the first time, unless it unpacks to too much."""
+        if keep and (path, column) not in self._kept:
+            self._kept[path, column] = _column(path, column)
+        if (kept := self._kept.get((path, column))) is not None:
+            return kept[row].as_py()
+        with _open(path) as file:
+            for number in range(file.metadata.num_row_groups):
+                rows = file.metadata.row_group(number).num_rows
+                if row >= rows:
+                    row -= rows
+                    continue
+                for batch in file.iter_batches(64, row_groups=[number], columns=[column], use_threads=False):
+                    if row < len(batch):
+                        return batch.column(0)[row].as_py()
+                    row -= len(batch)
+                break
+        raise IndexError("a row that was there is missing")
+
+
+def _open(path: str) -> pyarrow.parquet.ParquetFile:
+    file = pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
+    if file.metadata.num_rows > _MAX_ROWS:
+        raise ValueError(f"claims {file.metadata.num_rows:,} rows; at most {_MAX_ROWS:,} are read")
+    return file
+
+
+def _sizes(file: pyarrow.parquet.ParquetFile) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            sizes[name] = sizes.get(name, 0) + max(0, column.total_uncompressed_size)
+    return sizes
+
+
+def _column(path: str, column: str) -> pa.ChunkedArray | None:
+    """A column; None where it is more than it claims."""
+    most, size, batches = _TEXT_BASE + _TEXT_SHARE * os.stat(path).st_size, 0, []
+    with _open(path) as file:
+        for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
+            batches.append(batch.column(0))
+            size += batch.nbytes
+            if size > most:
+                return None
+    return pa.chunked_array(batches) if batches else None
+
+
+def _parts(path: str, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    most, size, held = _TEXT_BASE + _TEXT_SHARE * os.stat(path).st_size, 0, 0
+    part: dict[str, list[Any]] = {}
+    with _open(path) as file:
+        for batch in file.iter_batches(_ROWS, columns=list(columns), use_threads=False):
+            size, held = size + batch.nbytes, held + batch.nbytes
+            if size > most:
+                raise ValueError(f"its text unpacks to more than {most:,} bytes, for {_TEXT_SHARE} of each in the file")
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                part.setdefault(name, []).extend(_values(column))
+            if held > _PART_BYTES:
+                yield part
+                part, held = {}, 0
+    if part:
+        yield part
+
+
+def _is_full(file: pyarrow.parquet.ParquetFile, name: str) -> bool:
+    """Whether every row of a column of bytes, or of long texts, has a value, as the file's own statistics say."""
+    field = file.schema_arrow.field(name)
+    rows = max(1, file.metadata.num_rows)
+    if _kind(field.type) == "text" and _sizes(file).get(name, 0) < _LONG * rows:
+        return False  # it may hold empty texts, and is read in no time
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema == name:
+                found = column.statistics
+                if found is None or not found.has_null_count or found.null_count:
+                    return False
+            elif column.path_in_schema.startswith(f"{name}."):
+                return False
+    return True
+
+
+def _smallest_leaf(file: pyarrow.parquet.ParquetFile, name: str) -> str:
+    """What to read of a column to count its items: of structs another part than the bytes, where there is one."""
+    paths = [file.schema.column(number).path for number in range(len(file.schema.names))]
+    return next((path for path in paths if path.startswith(f"{name}.") and not path.endswith(".bytes")), name)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """As Python's values; numbers that stand for a missing one (nan) are None."""
+    values = column.to_pylist()
+    if types.is_floating(column.type):
+        return [None if value is None or math.isnan(value) else value for value in values]
+    return values
+
+
+def _counts(column: pa.Array) -> list[int]:
+    column = _decoded(column)
+    if _is_list(column.type):
+        return pc.fill_null(pc.list_value_length(column), 0).to_pylist()
+    if types.is_string(column.type) or types.is_large_string(column.type):
+        return pc.fill_null(pc.greater(pc.binary_length(column), 0), False).cast(pa.int8()).to_pylist()
+    return column.is_valid().cast(pa.int8()).to_pylist()
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _kind(kind: pa.DataType) -> str:
+    """ "struct" of {bytes, path}, "bytes", "text", each also as lists; everything else is "other"."""
+    while types.is_dictionary(kind) or _is_list(kind):
+        if _is_list(kind) and _is_list(kind.value_type):
+            return "other"  # rows of pixels, perhaps
+        kind = kind.value_type
+    if types.is_struct(kind):
+        names = {kind.field(number).name for number in range(kind.num_fields)}
+        return "struct" if "bytes" in names or names == {"path"} else "other"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return "bytes"
+    return "text" if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind) else "other"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

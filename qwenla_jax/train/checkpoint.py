@@ -274,7 +274,6 @@ class Checkpoints:
             try:
                 self._hold.check()
             except WorkdirError as lost:
-                self._hold.remove_leftovers()
                 self._lost = True
                 return SaveError(str(lost))
         self._manager = self._open()

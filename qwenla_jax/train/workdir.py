@@ -64,17 +64,6 @@ class Hold:
                 "ends here, and nothing more is written"
             )
 
-    def remove_leftovers(self) -> None:
-        """Removes empty folders that a write which was under way has made again after the folder was deleted."""
-        if self._read() is not None:
-            return  # another run's
-        for folder in sorted(self._workdir.rglob("*"), reverse=True):
-            if folder.is_dir() and not folder.is_symlink():
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-        with contextlib.suppress(OSError):
-            self._workdir.rmdir()
-
 
 def _holds_files(path: Path) -> bool:
     return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))

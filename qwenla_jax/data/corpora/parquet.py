@@ -3,7 +3,7 @@
 A column of pictures holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, pictures
 when they are asked for: a shard's column of pictures is kept, still encoded, where all shards together need no more
 than `KEEP_BYTES`, else the row group is read again each time. A picture may also be a path (`{bytes: null, path}`, or a
-text), relative to the shard's folder, or base64.
+text), relative to the shard's folder or to the one above a shard's `data`, or base64.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ class StoredPicture:
         if re.match("[A-Za-z]{2,9}://", text):
             told = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
             raise RecordError(self.name, "picture_absent", told)
-        return FilePicture(self.shard.path.parent / text).read()
+        folder = self.shard.path.parent
+        if folder.name == "data" and not (folder / text).is_file():
+            folder = folder.parent  # shards lie in `data` of a dataset's folder, which its paths are relative to
+        return FilePicture(folder / text).read()
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,9 @@ def test_a_picture_in_every_form_that_files_have(tmp_path, columns):
     (image,) = parquet_questions(tmp_path / "x.parquet")[0].images
     assert image.width == 37
     assert check(f"parquet:{tmp_path / 'x.parquet'}").problems == ()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "x.parquet").rename(tmp_path / "data" / "x.parquet")
+    assert parquet_questions(tmp_path)[0].images[0].width == 37
 
 
 @pytest.mark.parametrize(

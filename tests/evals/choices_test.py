@@ -6,7 +6,8 @@ import json
 import pytest
 
 from launch import evaluate
-from qwenla_jax.evals.choices import first_letter, inline_options, read_letter
+from qwenla_jax.evals.choices import first_letter, read_letter
+from qwenla_jax.evals.lettered import inline_options
 from qwenla_jax.evals.registry import score_files
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "4"}

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from qwenla_jax.evals.chair import mentions, read_synonyms
-from qwenla_jax.evals.choices import first_letter, inline_options, read_letter
+from qwenla_jax.evals.choices import first_letter, read_letter
 from qwenla_jax.evals.latex_values import DEADLINE_S, same_values
+from qwenla_jax.evals.lettered import inline_options
 from qwenla_jax.evals.mathvision import mathvision_answer, same_text
 from qwenla_jax.evals.mmhal import rating
 from qwenla_jax.evals.mmmu import choice, open_candidates, open_right

@@ -160,11 +160,26 @@ def _judged(args: argparse.Namespace, settings: Settings, answers: Sequence[Answ
     key = None if args.judge_key_env is None else os.environ.get(args.judge_key_env)
     if args.judge_key_env is not None and not key:
         raise ValueError(f"--judge_key_env: there is no environment variable {args.judge_key_env}, or it is empty")
-    instruction = mmhal.INSTRUCTION if args.judge_instruction is None else args.judge_instruction.read_text("utf-8")
+    instruction = mmhal.INSTRUCTION if args.judge_instruction is None else _instruction(args.judge_instruction)
     options = JudgeOptions(models=(args.judge_model,), base_url=args.judge_url, max_reply_tokens=1024)
     log = JudgeLog(args.judge_log)
     judges = Judges(options, log, args.judge_log.parent, key, instruction=instruction)
     return dataclasses.replace(settings, replies=mmhal.ask(answers, judges, log, options, instruction))
+
+
+def _instruction(path: Path) -> str:
+    """A judge's instruction, refused before anything is asked where its places cannot be filled."""
+    from qwenla_jax.utils.json_files import read_bytes
+
+    try:
+        text = read_bytes(path).decode("utf-8")
+        text.format(question="", answer="", text="")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+    except (LookupError, AttributeError, ValueError) as error:
+        told = "expected {question}, {answer} and {text}, and any other brace doubled"
+        raise ValueError(f"{path}: {error}; {told}") from error
+    return text
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def _read(text: str) -> Any:
 def _first(text: str) -> str:
     """The first expression of a text, which is all that the official scorer's library reads.
 
-    Outside of brackets it ends before a bracket that closes none, and before a full stop without a digit behind it; what
-    else may stand behind an expression is an error to that library.
+    Outside of brackets it ends before a bracket that closes none, and before a full stop without a digit behind it;
+    most of what else may stand behind an expression is an error to that library.
     """
     depth = 0
     for token in _ENDS.finditer(text):

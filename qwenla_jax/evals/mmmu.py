@@ -77,6 +77,11 @@ def normal(text: str) -> list[str | float]:
     return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
+def numbers(text: str) -> list[str]:
+    """The numbers in a text as they stand there: with commas, scientific, others; in time linear in the text."""
+    return [number for form in (_WITH_COMMAS, _SCIENTIFIC, _SIMPLE) for number in form.findall(text)]
+
+
 def open_candidates(text: str) -> list[str | float]:
     """What an answer to an open question may mean: its key parts and the numbers in them."""
     text = text.strip().strip(".").lower()
@@ -94,7 +99,7 @@ def open_candidates(text: str) -> list[str | float]:
     parts = parts or [text]
     found = list(parts)
     for part in parts:
-        found += [number for form in (_WITH_COMMAS, _SCIENTIFIC, _SIMPLE) for number in form.findall(part)]
+        found += numbers(part)
     return list(dict.fromkeys(value for one in found for value in normal(one)))
 
 
@@ -163,7 +168,7 @@ def score_mmmu(answers: Sequence[Answer], settings: Settings) -> Result:
     """
     withheld = sum(one.item.answer == WITHHELD for one in answers)
     if withheld:
-        raise ValueError(f"mmmu: the right answers are withheld ({withheld} of {len(answers)}); score validation or dev")
+        raise ValueError(f"mmmu: right answers are withheld ({withheld} of {len(answers)}); score dev or validation")
     return _score("mmmu", answers, settings, pro=False)
 
 

@@ -10,12 +10,12 @@ from qwenla_jax.utils.json_files import check_file
 
 MAX_UNPACKED = 512 << 20  # bytes of a file's parts
 MAX_TAGS = 10_000_000  # of XML in them: about 100 bytes each in memory; 100,000 rows of 15 cells have 9,000,000
-MAX_ROWS = 1 << 20  # what Excel writes
-MAX_CELLS = 20_000_000  # the empty ones before a cell that names its column count too
+MAX_ROWS = 1 << 18  # the missing ones before a row that names its number too
+MAX_CELLS = 5_000_000  # the empty ones before a cell that names its column count too
 
 
 def xlsx_lines(path: Path) -> list[tuple[Any, ...]]:
-    """The lines of a file's active sheet, each up to its last cell; after the first, those without content are left out.
+    """The lines of a file's active sheet, each up to its last cell; blank ones after the first are left out.
 
     Args:
       path: a file of VLMEvalKit or of a spreadsheet program.
@@ -71,6 +71,6 @@ def _lines(sheet: Any) -> list[tuple[Any, ...]]:
         cells += len(line)
         if number > MAX_ROWS or cells > MAX_CELLS:
             raise _TooLarge(f"has more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
-        if not found or any(cell is not None for cell in line):
+        if not found or line.count(None) < len(line):
             found.append(line)
     return found

@@ -170,9 +170,9 @@ def _xlsx(path: Path) -> list[dict[str, Any]]:
 
 
 def _named(lines: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Cells by the names in the first line. Short lines lack their last cells; of these only predictions are empty ones.
+    """Cells by the names in the first line. What a short line lacks is not there, but a prediction, which is empty.
 
-    Others are not filled up: a few bytes would make as many cells as the header has columns, times the lines.
+    Nothing else is filled up: a few bytes would make as many cells as the header has columns, times the lines.
     """
     header = [str(name) for name in lines[0]] if lines else []
     predictions = [key for key in PREDICTION_KEYS if key in header]

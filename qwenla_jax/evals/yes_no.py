@@ -51,8 +51,8 @@ def mme_answer(text: str) -> str:
 def pope_ids(row: Row) -> tuple[str, ...]:
     """ "SPLIT/number", once for each split that the row is of.
 
-    An id tells the split where it begins with it, as ours do; else a column does (VLMEvalKit's names several in one row),
-    else the file's name.
+    An id tells the split where it begins with it, as ours do; else a column does, which may name several as that of
+    VLMEvalKit; else the file's name.
 
     Raises:
       ValueError: none of them tells the split.

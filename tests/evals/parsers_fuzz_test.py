@@ -76,10 +76,11 @@ def test_random_answers(name):
 
 @pytest.mark.parametrize(
     "part",
-    "is |so so |1,|1,234|oxed{|{|=|A |(A)|' |\n|\\frac1|a. |--|toilet |answer is *".split("|"),
+    "is |so so |1,|1,234|oxed{|{|=|A |(A)|' |\n|\\frac1|a. |--|toilet |answer is *|1|0.|1.1|.|?!|.)| |\t ".split("|"),
 )
-def test_long_answers(part):
-    text = part * (20_000 // len(part))
+@pytest.mark.parametrize(("start", "end"), [("", ""), ("mr.", "a")])
+def test_long_answers(part, start, end):
+    text = start + part * (20_000 // len(part)) + end
     for name, parser in PARSERS.items():
         start = time.thread_time()
         assert parser(text) or name == "mmmu_open", (name, part)

@@ -165,11 +165,26 @@ def _judged(args: argparse.Namespace, settings: Settings, answers: Sequence[Answ
         raise ValueError(f"--judge_key_env: {error}") from error
     if (problem := address_problem(args.judge_url)) is not None:
         raise ValueError(f"--judge_url: {problem}")
-    instruction = mmhal.INSTRUCTION if args.judge_instruction is None else args.judge_instruction.read_text("utf-8")
+    instruction = mmhal.INSTRUCTION if args.judge_instruction is None else _instruction(args.judge_instruction)
     options = JudgeOptions(models=(args.judge_model,), base_url=args.judge_url, max_reply_tokens=1024)
     log = JudgeLog(args.judge_log)
     with Judges(options, log, args.judge_log.parent, key, instruction=instruction) as judges:
         return dataclasses.replace(settings, replies=mmhal.ask(answers, judges, log, options, instruction))
+
+
+def _instruction(path: Path) -> str:
+    """A judge's instruction, refused before anything is asked where its places cannot be filled."""
+    from qwenla_jax.utils.json_files import read_bytes
+
+    try:
+        text = read_bytes(path).decode("utf-8")
+        text.format(question="", answer="", text="")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+    except (LookupError, AttributeError, ValueError) as error:
+        told = "expected {question}, {answer} and {text}, and any other brace doubled"
+        raise ValueError(f"{path}: {error}; {told}") from error
+    return text
 
 
 if __name__ == "__main__":

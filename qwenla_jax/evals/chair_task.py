@@ -46,18 +46,20 @@ def read_pictures(rows: Sequence[Row], settings: Settings) -> list[Item]:
     kinds = set()
     for row in coco:
         try:
-            names = {one["id"]: one["name"] for one in row.values.get("categories", ())}
+            names = {one["id"]: str(one["name"]) for one in row.values.get("categories", ())}
             for one in row.values["annotations"]:
                 if "caption" in one:
-                    captions[str(one["image_id"])].append(one["caption"])
+                    captions[str(one["image_id"])].append(str(one["caption"]))
                     kinds.add("captions")
                 else:
                     categories[str(one["image_id"])].add(names[one["category_id"]])
                     kinds.add("instances")
             for one in row.values.get("images", ()):
                 categories[str(one["id"])] |= set()
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"{row.where}: not COCO's annotations: lacks {error}") from error
+        except TypeError as error:  # a list or a number where an object should be
+            raise ValueError(f"{row.where}: not COCO's annotations: {error}") from error
     if kinds != {"captions", "instances"}:
         raise ValueError(
             f"chair: COCO's files are {' and '.join(sorted(kinds)) or 'empty'} alone; expected instances and captions"

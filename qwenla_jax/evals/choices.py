@@ -12,14 +12,15 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from qwenla_jax.evals.lettered import check_letter, inline_options, options_of
 from qwenla_jax.evals.result import Figure, Result
-from qwenla_jax.evals.tables import Row
+from qwenla_jax.evals.tables import NOTHING, Row
 from qwenla_jax.evals.task import Answer, Item, Settings
 
 ROTATION = 1_000_000  # MMBench's rotations of question i have the numbers i + ROTATION, i + 2 ROTATION, ...
-_LETTERS = "ABCDEFGH"
+_DIGITS = 18  # of an index
+_FIRST = "ABCDEFGH"
 _MARKS = re.compile(r"[.()\[\],:;!*#{}]")
-_INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")
 _LAST_WORDS = 4
 _ANSWER_IS = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
 _FAILED = "Failed to obtain answer via API"  # what VLMEvalKit writes where a model did not answer
@@ -66,7 +67,7 @@ def first_letter(text: str) -> str | None:
     start = text.lower().strip().replace("\n", " ")
     for lead in ("", "(", "option ", "the answer is "):
         letter = start.removeprefix(lead)[:1].upper() if start.startswith(lead) else ""
-        if letter and letter in _LETTERS:
+        if letter and letter in _FIRST:
             return letter
     return None
 
@@ -76,12 +77,10 @@ def choice_ids(row: Row) -> tuple[str, ...]:
     return (row.need("index", "id", "question_id"),)
 
 
-def _item(row: Row, name: str, answer: str, options: Mapping[str, str]) -> Item:
-    if answer and answer not in options:
-        raise ValueError(f"{row.where}: the right answer {answer!r} is none of the options {', '.join(options)}")
+def _item(row: Row, name: str, answer: str, options: Mapping[str, str], listed: bool) -> Item:
     hint, question = row.text("hint"), row.need("question")
-    listed = [f"{letter}. {text}" for letter, text in options.items()] if "A" in row.values else []
-    text = "\n".join([*([hint] if hint else []), question, *listed])
+    lines = [f"{letter}. {text}" for letter, text in options.items()] if listed else []
+    text = "\n".join([*([hint] if hint and hint not in NOTHING else []), question, *lines])
     details = {"question": question, "split": row.text("split") or ""}
     return Item(name, text, answer, options, row.text("category") or "all", details, row.pictures)
 
@@ -90,34 +89,28 @@ def mmbench_item(row: Row, name: str) -> Item:
     """A question of MMBench; its answer is "" where it is withheld, as the test's are.
 
     Raises:
-      ValueError: the row lacks something, its answer is none of its options, or its index is no whole number.
+      ValueError: the row lacks something, its answer is no letter, or its index is no whole number.
     """
-    if not name.isdecimal():
-        raise ValueError(f"{row.where}: the index {name!r} is no whole number")
-    options = {letter: row.need(letter) for letter in _LETTERS if letter in row.values}
-    return _item(row, name, row.text("answer") or "", options)
+    if not name.isdecimal() or len(name) > _DIGITS:
+        raise ValueError(f"{row.where}: the index {name[:40]!r} is no whole number of a question")
+    answer = (row.text("answer") or "").strip()
+    options = options_of(row, answer)
+    if answer:
+        check_letter(row, answer, options)
+    return _item(row, name, answer, options, bool(options))
 
 
 def mmstar_item(row: Row, name: str) -> Item:
     """A question of MMStar, whose options stand in columns (VLMEvalKit) or inside the question (Hugging Face).
 
     Raises:
-      ValueError: the row lacks something, or its answer is none of its options.
+      ValueError: the row lacks something, or its answer is no letter.
     """
-    options = {letter: row.need(letter) for letter in _LETTERS if letter in row.values}
-    return _item(row, name, row.need("answer").strip(), options or inline_options(row.need("question")))
-
-
-def inline_options(question: str) -> dict[str, str]:
-    """Options at the end of a question, as "Options: A: red, B: blue" or "(A) red (B) blue"; empty where none are."""
-    tail = question.rpartition("Options:")[2] if "Options:" in question else question
-    marks: list[re.Match[str]] = []
-    for mark in _INLINE.finditer(tail):
-        if mark[1] == _LETTERS[len(marks) : len(marks) + 1]:
-            marks.append(mark)
-    ends = [mark.start() for mark in marks[1:]] + [len(tail)] * bool(marks)
-    found = {mark[1]: tail[mark.end() : end].strip(" ,\n.") for mark, end in zip(marks, ends, strict=True)}
-    return found if len(found) > 1 else {}
+    answer = row.need("answer").strip()
+    options = options_of(row, answer)
+    read = options or inline_options(row.need("question"), answer)
+    check_letter(row, answer, read)
+    return _item(row, name, answer, read, bool(options))
 
 
 def _judged(answers: Sequence[Answer]) -> list[dict[str, object]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _tsv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, _names(rows), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -53,13 +54,20 @@ def _xlsx(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ) from error
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet()
-    names = _names(rows)
+    names, illegal = _names(rows), openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE
     sheet.append(names)
     for row in rows:
-        cells = [openpyxl.cell.WriteOnlyCell(sheet, row.get(name, "")) for name in names]
+        # A model may write what XML cannot hold: control characters, half a surrogate pair.
+        cells = [openpyxl.cell.WriteOnlyCell(sheet, _writable(row.get(name, ""), illegal)) for name in names]
         for cell in cells:
             # A model's text that starts with "=" is no formula.
             if cell.data_type == "f":
                 cell.data_type = "s"
         sheet.append(cells)
     book.save(path)
+
+
+def _writable(value: Any, illegal: re.Pattern[str]) -> Any:
+    if not isinstance(value, str):
+        return value
+    return illegal.sub("", value).encode("utf-8", "backslashreplace").decode("utf-8")

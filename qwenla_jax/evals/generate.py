@@ -28,6 +28,7 @@ from qwenla_jax.train.compiles import CompileCounter
 from qwenla_jax.train.rollout import texts_of
 from qwenla_jax.train.runtime import Runtime, build
 from qwenla_jax.train.schema import differences, to_dict
+from qwenla_jax.utils.json_files import read_object
 
 LOG = "answers.jsonl"
 PREDICTIONS = "predictions.jsonl"
@@ -319,6 +320,4 @@ def _finish(
 
 
 def _summary_of(workdir: Path) -> dict[str, Any]:
-    import json
-
-    return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+    return read_object(workdir / SUMMARY)

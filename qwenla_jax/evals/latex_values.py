@@ -19,6 +19,8 @@ DEADLINE_S = 5.0  # a pair; what is not hopeless takes less than a tenth of a se
 MAX_LENGTH = 300  # characters; no right answer of MathVision is half as long
 _STEP = 512
 _HUGE = re.compile(r"\^ ?\{?[-+]? ?[0-9]{5}|\^ ?\{?[-+]? ?[0-9]+ ?\^|\^ ?\{[^{}]*[0-9)] ?[\^!]|[0-9]{4} ?!|[)}!\]] ?!")
+_ENDS = re.compile(r"\\.|[][(){}]|\.(?![0-9])")  # behind a backslash they are other signs
+_OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
 _NAMES = ("a", "-a")  # parts of tuples that stay as they are
 
 
@@ -84,7 +86,27 @@ def _value(text: str) -> float | None:
 def _read(text: str) -> Any:
     import latex2sympy2_extended  # takes a second; `latex_worker` has done it before
 
-    return latex2sympy2_extended.latex2sympy(text)
+    found = latex2sympy2_extended.latex2sympy(_first(text))
+    # Braces around a number are brackets to the official scorer's library, and a set to this one.
+    single = "," not in text and getattr(found, "is_FiniteSet", False) and len(found) == 1
+    return next(iter(found)) if single else found
+
+
+def _first(text: str) -> str:
+    """The first expression of a text, which is all that the official scorer's library reads.
+
+    Outside of brackets it ends before a bracket that closes none, and before a full stop without a digit behind it;
+    most of what else may stand behind an expression is an error to that library.
+    """
+    depth = 0
+    for token in _ENDS.finditer(text):
+        if token[0] in _OPENING:
+            depth += 1
+        elif len(token[0]) == 1 and not depth:
+            return text[: token.start()]
+        elif token[0] in _CLOSING:
+            depth -= 1
+    return text
 
 
 def same_values(pairs: Sequence[tuple[str, str]], workers: int = 1) -> list[bool | None]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from qwenla_jax.evals.latex_values import MAX_LENGTH, same_values
-from qwenla_jax.evals.mmmu import options_of
+from qwenla_jax.evals.lettered import check_letter, options_of
 from qwenla_jax.evals.result import Figure, Result
 from qwenla_jax.evals.tables import Row
 from qwenla_jax.evals.task import Answer, Item, Settings
@@ -125,12 +125,13 @@ def mathvision_item(row: Row, name: str) -> Item:
     """A question of MathVision; its kind is the subject.
 
     Raises:
-      ValueError: the row lacks something, or its answer is no letter of its options.
+      ValueError: the row lacks something, or its answer is no letter and it has options.
     """
-    options, answer = options_of(row), row.need("answer")
-    if options and answer.strip() not in options:
-        raise ValueError(f"{row.where}: the right answer {answer!r} is none of the options {', '.join(options)}")
-    answer = answer.strip() if options else answer
+    answer = row.need("answer")
+    options = options_of(row, answer.strip())
+    if options:
+        answer = answer.strip()
+        check_letter(row, answer, options)
     question = "\n".join([row.text("question") or "", *(f"({key}) {text}" for key, text in options.items())])
     details = {"level": row.text("level") or ""}
     return Item(
@@ -141,7 +142,7 @@ def mathvision_item(row: Row, name: str) -> Item:
 def right_texts(item: Item) -> tuple[str, ...]:
     """What an answer may be: the letter and its option's text, or the free answer."""
     answer = item.answer if isinstance(item.answer, str) else item.answer[0]
-    return (answer, item.options[answer]) if item.options else (answer,)
+    return (answer, item.options[answer]) if answer in item.options else (answer,)
 
 
 def same_text(got: str, want: str) -> bool | None:

@@ -13,18 +13,22 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwenla_jax.evals.lettered import check_letter, options_of
 from qwenla_jax.evals.result import Figure, Result
 from qwenla_jax.evals.tables import Row
 from qwenla_jax.evals.task import Answer, Item, Settings
 
 CONFIGS = ("standard (10 options)", "standard (4 options)", "vision")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WITHHELD = "?"  # the test's right answers
+_SPLITS = ("dev_", "validation_", "test_")
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'")
 _LEADS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _TRIVIAL = frozenset((":", ",", ".", "!", "?", ";", "'"))
 _WITH_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
-_SCIENTIFIC = re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+")
-_SIMPLE = re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])")
+# As officially, but digits are read from their first one and as a whole: what fails there fails further on too, and the
+# time is linear in the text.
+_SCIENTIFIC = re.compile(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d+")
+_SIMPLE = re.compile(r"-?(?:(?<!\d)\d++\.\d++|\.\d++|(?<!\d)\d++\b)(?![eE][+-]?\d)(?![,\d])")
 
 
 def _trimmed(text: str) -> str:
@@ -73,6 +77,11 @@ def normal(text: str) -> list[str | float]:
     return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
+def numbers(text: str) -> list[str]:
+    """The numbers in a text as they stand there: with commas, scientific, others; in time linear in the text."""
+    return [number for form in (_WITH_COMMAS, _SCIENTIFIC, _SIMPLE) for number in form.findall(text)]
+
+
 def open_candidates(text: str) -> list[str | float]:
     """What an answer to an open question may mean: its key parts and the numbers in them."""
     text = text.strip().strip(".").lower()
@@ -90,7 +99,7 @@ def open_candidates(text: str) -> list[str | float]:
     parts = parts or [text]
     found = list(parts)
     for part in parts:
-        found += [number for form in (_WITH_COMMAS, _SCIENTIFIC, _SIMPLE) for number in form.findall(part)]
+        found += numbers(part)
     return list(dict.fromkeys(value for one in found for value in normal(one)))
 
 
@@ -107,33 +116,6 @@ def open_right(text: str, gold: str | Sequence[str]) -> bool:
     return False
 
 
-def _literal(row: Row, key: str) -> Any:
-    """A value that may be a list, or the text of one."""
-    value = row.values.get(key)
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{row.where}: {key} is {value[:60]!r}; expected a list") from error
-
-
-def options_of(row: Row) -> dict[str, str]:
-    """Options of `index2ans`, of a list or the text of one, or of columns A, B, C, ...; empty where there are none.
-
-    Raises:
-      ValueError: what should be a list is none.
-    """
-    if isinstance(row.values.get("index2ans"), dict):
-        return {str(letter): str(text) for letter, text in row.values["index2ans"].items()}
-    if "options" in row.values:
-        listed = _literal(row, "options")
-        if not isinstance(listed, list | tuple) or len(listed) > len(_LETTERS):
-            raise ValueError(f"{row.where}: options is {listed!r:.60}; expected a list of at most 26 texts")
-        return {letter: str(text) for letter, text in zip(_LETTERS, listed, strict=False)}
-    return {letter: row.need(letter) for letter in _LETTERS if letter in row.values}
-
-
 def mmmu_ids(row: Row) -> tuple[str, ...]:
     """The row's id."""
     return (row.need("id", "index"),)
@@ -146,32 +128,47 @@ def mmmu_item(row: Row, name: str) -> Item:
       ValueError: the row lacks something.
     """
     gold = row.values.get("ground_truth", row.values.get("answer"))
-    if isinstance(gold, str) and gold.strip().startswith("[") and row.text("question_type") != "multiple-choice":
-        gold = ast.literal_eval(gold) if _is_list(gold) else gold  # as Hugging Face's copy writes several answers
     if gold is None:
         row.need("ground_truth", "answer")
-    options = options_of(row)
+    options = options_of(row, gold)
     kind = row.text("question_type") or ("multiple-choice" if options else "open")
-    if kind == "multiple-choice" and not options:
+    closed = kind == "multiple-choice"
+    if closed and not options:
         raise ValueError(f"{row.where}: a multiple-choice question without options; give the questions by --gold too")
-    subject = row.text("subject", "category") or "_".join(name.split("_")[1:-1]) or "all"
+    if not closed and isinstance(gold, str):
+        gold = _several(gold)
     answer = tuple(str(one) for one in gold) if isinstance(gold, list | tuple) else str(gold)
-    if kind == "multiple-choice" and isinstance(answer, str) and answer not in options and answer != "?":
-        raise ValueError(f"{row.where}: the right answer {answer!r} is none of {', '.join(options)}")
+    if not closed and not all(one.strip() for one in ([answer] if isinstance(answer, str) else answer or [""])):
+        raise ValueError(f"{row.where}: a right answer is blank, which every answer would hold")
+    if closed and isinstance(answer, str) and (answer := answer.strip()) != WITHHELD:
+        check_letter(row, answer, options)
+    subject = row.text("subject", "category") or "_".join(name.split("_")[1:-1]) or "all"
     question = "\n".join([row.text("question") or "", *(f"({key}) {text}" for key, text in options.items())])
-    shown = {} if kind != "multiple-choice" else options
-    return Item(name, question.strip(), answer, shown, subject, {"open": kind != "multiple-choice"}, row.pictures)
+    split = row.text("split") or (name.partition("_")[0] if name.startswith(_SPLITS) else "")
+    details = {"open": not closed, "split": split}
+    return Item(name, question.strip(), answer, options if closed else {}, subject, details, row.pictures)
 
 
-def _is_list(text: str) -> bool:
+def _several(gold: str) -> Any:
+    """Several answers that stand as the text of a list, as Hugging Face's copy writes them; else the text itself."""
+    if not gold.strip().startswith("["):
+        return gold
     try:
-        return isinstance(ast.literal_eval(text), list)
+        found = ast.literal_eval(gold.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
+        return gold
+    return found if isinstance(found, list) else gold
 
 
 def score_mmmu(answers: Sequence[Answer], settings: Settings) -> Result:
-    """Micro accuracy in percent, that of the subjects, and how many answers were chosen at random."""
+    """Micro accuracy in percent, that of the subjects, and how many answers were chosen at random.
+
+    Raises:
+      ValueError: right answers are withheld.
+    """
+    withheld = sum(one.item.answer == WITHHELD for one in answers)
+    if withheld:
+        raise ValueError(f"mmmu: right answers are withheld ({withheld} of {len(answers)}); score dev or validation")
     return _score("mmmu", answers, settings, pro=False)
 
 
@@ -228,11 +225,11 @@ def pro_item(row: Row, name: str) -> Item:
     Raises:
       ValueError: the row lacks something, or its answer is no letter.
     """
-    options, answer = options_of(row), row.need("answer")
+    answer = row.need("answer")
+    options = options_of(row, answer)
     if not options:
         raise ValueError(f"{row.where}: holds no options; give the questions by --gold too")
-    if answer not in _LETTERS or len(answer) != 1:
-        raise ValueError(f"{row.where}: the right answer is {answer!r}; expected a letter")
+    check_letter(row, answer, options)
     question = "\n".join([row.text("question") or "", *(f"{key}. {text}" for key, text in options.items())])
     return Item(name, question.strip(), answer, options, name.partition("/")[0], pictures=row.pictures)
 
@@ -247,7 +244,4 @@ def score_pro(answers: Sequence[Answer], settings: Settings) -> Result:
         note = "mean of standard (10 options) and vision"
     else:
         note = "needs standard (10 options) and vision, give both files; not there"
-    counts = dict(found.counts)
-    if odd := sum(one.item.answer not in one.item.options for one in answers):
-        counts["whose_right_letter_is_no_option"] = odd
-    return Result("mmmu_pro", figures, counts, found.notes | {"overall": note}, found.rows)
+    return Result("mmmu_pro", figures, found.counts, found.notes | {"overall": note}, found.rows)

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qwenla_jax.data.corpora.entries import Picture, RecordError
 from qwenla_jax.data.corpora.files import from_base64, picture_at
-from qwenla_jax.evals.tables import Row
+from qwenla_jax.evals.tables import NOTHING, Row
 from qwenla_jax.evals.task import Item
 
+_DIGITS = 12  # of the number in the name of a picture of COCO
 _SHORT = 64  # characters; no picture is so small
+_MOST = 256  # pictures of a row
+_DEEPEST = 8  # rows that name the picture of the next
 _KEYS = ("image", "images", "decoded_image")
 _NUMBERED = tuple(f"image_{number}" for number in range(1, 10))
 _NAMES = ("image_path", "image_file", "file_name", "image_src")
@@ -78,7 +82,7 @@ def with_pictures(rows: Sequence[Row], folder: Path) -> list[Row]:
     return [
         row
         if row.pictures
-        else dataclasses.replace(row, pictures=tuple(_pictures(row, _cells(row), cells, folder, ())))
+        else dataclasses.replace(row, pictures=_bounded(row, _pictures(row, _cells(row), cells, folder, ())))
         for row in rows
     ]
 
@@ -87,7 +91,7 @@ def coco_pictures(items: Sequence[Item], folder: Path) -> list[Item]:
     """Items whose ids are those of COCO's pictures, with COCO's files of val2014 where they have no picture."""
     found = []
     for item in items:
-        if not item.pictures and item.id.isdecimal():
+        if not item.pictures and item.id.isdecimal() and len(item.id) <= _DIGITS:
             picture = picture_at(folder, f"COCO_val2014_{int(item.id):012d}.jpg", item.id)
             item = dataclasses.replace(item, pictures=(picture,))
         found.append(item)
@@ -97,7 +101,7 @@ def coco_pictures(items: Sequence[Item], folder: Path) -> list[Item]:
 def _cells(row: Row) -> tuple[str, ...]:
     """The texts that stand for a row's pictures."""
     for keys in (_KEYS, _NUMBERED, _NAMES):
-        found = [text for key in keys for text in _texts(row, key)]
+        found = [text for key in keys for text in _texts(row, key) if text not in NOTHING]
         if found:
             return tuple(found)
     return ()
@@ -116,6 +120,14 @@ def _texts(row: Row, key: str) -> list[str]:
     return [] if text is None else [text]
 
 
+def _bounded(row: Row, pictures: Iterator[Picture]) -> tuple[Picture, ...]:
+    """Rows that name rows that name rows have more pictures than a file has bytes."""
+    found = tuple(itertools.islice(pictures, _MOST + 1))
+    if len(found) <= _MOST:
+        return found
+    return (LostPicture(row.where, "picture_count", f"has more than {_MOST} pictures"),)
+
+
 def _pictures(
     row: Row, texts: Sequence[str], cells: Mapping[str, tuple[str, ...]], folder: Path, seen: tuple[str, ...]
 ) -> Iterator[Picture]:
@@ -123,7 +135,9 @@ def _pictures(
         text = text.strip()
         name = f"{row.where}: picture {number}"
         if len(text) <= _SHORT and text in cells:
-            if text in (*seen, row.text("index")) or not cells[text]:
+            if len(seen) == _DEEPEST:
+                yield LostPicture(name, "picture_index", f"is that of a row after {_DEEPEST} others that name the next")
+            elif text in (*seen, row.text("index")) or not cells[text]:
                 told = f"is that of the row with the index {text}, which has none of its own"
                 yield LostPicture(name, "picture_index", told)
             else:

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwenla_jax.evals import chair_task, choices, mathvision, mmhal, mmmu, yes_no
+from qwenla_jax.evals.lettered import LETTERS
 from qwenla_jax.evals.pictures import coco_pictures, with_pictures
 from qwenla_jax.evals.result import Result
 from qwenla_jax.evals.tables import Row, read_rows
 from qwenla_jax.evals.task import Answer, Questions, Settings, Task, join
+
+_LETTERS = frozenset(LETTERS)
 
 
 @functools.cache
@@ -81,11 +84,33 @@ def score_answers(
 ) -> Result:
     """The task's score with the counts and notes of the join in front.
 
+    Answers of several splits (MMMU's dev and validation in one file) are scored split by split, the largest first; no
+    figure adds them up.
+
     Raises:
       ValueError: as the task's `score`.
     """
-    found = task_of(name).score(answers, settings)
-    return dataclasses.replace(found, counts={**counts, **found.counts}, notes={**notes, **found.notes})
+    splits: dict[str, list[Answer]] = {}
+    for one in answers:
+        splits.setdefault(str(one.item.details.get("split", "")), []).append(one)
+    ordered = sorted(splits, key=lambda split: -len(splits[split]))
+    found = {split: task_of(name).score(splits[split], settings) for split in ordered}
+    counts, notes = dict(counts), dict(notes)
+    # Its options' cell is empty, or the letter is wrong: nobody can answer it, and it counts as it does officially.
+    if odd := sum(bool(one.item.options) and one.item.answer in _LETTERS - one.item.options.keys() for one in answers):
+        counts["whose_right_letter_is_no_option"] = odd
+    if len(found) == 1:
+        (whole,) = found.values()
+        return dataclasses.replace(whole, counts=counts | whole.counts, notes=notes | whole.notes)
+    rows = {row["id"]: row for result in found.values() for row in result.rows}
+    labels = {split: split or "without a split" for split in ordered}
+    for split, result in found.items():
+        counts |= {f"{key}/{labels[split]}": number for key, number in result.counts.items()}
+        notes |= result.notes
+    figures = {
+        f"{key}/{labels[split]}": figure for split, result in found.items() for key, figure in result.figures.items()
+    }
+    return Result(name, figures, counts, notes, tuple(rows[one.item.id] for one in answers))
 
 
 def score_files(

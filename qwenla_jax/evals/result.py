@@ -86,11 +86,11 @@ class Result:
         return {"task": self.task, "figures": figures, "counts": self.counts, "notes": self.notes}
 
     def table(self) -> str:
-        """Everything but the rows, to be read."""
+        """Everything but the rows, to be read; half a surrogate pair, which no file can hold, as its escape."""
         names = [*self.figures, *self.counts, *self.notes]
         wide = max(map(len, names), default=0) + 2
         lines = [self.task]
         lines += [f"  {name:<{wide}}{figure}" for name, figure in self.figures.items()]
         lines += [f"  {name:<{wide}}{number}" for name, number in self.counts.items()]
         lines += [f"  {name:<{wide}}{text}" for name, text in self.notes.items()]
-        return "\n".join(lines)
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,15 +1,16 @@
 """Files of questions and of predictions, as users have them, read into rows; and the two joined.
 
-JSON (a list, a dict by id or by subject, VLMEvalKit's and the benchmarks' own forms), JSON lines under any of these
-names, TSV and xlsx of VLMEvalKit, parquet of Hugging Face, and MME's text files of four columns.
+JSON (a list, a dict by id or by subject, VLMEvalKit's and the benchmarks' own forms), JSON lines and objects of several
+lines one after the other under any of these names, TSV and xlsx of VLMEvalKit, parquet of Hugging Face, and MME's text
+files of four columns.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,14 @@ from typing import Any
 
 from qwenla_jax.data.corpora.entries import Picture
 from qwenla_jax.data.corpora.parquet import is_parquet, read_parquet, stored_pictures
+from qwenla_jax.evals.sheets import xlsx_lines
+from qwenla_jax.utils.json_files import check_file, loads_all, read_bytes
 
 PREDICTION_KEYS = ("prediction", "response", "output", "text", "caption", "model_answer", "answer")
+NOTHING = frozenset(("nan", "NaN", "<NA>"))  # what programs write for a missing value, so that it looks like a text
+_ID_KEYS = ("id", "index", "question_id", "image_id")
 _SHOWN = 5  # names in an error message
+_LISTED = 30  # a row's columns in one
 _MME_COLUMNS = ("image", "question", "answer", "prediction")
 
 
@@ -59,7 +65,9 @@ class Row:
         """
         found = self.text(*keys)
         if found is None:
-            raise ValueError(f"{self.where}: lacks {' or '.join(keys)}; it has {', '.join(self.values) or 'nothing'}")
+            names = list(self.values)
+            held = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+            raise ValueError(f"{self.where}: lacks {' or '.join(keys)}; it has {held or 'nothing'}")
         return found
 
     def below(self, other: Row) -> Row:
@@ -81,14 +89,16 @@ def read_rows(path: Path) -> list[Row]:
             pictures = tuple(each for column in row.counts for each in stored_pictures(row, column))
             found.append(Row(row.where, number, source, _filled(row.values), pictures))
         return found
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     readers = {".tsv": _tsv, ".xlsx": _xlsx, ".json": _json, ".jsonl": _json, ".txt": _columns}
     if path.suffix not in readers:
         raise ValueError(f"{path}: cannot read {path.suffix or 'this'}; expected {', '.join(readers)} or .parquet")
+    rows = readers[path.suffix](path)
+    return [Row(f"{path}: row {n + 1}", n, source, _filled(values)) for n, values in enumerate(rows)]
+
+
+def _text(path: Path) -> str:
     try:
-        rows = readers[path.suffix](path)
-        return [Row(f"{path}: row {n + 1}", n, source, _filled(values)) for n, values in enumerate(rows)]
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
 
@@ -100,24 +110,19 @@ def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        whole = json.loads(text)
-    except ValueError as first:
-        return _json_lines(path, text, first)
-    if isinstance(whole, dict) and not whole.keys() & {"id", "question_id", "image_id"}:
+    text = _text(path)
+    values = loads_all(text, str(path))
+    if len(values) != 1:
+        return _objects(path, [value for _, value in values])
+    ((_, whole),) = values
+    if isinstance(whole, dict) and not (_is_row(whole) or (path.suffix == ".jsonl" and "\n" not in text.strip())):
         return _of_dict(path, whole)
     return _objects(path, whole if isinstance(whole, list) else [whole])
 
 
-def _json_lines(path: Path, text: str, first: ValueError) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {first if number == 1 else error}") from error
-    return _objects(path, rows)
+def _is_row(whole: Mapping[str, Any]) -> bool:
+    """Whether a file's only object is a row, and not one that holds rows by their ids or subjects."""
+    return bool(whole.keys() & {*_ID_KEYS, *PREDICTION_KEYS})
 
 
 def _of_dict(path: Path, whole: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,41 +148,45 @@ def _objects(path: Path, rows: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _tsv(path: Path) -> list[dict[str, Any]]:
+    check_file(path)
     before = csv.field_size_limit(sys.maxsize)  # pictures in base64 stand in cells
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter="\t")
-            rows = list(reader)
+            rows = [line for line in csv.reader(lines, delimiter="\t") if line]
     except csv.Error as error:
         raise ValueError(f"{path}: not a table with tabs: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     finally:
         csv.field_size_limit(before)
-    for number, row in enumerate(rows, 1):
-        if None in row:
+    for number, row in enumerate(rows):
+        if len(row) > len(rows[0]):
             raise ValueError(f"{path}: row {number} has more cells than the header")
-    return rows
+    return _named(rows)
 
 
 def _xlsx(path: Path) -> list[dict[str, Any]]:
-    try:
-        import openpyxl
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path}: reading xlsx needs openpyxl: pip install 'qwenla_jax[evals]'; or save it as .tsv"
-        ) from error
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        lines = list(book.active.iter_rows(values_only=True))
-        book.close()
-    except Exception as error:  # zip, XML and its own errors
-        raise ValueError(f"{path}: not an xlsx file: {error}") from error
+    return _named(xlsx_lines(path))
+
+
+def _named(lines: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Cells by the names in the first line. What a short line lacks is not there, but a prediction, which is empty.
+
+    Nothing else is filled up: a few bytes would make as many cells as the header has columns, times the lines.
+    """
     header = [str(name) for name in lines[0]] if lines else []
-    return [dict(zip(header, line, strict=False)) for line in lines[1:] if any(cell is not None for cell in line)]
+    predictions = [key for key in PREDICTION_KEYS if key in header]
+    rows = []
+    for line in lines[1:]:
+        cells = dict(zip(header, line, strict=False))
+        rows.append(cells | {key: None for key in predictions if key not in cells})
+    return rows
 
 
 def _columns(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Lines end where the operating systems' do; other separators are characters of a text.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", _text(path)), 1):
         if not line.strip():
             continue
         cells = line.split("\t", 3)

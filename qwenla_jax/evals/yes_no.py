@@ -49,21 +49,26 @@ def mme_answer(text: str) -> str:
 
 
 def pope_ids(row: Row) -> tuple[str, ...]:
-    """ "SPLIT/number"; VLMEvalKit's one file names several splits in a row's category.
+    """ "SPLIT/number", once for each split that the row is of.
+
+    An id tells the split where it begins with it, as ours do; else a column does, which may name several as that of
+    VLMEvalKit; else the file's name.
 
     Raises:
-      ValueError: neither the row nor the file's name tells the split.
+      ValueError: none of them tells the split.
     """
-    if (whole := row.text("id")) is not None:
+    whole = row.text("id") or ""
+    if whole.partition("/")[0] in SPLITS and "/" in whole:
         return (whole,)
-    splits = [part.strip().lower() for part in (row.text("category", "split") or "").split(",") if part.strip()]
-    splits = [part for part in splits if part in SPLITS] or _SPLIT.findall(row.source.rpartition("/")[2].lower())[:1]
-    if not splits:
+    told = [_SPLIT.findall((row.text(key) or "").lower()) for key in ("category", "split")]
+    told.append(_SPLIT.findall(row.source.rpartition("/")[2].lower())[:1])
+    splits = next((found for found in told if found), None)
+    if splits is None:
         raise ValueError(
             f"{row.where}: is of no split; expected a column category ({', '.join(SPLITS)}) or one of these in the "
             "file's name"
         )
-    return tuple(f"{split}/{row.need('index', 'question_id')}" for split in splits)
+    return tuple(f"{split}/{row.need('index', 'question_id', 'id')}" for split in dict.fromkeys(splits))
 
 
 def pope_item(row: Row, name: str) -> Item:

@@ -7,15 +7,19 @@ device never ends), and files too large to be what they claim.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # Nothing that is read here nests deeper than 20; Python's own recursion limit is 1,000.
 MAX_DEPTH = 100
 MAX_BYTES = 4 << 30
+_BLANKS = re.compile(r"[ \t\n\r]*")
 
 
 def loads(text: str | bytes, where: str) -> Any:
@@ -28,17 +32,64 @@ def loads(text: str | bytes, where: str) -> Any:
     Raises:
       ValueError: it is not JSON, not UTF-8, holds a number too long to read, or nests deeper than `MAX_DEPTH`.
     """
+    with _named(where):
+        decoded = _decoded(text)
+        return _shallow(json.loads(decoded), decoded)
+
+
+def loads_all(text: str | bytes, where: str) -> list[tuple[int, Any]]:
+    """The values of a text that holds one JSON value after the other: JSON lines, or objects of several lines each.
+
+    Args:
+      text, where: as in `loads`.
+
+    Returns:
+      (line that it begins at, value) of each, lines counted from 1; empty for a blank text.
+
+    Raises:
+      ValueError: as in `loads`; the place is that of the line that the wrong value begins at.
+    """
+    with _named(where):
+        decoded = _decoded(text)
+    found: list[tuple[int, Any]] = []
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    at = _blanks(decoded, 0)
+    while at < len(decoded):
+        line, counted = line + decoded.count("\n", counted, at), at
+        with _named(f"{where}:{line}"):
+            value, end = decoder.raw_decode(decoded, at)
+            found.append((line, _shallow(value, decoded, at, end)))
+        at = _blanks(decoded, end)
+    return found
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
     try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(decoded.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
-        # Most texts have fewer brackets than that, and need no walk.
-        deep = decoded.count("[") + decoded.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH)
-    except RecursionError:
-        deep = True
+        yield
+    except RecursionError as error:
+        told = f"nested more than {MAX_DEPTH} deep; expected JSON that people or programs write"
+        raise ValueError(f"{where}: {told}") from error
     except ValueError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
-    if deep:
-        raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep; expected JSON that people or programs write")
+
+
+def _decoded(text: str | bytes) -> str:
+    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    return decoded.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+
+
+def _blanks(text: str, at: int) -> int:
+    """Index of the first character from `at` on that is none of JSON's blanks."""
+    found = _BLANKS.match(text, at)
+    return at if found is None else found.end()
+
+
+def _shallow(value: Any, text: str, start: int = 0, end: int | None = None) -> Any:
+    """A value of text[start:end], refused as the parser refuses it where it is deeper than `MAX_DEPTH`."""
+    # Most texts have fewer brackets than that, and need no walk.
+    if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise RecursionError
     return value
 
 
@@ -69,9 +120,19 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
     """The bytes of a regular file of bounded size; nothing else is opened.
 
     Raises:
+      FileNotFoundError, ValueError, OSError: as in `check_file`, or it cannot be read.
+    """
+    check_file(path, max_bytes)
+    return Path(path).read_bytes()
+
+
+def check_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None:
+    """Refuses what cannot be read whole, without opening it.
+
+    Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is no regular file (a pipe, a device, a folder), or larger than max_bytes.
-      OSError: it cannot be read.
+      OSError: nothing can be told of it.
     """
     try:
         found = Path(path).stat()
@@ -81,7 +142,6 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
         raise ValueError(f"{path}: not a regular file")
     if found.st_size > max_bytes:
         raise ValueError(f"{path}: {found.st_size:,} bytes; at most {max_bytes:,} are read")
-    return Path(path).read_bytes()
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

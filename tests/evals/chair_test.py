@@ -5,10 +5,23 @@ counts.
 """
 
 import json
+import random
+import re
 
 import pytest
+from nltk.tokenize import NLTKWordTokenizer
 
-from qwenla_jax.evals.chair import ChairCounts, chair, count, mentions, parse_synonyms, read_synonyms, true_objects
+from qwenla_jax.evals import chair as chair_module
+from qwenla_jax.evals.chair import (
+    ChairCounts,
+    chair,
+    count,
+    mentions,
+    parse_synonyms,
+    read_synonyms,
+    true_objects,
+    words_of,
+)
 from qwenla_jax.evals.registry import score_files
 from qwenla_jax.evals.singular import singular
 from qwenla_jax.evals.task import Settings
@@ -77,6 +90,21 @@ def test_mentions_by_hand(caption, named):
     assert mentions(caption, OWN) == named
 
 
+def test_words_are_those_of_the_slow_expressions(shared_data):
+    """Oracle: NLTK's rules on the text as it stands, and sentences by the expression that tries each mark of a run."""
+    slow = re.compile(r"[.?!]+[\"')\]}]*(?=\s)")
+    rules, rng = NLTKWordTokenizer(), random.Random(0)
+    pieces = "a dog can't 'tis dogs' e.g. mr. . ? ! ... ' '' \" ( ) ] } -- , 1,2 gonna".split()
+    pieces += [" ", "   ", "\n", " \n  \n", "\t", "\u2003 "]
+    texts = [rng.choice(["", " "]).join(rng.choices(pieces, k=rng.randrange(14))) for _ in range(2_000)]
+    captions = (shared_data / "hallucination" / "captions_Instruction2_mplug.json").read_text().splitlines()
+    for text in [*texts, *captions[:300]]:
+        text = text.lower()
+        assert [m.span() for m in chair_module._SENTENCE_END.finditer(text)] == [m.span() for m in slow.finditer(text)]
+        sentences = chair_module._sentences(text)
+        assert words_of(text) == [word for sentence in sentences for word in rules.tokenize(sentence)], text
+
+
 def test_synonyms_lines_as_officially():
     found = parse_synonyms(["bicycle, bike", "car,  limo, iPhone", "bus, bike"], "here").object_of
     # The later line wins; " limo" keeps its blank and "iPhone" its capital, so no word meets them.
@@ -122,6 +150,20 @@ def test_coco_files_are_the_ground_truth(tmp_path):
     assert "not comparable" in result.notes["synonyms"]
     with pytest.raises(ValueError, match="instances alone; expected instances and captions"):
         score_files("chair", [tmp_path / "said.jsonl"], gold[:1])
+    for odd, told in (
+        ({"annotations": [{"image_id": 1, "caption": ["a dog"]}]}, None),
+        ({"annotations": [{"image_id": 1, "caption": 5}]}, None),
+        ({"annotations": [{"caption": "a dog"}]}, "row 1: not COCO's annotations: lacks 'image_id'"),
+        ({"annotations": 5}, "row 1: not COCO's annotations: 'int' object"),
+        ({"annotations": [], "categories": [{"id": [], "name": "cat"}]}, "row 1: not COCO's annotations: unhashable"),
+        ({"annotations": [], "categories": [{"id": 7, "name": "cat"}], "images": [5]}, "not COCO's annotations: 'int'"),
+    ):
+        (tmp_path / "captions.json").write_text(json.dumps(odd))
+        if told is None:
+            score_files("chair", [tmp_path / "said.jsonl"], gold)
+            continue
+        with pytest.raises(ValueError, match=told):
+            score_files("chair", [tmp_path / "said.jsonl"], gold)
 
 
 def test_true_objects_refuse_an_unknown_category():

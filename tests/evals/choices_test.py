@@ -6,8 +6,11 @@ import json
 import pytest
 
 from launch import evaluate
-from qwenla_jax.evals.choices import first_letter, inline_options, read_letter
-from qwenla_jax.evals.registry import score_files
+from qwenla_jax.evals.choices import first_letter, read_letter
+from qwenla_jax.evals.files import write_rows
+from qwenla_jax.evals.lettered import inline_options
+from qwenla_jax.evals.registry import questions_of, score_files
+from qwenla_jax.evals.task import Settings
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "4"}
 
@@ -106,6 +109,44 @@ def test_mmstar_by_hand(tmp_path):
     assert figures["accuracy by first letter"].value == pytest.approx(200 / 3)  # "blue" begins with a b
     assert inline_options("no options: B: x") == {}
     assert inline_options("Options: A: 1, 2, B: 3\nC: 4") == {"A": "1, 2", "B": "3", "C": "4"}
+
+
+def test_options_that_are_missing_are_none(tmp_path):
+    """A row whose right option is missing is scored, wrong, and counted; texts that programs write for a missing cell.
+
+    Oracle: VLMEvalKit's `build_choices`, which leaves cells out that pandas reads as missing.
+    """
+    rows = [
+        {"index": 0, "question": "q", "A": "Apple", "B": "Banana", "C": "", "D": "", "answer": "D", "prediction": "D"},
+        {"index": 1, "question": "q", "A": "Apple", "B": "Banana", "C": "nan", "D": "NaN", "answer": "B"},
+        {"index": 2, "question": "q", "A": "1", "B": "nan", "C": "", "D": "", "answer": "B", "prediction": "B"},
+    ]
+    rows[1] |= {"prediction": "It is a banana", "hint": "nan"}
+    rows = [{"hint": "", **row, "category": "x"} for row in rows]
+    for task in ("mmstar", "mmbench", "mmmu"):
+        result = score_files(task, [tsv(tmp_path / "said.tsv", rows)], settings=Settings(fallback="wrong"))
+        assert result.counts["whose_right_letter_is_no_option"] == 1
+        # MMMU's scorer reads an option's text in more than five words alone.
+        assert [row["right"] for row in result.rows] == [False, task != "mmmu", True], task
+    items = questions_of("mmstar", [tmp_path / "said.tsv"]).items
+    assert [list(item.options) for item in items] == [["A", "B"]] * 3
+    assert items[1].question == "q\nA. Apple\nB. Banana"
+    inline = "q\nOptions: A: Apple, B: Banana, C: nan, D: nan"
+    assert inline_options(inline) == inline_options(inline, "B") == {"A": "Apple", "B": "Banana"}
+    assert inline_options(inline, "C") == {"A": "Apple", "B": "Banana", "C": "nan"}
+    said = {"index": 0, "question": inline, "answer": "B", "category": "x", "prediction": "It is a banana"}
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    assert score_files("mmstar", [tmp_path / "said.json"]).counts["right"] == 1
+    (tmp_path / "said.json").write_text(json.dumps(said | {"answer": "banana"}))
+    with pytest.raises(ValueError, match="row 1: the right answer is 'banana'; expected a letter, as A, B"):
+        score_files("mmstar", [tmp_path / "said.json"])
+
+
+def test_an_empty_cell_of_xlsx_is_no_option(tmp_path):
+    rows = [{"index": n, "question": "q", "A": "x", "B": "y", "answer": "AB"[n], "prediction": "A"} for n in range(2)]
+    write_rows(tmp_path / "said.xlsx", [rows[0], rows[1] | {"B": None}])
+    counts = score_files("mmstar", [tmp_path / "said.xlsx"]).counts
+    assert (counts["right"], counts["questions"], counts["whose_right_letter_is_no_option"]) == (1, 2, 1)
 
 
 @pytest.mark.parametrize(

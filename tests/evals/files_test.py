@@ -1,13 +1,18 @@
 """Reading files, joining predictions with questions, conclusions, and the command. Oracle: by hand."""
 
 import json
+import os
+import re
+import zipfile
 
 import pytest
 
 from launch import evaluate
+from qwenla_jax.evals import sheets
+from qwenla_jax.evals.files import write_rows
 from qwenla_jax.evals.registry import questions_of, score_files, tasks
 from qwenla_jax.evals.result import Figure, Result, ratio_figure
-from qwenla_jax.evals.tables import read_rows
+from qwenla_jax.evals.tables import Row, read_rows
 from qwenla_jax.evals.task import Settings
 
 QUESTIONS = [
@@ -120,6 +125,10 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, ending):
         ("a.txt", "one\n", "has 1 columns; expected image, question, answer, prediction"),
         ("a.parquet", "no parquet", "not a parquet file"),
         ("a.json", b"\xff\xfe\xff", "not UTF-8"),
+        ("a.tsv", b"index\n\xff\n", "not UTF-8"),
+        ("a.txt", b"\xff", "not UTF-8"),
+        ("a.json", "[" * 200_000, "nested more than 100 deep"),
+        ("a.jsonl", "{}\n" + '{"a":' * 200_000, "a.jsonl:2: nested more than 100 deep"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, name, content, told):
@@ -128,6 +137,89 @@ def test_bad_files_are_refused_by_name(tmp_path, name, content, told):
     with pytest.raises(ValueError, match=told) as error:
         read_rows(path)
     assert str(path) in str(error.value)
+
+
+def test_objects_of_json_however_they_stand(tmp_path):
+    rows = [{"index": 7, "prediction": "B"}, {"index": 8, "prediction": "C"}]
+    texts = {
+        "lines": "\n".join(map(json.dumps, rows)),
+        "pretty": "\n".join(json.dumps(row, indent=2) for row in rows),  # as some files of captions are published
+        "close": "".join(map(json.dumps, rows)),
+        "list": json.dumps(rows, indent=1),
+        "one": json.dumps(rows[0]),
+        "one, pretty": json.dumps(rows[0], indent=1),
+    }
+    for ending in ("json", "jsonl"):
+        for name, text in texts.items():
+            (tmp_path / f"a.{ending}").write_text(text + "\n")
+            found = [dict(row.values) for row in read_rows(tmp_path / f"a.{ending}")]
+            assert found == (rows[:1] if name.startswith("one") else rows), (ending, name)
+    # One object of other keys is a row in JSON lines, and holds rows by their ids in JSON.
+    for ending, wanted in (("jsonl", [{"a": "B", "b": "C"}]), ("json", [{"id": "a", "prediction": "B"}, {"id": "b"}])):
+        (tmp_path / f"a.{ending}").write_text('{"a": "B", "b": "C"}')
+        found = [dict(row.values) for row in read_rows(tmp_path / f"a.{ending}")]
+        assert [one.items() >= other.items() for one, other in zip(found, wanted, strict=True)] == [True] * len(wanted)
+
+
+def test_short_rows_lack_their_last_cells_and_cost_nothing(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("index\tA\tprediction\n1\tx\n2\n")
+    assert [dict(row.values) for row in read_rows(path)] == [
+        {"index": "1", "A": "x", "prediction": None}, {"index": "2", "prediction": None},
+    ]  # fmt: skip
+    # 200 kB that would be 10^10 cells.
+    path.write_text("\t".join(map(str, range(100_000))) + "\n" + "1\n" * 100_000)
+    rows = read_rows(path)
+    assert len(rows) == 100_000 and dict(rows[-1].values) == {"0": "1"}
+    with pytest.raises(ValueError, match="lacks id; it has 0, .* 29 and 99970 more") as error:
+        Row("a", 0, "a", dict.fromkeys(map(str, range(100_000)), "1")).need("id")
+    assert len(str(error.value)) < 300
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    """An xlsx file with its sheet's XML replaced."""
+    write_rows(tmp_path / "a.xlsx", [{"index": 1, "prediction": "A"}])
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+
+    def make(change):
+        with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in parts.items():
+                archive.writestr(name, change(data.decode()) if "sheet1" in name else data)
+        return tmp_path / "a.xlsx"
+
+    return make
+
+
+def test_small_xlsx_files_that_become_large(sheet, monkeypatch):
+    path = sheet(lambda text: text.replace("<sheetData>", '<dimension ref="A1:XFD1048576"/><sheetData>'))
+    assert [dict(row.values) for row in read_rows(path)] == [{"index": 1, "prediction": "A"}]
+    for change in (
+        lambda text: re.sub(r"<row[^>]*>(?=(?!.*<row))", '<row r="99999999999">', text),
+        lambda text: text.replace("</sheetData>", '<row><c r="ZZZ9"/></row>' * 2000 + "</sheetData>"),
+    ):
+        with pytest.raises(ValueError, match="a.xlsx: has more than 262,144 rows or 5,000,000 cells"):
+            read_rows(sheet(change))
+    large = sheet(lambda text: text.replace("</sheetData>", "<row/>" * 200_000 + "</sheetData>"))
+    assert large.stat().st_size < 20_000 and len(read_rows(large)) == 1
+    monkeypatch.setattr(sheets, "MAX_TAGS", 100_000)
+    with pytest.raises(ValueError, match="a.xlsx: holds more than 100,000 tags"):
+        read_rows(large)
+    monkeypatch.setattr(sheets, "MAX_UNPACKED", 1 << 20)
+    with pytest.raises(ValueError, match="a.xlsx: unpacks to .* bytes; at most 1,048,576 are read"):
+        read_rows(large)
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "tsv", "xlsx", "txt"])
+def test_what_is_no_file_is_not_opened(tmp_path, ending):
+    os.mkfifo(tmp_path / f"a.{ending}")
+    with pytest.raises(ValueError, match=f"a.{ending}: not a regular file"):
+        read_rows(tmp_path / f"a.{ending}")
+    with (tmp_path / f"b.{ending}").open("wb") as file:
+        file.truncate(40 << 30)
+    with pytest.raises(ValueError, match=f"b.{ending}: 42,949,672,960 bytes; at most"):
+        read_rows(tmp_path / f"b.{ending}")
 
 
 def test_missing_file_and_missing_column(tmp_path):
@@ -190,6 +282,15 @@ def test_command_prints_json_and_a_table(tmp_path, capsys):
     assert evaluate.main([*arguments, "--judge_url=http://x"]) == 2
     assert "--judge_url is for --task=mmhal" in capsys.readouterr().err
     assert evaluate.main(["--task=mmmu", "--score=nowhere.json"]) == 2
+
+
+@pytest.mark.parametrize("ending", ["tsv", "xlsx"])
+def test_what_a_table_cannot_hold_is_written_as_it_can(tmp_path, ending):
+    path = tmp_path / f"sheet.{ending}"
+    write_rows(path, [{"index": "1", "prediction": "a\x0b\x00b\ud800"}])
+    said = "ab" if ending == "xlsx" else "a\x0b\x00b"  # XML has no control characters
+    assert read_rows(path)[0].values == {"index": "1", "prediction": said + r"\ud800"}
+    assert Result("t", {}, {"accuracy/\ud800": 1}, {}).table().endswith(r"accuracy/\ud800  1")
 
 
 def test_result_without_counts_is_json():

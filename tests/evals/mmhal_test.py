@@ -43,6 +43,16 @@ def test_saved_completions():
         replies_of([Row("f: row 1", 0, "f", {"id": "x"})])
 
 
+@pytest.mark.parametrize("text", ["{question} {x}", "{question} {}", '{"rating": 1}', "{question.x}", "{", b"\xff"])
+def test_instructions_that_cannot_be_filled_are_refused_before_anything_is_asked(tmp_path, capsys, text):
+    (tmp_path / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / "said.json").write_text(json.dumps([{"question": "q", "gt_answer": "a", "model_answer": "b"}]))
+    arguments = ["--task=mmhal", f"--score={tmp_path / 'said.json'}", "--judge_url=http://127.0.0.1:9/v1"]
+    arguments += ["--judge_model=m", f"--judge_log={tmp_path / 'log'}", f"--judge_instruction={tmp_path / 'a.txt'}"]
+    assert evaluate.main(arguments) == 2
+    assert "a.txt: " in capsys.readouterr().err and not (tmp_path / "log").exists()
+
+
 def test_judge_is_asked_once(tmp_path, capsys):
     asked = []
 

@@ -1,10 +1,13 @@
 """MMMU and MMMU-Pro. Oracles: the official scorer's figure on a model's real outputs; its rules worked out by hand."""
 
+import itertools
 import json
+import random
+import re
 
 import pytest
 
-from qwenla_jax.evals.mmmu import choice, normal, open_candidates, open_right, score_mmmu
+from qwenla_jax.evals.mmmu import choice, normal, numbers, open_candidates, open_right, score_mmmu
 from qwenla_jax.evals.registry import score_files
 from qwenla_jax.evals.task import Answer, Item, Settings
 
@@ -76,6 +79,60 @@ def test_choice_of_pro_by_hand(text, read):
 )
 def test_open_by_hand(text, gold, right):
     assert open_right(text, gold) is right
+
+
+def test_numbers_in_open_answers_are_the_official_ones():
+    """Oracle: the official expressions, whose time is quadratic in the number of digits."""
+    scientific = re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+")
+    simple = re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])")
+    rng = random.Random(0)
+    texts = ["".join(text) for length in range(6) for text in itertools.product("1.,e-a", repeat=length)]
+    texts += ["".join(rng.choice("012.,eE+-ab_ \n٣²") for _ in range(rng.randrange(25))) for _ in range(5_000)]
+    for text in texts:
+        wanted = [*re.findall(r"-?\b\d{1,3}(?:,\d{3})+\b", text), *scientific.findall(text), *simple.findall(text)]
+        assert numbers(text) == wanted, text
+
+
+def test_splits_are_not_added_up(tmp_path):
+    # As in VLMEvalKit's MMMU_DEV_VAL: validation 2 of 3, dev 0 of 1.
+    said = [("dev", "B"), ("validation", "A"), ("validation", "B"), ("validation", "A")]
+    rows = [
+        {"index": n, "question": "q", "A": "red", "B": "blue", "answer": "A", "category": "Art", "split": split}
+        | {"prediction": text}
+        for n, (split, text) in enumerate(said)
+    ]
+    (tmp_path / "said.json").write_text(json.dumps(rows))
+    result = score_files("mmmu", [tmp_path / "said.json"])
+    assert {name: round(figure.value, 2) for name, figure in result.figures.items()} == {
+        "accuracy/validation": 66.67, "accuracy/Art/validation": 66.67, "accuracy/dev": 0.0, "accuracy/Art/dev": 0.0,
+    }  # fmt: skip
+    assert (result.counts["right/validation"], result.counts["questions/dev"]) == (2, 1)
+    assert [row["id"] for row in result.rows] == ["0", "1", "2", "3"]
+    # The benchmark's own files tell the split in the id alone; one split is scored as it always is.
+    for row in rows:
+        row["id"] = f"{row.pop('split')}_Art_{row.pop('index')}"
+    (tmp_path / "said.json").write_text(json.dumps(rows))
+    assert score_files("mmmu", [tmp_path / "said.json"]).figures == result.figures
+    (tmp_path / "said.json").write_text(json.dumps(rows[1:]))
+    assert list(score_files("mmmu", [tmp_path / "said.json"]).figures) == ["accuracy", "accuracy/Art"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"answer": "?"}, "right answers are withheld"),
+        ({"answer": [""], "question_type": "open"}, "row 1: a right answer is blank"),
+        ({"answer": "[]", "question_type": "open"}, "row 1: a right answer is blank"),
+        ({"options": "['a', "}, "row 1: options is .*; expected a list"),
+        ({"options": 5}, "row 1: options is 5; expected a list"),
+        ({"options": ["a"] * 27}, "row 1: options holds 27 texts"),
+    ],
+)
+def test_gold_that_cannot_be_scored(tmp_path, odd, told):
+    row = {"id": "test_Art_1", "question": "q", "options": ["a", "b"], "answer": "A", "response": "A"}
+    (tmp_path / "said.json").write_text(json.dumps([row | odd]))
+    with pytest.raises(ValueError, match=told):
+        score_files("mmmu", [tmp_path / "said.json"])
 
 
 def test_open_parts_by_hand():

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from qwenla_jax.evals.chair import mentions, read_synonyms
-from qwenla_jax.evals.choices import first_letter, inline_options, read_letter
+from qwenla_jax.evals.choices import first_letter, read_letter
 from qwenla_jax.evals.latex_values import DEADLINE_S, same_values
+from qwenla_jax.evals.lettered import inline_options
 from qwenla_jax.evals.mathvision import mathvision_answer, same_text
 from qwenla_jax.evals.mmhal import rating
 from qwenla_jax.evals.mmmu import choice, open_candidates, open_right
@@ -75,10 +76,11 @@ def test_random_answers(name):
 
 @pytest.mark.parametrize(
     "part",
-    "is |so so |1,|1,234|oxed{|{|=|A |(A)|' |\n|\\frac1|a. |--|toilet |answer is *".split("|"),
+    "is |so so |1,|1,234|oxed{|{|=|A |(A)|' |\n|\\frac1|a. |--|toilet |answer is *|1|0.|1.1|.|?!|.)| |\t ".split("|"),
 )
-def test_long_answers(part):
-    text = part * (20_000 // len(part))
+@pytest.mark.parametrize(("start", "end"), [("", ""), ("mr.", "a")])
+def test_long_answers(part, start, end):
+    text = start + part * (20_000 // len(part)) + end
     for name, parser in PARSERS.items():
         start = time.thread_time()
         assert parser(text) or name == "mmmu_open", (name, part)

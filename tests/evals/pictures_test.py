@@ -64,6 +64,24 @@ def test_what_is_no_picture_is_told_when_it_is_asked_for(table):
         assert ("no.png" if number == 4 else "t.tsv") in str(error.value)
 
 
+def test_rows_that_name_rows_that_name_rows(table):
+    chain = [(0, base(NOISE)), *((n, str(n - 1)) for n in range(1, 2000))]
+    found = table(chain)
+    assert all(same(arrays(found[n]), [NOISE]) for n in (0, 1, 8))
+    for n in (9, 1999):
+        with pytest.raises(ValueError, match="after 8 others that name the next"):
+            found[n]
+    # Each row names the one before it ten times: 10^8 pictures.
+    found = table([(0, base(NOISE)), *((n, str([str(n - 1)] * 10)) for n in range(1, 9))])
+    assert len(found[2].images) == 100
+    with pytest.raises(ValueError, match="row 9: has more than 256 pictures"):
+        found[8]
+
+
+def test_a_missing_cell_that_became_a_text_is_no_picture(table):
+    assert not table([(0, "nan"), (1, "<NA>")])[0].images
+
+
 def test_files_beside_the_questions_and_in_a_folder(tmp_path):
     pictures = tmp_path / "pictures"
     for name, pixels in {"a.png": RED, "OCR/b.png": BLUE, "OCR/images/c.png": GREEN}.items():

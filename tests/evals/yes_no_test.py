@@ -95,6 +95,27 @@ def test_pope_of_one_deduplicated_file(tmp_path):
     assert [result.figures[f"F1/{split}"].value for split in SPLITS] == [100.0, 100.0, 0.0]
 
 
+def test_pope_split_is_that_of_the_column_and_not_of_the_id(tmp_path):
+    # As Hugging Face's copy has it: an id over all splits, the number within the split, and the split in a column.
+    rows = [
+        {"id": str(3 * place + n), "question_id": str(n), "category": split, "answer": "yes"}
+        for place, split in enumerate(SPLITS)
+        for n in range(3)
+    ]
+    told = [row | {"prediction": "no" if n == 8 else "yes"} for n, row in enumerate(rows)]
+    result = score_files("pope", [write(tmp_path / "said.jsonl", told)])
+    assert result.counts == {"answers": 9} | {f"questions/{split}": 3 for split in SPLITS}
+    assert result.notes["F1"] == "mean of 3 splits"
+    # Of the last split 2 of 3 are found and nothing else is told: precision 1, recall 2/3.
+    assert [result.figures[f"F1/{split}"].value for split in SPLITS] == pytest.approx([100.0, 100.0, 80.0])
+    # A column that tells no split leaves it to the next one, and ids that begin with it are whole.
+    for row in told:
+        row |= {"split": row.pop("category"), "category": "test"}
+    assert score_files("pope", [write(tmp_path / "said.jsonl", told)]).figures == result.figures
+    told = [{"id": f"{row['split']}/{row['question_id']}", "prediction": row["prediction"]} for row in told]
+    assert score_files("pope", [write(tmp_path / "ours.jsonl", told)], [write(tmp_path / "g.jsonl", rows)]) == result
+
+
 def test_pope_predictions_without_ids_go_by_the_questions_texts(tmp_path):
     gold = write(
         tmp_path / "coco_pope_random.json", [{"question_id": n, "text": f"q{n}", "label": "yes"} for n in (1, 2)]

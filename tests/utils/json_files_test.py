@@ -31,6 +31,22 @@ def test_refused_by_name(text):
         json_files.loads(text, "f:1")
 
 
+def test_one_value_after_the_other():
+    values = [{"a": [1, {"b": None}]}, {"c": "\u2028 }{"}, 3]
+    for join, lines in (("\n", [1, 2, 3]), (" ", [1, 1, 1]), ("\r\n\n", [1, 3, 5])):
+        text = "\ufeff" + join.join(map(json.dumps, values)) + "\n "
+        assert json_files.loads_all(text, "f") == list(zip(lines, values, strict=True))
+    pretty = "\n".join(json.dumps(value, indent=2) for value in values)
+    assert [line for line, _ in json_files.loads_all(pretty.encode(), "f")] == [1, 9, 12]
+    assert json_files.loads_all(" \n", "f") == []
+    wrong = {"1\n{": "^f:2: not JSON", "1\n\n" + "[" * 200_000: "^f:3: nested", b"1\n\xff": "^f: not JSON"}
+    for text, told in wrong.items():
+        with pytest.raises(ValueError, match=told):
+            json_files.loads_all(text, "f")
+    with pytest.raises(ValueError, match="^f:2: nested more than 100 deep"):
+        json_files.loads_all("{}\n" + "[" * 101 + "]" * 101, "f")
+
+
 def test_files(tmp_path):
     (tmp_path / "a.json").write_text('{"x": 1}')
     (tmp_path / "list.json").write_text("[]")

@@ -1,0 +1,87 @@
+"""Options of a question by their letters, however a file has them: columns, lists, dicts, or inside the question."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qwenla_jax.evals.tables import NOTHING, Row
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LISTS = ("options", "choices", "option")
+_INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")
+
+
+def options_of(row: Row, answer: object = "") -> dict[str, str]:
+    """Options of `index2ans`, of a list, a dict or the text of one, or of columns A, B, C, ...; empty without any.
+
+    Empty cells are no options, nor are texts that a program wrote for one (`tables.NOTHING`).
+
+    Args:
+      row: a question.
+      answer: the right letter; a text that it points at is an option, whatever it says.
+
+    Raises:
+      ValueError: what should be a list is none.
+    """
+    if isinstance(row.values.get("index2ans"), dict):
+        found = row.values["index2ans"]
+    elif (key := next((key for key in _LISTS if key in row.values), None)) is not None:
+        found = literal(row, key)
+        if isinstance(found, list | tuple):
+            if len(found) > len(LETTERS):
+                raise ValueError(f"{row.where}: {key} holds {len(found)} texts; expected at most {len(LETTERS)}")
+            found = dict(zip(LETTERS, found, strict=False))
+        if not isinstance(found, dict):
+            raise ValueError(f"{row.where}: {key} is {found!r:.60}; expected a list of at most 26 texts")
+    else:
+        found = {letter: row.text(letter) for letter in LETTERS}
+    return _real({str(letter): str(text) for letter, text in found.items() if text is not None}, answer)
+
+
+def _real(found: Mapping[str, str], answer: object) -> dict[str, str]:
+    return {letter: text for letter, text in found.items() if text not in NOTHING or letter == answer}
+
+
+def literal(row: Row, key: str) -> Any:
+    """A value of a row that may be a list or dict, or the text of one.
+
+    Raises:
+      ValueError: it is a text and no such one.
+    """
+    value = row.values.get(key)
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{row.where}: {key} is {value[:60]!r}; expected a list") from error
+
+
+def inline_options(question: str, answer: object = "") -> dict[str, str]:
+    """Options at the end of a question, as "Options: A: red, B: blue" or "(A) red (B) blue"; empty where none are.
+
+    Args:
+      question: as the file has it.
+      answer: the right letter, as in `options_of`.
+    """
+    tail = question.rpartition("Options:")[2] if "Options:" in question else question
+    marks: list[re.Match[str]] = []
+    for mark in _INLINE.finditer(tail):
+        if mark[1] == LETTERS[len(marks)]:
+            marks.append(mark)
+    ends = [mark.start() for mark in marks[1:]] + [len(tail)] * bool(marks)
+    found = {mark[1]: tail[mark.end() : end].strip(" ,\n.") for mark, end in zip(marks, ends, strict=True)}
+    return _real(found, answer) if len(found) > 1 else {}
+
+
+def check_letter(row: Row, answer: str, options: Mapping[str, str]) -> None:
+    """Refuses a right answer that is no letter. One that points at no option is a fault of the file, and is counted.
+
+    Raises:
+      ValueError: it is none of the options, and no capital letter.
+    """
+    if answer not in options and (len(answer) != 1 or answer not in LETTERS):
+        raise ValueError(f"{row.where}: the right answer is {answer!r}; expected a letter, as {', '.join(options)}")

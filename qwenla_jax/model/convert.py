@@ -193,8 +193,8 @@ def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size:
                     orbax_io.put_chunk(chunk, span, work / name, offset, itemsize)
                 offset += size
                 note(size)
-        for name, text in layout.index.items():
-            (work / name).write_text(text, encoding="utf-8")
+        for name, content in layout.index.items():
+            (work / name).write_bytes(content)
         for file in small:
             shutil.copyfile(file, work / file.name)
         if target.exists():

@@ -373,7 +373,7 @@ class Layout:
     files: list[tuple[str, bytes, list[tuple[str, int]]]]
     dtypes: list[str]
     stored: str
-    index: dict[str, str]
+    index: dict[str, bytes]
 
 
 def read_layout(folder: Path) -> Layout:
@@ -399,15 +399,16 @@ def read_layout(folder: Path) -> Layout:
             found.append((name, text.encode(), [(canonical(n), end - begin) for n, *_, begin, end in entries]))
         except ValueError as error:
             raise record.fail(f"files[{number}]", f"is not a safetensors file's: {error}") from error
-    index = record.section("index").content
-    for name, text in index.items():
-        plain_name(name, ".safetensors.index.json", file)
-        if not isinstance(text, str):
-            raise record.wrong(f"index.{name}", text, "a text")
+    index = {}
+    for name, text in record.section("index").content.items():
+        try:
+            index[plain_name(name, ".safetensors.index.json", file)] = text.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise record.wrong(f"index.{name}", text, "a text") from error
     if len({name for name, *_ in found}) < len(found):
         raise record.fail("files", "names a file twice")
     dtypes, stored = record.get("dtype"), record.get("stored")
     for name, kinds in (("dtype", dtypes), ("stored", [stored])):
         if not isinstance(kinds, list) or any(kind not in _STORED.values() for kind in kinds):
             raise record.wrong(name, kinds, f"of {', '.join(_STORED.values())}")
-    return Layout(found, dtypes, stored, dict(index))
+    return Layout(found, dtypes, stored, index)

@@ -22,6 +22,7 @@ QWEN_SPLIT = (
 
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.json")
 _TEXT_FILES = ("merges.txt", "chat_template.jinja")
+_MOST_IDS = 2**20
 _MAX_BYTES = 256 << 20  # of each of these files; the released tokenizer.json has 7 MB
 
 
@@ -32,10 +33,14 @@ class Tokenizer:
         """Wraps a loaded tokenizer.
 
         Args:
-          backend: the tokenizer; it is not changed afterwards.
+          backend: the tokenizer, of which nothing but the truncation, padding and splitting of special tokens that a
+            call has left in it is changed.
           config: entries of its tokenizer_config.json that `save` writes again: chat_template, model_max_length and
             add_prefix_space. None: those of a new one.
         """
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
         self._backend = backend
         self._config = dict(config or {})
         spec = json.loads(backend.to_str())
@@ -50,7 +55,6 @@ class Tokenizer:
         """Reads the tokenizer of a Hugging Face folder, through transformers, from any of the files that it knows.
 
         A call's truncation, padding and splitting of special tokens, which transformers leaves in the files, are reset.
-        Of several chat templates the default one is kept.
 
         Raises:
           ValueError: a file is missing or broken, or is not a tokenizer of Qwen's kind; the message names it.
@@ -62,24 +66,19 @@ class Tokenizer:
             )
         for name in _JSON_FILES:
             if (folder / name).exists():
-                read_object(folder / name, _MAX_BYTES)
+                _check_ids(folder / name, read_object(folder / name, _MAX_BYTES))
         for name in _TEXT_FILES:
             if (folder / name).exists():
                 read_bytes(folder / name, _MAX_BYTES)
-        theirs = _read_by_transformers(folder)
-        backend = theirs.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = False
-        template = theirs.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        config: dict[str, Any] = {"add_prefix_space": theirs.init_kwargs.get("add_prefix_space") is True}
-        if isinstance(template, str):
-            config["chat_template"] = template
-        if isinstance(theirs.model_max_length, int) and 0 < theirs.model_max_length < 10**18:  # else: not known
-            config["model_max_length"] = theirs.model_max_length
-        return cls(backend, config)
+        kind = _transformers_class()
+        try:
+            theirs = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            return cls(theirs.backend_tokenizer, _kept(theirs))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever broken files can raise in it; a panic of `tokenizers` is no Exception
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder / 'tokenizer.json'}: transformers cannot read the tokenizer: {cause}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -232,19 +231,35 @@ def _added(token: str, *, special: bool) -> AddedToken:
     return AddedToken(token, single_word=False, lstrip=False, rstrip=False, normalized=False, special=special)
 
 
-def _read_by_transformers(folder: Path) -> Any:
-    """transformers' tokenizer of a folder; what it raises becomes a ValueError.
+def _check_ids(file: Path, content: dict[str, Any]) -> None:
+    """Refuses ids by the million: `tokenizers` counts up to the highest, present or not."""
+    model = content.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else content
+    ids = vocab.values() if isinstance(vocab, dict) else ()
+    largest = max((index for index in ids if type(index) is int), default=0)
+    if largest > _MOST_IDS and file.name != "tokenizer_config.json":
+        raise ValueError(f"{file}: has an id of {largest}; at most {_MOST_IDS:,} are supported")
 
-    The class of every Qwen2.5 tokenizer, and not AutoTokenizer, which imports torch where that is installed.
-    """
+
+def _transformers_class() -> Any:
+    """The class of every Qwen2.5 tokenizer; AutoTokenizer, which finds it, imports torch where that is installed."""
     log = logging.getLogger("transformers")
     log.disabled = True  # where there is no torch, the import says so
     try:
         from transformers import Qwen2Tokenizer
     finally:
         log.disabled = False
-    try:
-        return Qwen2Tokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever broken files can raise in it
-        cause = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{folder / 'tokenizer.json'}: transformers cannot read the tokenizer: {cause}") from error
+    return Qwen2Tokenizer
+
+
+def _kept(theirs: Any) -> dict[str, Any]:
+    """What of transformers' tokenizer is written again; of several chat templates the default one."""
+    template = theirs.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    config: dict[str, Any] = {"add_prefix_space": theirs.init_kwargs.get("add_prefix_space") is True}
+    if isinstance(template, str):
+        config["chat_template"] = template
+    if isinstance(theirs.model_max_length, int) and 0 < theirs.model_max_length < 10**18:  # else: not known
+        config["model_max_length"] = theirs.model_max_length
+    return config

@@ -1,17 +1,21 @@
 """The model's configuration: frozen dataclasses, read from and written to Hugging Face's config.json.
 
-Nothing is defaulted that changes a number of the model: a key that the file lacks is an error, because the defaults of
-transformers differ from the released checkpoints (rms_norm_eps, tokens_per_second).
+A key that the file lacks has the default of transformers' class, which is what the releases that leave keys out mean by
+it (4.49 writes only what differs). They stand here, held against transformers' own by the tests, because importing
+`transformers.Qwen2_5_VLConfig` imports torch where that is installed: seconds of every start, and torch's CUDA
+libraries beside those of jax.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from qwenla_jax.utils.json_files import read_object
+from qwenla_jax.utils.json_section import Section
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
@@ -35,13 +39,49 @@ _TEXT_KEYS = {
     "num_kv_heads": "num_key_value_heads",
 }
 _ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# transformers' class defaults.
+_VISION_DEFAULTS: dict[str, Any] = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+    "out_hidden_size": 3584,
+    "tokens_per_second": 4,
+    "hidden_act": "silu",
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+_TEXT_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "rope_theta": 1e6,
+    "mrope_section": [16, 24, 24],
+}
+_ID_DEFAULTS = dict(zip(_ID_KEYS, (151655, 151656, 151652, 151653), strict=True))
+# Far above any model: a file that asks for more is refused before anything is made for each layer or row.
+_MOST_LAYERS, _MOST = 1024, 2**24
+_MAX_BYTES = 10 << 20
 
 
-def _positive(owner: str, config: Any, *others: str) -> None:
-    """Refuses a value of 0 or less in any field but `others`."""
-    for name in (field.name for field in dataclasses.fields(config)):
-        if name not in others and not getattr(config, name) > 0:
-            raise ValueError(f"{owner}.{name} is {getattr(config, name)}; it must be above 0")
+def _in_bounds(owner: str, config: Any, *others: str) -> None:
+    """Refuses a value of 0 or less, or one that no model has, in any field but `others`."""
+    for name in (field.name for field in dataclasses.fields(config) if field.name not in others):
+        value, most = getattr(config, name), _MOST_LAYERS if name in ("depth", "num_layers") else _MOST
+        if not value > 0:
+            raise ValueError(f"{owner}.{name} is {value}; it must be above 0")
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{owner}.{name} is {value}; it must be at most {most:,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +122,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Checks the values against each other."""
-        _positive("vision", self, "full_attention_layers", "hidden_act")
+        _in_bounds("vision", self, "full_attention_layers", "hidden_act")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"vision.hidden_size {self.hidden_size} is not divisible by vision.num_heads {self.num_heads}"
@@ -167,7 +207,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         """Checks the values against each other."""
-        _positive("text", self, "mrope_section", "tie_word_embeddings")
+        _in_bounds("text", self, "mrope_section", "tie_word_embeddings")
         if self.head_dim * self.num_heads != self.hidden_size:
             raise ValueError(
                 f"text.hidden_size {self.hidden_size} is not num_heads {self.num_heads} * head_dim {self.head_dim}; "
@@ -252,22 +292,16 @@ class ModelConfig:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: not JSON, not a Qwen2.5-VL, a missing key, or a setting that this model does not compute; the
-            message names the file and the key.
+          ValueError: not JSON, not a Qwen2.5-VL, a value out of range, or a setting that this model does not compute;
+            the message names the file and the key.
         """
         if isinstance(source, Mapping):
-            return _Reader(source, "config").model()
+            return _read(Section(source, "config"))
         path = Path(source)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; a checkpoint folder holds a config.json")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
-            raise ValueError(f"{path}: not a JSON file: {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-        return _Reader(content, str(path)).model()
+        return _read(Section(read_object(path, _MAX_BYTES), str(path)), path.parent)
 
     def to_hf(
         self,
@@ -276,7 +310,7 @@ class ModelConfig:
         bos_token_id: int | None = None,
         pad_token_id: int | None = None,
     ) -> dict[str, Any]:
-        """The content of a config.json that transformers reads, in the layout that transformers 5 writes.
+        """The content of a config.json in the layout of the released files, which every release of transformers reads.
 
         Args:
           eos_token_id, bos_token_id, pad_token_id: ids that the tokenizer knows and the model does not.
@@ -286,35 +320,28 @@ class ModelConfig:
           from param_dtype are not the checkpoint's and are lost).
         """
         v, t = self.vision, self.text
-        eos = list(eos_token_id) if isinstance(eos_token_id, Sequence) else eos_token_id
+        ids = {
+            "bos_token_id": bos_token_id,
+            "eos_token_id": list(eos_token_id) if isinstance(eos_token_id, Sequence) else eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
         return {
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
             "model_type": _MODEL_TYPE,
-            "dtype": self.param_dtype,
+            **{name: value for name, value in ids.items() if value is not None},
             **{name: getattr(self, name) for name in _ID_KEYS},
+            **{key: getattr(t, name) for name, key in _TEXT_KEYS.items()},
+            "hidden_act": "silu",
+            "rms_norm_eps": t.rms_norm_eps,
+            "rope_theta": t.rope_theta,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(t.mrope_section)},
             "tie_word_embeddings": t.tie_word_embeddings,
-            "text_config": {
-                "model_type": _MODEL_TYPE + "_text",
-                "dtype": self.param_dtype,
-                **{key: getattr(t, name) for name, key in _TEXT_KEYS.items()},
-                "hidden_act": "silu",
-                "rms_norm_eps": t.rms_norm_eps,
-                "rope_parameters": {
-                    "mrope_section": list(t.mrope_section),
-                    "rope_theta": t.rope_theta,
-                    "rope_type": "default",
-                    "type": "mrope",
-                },
-                "initializer_range": self.initializer_range,
-                "attention_dropout": 0.0,
-                "use_sliding_window": False,
-                "max_position_embeddings": 128000,  # the released files' number; no position is computed from it
-                "bos_token_id": bos_token_id,
-                "eos_token_id": eos,
-                "pad_token_id": pad_token_id,
-            },
+            "initializer_range": self.initializer_range,
+            "attention_dropout": 0.0,
+            "use_sliding_window": False,
+            "max_position_embeddings": 128000,  # the released files' number; no position is computed from it
+            "torch_dtype": self.param_dtype,
             "vision_config": {
-                "model_type": _MODEL_TYPE + "_vision",
                 **{key: getattr(v, name) for name, key in _VISION_KEYS.items()},
                 "in_chans": v.in_channels,
                 "fullatt_block_indexes": list(v.full_attention_layers),
@@ -323,113 +350,94 @@ class ModelConfig:
         }
 
 
-class _Reader:
-    """Reads one parsed config.json; every error names the file and the key."""
+def _read(top: Section, folder: Path | None = None) -> ModelConfig:
+    """The config of a parsed file; the folder is looked at where the file contradicts itself."""
+    if top.get("model_type") != _MODEL_TYPE:
+        raise top.wrong("model_type", top.get("model_type"), f"{_MODEL_TYPE!r}; no other model is supported")
+    if top.get("quantization_config"):
+        raise top.fail("quantization_config", "is set; quantised checkpoints are not supported")
+    if top.get("text_config") is not None:
+        text = top.section("text_config", _TEXT_DEFAULTS)
+    else:
+        text = Section(top.content, top.where, "", _TEXT_DEFAULTS)
+    declared = (part.get(key) for part in (top, text) for key in ("dtype", "torch_dtype"))
+    dtype = next((each for each in declared if each is not None), "float32")
+    ids = Section(top.content, top.where, "", _ID_DEFAULTS)
+    # Before version 5, transformers wrote the tie into text_config; either place counts.
+    tie = top.flag("tie_word_embeddings") or text.flag("tie_word_embeddings")
+    if tie and top.get("tie_word_embeddings") is False and folder is not None:
+        tie = not _stores_head(folder)
+    try:
+        return ModelConfig(
+            vision=_vision(top.section("vision_config", _VISION_DEFAULTS)),
+            text=_text(text, tie),
+            dtype=dtype,
+            param_dtype=dtype,
+            initializer_range=text.number("initializer_range"),
+            **{name: ids.whole(name) for name in _ID_KEYS},
+        )
+    except ValueError as error:
+        raise error if str(error).startswith(top.where) else ValueError(f"{top.where}: {error}") from error
 
-    def __init__(self, content: Mapping[str, Any], where: str) -> None:
-        self.top = content
-        self.where = where
 
-    def fail(self, message: str) -> ValueError:
-        return ValueError(f"{self.where}: {message}")
+def _vision(c: Section) -> VisionConfig:
+    rope = c.section("rope_parameters")
+    if any(rope.content.get(key, value) != value for key, value in _VISION_ROPE.items()):
+        raise c.wrong("rope_parameters", dict(rope.content), f"{_VISION_ROPE}, which is what the tower computes")
+    if "in_channels" not in c.content and "in_chans" in c.content:  # the released files' name for it
+        c = Section({**c.content, "in_channels": c.content["in_chans"]}, c.where, c.prefix, c.defaults)
+    full, depth = c.wholes("fullatt_block_indexes"), c.whole("depth")
+    if list(full) == _VISION_DEFAULTS["fullatt_block_indexes"]:  # left as it was, in towers of any depth
+        full = tuple(index for index in full if index < depth)
+    return VisionConfig(
+        full_attention_layers=full,
+        hidden_act=str(c.get("hidden_act")),
+        **{name: c.whole(key) for name, key in _VISION_KEYS.items()},
+    )
 
-    def get(self, section: Mapping[str, Any], prefix: str, name: str) -> Any:
-        if section.get(name) is None:
-            raise self.fail(f"{prefix}{name} is missing")
-        return section[name]
 
-    def whole(self, section: Mapping[str, Any], prefix: str, name: str) -> int:
-        value = self.get(section, prefix, name)
-        if isinstance(value, list | tuple) and value and len(set(value)) == 1:
-            value = value[0]  # transformers also writes patch_size as [14, 14]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.fail(f"{prefix}{name} is {value!r}; it must be a whole number")
-        return value
+def _text(c: Section, tie: bool) -> TextConfig:
+    if c.get("use_sliding_window"):
+        raise c.fail("use_sliding_window", "is true; sliding-window attention is not supported")
+    kinds = c.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise c.wrong("layer_types", kinds, "a list of 'full_attention'; no other kind is supported")
+    if c.get("hidden_act") != "silu":
+        raise c.wrong("hidden_act", c.get("hidden_act"), "'silu', as Qwen2.5-VL's is")
+    if c.get("attention_dropout"):
+        raise c.wrong("attention_dropout", c.get("attention_dropout"), "0")
+    key = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
+    rope = c.section(key)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("mrope", "default"):
+        raise c.wrong(key, dict(rope.content), "of type 'mrope' (or 'default'); no other is supported")
+    # The base stands in there or beside it.
+    rope.defaults = {"mrope_section": c.get("mrope_section"), "rope_theta": c.get("rope_theta")}
+    if c.get("num_key_value_heads") is None:  # null stands for as many as query heads
+        c = Section({**c.content, "num_key_value_heads": c.get("num_attention_heads")}, c.where, c.prefix, c.defaults)
+    sizes = {name: c.whole(key) for name, key in _TEXT_KEYS.items()}
+    own = c.get("head_dim") is not None
+    return TextConfig(
+        head_dim=c.whole("head_dim") if own else sizes["hidden_size"] // max(sizes["num_heads"], 1),
+        rms_norm_eps=c.number("rms_norm_eps"),
+        rope_theta=rope.number("rope_theta"),
+        mrope_section=rope.wholes("mrope_section"),
+        tie_word_embeddings=tie,
+        **sizes,
+    )
 
-    def number(self, section: Mapping[str, Any], prefix: str, name: str) -> float:
-        value = self.get(section, prefix, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.fail(f"{prefix}{name} is {value!r}; it must be a number")
-        return float(value)
 
-    def wholes(self, section: Mapping[str, Any], prefix: str, name: str) -> tuple[int, ...]:
-        value = self.get(section, prefix, name)
-        if not isinstance(value, list | tuple) or not all(type(i) is int for i in value):
-            raise self.fail(f"{prefix}{name} is {value!r}; it must be a list of whole numbers")
-        return tuple(value)
+def _stores_head(folder: Path) -> bool:
+    """Whether a checkpoint's weights have an output head of their own. What cannot be read is reported with them."""
+    from safetensors import SafetensorError, safe_open
 
-    def section(self, name: str) -> Mapping[str, Any]:
-        value = self.get(self.top, "", name)
-        if not isinstance(value, Mapping):
-            raise self.fail(f"{name} is {value!r}; it must be an object")
-        return value
-
-    def model(self) -> ModelConfig:
-        if self.top.get("model_type") != _MODEL_TYPE:
-            raise self.fail(f"model_type is {self.top.get('model_type')!r}; only {_MODEL_TYPE!r} is supported")
-        if self.top.get("quantization_config"):
-            raise self.fail("quantization_config: quantised checkpoints are not supported")
-        nested = self.top.get("text_config") is not None
-        text = self.section("text_config") if nested else self.top
-        dtype = self.top.get("dtype") or self.top.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-        vision, prefix = self.vision(), "text_config." if nested else ""
-        decoder = self.text(text, prefix)
-        ids = {name: self.whole(self.top, "", name) for name in _ID_KEYS}
-        dtype = "float32" if dtype is None else str(dtype)
-        init = float(text.get("initializer_range") or self.top.get("initializer_range") or 0.02)
-        try:
-            return ModelConfig(
-                vision=vision, text=decoder, dtype=dtype, param_dtype=dtype, initializer_range=init, **ids
-            )
-        except ValueError as error:
-            raise self.fail(str(error)) from error
-
-    def vision(self) -> VisionConfig:
-        c, p = self.section("vision_config"), "vision_config."
-        rope = c.get("rope_parameters") or {}
-        if any(rope.get(key, value) != value for key, value in _VISION_ROPE.items()):
-            raise self.fail(f"{p}rope_parameters {dict(rope)} is not supported; the tower's rope is {_VISION_ROPE}")
-        if c.get("in_channels") is None and c.get("in_chans") is not None:  # the released files' name for it
-            c = {**c, "in_channels": c["in_chans"]}
-        try:
-            return VisionConfig(
-                full_attention_layers=self.wholes(c, p, "fullatt_block_indexes"),
-                hidden_act=str(self.get(c, p, "hidden_act")),
-                **{name: self.whole(c, p, key) for name, key in _VISION_KEYS.items()},
-            )
-        except ValueError as error:
-            raise error if str(error).startswith(self.where) else self.fail(str(error)) from error
-
-    def text(self, c: Mapping[str, Any], p: str) -> TextConfig:
-        if c.get("use_sliding_window"):
-            raise self.fail(f"{p}use_sliding_window is true; sliding-window attention is not supported")
-        if set(c.get("layer_types") or ()) - {"full_attention"}:
-            raise self.fail(f"{p}layer_types has other entries than 'full_attention', which are not supported")
-        if self.get(c, p, "hidden_act") != "silu":
-            raise self.fail(f"{p}hidden_act {c['hidden_act']!r} is not supported; Qwen2.5-VL uses 'silu'")
-        if c.get("attention_dropout"):
-            raise self.fail(f"{p}attention_dropout {c['attention_dropout']} is not supported; it must be 0")
-        key = "rope_parameters" if c.get("rope_parameters") else "rope_scaling"
-        rope = self.get(c, p, key)
-        if not isinstance(rope, Mapping):
-            raise self.fail(f"{p}{key} is {rope!r}; it must be an object")
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind not in ("mrope", "default"):
-            raise self.fail(f"{p}{key}: rope type {kind!r} is not supported; only 'mrope' (or 'default') is")
-        owner, where = (rope, f"{p}{key}.") if rope.get("rope_theta") is not None else (c, p)
-        sizes = {name: self.whole(c, p, key) for name, key in _TEXT_KEYS.items()}
-        # Before version 5, transformers wrote the tie into text_config; either place counts.
-        tie = bool(self.top.get("tie_word_embeddings")) or bool(c.get("tie_word_embeddings"))
-        if "tie_word_embeddings" not in self.top and "tie_word_embeddings" not in c:
-            raise self.fail(f"{p}tie_word_embeddings is missing")
-        try:
-            return TextConfig(
-                head_dim=c.get("head_dim") or sizes["hidden_size"] // max(sizes["num_heads"], 1),
-                rms_norm_eps=self.number(c, p, "rms_norm_eps"),
-                rope_theta=self.number(owner, where, "rope_theta"),
-                mrope_section=self.wholes(rope, f"{p}{key}.", "mrope_section"),
-                tie_word_embeddings=tie,
-                **sizes,
-            )
-        except ValueError as error:
-            raise error if str(error).startswith(self.where) else self.fail(str(error)) from error
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    try:
+        if index.is_file():
+            return "lm_head.weight" in read_object(index)["weight_map"]
+        if single.is_file():
+            with safe_open(single, framework="numpy") as tensors:
+                return "lm_head.weight" in tensors.keys()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+    return (folder / "params" / "decoder.lm_head.kernel").is_dir()

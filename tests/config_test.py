@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from qwenla_jax.config import ModelConfig
@@ -104,6 +105,71 @@ def test_layout_that_transformers_writes(tmp_path):
     assert ModelConfig.from_hf(tmp_path) == ModelConfig.from_hf(FLAT)
 
 
+# Values of keys that a file may leave out; text's hidden_size and the like move together.
+VISION_CHANGES = {
+    "depth": 40,
+    "hidden_size": 1280,
+    "intermediate_size": 99,
+    "num_heads": 8,
+    "patch_size": 7,
+    "temporal_patch_size": 1,
+    "spatial_merge_size": 4,
+    "window_size": 224,
+    "tokens_per_second": 2,
+    "fullatt_block_indexes": [1, 2],
+    "hidden_act": "silu",
+    "in_channels": 4,
+}
+TEXT_CHANGES = {
+    "vocab_size": 160_000,
+    "intermediate_size": 77,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.5,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize("layout", ["flat", "nested"])
+def test_absent_keys_are_transformers_defaults(layout):
+    """Any part of the keys: the same numbers as transformers reads, from its class where the file has none."""
+    transformers = pytest.importorskip("transformers")
+    rng = np.random.default_rng(3)
+
+    def part(values):
+        return {key: value for key, value in values.items() if rng.random() < 0.5}
+
+    for _ in range(100):
+        vision = part(VISION_CHANGES) | {"out_hidden_size": 8192}
+        if vision.get("patch_size") == 7 and vision.get("spatial_merge_size") == 4:
+            vision["window_size"] = 112
+        text, ids = part(TEXT_CHANGES), part(dict.fromkeys(["image_token_id"], 5) | {"vision_end_token_id": 6})
+        if rng.random() < 0.5:
+            text["rope_scaling"] = {"type": "mrope", "mrope_section": [32, 16, 16]}
+        if rng.random() < 0.2:
+            text["num_key_value_heads"] = None
+        outer = {"tie_word_embeddings": False} if rng.random() < 0.5 and layout == "nested" else {}
+        content = {"model_type": "qwen2_5_vl", "vision_config": vision, **ids, **outer}
+        content |= text if layout == "flat" else {"text_config": text}
+        ours = ModelConfig.from_hf(json.loads(json.dumps(content)))
+        theirs = transformers.Qwen2_5_VLConfig.from_dict(json.loads(json.dumps(content)))
+        t, v, rope = theirs.text_config, theirs.vision_config, theirs.text_config.rope_parameters
+        assert dataclasses.astuple(ours.text) == (
+            *(t.vocab_size, t.hidden_size, t.intermediate_size, t.num_hidden_layers, t.num_attention_heads),
+            *(t.num_key_value_heads, t.hidden_size // t.num_attention_heads, t.rms_norm_eps, rope["rope_theta"]),
+            *(tuple(rope.get("mrope_section", (16, 24, 24))), theirs.tie_word_embeddings),
+        ), content
+        for name in VISION_CHANGES.keys() - {"fullatt_block_indexes"}:
+            assert getattr(ours.vision, name) == getattr(v, name), (name, content)
+        assert ours.vision.full_attention_layers == tuple(v.fullatt_block_indexes)
+        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        assert ours.initializer_range == t.initializer_range
+
+
 def test_layout_of_version_four():
     """Nested, with rope_scaling and the tie inside text_config."""
     top = {k: FLAT[k] for k in FLAT if k.endswith("_token_id") or k in ("model_type", "vision_config")}
@@ -115,29 +181,41 @@ def test_layout_of_version_four():
     ("changes", "message"),
     [
         ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 2]}}, "sums to 5; it must sum to head_dim / 2 = 4"),
-        ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 1, 1]}}, "rope_scaling: rope type 'yarn'"),
-        ({"rope_scaling": {"type": "mrope"}}, "rope_scaling.mrope_section is missing"),
+        (
+            {"rope_scaling": {"type": "yarn", "mrope_section": [2, 1, 1]}},
+            "rope_scaling is {.*; it must be of type 'mrope'",
+        ),
+        ({"rope_scaling": {"type": "mrope"}}, "sums to 64; it must sum to head_dim / 2 = 4"),  # 16, 24, 24 by default
         ({"num_key_value_heads": 2}, "num_heads 3 is not divisible by num_kv_heads 2"),
         ({"hidden_size": 25}, "hidden_size 25 is not num_heads 3"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; it must be 'silu'"),
         ({"vision__hidden_act": "quick_gelu"}, "vision.hidden_act 'quick_gelu' is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-        ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
+        ({"attention_dropout": 0.1}, "attention_dropout is 0.1; it must be 0"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'; only 'qwen2_5_vl'"),
+        ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'; it must be 'qwen2_5_vl'"),
         ({"vision__hidden_size": 12}, "vision head size is 6"),
         ({"vision__fullatt_block_indexes": [1, 3]}, r"has \[3\]; with depth 3 the indexes are 0 to 2"),
         ({"vision__fullatt_block_indexes": [2, 0]}, "must ascend"),
         ({"vision__out_hidden_size": 32}, "out_hidden_size 32 is not text.hidden_size 24"),
         ({"vision__window_size": 100}, "window_size 100 is not a multiple of patch_size"),
         ({"vision__patch_size": "14"}, "vision_config.patch_size is '14'; it must be a whole number"),
-        ({"vision__tokens_per_second": None}, "vision_config.tokens_per_second is missing"),
         ({"vision__rope_parameters": {"rope_theta": 5e3}}, "vision_config.rope_parameters"),
-        ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
-        ({"rope_theta": None}, "rope_theta is missing"),
         ({"rope_theta": "large"}, "rope_theta is 'large'; it must be a number"),
-        ({"tie_word_embeddings": None}, "tie_word_embeddings is missing"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
+        ({"head_dim": "a"}, "head_dim is 'a'; it must be a whole number"),
+        ({"layer_types": 5}, "layer_types is 5; it must be a list of 'full_attention'"),
+        ({"layer_types": [["full_attention"]]}, "layer_types is"),
+        ({"vision__patch_size": [[14], [14]]}, r"patch_size is \[\[14\], \[14\]\]; it must be a whole number"),
+        ({"vision__rope_parameters": 5}, "vision_config.rope_parameters is 5; it must be an object"),
+        ({"rope_scaling": "mrope"}, "rope_scaling is 'mrope'; it must be an object"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be a number"),
+        ({"rms_norm_eps": 10**400}, r"rms_norm_eps is 1000.*\.\.\.; it must be a number"),
+        ({"initializer_range": "a"}, "initializer_range is 'a'; it must be a number"),
+        ({"num_hidden_layers": 10**7}, "text.num_layers is 10000000; it must be at most 1,024"),
+        ({"vision__depth": 2**20}, "vision.depth is 1048576; it must be at most 1,024"),
+        ({"vocab_size": 10**12}, "text.vocab_size is 1000000000000; it must be at most 16,777,216"),
         ({"vision_config": 5}, "vision_config is 5; it must be an object"),
         ({"num_hidden_layers": 0}, "text.num_layers is 0; it must be above 0"),
         ({"image_token_id": 100}, "image_token_id 100 is outside the vocabulary, 0 to 99"),
@@ -157,7 +235,7 @@ def test_broken_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         ModelConfig.from_hf(tmp_path)
     (tmp_path / "config.json").write_text("{'model_type'")
-    with pytest.raises(ValueError, match="config.json: not a JSON file"):
+    with pytest.raises(ValueError, match="config.json: not JSON"):
         ModelConfig.from_hf(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="config.json: holds a list"):

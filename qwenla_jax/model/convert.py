@@ -20,7 +20,8 @@ from qwenla_jax.model import orbax_io
 from qwenla_jax.model.hf_io import check_tensors, weight_files
 from qwenla_jax.model.hf_keys import Entry, table
 from qwenla_jax.text.special_tokens import TAGS
-from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.text.tokenizer import Tokenizer, in_folder
+from qwenla_jax.utils.json_files import read_object
 
 TAG_MODES = ("none", "mean", "pieces")
 _SMALL = 50_000_000  # bytes; a larger file beside the weights is none of the small ones
@@ -86,13 +87,9 @@ def plan_from_hf(
     headers = [orbax_io.read_header(file) for file in weight_files(source)]
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    if tags != "none" and not (source / "tokenizer.json").is_file():
+    if tags != "none" and not in_folder(source):
         raise FileNotFoundError(f"{source / 'tokenizer.json'}: no such file; tags={tags} needs the tokenizer")
-    small = [
-        file
-        for file in sorted(source.iterdir())
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.stat().st_size < _SMALL
-    ]
+    small = _small_files(source)
     chunks = orbax_io.whole_chunks(config) if chunks is None else chunks
     return Plan(source, config, headers, orbax_io.pieces(config, headers, chunks), chunks, small, tags)
 
@@ -162,39 +159,44 @@ def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size:
         raise ValueError(f"{source}: holds no {orbax_io.PARAMS} and {orbax_io.LAYOUT} as from_hf writes them")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: already exists; --overwrite replaces it")
-    record = json.loads((source / orbax_io.LAYOUT).read_text(encoding="utf-8"))
-    if record["dtype"] != [record["stored"]]:
-        had = ", ".join(record["dtype"])
-        raise ValueError(f"{source}: stored as {record['stored']}, but the files had {had}; load it and save it")
+    layout = orbax_io.read_layout(source)
+    if layout.dtypes != [layout.stored]:
+        had = ", ".join(layout.dtypes)
+        raise ValueError(f"{source}: stored as {layout.stored}, but the files had {had}; load it and save it")
     config = ModelConfig.from_hf(source)
+    small = [file for file in _small_files(source) if file.name != orbax_io.LAYOUT]
     chunks = chunk_spans(config, orbax_io.chunks_of(source, config))
     if config.text.tie_word_embeddings:  # some writers store a tied head too
         chunks["lm_head.weight"] = chunks["model.embed_tokens.weight"]
-    unknown = [name for _, _, tensors in orbax_io.tensor_files(source) for name, _ in tensors if name not in chunks]
+    itemsize = np.dtype(layout.stored).itemsize
+    sizes = {name: itemsize * sum(span.rows * span.cols for span in spans) for name, spans in chunks.items()}
+    held = [tensor for _, _, tensors in layout.files for tensor in tensors]
+    unknown = [name for name, _ in held if name not in chunks]
     if unknown:
         raise ValueError(f"{source}: the files held {', '.join(unknown)}, which is not kept; load it and save it")
+    wrong = [f"{name} has {size} bytes, not {sizes[name]}" for name, size in held if size != sizes[name]]
+    if wrong:
+        raise ValueError(f"{source / orbax_io.LAYOUT}: {', '.join(wrong)}, as config.json wants")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".{target.name}.converting"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        for name, header, tensors in orbax_io.tensor_files(source):
+        for name, header, tensors in layout.files:
             offset = 8 + len(header)
             with (work / name).open("wb") as sink:
                 sink.write(struct.pack("<Q", len(header)) + header)
                 sink.truncate(offset + sum(size for _, size in tensors))
             for tensor, size in tensors:
-                numbers = sum(span.rows * span.cols for span in chunks[tensor])
                 for span in chunks[tensor]:
                     chunk = source / orbax_io.PARAMS / span.chunk
-                    orbax_io.put_chunk(chunk, span, work / name, offset, size // numbers)
+                    orbax_io.put_chunk(chunk, span, work / name, offset, itemsize)
                 offset += size
                 note(size)
-        for name, text in record["index"].items():
-            (work / name).write_text(text, encoding="utf-8")
-        for file in sorted(source.iterdir()):
-            if file.is_file() and file.name != orbax_io.LAYOUT:
-                shutil.copyfile(file, work / file.name)
+        for name, content in layout.index.items():
+            (work / name).write_bytes(content)
+        for file in small:
+            shutil.copyfile(file, work / file.name)
         if target.exists():
             shutil.rmtree(target)
         os.replace(work, target)
@@ -204,12 +206,30 @@ def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size:
     return target
 
 
+def _small_files(folder: Path) -> list[Path]:
+    """The files beside the weights, which are copied as they are.
+
+    Raises:
+      ValueError: one is a link to something outside, which would be copied for whoever gets the result. Hugging Face's
+        cache is made of links to its own store, `../../blobs`: these are followed.
+    """
+    inside = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        inside.append(folder.resolve().parents[1] / "blobs")
+    found = []
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or file.name.endswith(_WEIGHTS) or file.stat().st_size >= _SMALL:
+            continue
+        if file.resolve().parent not in inside:
+            raise ValueError(f"{file}: a link out of the folder, to {file.resolve()}; put a copy of the file there")
+        found.append(file)
+    return found
+
+
 def chunk_spans(config: ModelConfig, chunks: Mapping[str, Sequence[int]]) -> dict[str, list[orbax_io.Span]]:
     """Tensor's canonical name -> the chunks that it is made of."""
     return {
-        name: orbax_io.spans(entry, layer, chunks)
-        for entry in table(config)
-        for layer, name in enumerate(entry.names)
+        name: orbax_io.spans(entry, layer, chunks) for entry in table(config) for layer, name in enumerate(entry.names)
     }
 
 
@@ -254,7 +274,7 @@ def _by_token(entry: Entry) -> bool:
 
 
 def _set_dtype(path: Path, dtype: str) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path)
     for key in ("torch_dtype", "dtype"):
         if key in content:
             content[key] = dtype

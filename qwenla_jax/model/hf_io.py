@@ -24,13 +24,16 @@ from qwenla_jax.model import lora, orbax_io
 from qwenla_jax.model.hf_keys import Entry, canonical, compare, is_ignored, table
 from qwenla_jax.model.qwen_vl import QwenVL
 from qwenla_jax.text import special_tokens as st
-from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.text.tokenizer import Tokenizer, in_folder
+from qwenla_jax.utils.json_files import read_object
+from qwenla_jax.utils.json_section import plain_name
 
 Params = dict[str, Any]
 FolderPath = str | os.PathLike[str]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_MAX_INDEX = 100 << 20  # bytes; that of a released model has 100 thousand
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "tiny"  # the checkpoint that comes with the package
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -43,7 +46,7 @@ class Checkpoint:
     Attributes:
       model: the Linen module; `model.config` is the `ModelConfig`.
       params: its parameters, the tree that `model.apply({"params": params}, ...)` takes.
-      tokenizer: None where the folder has no tokenizer.json.
+      tokenizer: None where the folder has none.
       processor: the image processor's settings, None where the folder has none.
     """
 
@@ -68,7 +71,7 @@ def load(path: FolderPath, *, dtype: str | None = None, shardings: Any = None, *
     The folder's tokenizer and image processor are read first, so that a broken small file is reported at once.
     """
     folder = _folder(path)
-    tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
+    tokenizer = Tokenizer.from_folder(folder) if in_folder(folder) else None
     settings = [folder / name for name in _PROCESSOR_FILES if (folder / name).is_file()]
     processor = ProcessorSettings.from_json(settings[0]) if settings else None
     config, params = load_params(folder, dtype=dtype, shardings=shardings, **changes)
@@ -125,11 +128,13 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
     processor: ProcessorSettings | None = None,
+    system: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified.
+    """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified, in the
+    layout of the released files, which every release since 4.49 reads.
 
     All is written to a hidden folder beside `path` and renamed at the end, so `path` never holds half a checkpoint.
     Low-rank adapters are merged into their kernels, in float32 and rounded once.
@@ -138,8 +143,10 @@ def save(
       path: the folder to write.
       model: the module or its config.
       params: the parameters, as `load` returns them, with or without adapters.
-      tokenizer: written as tokenizer.json and tokenizer_config.json; its stop tokens go into generation_config.json.
+      tokenizer: written with a chat template that gives what it was trained on; see `Tokenizer.save`. Its stop tokens
+        go into generation_config.json.
       processor: written as preprocessor_config.json.
+      system: text of the system turn that the model was trained with; None: it had no such turn.
       max_shard_bytes: a larger checkpoint is written in shards of at most this size (one tensor may exceed it).
       dtype: what the weights are stored in; None: `config.param_dtype`.
       overwrite: replace what stands at `path`.
@@ -174,7 +181,7 @@ def save(
         _write_json(temporary / "config.json", config.to_hf(**ids))
         _write_json(temporary / "generation_config.json", {**ids, "do_sample": False})
         if tokenizer is not None:
-            tokenizer.save(temporary)
+            tokenizer.save(temporary, system)
         if processor is not None:
             _write_json(temporary / "preprocessor_config.json", processor.to_dict())
         _write_weights(temporary, entries, params, np.dtype(config.param_dtype), max_shard_bytes)
@@ -194,11 +201,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / _INDEX
     if index.is_file():
-        try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index}: not a safetensors index: {error!r}") from error
-        return [folder / name for name in files]
+        found = read_object(index, _MAX_INDEX).get("weight_map")
+        if not isinstance(found, dict) or not found:
+            raise ValueError(f"{index}: not a safetensors index: weight_map must be an object, of tensors and files")
+        return [folder / name for name in sorted({plain_name(name, ".safetensors", index) for name in found.values()})]
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     raise FileNotFoundError(f"{folder}: has neither {_WEIGHTS} nor {_INDEX}")

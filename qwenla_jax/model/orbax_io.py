@@ -18,7 +18,7 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ import orbax.checkpoint as ocp
 
 from qwenla_jax.config import ModelConfig
 from qwenla_jax.model.hf_keys import Entry, canonical, table
+from qwenla_jax.utils.json_files import loads, read_object
+from qwenla_jax.utils.json_section import Section, plain_name
 
 PARAMS, LAYOUT = "params", "layout.json"
 _METADATA = "_METADATA"
 _ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16", "float16": "<f2"}
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
 _COPY = 64 * 2**20  # bytes that are copied at once
 
 
@@ -88,22 +91,42 @@ def read_header(file: Path) -> Header:
     Raises:
       ValueError: it is none, or shorter than its head says; names the file.
     """
+    size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(size, _MAX_HEADER):
+                raise ValueError(f"its head has {length} bytes, the file {size}")
             text = stream.read(length)
-        raw = json.loads(text)
+        tensors = {
+            canonical(name): (dtype, shape, 8 + length + begin, end - begin)
+            for name, dtype, shape, begin, end in _entries(loads(text, f"{file}: its head"))
+        }
     except (OSError, ValueError, struct.error) as error:
         raise ValueError(f"{file}: not a readable safetensors file: {error}") from error
-    tensors = {}
-    for name, entry in raw.items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            tensors[canonical(name)] = (entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
     most = max((begin + size for _, _, begin, size in tensors.values()), default=0)
-    if file.stat().st_size < most:
-        raise ValueError(f"{file}: cut off: {file.stat().st_size} bytes, its head speaks of {most}")
+    if size < most:
+        raise ValueError(f"{file}: cut off: {size} bytes, its head speaks of {most}")
     return Header(file, text, tensors)
+
+
+def _entries(head: Any) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+    """(name, dtype, shape, begin, end) of every tensor in the head of a safetensors file, in the order of the bytes.
+
+    Raises:
+      ValueError: it is no such head, or its tensors are not one after the other.
+    """
+    if not isinstance(head, dict):
+        raise ValueError(f"the head is a {type(head).__name__}; it must be an object")
+    found = []
+    for name in head.keys() - {"__metadata__"}:
+        entry = Section(head, "the head").section(name)
+        begin, end = (*entry.wholes("data_offsets"), 0, 0)[:2]
+        found.append((name, str(entry.get("dtype")), entry.wholes("shape"), begin, end))
+    found.sort(key=lambda each: each[3:])
+    if any(begin > end for *_, begin, end in found) or [0, *(e[4] for e in found[:-1])] != [e[3] for e in found]:
+        raise ValueError("the tensors' data_offsets do not follow each other")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +182,17 @@ def whole_chunks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def chunks_of(folder: Path, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of a chunk, as a folder's arrays have them."""
-    return {
-        path: tuple(json.loads((folder / PARAMS / array_name(path) / ".zarray").read_text(encoding="utf-8"))["chunks"])
-        for entry in table(config)
-        for path in entry.paths
-    }
+    found = {}
+    for entry in table(config):
+        for path in entry.paths:
+            file = folder / PARAMS / array_name(path) / ".zarray"
+            found[path] = Section(read_object(file, _MAX_HEADER), str(file)).wholes("chunks")
+            shape = entry.param_shape
+            if len(found[path]) != len(shape) or any(c < 1 or s % c for s, c in zip(shape, found[path], strict=True)):
+                raise ValueError(f"{file}: chunks are {list(found[path])}; they must divide {list(shape)}")
+            if entry.layers is not None and found[path][0] != 1:
+                raise ValueError(f"{file}: chunks are {list(found[path])}; the first must be 1, a layer")
+    return found
 
 
 def pieces(config: ModelConfig, headers: list[Header], chunks: Mapping[str, Sequence[int]]) -> list[Piece]:
@@ -329,12 +358,57 @@ def load_arrays(folder: Path, config: ModelConfig, shardings: Any = None) -> dic
         raise ValueError(f"{folder / PARAMS}: the parameters cannot be read: {error}") from error
 
 
-def tensor_files(folder: Path) -> Iterator[tuple[str, bytes, list[tuple[str, int]]]]:
-    """The files that a folder's tensors came from: name, head as it was, and (tensor's canonical name, bytes) in the
-    order of the bytes.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What layout.json tells of the folder that a converted one came from.
+
+    Attributes:
+      files: of every weight file its name, its head as it was, and (tensor's canonical name, bytes) in the order of the
+        bytes.
+      dtypes: types that the files had.
+      stored: the type that the parameters are stored in.
+      index: name -> content of the index of the weight files; empty where there was none.
     """
-    for file in json.loads((folder / LAYOUT).read_text(encoding="utf-8"))["files"]:
-        raw = json.loads(file["header"])
-        spans = [(n, entry["data_offsets"]) for n, entry in raw.items() if n != "__metadata__"]
-        order = sorted(spans, key=lambda span: span[1])
-        yield file["name"], file["header"].encode(), [(canonical(n), end - begin) for n, (begin, end) in order]
+
+    files: list[tuple[str, bytes, list[tuple[str, int]]]]
+    dtypes: list[str]
+    stored: str
+    index: dict[str, bytes]
+
+
+def read_layout(folder: Path) -> Layout:
+    """Reads a folder's layout.json.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not as `write_layout` writes it, or names files that are not plain names; the message names it.
+    """
+    file = folder / LAYOUT
+    record = Section(read_object(file), str(file))
+    files = record.get("files")
+    if not isinstance(files, list) or not all(isinstance(each, dict) for each in files):
+        raise record.wrong("files", files, "a list of objects")
+    found = []
+    for number, each in enumerate(files):
+        text = each.get("header")
+        if not isinstance(text, str):
+            raise record.wrong(f"files[{number}].header", text, "a text")
+        name = plain_name(each.get("name"), ".safetensors", file)
+        try:
+            entries = _entries(loads(text, "header"))
+            found.append((name, text.encode(), [(canonical(n), end - begin) for n, *_, begin, end in entries]))
+        except ValueError as error:
+            raise record.fail(f"files[{number}]", f"is not a safetensors file's: {error}") from error
+    index = {}
+    for name, text in record.section("index").content.items():
+        try:
+            index[plain_name(name, ".safetensors.index.json", file)] = text.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise record.wrong(f"index.{name}", text, "a text") from error
+    if len({name for name, *_ in found}) < len(found):
+        raise record.fail("files", "names a file twice")
+    dtypes, stored = record.get("dtype"), record.get("stored")
+    for name, kinds in (("dtype", dtypes), ("stored", [stored])):
+        if not isinstance(kinds, list) or any(kind not in _STORED.values() for kind in kinds):
+            raise record.wrong(name, kinds, f"of {', '.join(_STORED.values())}")
+    return Layout(found, dtypes, stored, index)

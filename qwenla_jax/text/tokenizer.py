@@ -1,6 +1,7 @@
-"""A thin wrapper over `tokenizers`, and the training of the small tokenizer of the embedded default."""
+"""Tokenizers, read by transformers and written in the released layout; and the training of the embedded default's."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from qwenla_jax.text import special_tokens as st
+from qwenla_jax.text.chat_template import fitting_template
 from qwenla_jax.text.special_tokens import TokenIds
+from qwenla_jax.utils.json_files import read_bytes, read_object
 
 # How Qwen2 splits text before BPE: a fact of the released tokenizer.json, which a trained tokenizer must share so that
 # transformers' Qwen2Tokenizer, which sets this split itself, gives the same ids.
@@ -17,20 +20,10 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# One turn after the other in Qwen2.5-VL's layout, content a string or a list of text and image parts. No system turn
-# is made up where the conversation has none.
-CHAT_TEMPLATE = (
-    "{%- for turn in messages -%}"
-    "{{- '<|im_start|>' + turn['role'] + '\n' -}}"
-    "{%- if turn['content'] is string -%}{{- turn['content'] -}}{%- else -%}"
-    "{%- for part in turn['content'] -%}"
-    "{%- if part['type'] in ['image', 'image_url'] -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{- '<|im_end|>\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.json")
+_TEXT_FILES = ("merges.txt", "chat_template.jinja")
+_MOST_IDS = 2**20
+_MAX_BYTES = 256 << 20  # of each of these files; the released tokenizer.json has 7 MB
 
 
 class Tokenizer:
@@ -40,11 +33,16 @@ class Tokenizer:
         """Wraps a loaded tokenizer.
 
         Args:
-          backend: the tokenizer; it is not changed afterwards.
-          config: what stood in its tokenizer_config.json; `save` writes it again. None: a new one.
+          backend: the tokenizer, of which nothing but the truncation, padding and splitting of special tokens that a
+            call has left in it is changed.
+          config: entries of its tokenizer_config.json that `save` writes again: chat_template, model_max_length and
+            add_prefix_space. None: those of a new one.
         """
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
         self._backend = backend
-        self._config = dict(config) if config else _new_config()
+        self._config = dict(config or {})
         spec = json.loads(backend.to_str())
         spec["added_tokens"] = []
         # Without its added tokens the same BPE takes "<|image_pad|>" for eleven ordinary characters or so.
@@ -54,28 +52,33 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Reads `tokenizer.json` (and `tokenizer_config.json` where there is one) of a Hugging Face folder.
+        """Reads the tokenizer of a Hugging Face folder, through transformers, from any of the files that it knows.
+
+        A call's truncation, padding and splitting of special tokens, which transformers leaves in the files, are reset.
 
         Raises:
-          ValueError: the file is missing or is not a tokenizer; the message names the file.
+          ValueError: a file is missing or broken, or is not a tokenizer of Qwen's kind; the message names it.
         """
-        file = Path(path) / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file; expected a Hugging Face folder that has a tokenizer.json")
+        folder = Path(path)
+        if not in_folder(folder):
+            raise ValueError(
+                f"{folder / 'tokenizer.json'}: no such file; expected a Hugging Face folder that has a tokenizer.json"
+            )
+        for name in _JSON_FILES:
+            if (folder / name).exists():
+                _check_ids(folder / name, read_object(folder / name, _MAX_BYTES))
+        for name in _TEXT_FILES:
+            if (folder / name).exists():
+                read_bytes(folder / name, _MAX_BYTES)
+        kind = _transformers_class()
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # `tokenizers` raises the bare class
-            raise ValueError(f"{file}: not a readable tokenizer.json: {error}") from error
-        config_file = Path(path) / "tokenizer_config.json"
-        config = None
-        if config_file.is_file():
-            try:
-                config = json.loads(config_file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{config_file}: not valid JSON: {error}") from error
-            if not isinstance(config, dict):
-                raise ValueError(f"{config_file}: expected a JSON object, found {type(config).__name__}")
-        return cls(backend, config)
+            theirs = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            return cls(theirs.backend_tokenizer, _kept(theirs))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever broken files can raise in it; a panic of `tokenizers` is no Exception
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder / 'tokenizer.json'}: transformers cannot read the tokenizer: {cause}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -114,31 +117,65 @@ class Tokenizer:
         return self._backend.decode(kept, skip_special_tokens=False)
 
     def with_tags(self) -> "Tokenizer":
-        """This tokenizer with the ten tags as special tokens at the next free ids (a tag that is there stays).
+        """This tokenizer with the ten tags as single tokens at the next free ids (a tag that is there keeps its id).
 
-        Released Qwen2.5-VL tokenizers end at 151,664, so there the tags become 151,665 to 151,674, which are spare
-        rows of the released embedding. Paper silent: which ids.
+        As Qwen's `<tool_call>` they are no control tokens: a decoder that skips special tokens keeps them. Released
+        Qwen2.5-VL tokenizers end at 151,664, so there the tags become 151,665 to 151,674, which are spare rows of the
+        released embedding. Paper silent: which ids.
         """
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        backend.add_special_tokens([_added(tag, special=True) for tag in st.TAGS])
+        backend.add_tokens([_added(tag, special=False) for tag in st.TAGS])
         return Tokenizer(backend, self._config)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads."""
+    def save(self, folder: str | Path, system: str | None = None) -> None:
+        """Writes the tokenizer in the released layout, which AutoTokenizer of any release of transformers loads.
+
+        tokenizer.json, tokenizer_config.json, and the chat template once more as chat_template.jinja, where processors
+        look for it. The template gives the tokens that `prompts` gives: see `fitting_template`.
+
+        Args:
+          folder: where to.
+          system: text of the system turn that the model was trained with; None: it had no such turn.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         spec = json.loads(self._backend.to_str())
-        config = dict(self._config)
-        config["added_tokens_decoder"] = {
-            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-            for token in spec["added_tokens"]
+        for token in spec["added_tokens"]:  # in files of others the tags may be control tokens
+            token["special"] = token["special"] and token["content"] not in st.TAGS
+        template = fitting_template(self._config.get("chat_template"), system)
+        config = {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": st.IM_END,
+            "errors": "replace",
+            "model_max_length": 131072,
+            "pad_token": st.ENDOFTEXT,
+            "split_special_tokens": False,
+            "unk_token": None,
+            **self._config,
+            "chat_template": template,
+            "added_tokens_decoder": {
+                str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+                for token in spec["added_tokens"]
+            },
+            "additional_special_tokens": [
+                token["content"]
+                for token in spec["added_tokens"]
+                if token["special"] and token["content"] != st.ENDOFTEXT
+            ],
         }
-        config["additional_special_tokens"] = [
-            token["content"] for token in spec["added_tokens"] if token["special"] and token["content"] != st.ENDOFTEXT
-        ]
-        self._backend.save(str(folder / "tokenizer.json"))
-        text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", dict(sorted(config.items())))):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def in_folder(folder: Path) -> bool:
+    """Whether a folder has a tokenizer, in either of the layouts that Qwen's came in."""
+    return (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists()
 
 
 def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> Tokenizer:
@@ -156,7 +193,7 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> Tokeniz
     added = [
         *(_added(token, special=True) for token in st.QWEN_CONTROL_TOKENS),
         *(_added(token, special=False) for token in st.QWEN_TEXT_TOKENS),
-        *(_added(token, special=True) for token in st.TAGS),
+        *(_added(token, special=False) for token in st.TAGS),
     ]
     least = 256 + len(added)
     if vocab_size < least:
@@ -194,18 +231,35 @@ def _added(token: str, *, special: bool) -> AddedToken:
     return AddedToken(token, single_word=False, lstrip=False, rstrip=False, normalized=False, special=special)
 
 
-def _new_config() -> dict[str, Any]:
-    return {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": st.IM_END,
-        "errors": "replace",
-        "model_max_length": 131072,
-        "pad_token": st.ENDOFTEXT,
-        "split_special_tokens": False,
-        "unk_token": None,
-    }
+def _check_ids(file: Path, content: dict[str, Any]) -> None:
+    """Refuses ids by the million: `tokenizers` counts up to the highest, present or not."""
+    model = content.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else content
+    ids = vocab.values() if isinstance(vocab, dict) else ()
+    largest = max((index for index in ids if type(index) is int), default=0)
+    if largest > _MOST_IDS and file.name != "tokenizer_config.json":
+        raise ValueError(f"{file}: has an id of {largest}; at most {_MOST_IDS:,} are supported")
+
+
+def _transformers_class() -> Any:
+    """The class of every Qwen2.5 tokenizer; AutoTokenizer, which finds it, imports torch where that is installed."""
+    log = logging.getLogger("transformers")
+    log.disabled = True  # where there is no torch, the import says so
+    try:
+        from transformers import Qwen2Tokenizer
+    finally:
+        log.disabled = False
+    return Qwen2Tokenizer
+
+
+def _kept(theirs: Any) -> dict[str, Any]:
+    """What of transformers' tokenizer is written again; of several chat templates the default one."""
+    template = theirs.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    config: dict[str, Any] = {"add_prefix_space": theirs.init_kwargs.get("add_prefix_space") is True}
+    if isinstance(template, str):
+        config["chat_template"] = template
+    if isinstance(theirs.model_max_length, int) and 0 < theirs.model_max_length < 10**18:  # else: not known
+        config["model_max_length"] = theirs.model_max_length
+    return config

@@ -77,6 +77,7 @@ def export_run(
         joined(params, found["params"]),
         tokenizer=runtime.tokenizer,
         processor=runtime.processor,
+        system=options.data.system,
         dtype=dtype or options.dtype,
         overwrite=overwrite,
     )

@@ -145,6 +145,7 @@ def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params
             params,
             tokenizer=runtime.tokenizer,
             processor=runtime.processor,
+            system=options.data.system,
             dtype=options.dtype,
             overwrite=True,
         )

@@ -23,7 +23,7 @@ from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.sharding import mesh_chunks
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+SMALL = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,9 @@ def test_rows_of_the_tags(official, tags, cut, tmp_path):
     spec = json.loads((folder / "tokenizer.json").read_text())
     spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].strip("</>").isupper()]
     (folder / "tokenizer.json").write_text(json.dumps(spec))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["added_tokens_decoder"]  # it names the tags too
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     plain = Tokenizer.from_folder(folder)
     assert plain.token_to_id("<REFLECTION>") is None
     chunks = mesh_chunks(ModelConfig.from_hf(folder), 2, 2) if cut else None
@@ -249,6 +252,56 @@ def test_a_shard_that_is_cut_off_is_refused(official, tmp_path):
     status, _, err = script("from_hf", "--src", folder, "--dst", tmp_path / "orbax")
     assert status == 1 and "model.safetensors: not a readable safetensors file" in err
     assert not (tmp_path / "orbax").exists()
+
+
+def test_files_of_other_folders_are_neither_written_nor_copied(official, tmp_path):
+    """Names in layout.json and links among the small files are somebody else's."""
+    folder, secret = tmp_path / "orbax", tmp_path / "secret.txt"
+    secret.write_text("mine")
+    convert.from_hf(convert.plan_from_hf(official["bfloat16", "1MB"]), folder)
+    layout = json.loads((folder / "layout.json").read_text())
+    before = tree(tmp_path)
+    for name in ("../x", f"{tmp_path}/x", "a/x", "a\\x", "", "x\0", "x" * 300):
+        named = [{**layout["files"][0], "name": f"{name}.safetensors"}, *layout["files"][1:]]
+        for wrong in ({"files": named}, {"index": {f"{name}.safetensors.index.json": "{}"}}):
+            (folder / "layout.json").write_text(json.dumps(layout | wrong))
+            with pytest.raises(ValueError, match="layout.json: .* is no file name"):
+                convert.to_hf(folder, tmp_path / "back")
+    sizes = json.loads(layout["files"][0]["header"])
+    first = min((n for n in sizes if n != "__metadata__"), key=lambda n: sizes[n]["data_offsets"])
+    large = {first: {**sizes[first], "data_offsets": [0, 10**15]}}
+    for content, message in (
+        ([], "layout.json: holds a list; expected an object"),
+        ({}, "layout.json: files is None; it must be a list"),
+        (layout | {"files": [[]]}, "it must be a list of objects"),
+        (layout | {"files": [{**layout["files"][0], "name": 3}]}, "3 is no file name"),
+        (layout | {"index": {"config.json": "{}"}}, "'config.json' is no file name"),
+        (layout | {"files": [{"name": "a.safetensors", "header": "[]"}]}, "the head is a list"),
+        (layout | {"files": [{"name": "a.safetensors", "header": json.dumps(large)}]}, "has 1000000000000000 bytes"),
+        (layout | {"files": layout["files"][:1] * 2}, "names a file twice"),
+        (layout | {"stored": "int8", "dtype": ["int8"]}, "it must be of float32, bfloat16, float16"),
+    ):
+        (folder / "layout.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            convert.to_hf(folder, tmp_path / "back")
+    (folder / "layout.json").write_text(json.dumps(layout))
+    assert tree(tmp_path) == before
+    (folder / "notes.txt").symlink_to(secret)
+    with pytest.raises(ValueError, match="notes.txt: a link out of the folder, to .*secret.txt"):
+        convert.to_hf(folder, tmp_path / "back")
+    # The other way too, but for Hugging Face's cache, whose files are links to its own store.
+    snapshot, blobs = tmp_path / "models" / "snapshots" / "1", tmp_path / "models" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(official["bfloat16", "1MB"].iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    convert.from_hf(convert.plan_from_hf(snapshot), tmp_path / "cached")
+    (folder / "notes.txt").unlink()
+    assert tree(tmp_path / "cached") == tree(folder)
+    (snapshot / "notes.txt").symlink_to(secret)
+    with pytest.raises(ValueError, match="notes.txt: a link out of the folder"):
+        convert.plan_from_hf(snapshot)
 
 
 def test_the_commands(official, tmp_path):

@@ -233,9 +233,21 @@ def test_broken_folders(tmp_path):
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=f"{shard.name}: no such file, though model.safetensors.index.json"):
         qwenla_jax.load(folder)
-    (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="index.json: not a safetensors index"):
-        qwenla_jax.load(folder)
+    index = folder / "model.safetensors.index.json"
+    for content, message in (
+        ("{}", "not a safetensors index"),
+        ('{"weight_map": 5}', "not a safetensors index"),
+        ("[]", "holds a list"),
+        ('{"weight_map": {"a": 3}}', "3 is no file name; expected a plain one that ends in .safetensors"),
+        ('{"weight_map": {"a": null, "b": "c.safetensors"}}', "None is no file name"),
+        ('{"weight_map": {"a": ["x.safetensors"]}}', "is no file name"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "'../x.safetensors' is no file name"),
+        (json.dumps({"weight_map": {"a": f"{tmp_path}/x.safetensors"}}), "is no file name"),
+        ("[" * 200_000, "nested more than 100 deep"),
+    ):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=f"index.json: {message}|index.json: .*{message}"):
+            qwenla_jax.load(folder)
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(FileNotFoundError, match="has neither model.safetensors nor"):
         qwenla_jax.load(folder)
@@ -263,7 +275,7 @@ def test_save_is_atomic(tmp_path):
         def token_to_id(self, token):
             return 1
 
-        def save(self, folder):
+        def save(self, folder, system):
             raise OSError("disk full")
 
     qwenla_jax.save(tmp_path / "a", CONFIG, _params())

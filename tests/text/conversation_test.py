@@ -3,6 +3,7 @@
 The template is the copy of Qwen2.5-VL's that TRL brings along; without TRL these tests are skipped.
 """
 
+import json
 from importlib import resources
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from qwenla_jax.data.sources import tokenizer_texts
+from qwenla_jax.text.chat_template import CHAT_TEMPLATE
 from qwenla_jax.text.prompts import Turn, Visual, build_conversation, build_prompt, encode_response
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
 
@@ -113,6 +115,55 @@ def test_the_template_makes_up_the_system_turn(tiny, template):
     made_up = _rendered([user], template, theirs)
     assert build_conversation([Turn("system", SYSTEM), user], tok).ids == made_up
     assert build_conversation([user], tok).ids == made_up[-len(build_conversation([user], tok).ids) :]
+
+
+def test_our_template_is_theirs_without_the_made_up_turn(tiny, template):
+    tok, theirs = tiny
+    for seed in range(50):
+        turns, options = _conversation(np.random.default_rng(seed)), {"number_visuals": seed % 3 == 0}
+        assert _rendered(turns, CHAT_TEMPLATE, theirs, **options) == _rendered(turns, template, theirs, **options)
+        assert _rendered(turns[1:] or [Turn("user", "a")], CHAT_TEMPLATE, theirs)[0] == tok.ids.im_start
+
+
+@pytest.mark.parametrize("kept_in", ["tokenizer_config.json", "chat_template.jinja", "named"])
+@pytest.mark.parametrize("own", ["ours", "qwen", "text alone", "broken", "none"])
+def test_an_exported_template_gives_the_tokens_of_training(tiny, template, own, kept_in, tmp_path):
+    """A folder's own template stays where it lays turns out as training does; a made-up system turn never does."""
+    tok, _ = tiny
+    text = {
+        "ours": "{# mine #}" + CHAT_TEMPLATE,
+        "qwen": template,
+        "text alone": "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}",
+        "broken": "{% for",
+        "none": None,
+    }[own]
+    tok.save(tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del config["chat_template"]
+    (tmp_path / "source" / "chat_template.jinja").unlink()
+    if text is not None and kept_in == "chat_template.jinja":
+        (tmp_path / "source" / kept_in).write_text(text, encoding="utf-8")
+    elif text is not None:
+        named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": text}]
+        config["chat_template"] = named if kept_in == "named" else text
+    (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded = Tokenizer.from_folder(tmp_path / "source").with_tags()
+    for system in (None, 'Say "it\'s"\n in\\one 汉字 🙂 word.'):
+        loaded.save(tmp_path / "export", system)
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "export")
+        question = Turn("user", [Visual(3), "What is it?"])
+        assert _rendered([question], None, theirs) == build_prompt("What is it?", [3], loaded, system)
+        turns = [Turn("system", "Be brief."), question, Turn("assistant", RESPONSES[1]), Turn("user", "And\n now? ")]
+        assert _rendered(turns, None, theirs) == build_conversation(turns, tok).ids
+        written = (tmp_path / "export" / "chat_template.jinja").read_text(encoding="utf-8")
+        assert written == theirs.chat_template and ("mine" in written) == (own == "ours")
+        assert ("image_count" in written) == (own == "qwen")  # all else of Qwen's is kept
+        if system is None and own == "ours":
+            assert written == text
+        # Exported again, from what was trained with a system turn, without one.
+        Tokenizer.from_folder(tmp_path / "export").save(tmp_path / "again")
+        again = AutoTokenizer.from_pretrained(tmp_path / "again")
+        assert _rendered([question], None, again) == build_prompt("What is it?", [3], loaded, None)
 
 
 def test_one_turn_is_the_prompt(tiny):

@@ -82,9 +82,8 @@ def test_released_is_what_transformers_loads_and_takes_the_tags_at_the_next_ids(
     assert ids.im_end == 151_645
     assert released.vocab_size == 151_665  # unchanged by with_tags
     theirs = same_as_transformers(tagged, tmp_path)
-    assert theirs.decode([ids.im_end, ids.reflection_open], skip_special_tokens=True) == ""  # special to them too
-    config = json.loads((shared_data / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert theirs.chat_template == config["chat_template"]  # the folder's own is kept
+    # As Qwen's own <tool_call>, a tag is text to a decoder that skips special tokens.
+    assert theirs.decode([ids.im_end, ids.reflection_open], skip_special_tokens=True) == "<REFLECTION>"
 
 
 def test_split_is_qwens(shared_data, tmp_path):
@@ -98,6 +97,61 @@ def test_split_is_qwens(shared_data, tmp_path):
     tok.save(tmp_path)
     ours = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     assert ours["pre_tokenizer"] == spec["pre_tokenizer"] and ours["normalizer"] == spec["normalizer"]
+
+
+def test_a_calls_truncation_and_padding_do_not_stay(tiny, tmp_path):
+    """transformers leaves in the files what a padded call asked for; a question of any length keeps all its tokens."""
+    tiny.save(tmp_path / "ours")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    theirs(["a", "b c"], max_length=24, padding="max_length", truncation=True)
+    theirs.save_pretrained(tmp_path / "padded")
+    spec = json.loads((tmp_path / "padded" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert spec["truncation"]["max_length"] == 24 and spec["padding"]
+    _change(tmp_path / "padded" / "tokenizer_config.json", split_special_tokens=True)
+    loaded = Tokenizer.from_folder(tmp_path / "padded")
+    for text in (*TEXTS, "How many red circles are there? " * 20):
+        assert loaded.encode(text) == tiny.encode(text) and loaded.encode_plain(text) == tiny.encode_plain(text)
+    loaded.save(tmp_path / "again")
+    spec = json.loads((tmp_path / "again" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert spec["truncation"] is None and spec["padding"] is None
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")("a")["input_ids"] == tiny.encode("a")
+
+
+def _change(file, **changes):
+    """Rewrites keys of a JSON object; None removes one."""
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+
+
+def test_every_layout_of_the_files(tiny, tmp_path):
+    """Added tokens, vocabulary and template stand in different files with the years; AutoTokenizer reads the same."""
+    spec = None
+    for name in ("vocab and merges", "added_tokens.json", "added_tokens_decoder", "saved by 5", "no config"):
+        folder = tmp_path / name
+        tiny.save(folder)
+        spec = spec or json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        if name == "vocab and merges":
+            (folder / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]), encoding="utf-8")
+            merges = [" ".join(pair) for pair in spec["model"]["merges"]]
+            (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+            (folder / "tokenizer.json").unlink()
+        if name.startswith("added"):
+            few = [token for token in spec["added_tokens"] if token["content"] not in TAGS]
+            _change(folder / "tokenizer.json", added_tokens=few)
+        if name == "added_tokens.json":
+            _change(folder / "tokenizer_config.json", added_tokens_decoder=None, additional_special_tokens=None)
+            (folder / name).write_text(json.dumps({tag: tiny.token_to_id(tag) for tag in TAGS}))
+        if name == "saved by 5":
+            AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        if name == "no config":
+            (folder / "tokenizer_config.json").unlink()
+        loaded, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+        for text in TEXTS:
+            assert loaded.encode(text) == tiny.encode(text), (name, text)
+            assert loaded.encode(text) == theirs.encode(text, add_special_tokens=False), (name, text)
+        same_as_transformers(loaded, tmp_path / "again")
+    released = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert "extra_special_tokens" not in released and "backend" not in released  # what 4.x cannot read
 
 
 def test_any_text_encodes_and_comes_back_in_nfc(tiny):
@@ -161,11 +215,14 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="tokenizer.json: no such file"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json: not a readable"):
+    with pytest.raises(ValueError, match="tokenizer.json: not JSON"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer.json: transformers cannot read the tokenizer"):
         Tokenizer.from_folder(tmp_path)
     train_tiny_tokenizer(["a"]).save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(ValueError, match="tokenizer_config.json: expected a JSON object, found list"):
+    with pytest.raises(ValueError, match="tokenizer_config.json: holds a list; expected an object"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(ValueError, match="vocab_size=287: expected at least 288"):
         train_tiny_tokenizer(["a"], vocab_size=287)

@@ -20,7 +20,7 @@ from qwenla_jax.model import lora
 from qwenla_jax.model.peft_io import save_adapters
 from qwenla_jax.model.qwen_vl import logits_of
 
-SEED = 12  # two prompts, one of them with two pictures; four key/value heads
+SEED = 12  # three prompts, one of them with two pictures; heads of the released size
 RANK, ALPHA = 3, 5
 ALL_LINEAR = ("(decoder/layers|visual/(blocks|merger))/.*/kernel",)
 # Ours -> the module of transformers, written down here a second time. Query, key and value of the tower are one there.

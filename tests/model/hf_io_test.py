@@ -296,7 +296,8 @@ def test_import_is_light_and_loading_takes_no_torch(tmp_path):
     qwenla_jax.save(tmp_path / "a", CONFIG, _params())
     code = (
         "import sys, qwenla_jax; assert qwenla_jax.__version__; assert 'jax' not in sys.modules;"
-        f"qwenla_jax.load({str(tmp_path / 'a')!r}); assert 'torch' not in sys.modules; print('fine')"
+        f"qwenla_jax.load({str(tmp_path / 'a')!r}); assert 'transformers' not in sys.modules;"
+        "assert qwenla_jax.load('tiny').tokenizer.ids; assert 'torch' not in sys.modules; print('fine')"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.stdout.strip() == "fine", out.stderr

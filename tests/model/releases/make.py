@@ -190,7 +190,7 @@ def main() -> None:
     worst = 0.0
     with tempfile.TemporaryDirectory() as place:
         for tied in (True, False):
-            folder = Path(place) / str(tied)
+            folder = Path(place) / ("tied" if tied else "untied")
             given = export(folder, tied)
             found = {version: read_by(version, folder, given) for version in RELEASES}
             last = found[next(reversed(RELEASES))]

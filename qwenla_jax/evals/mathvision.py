@@ -1,8 +1,9 @@
 r"""MathVision: open and five-way mathematics, read as its own scorer does.
 
 Paper, evaluation: accuracy. Values of LaTeX expressions are compared by latex2sympy2_extended where the official scorer
-has its predecessor latex2sympy2, which reads fewer expressions: a right `\frac{...}` or root is more often found to be
-right here. `Settings.algebra` switches that off.
+has its predecessor latex2sympy2, which reads fewer expressions, such as degrees, percent and mixed fractions: a right
+answer is more often found to be right here. As there, text behind the first expression does not matter.
+`Settings.algebra` switches values off.
 """
 
 from __future__ import annotations

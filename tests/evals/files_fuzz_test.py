@@ -60,7 +60,6 @@ BYTES = [b'"', b"\t", b"\n", b"\r", b"\\", b"{", b"}", b"[", b"]" * 50, b"[" * 5
 BYTES += [b"\xff", b"\x00", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"<", b">", b"&", b"<c/>", b"NaN", *NUMBERS]
 
 
-
 def damaged(rng, data):
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from qwenla_jax.train import processes, seals
 from qwenla_jax.train.options import RunOptions
 from qwenla_jax.train.schema import to_dict
-from qwenla_jax.train.workdir import Hold, WorkdirError
+from qwenla_jax.train.workdir import RUN_FILE, Hold, WorkdirError
 
 CHECKPOINT_FOLDER = "checkpoints"
 SEAL_FOLDER = "seals"
@@ -415,6 +415,11 @@ class Checkpoints:
             self._note(str(error))
         if not self._lost:
             self._manager.close()
+        if self._hold is not None and not (self._workdir / RUN_FILE).exists():
+            # The folder was deleted; a write that was under way may have made it again.
+            for folder in (self._folder, self._workdir):
+                with contextlib.suppress(OSError):  # it is gone, or not empty
+                    folder.rmdir()
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -191,6 +191,7 @@ def test_a_work_folder_that_is_deleted_is_not_half_made_again(tmp_path, wait_s):
             shutil.rmtree(run, ignore_errors=True)
             while run.exists() and not said:  # a write may put something into a folder while it is being removed
                 shutil.rmtree(run, ignore_errors=True)
+            (run / "checkpoints").mkdir(parents=True, exist_ok=True)  # as such a write does on a busy machine
             checkpoints.save(12, state_of(12))
     assert not run.exists()
     with opened(run):

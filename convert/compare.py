@@ -53,13 +53,14 @@ def compare(hf: Path, flax: Path, image: str | None, question: str, dtype: str, 
     from PIL import Image
 
     from qwenla_jax.config import ModelConfig
+    from qwenla_jax.data.pictures import open_picture
     from qwenla_jax.data.sources import Record
 
     if image is None:
         noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
         picture = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
     else:
-        picture = Image.open(image).convert("RGB")
+        picture = open_picture(image)
     config = ModelConfig.from_hf(flax)
     depth = min(layers or config.text.num_layers, config.text.num_layers)
     depths = sorted({1, *(max(1, depth * part // 4) for part in (1, 2, 3)), depth})

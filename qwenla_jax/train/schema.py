@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import config_dict
 
+from qwenla_jax.utils.unicode import half_character
 from qwenla_jax.utils.visible import in_brief
 
 T = TypeVar("T")
@@ -284,6 +285,8 @@ def _checked(leaf: Leaf, value: Any) -> Any:
         return None  # flags cannot spell None: an empty text or an infinite number stands for it
     if leaf.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.copysign(1e300, value)
+    if isinstance(value, str) and (told := half_character(value)) is not None:
+        raise ConfigError(told)
     choices = leaf.field.metadata["choices"]
     if leaf.type == tuple[str, ...]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):

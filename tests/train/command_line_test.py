@@ -194,3 +194,8 @@ def test_a_mistake_in_a_config_file_is_shown_where_it_is(tmp_path):
         config_flags.DEFINE_config_file("config", flag_values=values)
         with pytest.raises(error):
             parse_flags(["x.py", f"--config={tmp_path / 'own.py'}"], RunOptions, values)
+
+
+@pytest.mark.parametrize("key", ["data.system", "data.source"])
+def test_bytes_that_are_no_text(key):
+    assert f"config.{key}: holds half of a character" in refusal("brpo", f"--config.{key}=a\udcff")

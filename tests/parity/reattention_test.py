@@ -49,6 +49,13 @@ def look_options(arch, **changes):
     return LookOptions(**{"mode": "copy", "max_insertions": CAP, "open_id": open_id, "close_id": close_id} | changes)
 
 
+def kept_sets(c, q, kept_ExX):
+    """The visual tokens of question q that each insertion shows, by their number within the prompt."""
+    own = np.flatnonzero(c.prompts.visual_QxP[q] >= 0).tolist()
+    source_X = c.prompts.block.source_QxX[q]
+    return [{own.index(s) for s in source_X[np.flatnonzero(kept_X)] if s in own} for kept_X in kept_ExX]
+
+
 @pytest.fixture
 def case(oracle, saved):
     """A function: seed -> model of both sides with the same inputs."""
@@ -116,6 +123,10 @@ def test_sampling_is_greedy_over_the_expanded_prompt(case, seed, share, form):
     for q, row in enumerate(c.hf.rows):
         assert rollout.inserted_B[q] == (min(tags[q], CAP) if row.grids else 0)
         assert rollout.refused_B[q] == tags[q] - rollout.inserted_B[q]
+        if share is not None:
+            with torch.no_grad():
+                kept = c.hf.routed(q, expected[q][:-1], share)[1]
+            assert kept_sets(c, q, rollout.kept_BxExX[q])[: len(kept)] == kept
 
 
 ROUTED = cases(
@@ -144,12 +155,10 @@ def test_route_is_the_most_attended_tokens_at_their_positions(case, monkeypatch,
     by_attention = 0
     for q, row in enumerate(c.hf.rows):
         expected, kept, scores = c.hf.routed(q, ids_BxR[q].tolist(), share)
-        source_X = c.prompts.block.source_QxX[q]
         own = np.flatnonzero(c.prompts.visual_QxP[q] >= 0)
         for e, (want, score_M) in enumerate(zip(kept, scores, strict=True)):
             np.testing.assert_allclose(found_ExBxP[e][q][own], score_M, rtol=TOLERANCE, atol=1e-6)
-            slots = source_X[np.flatnonzero(kept_BxExX[q, e])]
-            assert {int(np.searchsorted(own, s)) for s in slots if s in own} == want
+            assert kept_sets(c, q, kept_BxExX[q])[e] == want
             assert len(want) == plain.share_of(share, len(own))
             by_attention += want != set(range(len(want)))
         np.testing.assert_allclose(logits[q], expected[:-1], atol=TOLERANCE, rtol=0)

@@ -82,6 +82,8 @@ def drawn(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
     Small weights belong to random numbers near 0, which lie close enough, see `uniforms`.
     """
+    # Whole on every device that has the row: left to itself XLA may split what is sorted.
+    weight_BxN = nn.with_logical_constraint(weight_BxN, ("batch", "tokens"))
     order_BxN, sum_BxN = rising_sums(weight_BxN)
     passed_BxN = sum_BxN > uniform_B[:, None] * sum_BxN[:, -1:]
     # A random number of 1 passes none and takes the last.
@@ -113,7 +115,6 @@ def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
     weight_BxN = jnp.sum(jnp.exp(logits_BxWxN - logits_BxWxN.max((1, 2), keepdims=True)), axis=1)
     group_B = drawn(weight_BxN, uniform_Bx2[:, 0])
     own_BxW = jnp.take_along_axis(logits_BxWxN, group_B[:, None, None], axis=2)[..., 0]
-    own_BxW = nn.with_logical_constraint(own_BxW, ("batch", "tokens"))  # whole, with the rows, on every device
     return drawn(jnp.exp(own_BxW - own_BxW.max(-1, keepdims=True)), uniform_Bx2[:, 1]) * N + group_B
 
 

@@ -126,7 +126,7 @@ def test_sampler_trainer_and_the_sequence_in_full_agree(look, temperature):
     """Also with other parameters, as after an update."""
     vision, prompts, grids = looking_questions(Q)
     counts, refused, forced = [], 0, 0
-    for step, params in enumerate((model()[1], moved())):
+    for step, params in enumerate((model()[1], moved()), 1):
         rollout = draw(look, vision, prompts, temperature, params, step=step)
         ids, length = rollout.ids_BxR, rollout.length_B
         counted = np.arange(R) < length[:, None]

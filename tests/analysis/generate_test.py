@@ -151,6 +151,11 @@ def test_refuses_in_one_line(changed, messages, tmp_path, pictures, capsys):
         spec = json.loads(file.read_text())
         spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<REFLECTION>"]
         file.write_text(json.dumps(spec))
+        file = paths["untagged"] / "tokenizer_config.json"  # where transformers takes added tokens from, too
+        spec = json.loads(file.read_text())
+        tokens = spec["added_tokens_decoder"]
+        spec["added_tokens_decoder"] = {i: token for i, token in tokens.items() if token["content"] != "<REFLECTION>"}
+        file.write_text(json.dumps(spec))
     argv = {"--model": "--model=tiny", "--image": f"--image={pictures[0]}", "--question": "--question=How many?"}
     argv[changed.partition("=")[0]] = changed.format(**paths)
     with pytest.raises(SystemExit) as stopped:

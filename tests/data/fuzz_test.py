@@ -9,11 +9,10 @@ import io
 import json
 import os
 import random
-import resource
-import sys
 import time
 
 import pytest
+from peak import peak_growth
 from PIL import Image
 
 from qwenla_jax.data.corpora.parquet_process import parquet_process
@@ -80,7 +79,7 @@ def fuzz(name, seeds, read, refused=(ValueError, OSError)):
     """Runs `read` on mutations of (suffix, content)."""
     rng = random.Random(f"{SEED} {name}")
     print(f"QWENLA_FUZZ_SEED={SEED}")  # pytest shows it where the test fails
-    whole = 0
+    whole, growth = 0, peak_growth()
     for _ in range(CASES):
         content = mutated(rng, rng.choice(seeds))
         (pid, began), start = child_seconds(), time.thread_time()
@@ -92,8 +91,7 @@ def fuzz(name, seeds, read, refused=(ValueError, OSError)):
         after, ended = child_seconds()
         assert after != pid or ended - began < 1, content[:200]
     assert 0 < whole < CASES  # some are still whole, and not all
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
-    assert taken < MOST_MB
+    assert growth() < MOST_MB
 
 
 @pytest.fixture

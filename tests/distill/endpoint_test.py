@@ -9,12 +9,12 @@ import contextlib
 import json
 import os
 import random
-import resource
 import socket
 import threading
 import time
 
 import pytest
+from peak import peak_growth
 
 from qwenla_jax.distill.endpoint import Endpoint, Reply, address_problem, read_key
 from qwenla_jax.distill.judges import JudgeLog, Judges, read_completion
@@ -341,7 +341,7 @@ def test_random_replies(tmp_path):
     rng = random.Random(SEED)
     print(f"QWENLA_FUZZ_SEED={SEED}")
     log, votes = JudgeLog(tmp_path / "log"), 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    growth = peak_growth()
     for number in range(CASES):
         raw = mutated(GOOD, rng)
         start = time.thread_time()
@@ -357,7 +357,7 @@ def test_random_replies(tmp_path):
     assert CASES / 20 < votes < CASES  # the mutations are neither all harmless nor all deadly
     again = JudgeLog(tmp_path / "log")
     assert (again.requests, again.prompt_tokens) == (votes, log.prompt_tokens)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+    assert growth() < 300  # MB
 
 
 def test_random_exchanges(server, tmp_path):

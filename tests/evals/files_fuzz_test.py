@@ -11,11 +11,11 @@ import json
 import os
 import random
 import re
-import resource
 import time
 import zipfile
 
 import pytest
+from peak import peak_growth
 
 from qwenla_jax.evals.files import write_rows
 from qwenla_jax.evals.registry import questions_of, score_files
@@ -24,7 +24,7 @@ from qwenla_jax.evals.task import Settings
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "2000"))
 SEED = int(os.environ.get("QWENLA_FUZZ_SEED", time.time_ns() % 10**9))
-MEMORY = 512 << 10  # kB that all mutations of a kind of file may add to the process
+MEMORY = 512  # MB that all mutations of a kind of file may add to the process
 SETTINGS = Settings(algebra=False, missing="wrong", unknown="ignore")
 ABOUT = {"question": "which?", "category": "Art", "prediction": "It is A", "answer": "A", "split": "dev"}
 LETTERED = [{"index": n, **ABOUT, "A": "red", "B": "None", "C": "nan", "image": "0"} for n in range(3)]
@@ -164,7 +164,7 @@ def test_damaged_files(tmp_path, ending):
         if ending != "xlsx":
             path.write_bytes(text_of(ending, rows))
             use(task, path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    growth = peak_growth()
     for _ in range(CASES):
         task = rng.choice([*ROWS, "chair"])
         rows = [COCO] if task == "chair" and rng.random() < 0.7 else ROWS[task]
@@ -183,4 +183,4 @@ def test_damaged_files(tmp_path, ending):
             raise AssertionError((task, data)) from error
         assert time.thread_time() - start < 1, (task, data)
     assert used > CASES // 20  # some files are sound enough to be used
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
+    assert growth() < MEMORY

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,19 +163,23 @@ def _tsv(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         if len(row) > len(rows[0]):
             raise ValueError(f"{path}: row {number} has more cells than the header")
-    return _named(rows)
+    return _named(path, rows)
 
 
 def _xlsx(path: Path) -> list[dict[str, Any]]:
-    return _named(xlsx_lines(path))
+    return _named(path, xlsx_lines(path))
 
 
-def _named(lines: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Cells by the names in the first line. What a short line lacks is not there, but a prediction, which is empty.
+def _named(path: Path, lines: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Cells by the names in the first line, each of which stands once.
 
+    What a short line lacks is not there, but a prediction, which is empty.
     Nothing else is filled up: a few bytes would make as many cells as the header has columns, times the lines.
     """
     header = [str(name) for name in lines[0]] if lines else []
+    twice = next((name for name, count in Counter(header).items() if count > 1 and name not in ("", "None")), None)
+    if twice is not None:
+        raise ValueError(f"{path}: two columns are called {twice!r}; expected each name once")
     predictions = [key for key in PREDICTION_KEYS if key in header]
     rows = []
     for line in lines[1:]:

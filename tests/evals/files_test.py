@@ -121,6 +121,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, ending):
         ("a.json", "[1]", "row 1 holds a int; expected an object"),
         ("a.jsonl", '{"id": 1}\n{', "a.jsonl:2: not JSON"),
         ("a.tsv", "index\tq\n1\t2\t3\n", "row 1 has more cells than the header"),
+        ("a.tsv", "index\tanswer\tq\tanswer\n1\tA\tx\tB\n", "a.tsv: two columns are called 'answer'"),
         ("a.xlsx", "no zip", "not an xlsx file"),
         ("a.txt", "one\n", "has 1 columns; expected image, question, answer, prediction"),
         ("a.parquet", "no parquet", "not a parquet file"),

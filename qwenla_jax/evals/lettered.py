@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qwenla_jax.data.corpora.options import LETTERS
 from qwenla_jax.evals.tables import NOTHING, Row
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LISTS = ("options", "choices", "option")
 _INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")
 

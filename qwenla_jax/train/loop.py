@@ -366,7 +366,6 @@ class Evaluator:
         path = self._path(step)
         least = size - self._runtime.options.data.max_broken
 
-
         def there() -> bool:
             try:
                 return step > 0 and path.is_file() and least <= len(Evaluation.read(path).ids) <= size

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from measure import slower_than
 from rewards.records import record
 
 from qwenla_jax.rewards import RewardSettings, format_reward, score
@@ -283,7 +284,6 @@ def test_soup(part):
     print(f"QWENLA_FUZZ_SEED={SEED}: seed {seed}")  # pytest shows it where the test fails
     rng = random.Random(seed)
     formed = accurate = 0
-    slowest = 0.0
     for case in range(CASES // PARTS):
         response, answer = response_of(rng), rng.choice([rng.choice(ANSWERS), piece(rng), "3"])
         start = time.thread_time()
@@ -293,10 +293,9 @@ def test_soup(part):
             matches(response, answer)
         except Exception as error:
             raise AssertionError(f"seed {seed}, case {case}: {response!r}, answer {answer!r}: {error!r}") from error
-        slowest = max(slowest, time.thread_time() - start)
+        assert not slower_than(1, start, check, response, answer), (seed, case, response, answer)
         formed += form
         accurate += right
-    assert slowest < 1
     # The soup is worth something only where both verdicts are common.
     assert CASES < 5000 or 0.1 < formed / (CASES // PARTS) < 0.9 and accurate / (CASES // PARTS) > 0.05
 

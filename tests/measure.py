@@ -1,7 +1,9 @@
-"""How much memory a part of a test takes at its most, in a process that other tests have run in."""
+"""How much memory and processor time a part of a test takes, in a process that other tests have run in."""
 
+import gc
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,23 @@ def peak_growth() -> Callable[[], int]:
     unit = 20 if sys.platform == "darwin" else 10
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return lambda: (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> unit
+
+
+def slower_than(limit: float, start: float, again: Callable[..., object], *arguments: object) -> bool:
+    """Whether what began at `start` (time.thread_time()) took more than `limit` seconds, each of three times.
+
+    A full garbage collection over what other tests of the process left may fall into any call, and takes seconds.
+    """
+    for _ in range(3):
+        if time.thread_time() - start <= limit:
+            return False
+        gc.collect()
+        start = time.thread_time()
+        try:
+            again(*arguments)
+        except Exception:  # the first call has shown what it raises
+            pass
+    return time.thread_time() - start > limit
 
 
 def _kilobytes(key: str) -> int:

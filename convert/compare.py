@@ -11,36 +11,40 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from qwenla_jax.cli.command_line import read_flags
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
-_HF = flags.DEFINE_string("hf", None, "Hugging Face folder, read by transformers", required=True)
-_FLAX = flags.DEFINE_string("flax", None, "folder, read by this package", required=True)
-_IMAGE = flags.DEFINE_string("image", None, "a picture; default: coloured noise")
-_QUESTION = flags.DEFINE_string("question", "What does the picture show?", "asked of it")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "that is computed in")
-_LAYERS = flags.DEFINE_integer("layers", None, "only the first so many decoder layers", lower_bound=1)
-_BOUND = flags.DEFINE_float("bound", None, "exit with 1 where logits differ by more; default: 1e-3, none in bfloat16")
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("hf", None, "Hugging Face folder, read by transformers", required=True, flag_values=values)
+    flags.DEFINE_string("flax", None, "folder, read by this package", required=True, flag_values=values)
+    flags.DEFINE_string("image", None, "a picture; default: coloured noise", flag_values=values)
+    flags.DEFINE_string("question", "What does the picture show?", "asked of it", flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "that is computed in", flag_values=values)
+    flags.DEFINE_integer("layers", None, "only the first so many decoder layers", lower_bound=1, flag_values=values)
+    flags.DEFINE_float(
+        "bound", None, "exit with 1 where logits differ by more; default: 1e-3, none in bfloat16", flag_values=values
+    )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs both and prints the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    args = read_flags(argv, __doc__, define_flags)
     skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     try:
-        difference = compare(
-            Path(_HF.value), Path(_FLAX.value), _IMAGE.value, _QUESTION.value, _DTYPE.value, _LAYERS.value
-        )
+        difference = compare(Path(args.hf), Path(args.flax), args.image, args.question, args.dtype, args.layers)
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    bound = _BOUND.value if _BOUND.value is not None else {"float32": 1e-3}.get(_DTYPE.value, float("inf"))
+    bound = args.bound if args.bound is not None else {"float32": 1e-3}.get(args.dtype, float("inf"))
     sys.exit(0 if difference <= bound else f"the logits differ by more than {bound:g}")
 
 
@@ -52,9 +56,9 @@ def compare(hf: Path, flax: Path, image: str | None, question: str, dtype: str, 
     """
     from PIL import Image
 
-    from qwenla_jax.config import ModelConfig
-    from qwenla_jax.data.pictures import open_picture
-    from qwenla_jax.data.sources import Record
+    from qwenla_jax.data.images.decode import open_picture
+    from qwenla_jax.data.record import Record
+    from qwenla_jax.model.config import ModelConfig
 
     if image is None:
         noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
@@ -82,9 +86,9 @@ def compare(hf: Path, flax: Path, image: str | None, question: str, dtype: str, 
 
 def _example(folder: Path, record: Any) -> tuple[Any, Any, Any]:
     """Ids, positions and patches of the record, with the folder's own tokenizer and image processor."""
-    from qwenla_jax.config import ModelConfig
-    from qwenla_jax.data.images import PictureLayout, ProcessorSettings
-    from qwenla_jax.data.transforms import to_prompt_example
+    from qwenla_jax.data.batching.example import to_prompt_example
+    from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings
+    from qwenla_jax.model.config import ModelConfig
     from qwenla_jax.text.tokenizer import Tokenizer
 
     config = ModelConfig.from_hf(folder)
@@ -133,10 +137,10 @@ def _theirs(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]
 def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) -> tuple[Any, Any, Any]:
     import jax
 
-    from qwenla_jax.data.collate import collate_prompts, make_buckets
-    from qwenla_jax.model.hf_io import load_params
+    from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
     from qwenla_jax.model.qwen_vl import QwenVL, logits_of
     from qwenla_jax.utils.compiler_options import accepted
+    from qwenla_jax.weights.hf import load_params
 
     example, settings, layout = _example(folder, record)
     tokens = len(example.ids_T)
@@ -171,4 +175,4 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

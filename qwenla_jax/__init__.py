@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwenla_jax.analysis.ask import ask
-    from qwenla_jax.analysis.show import show
-    from qwenla_jax.model.hf_io import load, save
+    from qwenla_jax.inference.answer import show
+    from qwenla_jax.inference.ask import ask
+    from qwenla_jax.weights.hf import load, save
 
 __all__ = ["__version__", "ask", "load", "save", "show"]
 __version__ = "0.1.0"
@@ -24,15 +24,15 @@ def __getattr__(name: str) -> Any:
 
         skip_without_tpu()
     if name in ("load", "save"):
-        from qwenla_jax.model import hf_io
+        from qwenla_jax.weights import hf
 
-        return getattr(hf_io, name)
+        return getattr(hf, name)
     if name == "ask":
-        from qwenla_jax.analysis.ask import ask
+        from qwenla_jax.inference.ask import ask
 
         return ask
     if name == "show":
-        from qwenla_jax.analysis.show import show
+        from qwenla_jax.inference.answer import show
 
         return show
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import re
 
-from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES
+from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES, SIZES
 
 SECTION = r"<{0}>[^<>]*</{0}>"
 GRAMMAR = re.compile(

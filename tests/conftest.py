@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
@@ -46,3 +49,32 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"the third-party test data is not at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def reflecting(tmp_path_factory):
+    """A checkpoint that reflects whenever it would conclude: the embedded one with another output matrix."""
+    import qwenla_jax
+
+    loaded = qwenla_jax.load(Path(qwenla_jax.__file__).parent / "assets" / "tiny", dtype="float32")
+    head = np.array(loaded.params["decoder"]["embed"]["embedding"]).T
+    tags = loaded.tokenizer.ids.tags
+    head[:, tags["<REFLECTION>"]] = 1.1 * head[:, tags["<CONCLUSION>"]]
+    config = dataclasses.replace(loaded.config, text=dataclasses.replace(loaded.config.text, tie_word_embeddings=False))
+    params = loaded.params | {"decoder": loaded.params["decoder"] | {"lm_head": {"kernel": head}}}
+    folder = tmp_path_factory.mktemp("reflecting") / "hf"
+    return qwenla_jax.save(folder, config, params, tokenizer=loaded.tokenizer, processor=loaded.processor)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A square scene, and a strip of one and a half: 4 x 4 and 3 x 4 visual tokens or so. Files, then pictures."""
+    from qwenla_jax.data.synthetic.scenes import make_scene
+
+    square = make_scene(7, 5, 0).image
+    strip = Image.new("RGB", (168, 112), (217, 217, 217))
+    strip.paste(make_scene(7, 5, 1).image, (50, 0))
+    folder = tmp_path_factory.mktemp("pictures")
+    square.save(folder / "square.png")
+    strip.save(folder / "strip.png")
+    return folder / "square.png", folder / "strip.png"

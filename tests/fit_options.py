@@ -1,6 +1,6 @@
 """The paper's settings of BRPO, for plans."""
 
-from qwenla_jax.train.options import DataOptions, EvalOptions, OptimOptions, RunOptions
+from qwenla_jax.config.run_options import DataOptions, EvalOptions, OptimOptions, RunOptions
 
 LARGE = RunOptions(
     preset="7b",

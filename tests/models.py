@@ -7,9 +7,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from qwenla_jax.config import ModelConfig, TextConfig, VisionConfig
-from qwenla_jax.data.blocks import BlockOptions, picture_block
-from qwenla_jax.data.positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.reinsertion import BlockOptions, picture_block
+from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
 from qwenla_jax.types import PictureBlock, PromptBatch, VisionBatch
 

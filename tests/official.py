@@ -14,7 +14,7 @@ import numpy as np
 import plain
 import torch
 
-from qwenla_jax.data.blocks import BlockOptions, picture_block
+from qwenla_jax.data.batching.reinsertion import BlockOptions, picture_block
 from qwenla_jax.types import PictureBlock
 
 CAP = 3  # insertions of a response

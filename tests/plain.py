@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from models import END, IMAGE, OPEN, START
 
-from qwenla_jax.data.positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import mrope_positions
 
 
 class Written(NamedTuple):

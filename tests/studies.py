@@ -2,8 +2,8 @@
 
 import json
 
-from qwenla_jax.analysis.study import FINISHED, SAVED, SYSTEMS
-from qwenla_jax.data.sources import SceneSource
+from qwenla_jax.data.synthetic.source import SceneSource
+from qwenla_jax.study.collect import FINISHED, SAVED, SYSTEMS
 
 QUESTIONS = 40
 EDGES = [0, 8, 16, 24]

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qwenla_jax.data.pictures import open_picture
+from qwenla_jax.data.images.decode import open_picture
+from qwenla_jax.distill.distill_options import JudgeOptions
 from qwenla_jax.distill.endpoint import Endpoint, Reply, Trouble
-from qwenla_jax.distill.options import JudgeOptions
-from qwenla_jax.distill.store import Row, StoreError, append, mend, read_rows
 from qwenla_jax.distill.verify import Vote
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.jsonl_store import Row, StoreError, append, mend, read_rows
 from qwenla_jax.utils.visible import in_brief
 
 _INSTRUCTION = """You check an answer that a model gave to a question about the picture.

@@ -13,11 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.distill import store
+from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.distill.judges import JudgeLog, Judges, request_key
-from qwenla_jax.distill.options import DistillOptions
-from qwenla_jax.distill.store import Row
 from qwenla_jax.distill.verify import Assessed, Status, Vote, assess, best
+from qwenla_jax.utils import jsonl_store
+from qwenla_jax.utils.jsonl_store import Row
 
 _QUESTION = ("id", "image", "question", "answer", "kind")
 
@@ -57,17 +57,17 @@ def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Ju
     with ThreadPoolExecutor(options.judges.parallel) as pool:
         waiting: collections.deque[Future[list[Assessed]]] = collections.deque()
         try:
-            for rows in store.groups(workdir / store.SAMPLES, options.sampling.samples):
+            for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):
                 if judges.stopped is not None:
                     break
                 waiting.append(pool.submit(assess_group, rows, options, log, judges))
-                store.check_there(workdir)
+                jsonl_store.check_there(workdir)
                 while len(waiting) >= 4 * options.judges.parallel:
                     waiting.popleft().result()
                     done += 1
                     yield done
             while waiting:
-                store.check_there(workdir)
+                jsonl_store.check_there(workdir)
                 waiting.popleft().result()
                 done += 1
                 yield done
@@ -82,10 +82,10 @@ def read_corrections(workdir: Path) -> dict[str, str]:
     Raises:
       StoreError: a line is none that `take_back` wrote.
     """
-    found, path = {}, workdir / store.CORRECTIONS
-    for number, row in store.read_rows(path):
+    found, path = {}, workdir / jsonl_store.CORRECTIONS
+    for number, row in jsonl_store.read_rows(path):
         if not (isinstance(row.get("id"), str) and isinstance(row.get("response"), str)):
-            raise store.StoreError(f"{path}:{number}: expected an id and a response, each a text")
+            raise jsonl_store.StoreError(f"{path}:{number}: expected an id and a response, each a text")
         found[row["id"]] = row["response"]
     return found
 
@@ -107,29 +107,29 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
     Raises:
       StoreError: a log cannot be read, or the folder was deleted meanwhile; nothing is written then.
     """
-    store.check_there(workdir)
-    old_queue = list(store.typed_lines(workdir / store.QUEUE))
+    jsonl_store.check_there(workdir)
+    old_queue = list(jsonl_store.typed_lines(workdir / jsonl_store.QUEUE))
     typed = {str(row.get("id")): row for _, _, row in old_queue if isinstance(row, dict)}
     ids: set[str] = set()
     corrections, corrected = read_corrections(workdir), {}
     count: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
     votes = {model: collections.Counter() for model in options.judges.models}  # type: ignore[var-annotated]
-    names = (store.ANSWERS, store.ACCEPTED, store.REJECTED, store.QUEUE)
-    with store.rewriting(*(workdir / name for name in names)) as (answers, accepted, rejected, queue):
-        for rows in store.groups(workdir / store.SAMPLES, options.sampling.samples):
+    names = (jsonl_store.ANSWERS, jsonl_store.ACCEPTED, jsonl_store.REJECTED, jsonl_store.QUEUE)
+    with jsonl_store.rewriting(*(workdir / name for name in names)) as (answers, accepted, rejected, queue):
+        for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):
             assessed = assess_group(rows, options, log, None)
             states = [one.status for one in assessed]
             count["questions"] += 1
             ids.add(rows[0]["id"])
             for row, one in zip(rows, assessed, strict=True):
                 count[one.status] += 1
-                answers.write(store.line_of(_answer_row(row, one)))
+                answers.write(jsonl_store.line_of(_answer_row(row, one)))
                 if one.status == Status.ACCEPTED:
-                    accepted.write(store.line_of(_accepted_row(row, options)))
+                    accepted.write(jsonl_store.line_of(_accepted_row(row, options)))
                 elif one.status == Status.REJECTED:
                     reasons[one.failed[0].code] += 1
-                    rejected.write(store.line_of(_rejected_row(row, one)))
+                    rejected.write(jsonl_store.line_of(_rejected_row(row, one)))
                 if any(verdict.verifier == "judges" for verdict in one.verdicts):
                     for model, counter in votes.items():
                         key = request_key(options.judges, model, row)
@@ -146,10 +146,10 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
                 row = queue_row(rows, assessed)
                 mine = typed.get(row["id"], {})
                 # The response, and notes under names of a person's own.
-                queue.write(store.line_of(mine | row | {"response": mine.get("response") or ""}))
+                queue.write(jsonl_store.line_of(mine | row | {"response": mine.get("response") or ""}))
         for name in corrections:  # in the order in which they came, behind what the model said
             if name in corrected:
-                accepted.write(store.line_of(corrected[name]))
+                accepted.write(jsonl_store.line_of(corrected[name]))
         for _, line, row in old_queue:  # what cannot be understood is left for its writer to mend
             if not isinstance(row, dict) or row.get("id") not in ids:
                 queue.write(line + "\n")
@@ -176,7 +176,7 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
             "replies_without_usage": log.without_usage,
             "cost": log.cost(options.judges),
         }
-    store.write_json(workdir / store.SUMMARY, summary)
+    jsonl_store.write_json(workdir / jsonl_store.SUMMARY, summary)
     return summary
 
 

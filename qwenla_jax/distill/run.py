@@ -6,17 +6,17 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.opening import make_source, readable
-from qwenla_jax.distill import store
+from qwenla_jax.config.schema import differences, to_dict
+from qwenla_jax.data.sources.factory import make_source, readable
+from qwenla_jax.distill.distill_options import FREE_KEYS, DistillOptions, run_options
 from qwenla_jax.distill.endpoint import read_key
-from qwenla_jax.distill.generate import done_questions, generate
 from qwenla_jax.distill.judges import JudgeLog, Judges
-from qwenla_jax.distill.options import FREE_KEYS, DistillOptions, run_options
 from qwenla_jax.distill.results import ask_judges, summary_text, write_results
+from qwenla_jax.distill.sample_answers import done_questions, generate
+from qwenla_jax.inference.runtime import build
 from qwenla_jax.train.loop import Refused
-from qwenla_jax.train.progress import Progress
-from qwenla_jax.train.runtime import build
-from qwenla_jax.train.schema import differences, to_dict
+from qwenla_jax.utils import jsonl_store
+from qwenla_jax.utils.progress import Progress
 
 
 def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
@@ -33,18 +33,20 @@ def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
       Refused: the folder belongs to other settings or is in use, or settings, files or records cannot be used.
     """
     try:
-        with store.locked(workdir):
+        with jsonl_store.locked(workdir):
             return _run(options, workdir)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise Refused(f"{type(error).__name__}: {error}") from error
 
 
 def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
-    saved = store.read_settings(workdir)
+    saved = jsonl_store.read_settings(workdir)
     if saved is not None and (found := differences(saved, options, FREE_KEYS)):
-        raise store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n" + "\n".join(found))
-    if saved is None and (workdir / store.SAMPLES).is_file():
-        raise store.StoreError(f"{workdir}: {store.SETTINGS} is missing, so nobody knows what {store.SAMPLES} is of")
+        raise jsonl_store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n" + "\n".join(found))
+    if saved is None and (workdir / jsonl_store.SAMPLES).is_file():
+        raise jsonl_store.StoreError(
+            f"{workdir}: {jsonl_store.SETTINGS} is missing, so nobody knows what {jsonl_store.SAMPLES} is of"
+        )
     # All of a file: nothing is held out from what is answered.
     data = options.data
     source = make_source(
@@ -58,11 +60,11 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
             f"{workdir} holds a run with {done} of {len(source)} questions sampled: it is resumed (for a new run: "
             "another --workdir)"
         )
-    store.mend(workdir / store.CORRECTIONS)
-    store.write_json(workdir / store.SETTINGS, to_dict(options))
+    jsonl_store.mend(workdir / jsonl_store.CORRECTIONS)
+    jsonl_store.write_json(workdir / jsonl_store.SETTINGS, to_dict(options))
     if done < len(source):
         _sample(options, workdir, done, source)
-    log = JudgeLog(workdir / store.JUDGEMENTS)
+    log = JudgeLog(workdir / jsonl_store.JUDGEMENTS)
     stopped = None
     if "judges" in options.verify.verifiers:
         stopped = _judge(options, workdir, log, len(source))

@@ -12,11 +12,11 @@ import functools
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from qwenla_jax.distill.options import DistillOptions
+from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward
-from qwenla_jax.text.answers import extract_conclusion, matches
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.answers.match import extract_conclusion, matches
+from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.special_tokens import QWEN_CONTROL_TOKENS
 
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qwenla_jax.data.corpora.options import LETTERS
-from qwenla_jax.evals.tables import NOTHING, Row
+from qwenla_jax.data.datasets.multiple_choice import LETTERS
+from qwenla_jax.evals.table_files import NOTHING, Row
 
 _LISTS = ("options", "choices", "option")
 _INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from qwenla_jax.data.corpora.entries import without_placeholders
+from qwenla_jax.data.datasets.raw_record import without_placeholders
 from qwenla_jax.evals.task import Item
 
 FORMS = ("structured", "plain")

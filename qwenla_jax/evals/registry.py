@@ -7,11 +7,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwenla_jax.evals import chair_task, choices, mathvision, mmhal, mmmu, yes_no
+from qwenla_jax.evals.benchmarks import chair_task, mathvision_task, mmbench_mmstar, mmhal, mmmu, pope_mme
+from qwenla_jax.evals.images import coco_pictures, with_pictures
 from qwenla_jax.evals.lettered import LETTERS
-from qwenla_jax.evals.pictures import coco_pictures, with_pictures
 from qwenla_jax.evals.result import Result
-from qwenla_jax.evals.tables import Row, read_rows
+from qwenla_jax.evals.table_files import Row, read_rows
 from qwenla_jax.evals.task import Answer, Questions, Settings, Task, join
 
 _LETTERS = frozenset(LETTERS)
@@ -22,14 +22,19 @@ def tasks() -> Mapping[str, Task]:
     """The benchmarks by the names that the command line takes."""
     found = (
         Task("chair", chair_task.chair_ids, chair_task.chair_item, chair_task.score_chair, chair_task.read_pictures),
-        Task("pope", yes_no.pope_ids, yes_no.pope_item, yes_no.score_pope),
-        Task("mme", yes_no.mme_ids, yes_no.mme_item, yes_no.score_mme),
+        Task("pope", pope_mme.pope_ids, pope_mme.pope_item, pope_mme.score_pope),
+        Task("mme", pope_mme.mme_ids, pope_mme.mme_item, pope_mme.score_mme),
         Task("mmhal", mmhal.mmhal_ids, mmhal.mmhal_item, mmhal.score_mmhal),
         Task("mmmu", mmmu.mmmu_ids, mmmu.mmmu_item, mmmu.score_mmmu),
         Task("mmmu_pro", mmmu.pro_ids, mmmu.pro_item, mmmu.score_pro),
-        Task("mmbench", choices.choice_ids, choices.mmbench_item, choices.score_mmbench),
-        Task("mmstar", choices.choice_ids, choices.mmstar_item, choices.score_mmstar),
-        Task("mathvision", mathvision.mathvision_ids, mathvision.mathvision_item, mathvision.score_mathvision),
+        Task("mmbench", mmbench_mmstar.choice_ids, mmbench_mmstar.mmbench_item, mmbench_mmstar.score_mmbench),
+        Task("mmstar", mmbench_mmstar.choice_ids, mmbench_mmstar.mmstar_item, mmbench_mmstar.score_mmstar),
+        Task(
+            "mathvision",
+            mathvision_task.mathvision_ids,
+            mathvision_task.mathvision_item,
+            mathvision_task.score_mathvision,
+        ),
     )
     return {task.name: task for task in found}
 

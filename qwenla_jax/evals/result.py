@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, Self
 
-from qwenla_jax.train.intervals import Interval, wilson
+from qwenla_jax.utils.intervals import Interval, wilson
 
 
 @dataclasses.dataclass(frozen=True)

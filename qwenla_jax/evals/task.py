@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.corpora.entries import Picture
-from qwenla_jax.data.pictures import open_picture
-from qwenla_jax.data.sources import Record
+from qwenla_jax.data.datasets.raw_record import Picture
+from qwenla_jax.data.images.decode import open_picture
+from qwenla_jax.data.record import Record
 from qwenla_jax.evals.result import Result
-from qwenla_jax.evals.tables import PREDICTION_KEYS, Row, some
-from qwenla_jax.text.answers import extract_conclusion
+from qwenla_jax.evals.table_files import PREDICTION_KEYS, Row, some
+from qwenla_jax.text.answers.match import extract_conclusion
 
 CONCLUSION = ("auto", "always", "never")
 MISSING = ("refuse", "wrong", "leave_out")

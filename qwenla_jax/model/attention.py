@@ -166,9 +166,7 @@ def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tu
     for lay, s, segment in zip(layouts, scores, segments, strict=True):
         e = jnp.exp(s - lay.group(top)[..., None])
         total = total + lay.ungroup(e.sum(-1))
-        part = jnp.einsum(
-            "qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32
-        )
+        part = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
         out = out + lay.ungroup(part)
     return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.config import TextConfig
 from qwenla_jax.model.attention import Segment, watched_attention
+from qwenla_jax.model.config import TextConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
-from qwenla_jax.config import ModelConfig
 from qwenla_jax.model.attention import Segment, segment_attention
+from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.layers import ATTENTION_OUTPUT, HIDDEN
 
 # A TPU's vector registers have so many lanes: head sizes, and runs of queries and keys, are padded to multiples.

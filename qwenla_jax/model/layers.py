@@ -100,9 +100,7 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def dense(name: str, features: int, axes: tuple[str, str]) -> Dense:
-            return Dense(
-                features, axes, self.use_bias, self.dtype, self.param_dtype, self.init_scale, name=name
-            )
+            return Dense(features, axes, self.use_bias, self.dtype, self.param_dtype, self.init_scale, name=name)
 
         gate = dense("gate", self.features, ("embed", "mlp"))(x)
         up = dense("up", self.features, ("embed", "mlp"))(x)

@@ -26,8 +26,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 
-from qwenla_jax.config import ModelConfig
-from qwenla_jax.model.hf_keys import table
+from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.model.hf_names import table
 from qwenla_jax.model.layers import LORA_A, LORA_B, LORA_SCALE
 
 LEAVES = (LORA_A, LORA_B, LORA_SCALE)
@@ -73,9 +73,7 @@ def kernels_for(config: ModelConfig, modules: Sequence[str]) -> tuple[str, ...]:
         no kernel of a linear layer within the model.
     """
     paths = [path for entry in table(config) for path in entry.paths]
-    able = [
-        path for e in table(config) if e.kind == "linear" for path in e.paths if path.endswith("/kernel")
-    ]
+    able = [path for e in table(config) if e.kind == "linear" for path in e.paths if path.endswith("/kernel")]
     able = [path for path in able if path != _HEAD]
     chosen: set[str] = set()
     for pattern in modules:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.config import ModelConfig
+from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.decoder import Decoded, Decoder
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.vision import VisionTower, window_slots

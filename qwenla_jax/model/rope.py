@@ -23,9 +23,7 @@ def vision_angles(hw_IxSx2: jax.Array, head_dim: int, theta: float = 10_000.0) -
     return angles.reshape(*hw_IxSx2.shape[:2], head_dim // 2)
 
 
-def mrope_angles(
-    pos_BxTx3: jax.Array, head_dim: int, theta: float, sections: tuple[int, int, int]
-) -> jax.Array:
+def mrope_angles(pos_BxTx3: jax.Array, head_dim: int, theta: float, sections: tuple[int, int, int]) -> jax.Array:
     """Angles of the decoder: consecutive chunks of frequencies turn with time, row and column.
 
     Args:

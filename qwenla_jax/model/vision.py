@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.config import VisionConfig
 from qwenla_jax.model.attention import Segment
+from qwenla_jax.model.config import VisionConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
 from qwenla_jax.model.rope import rotate, vision_angles
@@ -43,9 +43,7 @@ class VisionAttention(nn.Module):
 
         def within(rows: int) -> jax.Array:
             split = (I * rows, S // rows)
-            seg = Segment(
-                k.reshape(*split, N, H), v.reshape(*split, N, H), valid_IxS.reshape(*split)[:, None, None, :]
-            )
+            seg = Segment(k.reshape(*split, N, H), v.reshape(*split, N, H), valid_IxS.reshape(*split)[:, None, None, :])
             return attend(self.attention, q.reshape(*split, N, H), (seg,), "frames").reshape(I, S, D)
 
         windows = S // window_slots(cfg)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.model.layers import HIDDEN
-from qwenla_jax.reattention.trigger import LookOptions, kept_tokens
+from qwenla_jax.reattention.options import LookOptions, kept_tokens
 from qwenla_jax.types import PromptBatch
 
 

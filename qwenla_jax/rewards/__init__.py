@@ -1,12 +1,12 @@
 """Rewards of BRPO: the paper's three rules and users' own. They see text and numbers, never the model."""
 
 from qwenla_jax.rewards.accuracy import accuracy_reward
-from qwenla_jax.rewards.balance import balance_reward
 from qwenla_jax.rewards.format import format_reward
 from qwenla_jax.rewards.overlong import overlong_reward
-from qwenla_jax.rewards.pool import RewardError, RewardPool
-from qwenla_jax.rewards.record import RewardRecord
-from qwenla_jax.rewards.total import RewardScores, RewardSettings, score
+from qwenla_jax.rewards.pool.pool import RewardError, RewardPool
+from qwenla_jax.rewards.reflection_balance import balance_reward
+from qwenla_jax.rewards.reward_record import RewardRecord
+from qwenla_jax.rewards.weights import RewardScores, RewardSettings, score
 
 __all__ = [
     "RewardError",

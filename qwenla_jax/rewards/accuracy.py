@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from qwenla_jax.text.answers import bare_matches, extract_conclusion, matches
-from qwenla_jax.text.math_answers import math_matches
+from qwenla_jax.text.answers.algebra import math_matches
+from qwenla_jax.text.answers.match import bare_matches, extract_conclusion, matches
 
 MATCHES = ("usual", "bare")
 

@@ -1,6 +1,6 @@
 """The format reward."""
 
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.response_format import parse
 
 
 def format_reward(response: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
-from qwenla_jax.reattention.insert import embed_with_sources, replay_selection, splice
-from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
-from qwenla_jax.sampling.loop import encode_prompts, text_positions
-from qwenla_jax.train.sharding import row_shards
+from qwenla_jax.parallel.sharding import row_shards
+from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions
+from qwenla_jax.reattention.splice import embed_with_sources, replay_selection, splice
+from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.types import PromptBatch, VisionBatch
 
 TOKEN_CHUNK = 4096  # on one device

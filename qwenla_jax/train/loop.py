@@ -12,31 +12,32 @@ from typing import Any
 import jax
 import optax
 
-from qwenla_jax.data.corpora.skipping import TooManyBroken
-from qwenla_jax.data.pipeline import RecordSource
-from qwenla_jax.model.hf_io import save
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.data.sources.skip_invalid import TooManyBroken
+from qwenla_jax.inference.runtime import Runtime, build, make_run_source
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.lora import only_adapters
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.train import state as train_state
-from qwenla_jax.train.checkpoint import CheckpointError, Checkpoints, SaveError
-from qwenla_jax.train.data_check import guard_against_leaks
-from qwenla_jax.train.evaluate import AttentionProbe, Evaluation, evaluate
-from qwenla_jax.train.guard import Failed, Guard
-from qwenla_jax.train.interrupt import Interrupt, Stopped
-from qwenla_jax.train.intervals import paired
-from qwenla_jax.train.keeper import Keeper
-from qwenla_jax.train.metrics import METRICS_FILE, MetricWriter, whole_lines
+from qwenla_jax.parallel.distributed import leads, several, together
+from qwenla_jax.run.checkpoints import CheckpointError, Checkpoints, SaveError
+from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, whole_lines
+from qwenla_jax.run.signals import Interrupt, Stopped
+from qwenla_jax.run.watchdog import Watchdog
+from qwenla_jax.run.workdir import Hold, WorkdirError, opened
+from qwenla_jax.train import train_state
+from qwenla_jax.train.brpo.reference import make_reference
+from qwenla_jax.train.brpo.reward_failures import RewardsFailed
+from qwenla_jax.train.brpo.score import reward_settings
+from qwenla_jax.train.brpo.trainer import BrpoStage
+from qwenla_jax.train.checkpointing import Keeper
+from qwenla_jax.train.contamination_guard import guard_against_leaks
+from qwenla_jax.train.evaluator import Evaluator, write_optional
+from qwenla_jax.train.health import Failed, Guard
 from qwenla_jax.train.optimizer import make_optimizer, schedule
-from qwenla_jax.train.options import RunOptions
-from qwenla_jax.train.processes import from_lead, leads, several, together
-from qwenla_jax.train.progress import Progress, duration
-from qwenla_jax.train.reward_failures import RewardsFailed
-from qwenla_jax.train.rollout import reward_settings
-from qwenla_jax.train.runtime import Runtime, build, make_run_source
-from qwenla_jax.train.stages import BrpoStage, Pause, SftStage, Stage, make_reference
-from qwenla_jax.train.watchdog import Watchdog
-from qwenla_jax.train.workdir import Hold, WorkdirError, opened
+from qwenla_jax.train.sft.trainer import SftStage
+from qwenla_jax.train.stage import Stage
+from qwenla_jax.utils.progress import Progress, duration
+from qwenla_jax.weights.hf import save
 
 EXPORT_FOLDER = "hf"
 
@@ -156,9 +157,7 @@ def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params
         ) from error
 
 
-def _check_progress(
-    options: RunOptions, checkpoints: Checkpoints, workdir: Path, note: Callable[[str], None]
-) -> None:
+def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path, note: Callable[[str], None]) -> None:
     """Whether the run in the folder can be resumed; says that it is, and what of it will change."""
     done = checkpoints.latest_step()
     if done is None:
@@ -271,7 +270,7 @@ def _train(
             waiting, last = (number, metrics | {"timing_s/step": now - last}), now
             progress.tick(number)
             if options.log.completions_every and number % options.log.completions_every == 0:
-                _written(lambda: stage.show(workdir, number), progress)  # noqa: B023
+                write_optional(lambda: stage.show(workdir, number), progress)  # noqa: B023
             evaluates = options.eval.every and number % options.eval.every == 0 and number != options.steps
             if evaluates or checkpoints.due(number) or guard.urgent(number):
                 flush()
@@ -295,16 +294,6 @@ def _train(
     return state
 
 
-def _written(write: Callable[[], None], progress: Progress) -> None:
-    """What a run can do without: a disk that refuses it does not end the run."""
-    if not leads():
-        return
-    try:
-        write()
-    except OSError as error:
-        progress.note(f"{error.filename}: {error.strerror}; going on without it")
-
-
 def _save(keeper: Keeper, step: int, state: Any, progress: Progress, final: bool) -> None:
     """A checkpoint that cannot be written is said; the run goes on, unless it is the last one."""
     for attempt in ("now", "again"):
@@ -317,83 +306,6 @@ def _save(keeper: Keeper, step: int, state: Any, progress: Progress, final: bool
             if attempt == "again" and final:
                 raise
     progress.note(f"going on without a checkpoint of step {step}")
-
-
-class Evaluator:
-    """Evaluates, and remembers on disk what each question's answer was, so that before and after can be paired."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        source: RecordSource,
-        workdir: Path,
-        writer: MetricWriter,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        pause: Pause,
-    ) -> None:
-        self._runtime = runtime
-        self._checkpoints, self._pause = checkpoints, pause
-        self._folder = workdir / "evaluations"
-        self._writer, self._progress = writer, progress
-        self._source = source
-        self._sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
-        self._probe = AttentionProbe(runtime) if runtime.options.eval.attention else None
-
-    def _path(self, step: int) -> Path:
-        return self._folder / f"step_{step:06d}.json"
-
-    def __call__(self, params: Any, step: int, size: int) -> None:
-        """Evaluates after `step` steps on the first `size` held-out questions."""
-        begin = time.perf_counter()
-        result = evaluate(self._runtime, self._sampler, params, self._source, size, self._probe, self._pause)
-        seconds = time.perf_counter() - begin
-        _written(lambda: result.write(self._path(step)), self._progress)
-        if step:
-            self._checkpoints.rate(step, result.accuracy.share)
-        self._writer.write(step, result.metrics() | {"eval/timing_s": seconds})
-        kinds = ", ".join(f"{kind} {part.share:.1%}" for kind, part in result.by_kind().items())
-        self._progress.note(f"held out, {len(result.right)} questions: accuracy {result.accuracy} ({kinds})")
-
-    def again(self, params: Any, step: int) -> None:
-        """An evaluation on the way, unless it is there."""
-        if not from_lead(self._path(step).is_file):
-            self(params, step, self._runtime.options.eval.size)
-
-    def final(self, params: Any, step: int) -> None:
-        """The evaluation before or after the run, unless it is there from before an interruption."""
-        size = min(self._runtime.options.eval.final_size, len(self._source))
-        path = self._path(step)
-        least = size - self._runtime.options.data.max_broken
-
-        def there() -> bool:
-            try:
-                return step > 0 and path.is_file() and least <= len(Evaluation.read(path).ids) <= size
-            except (ValueError, OSError) as error:
-                self._progress.note(f"{error}; it is evaluated again")
-                return False
-
-        if size and not from_lead(there):
-            self(params, step, size)
-
-    def compare(self, steps: int) -> dict[str, Any]:
-        """Before and after on the same questions, where both were evaluated."""
-        first, last = self._path(0), self._path(steps)
-        if not (leads() and first.is_file() and last.is_file()):
-            return {}
-        try:
-            before, after = Evaluation.read(first), Evaluation.read(last)
-        except (ValueError, OSError) as error:
-            self._progress.note(f"{error}; before and after are not compared")
-            return {}
-        if before.ids != after.ids:
-            return {}
-        test = paired(before.right, after.right)
-        self._progress.note(
-            f"accuracy before {before.accuracy}, after {after.accuracy}: {test.difference:+.1%}, "
-            f"{test.gained} gained, {test.lost} lost, McNemar p = {test.p_value:.2g}"
-        )
-        return {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy, "paired": test}
 
 
 def _headline(runtime: Runtime, workdir: Path, done: int, params: Params) -> str:

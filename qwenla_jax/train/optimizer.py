@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qwenla_jax.model.layers import LORA_SCALE
-from qwenla_jax.model.lora import adapted_kernels, is_adapter
-from qwenla_jax.train.options import OptimOptions
+from qwenla_jax.config.run_options import OptimOptions
+from qwenla_jax.model.trainable import VOCABULARY_AXIS, param_name, trainable_labels, trained_part
 
 
 def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
@@ -30,78 +27,6 @@ def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
     # The first update must move: count from the end of the rise's first step.
     joined = optax.join_schedules([rise, after], [warmup])
     return lambda count: joined(count + 1)
-
-
-# The rule for what no other rule covers.
-REST = (".*", "train")
-# Parameters with a row for each token, and the axis of these rows.
-VOCABULARY_AXIS = {"decoder/embed/embedding": 0, "decoder/lm_head/kernel": 1}
-
-
-def _name(path: Any) -> str:
-    return "/".join(str(key.key) for key in path)
-
-
-def param_paths(params: Any) -> list[str]:
-    """Names of all parameters, `decoder/layers/attn/q/kernel`, in the tree's order."""
-    return [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-
-
-def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
-    """"train", "freeze" or "tags" for every parameter, by the first rule whose expression matches its whole name.
-
-    Adapters are trained, whatever the rules say: these are for the base model. Where there are adapters, the rule
-    `(".*", "train")`, which is there for what no other rule covers, leaves the base model as it is.
-
-    Args:
-      params: the parameters, or any tree shaped as they are.
-      rules: of `config.optim.trainable`.
-
-    Raises:
-      ValueError: parameters that no rule covers, a rule that covers nothing, "tags" for a parameter without a
-        vocabulary axis, or "train" for a kernel that has an adapter; each is named.
-    """
-    paths = param_paths(params)
-    adapted = adapted_kernels(params)
-    compiled = [(re.compile(pattern), pattern, mode) for pattern, mode in rules]
-    labels, used = [], set()
-    for path in paths:
-        if is_adapter(path):
-            labels.append("freeze" if path.endswith(LORA_SCALE) else "train")
-            continue
-        hit = next(((pattern, mode) for expr, pattern, mode in compiled if expr.fullmatch(path)), None)
-        if hit == REST and adapted:
-            labels.append("freeze")
-        else:
-            labels.append(None if hit is None else hit[1])
-        if hit:
-            used.add(hit[0])
-    missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
-    if missing:
-        raise ValueError(f"config.optim.trainable: no rule covers {', '.join(missing)}; add ('.*', 'freeze'), say")
-    wrong = [p for p, label in zip(paths, labels, strict=True) if label == "tags" and p not in VOCABULARY_AXIS]
-    if wrong:
-        raise ValueError(
-            f"config.optim.trainable: 'tags' for {', '.join(wrong)}; only {', '.join(VOCABULARY_AXIS)} have such rows"
-        )
-    both = [p for p, label in zip(paths, labels, strict=True) if p in adapted and label != "freeze"]
-    if both:
-        raise ValueError(f"config.optim.trainable: 'train' for {', '.join(both)}, but config.lora gives it an adapter")
-    unused = [pattern for pattern, _ in rules if pattern not in used]
-    if unused:
-        raise ValueError(f"config.optim.trainable: {unused} cover no parameter; names look like {paths[0]!r}")
-    return jax.tree.unflatten(jax.tree.structure(params), labels)
-
-
-def trained_part(tree: Any, labels: Any) -> Any:
-    """The leaves whose label is not "freeze", as a tree of them alone: gradients and moments are of nothing else.
-
-    Args:
-      tree: shaped as the labels, or such a part already.
-      labels: from `trainable_labels`.
-    """
-    kind = flatten_dict(labels)
-    return unflatten_dict({path: leaf for path, leaf in flatten_dict(tree).items() if kind[path] != "freeze"})
 
 
 def _on_part(inner: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
@@ -121,7 +46,7 @@ def only_rows(labels: Any, rows: Sequence[int]) -> optax.GradientTransformation:
     def keep(path: Any, update: jax.Array, label: str) -> jax.Array:
         if label != "tags":
             return update
-        axis = VOCABULARY_AXIS[_name(path)]
+        axis = VOCABULARY_AXIS[param_name(path)]
         kept_V = np.isin(np.arange(update.shape[axis]), index)
         return jnp.where(kept_V[:, None] if axis == 0 else kept_V[None, :], update, 0)
 

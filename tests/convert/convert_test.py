@@ -16,11 +16,11 @@ import torch
 import transformers
 
 import qwenla_jax
-from qwenla_jax.config import ModelConfig
-from qwenla_jax.model import convert, orbax_io
-from qwenla_jax.model.hf_io import EMBEDDED
+from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.parallel.sharding import mesh_chunks
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.train.sharding import mesh_chunks
+from qwenla_jax.weights import convert, orbax
+from qwenla_jax.weights.hf import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
@@ -200,7 +200,7 @@ def test_interrupted_work_goes_on_and_leaves_nothing_half(official, tmp_path):
 
 def test_a_chunk_that_was_cut_short_is_written_again(official, tmp_path, monkeypatch):
     plan = convert.plan_from_hf(official["bfloat16", "1MB"])
-    copy, calls = orbax_io.copy_bytes, []
+    copy, calls = orbax.copy_bytes, []
 
     def half(source, offset, size, sink):
         calls.append(size)
@@ -208,7 +208,7 @@ def test_a_chunk_that_was_cut_short_is_written_again(official, tmp_path, monkeyp
         if len(calls) == 30:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(orbax_io, "copy_bytes", half)
+    monkeypatch.setattr(orbax, "copy_bytes", half)
     with pytest.raises(OSError, match="disk is full"):
         convert.from_hf(plan, tmp_path / "orbax")
     monkeypatch.undo()
@@ -337,9 +337,10 @@ def test_compare_sees_what_is_the_same_and_what_is_not(official, tmp_path):
 @pytest.mark.slow
 def test_a_run_starts_from_it_and_goes_back(official, tmp_path):
     """Training takes the converted folder; its checkpoint comes out as the run's own export does."""
+    from qwenla_jax.config.checks import from_config_dict
+    from qwenla_jax.config.run_options import CheckpointOptions, DataOptions, EvalOptions, RunOptions
+    from qwenla_jax.config.schema import to_dict
     from qwenla_jax.train.loop import run
-    from qwenla_jax.train.options import CheckpointOptions, DataOptions, EvalOptions, RunOptions, from_config_dict
-    from qwenla_jax.train.schema import to_dict
 
     convert.from_hf(convert.plan_from_hf(EMBEDDED), tmp_path / "orbax")
     options = RunOptions(
@@ -364,7 +365,7 @@ def test_a_run_starts_from_it_and_goes_back(official, tmp_path):
 @pytest.mark.parametrize("size", ["3b", "7b", "32b", "72b"])
 def test_the_table_of_the_published_sizes(size, shared_data, tmp_path):
     """Names and shapes as transformers has them for the published hyper-parameters; no weights are made."""
-    from qwenla_jax.model.hf_keys import canonical, table
+    from qwenla_jax.model.hf_names import canonical, table
 
     shutil.copy(shared_data / "configs" / f"qwen2_5_vl_{size}.json", tmp_path / "config.json")
     config = ModelConfig.from_hf(tmp_path)

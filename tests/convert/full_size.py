@@ -27,8 +27,8 @@ def write_random(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from qwenla_jax.config import ModelConfig
-    from qwenla_jax.model.hf_keys import table
+    from qwenla_jax.model.config import ModelConfig
+    from qwenla_jax.model.hf_names import table
 
     config = ModelConfig.from_hf(folder)
     generator = torch.Generator().manual_seed(0)

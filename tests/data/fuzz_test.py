@@ -15,10 +15,10 @@ import pytest
 from measure import peak_growth, slower_than
 from PIL import Image
 
-from qwenla_jax.data.corpora.parquet_process import parquet_process
-from qwenla_jax.data.corpora.registry import READERS
-from qwenla_jax.data.opening import make_source
-from qwenla_jax.data.pictures import PictureError, open_picture
+from qwenla_jax.data.datasets.parquet_process import parquet_process
+from qwenla_jax.data.datasets.readers import READERS
+from qwenla_jax.data.images.decode import PictureError, open_picture
+from qwenla_jax.data.sources.factory import make_source
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "2000"))
 SEED = int(os.environ.get("QWENLA_FUZZ_SEED", time.time_ns() % 10**9))

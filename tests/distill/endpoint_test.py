@@ -16,12 +16,12 @@ import time
 import pytest
 from measure import peak_growth, slower_than
 
+from qwenla_jax.config.schema import ConfigError, to_dict
+from qwenla_jax.distill.distill_options import DistillOptions, JudgeOptions, VerifyOptions, from_config_dict
 from qwenla_jax.distill.endpoint import Endpoint, Reply, address_problem, read_key
 from qwenla_jax.distill.judges import JudgeLog, Judges, read_completion
-from qwenla_jax.distill.options import DistillOptions, JudgeOptions, VerifyOptions, from_config_dict
-from qwenla_jax.distill.store import StoreError
 from qwenla_jax.distill.verify import Vote
-from qwenla_jax.train.schema import ConfigError, to_dict
+from qwenla_jax.utils.jsonl_store import StoreError
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "2000"))
 SEED = int(os.environ.get("QWENLA_FUZZ_SEED", time.time_ns() % 10**9))

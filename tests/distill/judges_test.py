@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
+from qwenla_jax.distill.distill_options import JudgeOptions
 from qwenla_jax.distill.judges import JudgeLog, Judges, read_verdict
-from qwenla_jax.distill.options import JudgeOptions
 from qwenla_jax.distill.verify import Vote
 
 

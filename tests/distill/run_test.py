@@ -18,19 +18,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenla_jax.data.opening import make_source
-from qwenla_jax.data.sources import SceneSource
+from qwenla_jax.config.run_options import ReattentionOptions
+from qwenla_jax.data.sources.factory import make_source
+from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.distill import run as run_module
-from qwenla_jax.distill import store
-from qwenla_jax.distill.generate import sample_numbers
+from qwenla_jax.distill.distill_options import (
+    DistillOptions,
+    JudgeOptions,
+    QuestionOptions,
+    SamplingOptions,
+    VerifyOptions,
+)
+from qwenla_jax.distill.human_review import correct
 from qwenla_jax.distill.judges import Judges
-from qwenla_jax.distill.options import DistillOptions, JudgeOptions, QuestionOptions, SamplingOptions, VerifyOptions
 from qwenla_jax.distill.run import run
-from qwenla_jax.distill.take_back import correct
-from qwenla_jax.text.answers import extract_conclusion, matches
-from qwenla_jax.text.sections import parse
+from qwenla_jax.distill.sample_answers import sample_numbers
+from qwenla_jax.text.answers.match import extract_conclusion, matches
+from qwenla_jax.text.response_format import parse
 from qwenla_jax.train.loop import Refused
-from qwenla_jax.train.options import ReattentionOptions
+from qwenla_jax.utils import jsonl_store
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DistillOptions(
@@ -332,7 +338,7 @@ def test_a_run_keeps_what_a_person_brought_in_and_is_writing(whole, tmp_path):
 
 
 def test_settings_are_plain_values(whole):
-    assert json.loads((whole / store.SETTINGS).read_text())["sampling"] == dataclasses.asdict(SMALL.sampling)
+    assert json.loads((whole / jsonl_store.SETTINGS).read_text())["sampling"] == dataclasses.asdict(SMALL.sampling)
 
 
 def test_answers_that_look_again_part_at_the_reflection(tmp_path):

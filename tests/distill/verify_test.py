@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from qwenla_jax.distill.options import DistillOptions, JudgeOptions, VerifyOptions
+from qwenla_jax.distill.distill_options import DistillOptions, JudgeOptions, VerifyOptions
 from qwenla_jax.distill.verify import (
     Status,
     Vote,

@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.evals.choices import mmstar_item, read_letter
-from qwenla_jax.evals.mmmu import choice
+from qwenla_jax.evals.benchmarks.mmbench_mmstar import mmstar_item, read_letter
+from qwenla_jax.evals.benchmarks.mmmu import choice
+from qwenla_jax.evals.benchmarks.pope_mme import COGNITION, PERCEPTION
 from qwenla_jax.evals.registry import score_files
-from qwenla_jax.evals.tables import read_rows
+from qwenla_jax.evals.table_files import read_rows
 from qwenla_jax.evals.task import Settings
-from qwenla_jax.evals.yes_no import COGNITION, PERCEPTION
 
 SUBMISSION = "eval/submits/llava_next_yi_34b_MMStar.xlsx"
 FUZZED = 300_000

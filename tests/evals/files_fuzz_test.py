@@ -17,9 +17,9 @@ import zipfile
 import pytest
 from measure import peak_growth, slower_than
 
-from qwenla_jax.evals.files import write_rows
 from qwenla_jax.evals.registry import questions_of, score_files
-from qwenla_jax.evals.tables import read_rows
+from qwenla_jax.evals.table_files import read_rows
+from qwenla_jax.evals.table_writer import write_rows
 from qwenla_jax.evals.task import Settings
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "2000"))

@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from qwenla_jax.evals.chair import mentions, read_synonyms
-from qwenla_jax.evals.choices import first_letter, read_letter
-from qwenla_jax.evals.latex_values import DEADLINE_S, same_values
+from qwenla_jax.evals.benchmarks.chair import mentions, read_synonyms
+from qwenla_jax.evals.benchmarks.latex_values import DEADLINE_S, same_values
+from qwenla_jax.evals.benchmarks.mathvision_task import mathvision_answer, same_text
+from qwenla_jax.evals.benchmarks.mmbench_mmstar import first_letter, read_letter
+from qwenla_jax.evals.benchmarks.mmhal import rating
+from qwenla_jax.evals.benchmarks.mmmu import choice, open_candidates, open_right
+from qwenla_jax.evals.benchmarks.pope_mme import mme_answer, pope_answer
 from qwenla_jax.evals.lettered import inline_options
-from qwenla_jax.evals.mathvision import mathvision_answer, same_text
-from qwenla_jax.evals.mmhal import rating
-from qwenla_jax.evals.mmmu import choice, open_candidates, open_right
-from qwenla_jax.evals.yes_no import mme_answer, pope_answer
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "3000"))
 SEED = int(os.environ.get("QWENLA_FUZZ_SEED", time.time_ns() % 10**9))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-GKE = ROOT / "launch" / "gke" / "submit.py"
+GKE = ROOT / "launch" / "cluster" / "gke" / "submit.py"
 NASTY = [
     "--config=configs/brpo.py:7b",
     '--config.data.source=it\'s a "b": #c\n{}.jsonl',
@@ -152,7 +152,7 @@ def test_flags_of_several_lines(stage, flag):
 
 
 def test_image_holds_what_the_job_runs():
-    lines = (ROOT / "launch" / "gke" / "Dockerfile").read_text().splitlines()
+    lines = (ROOT / "launch" / "cluster" / "gke" / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
     assert all((ROOT / name).exists() for name in copied)
     assert {"qwenla_jax", "configs", "launch", "pyproject.toml", "setup.cfg", "README.md", "LICENSE"} <= copied

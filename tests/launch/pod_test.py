@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-POD = ROOT / "launch" / "tpu_pod.sh"
+POD = ROOT / "launch" / "cluster" / "tpu_pod.sh"
 NASTY = [
     "--config=configs/brpo.py:7b",
     '--config.data.source=it\'s a "b".jsonl',
@@ -38,7 +38,7 @@ LOOK = [
     [*QUEUE, "describe", "pod-1", *PLACE, "--format=value(state.state)"],
     [*VM, "describe", "pod-1", *PLACE, "--format=value(state)"],
 ]
-WORKER = "qwenla_jax/launch/tpu_worker.sh"
+WORKER = "qwenla_jax/launch/cluster/tpu_worker.sh"
 
 
 def on_hosts(command):
@@ -52,7 +52,7 @@ def install(ref="HEAD", extra="tpu", python="3.12"):
         ["mkdir", "-p", f"{ROOT}/dist"],
         ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}", ref],
         [*VM, "scp", archive, "pod-1:qwenla_jax.tar.gz", *PLACE, "--worker=all"],
-        on_hosts(f"{unpack}qwenla_jax.new/launch/tpu_worker.sh install {extra} {python}"),
+        on_hosts(f"{unpack}qwenla_jax.new/launch/cluster/tpu_worker.sh install {extra} {python}"),
     ]
 
 
@@ -125,8 +125,8 @@ class Host:
         self.env = {"HOME": str(self.home), "QWENLA_JAX_MOUNTS": str(self.home / "mnt")}
 
     def install(self):
-        (self.home / "qwenla_jax" / "launch").mkdir(parents=True)
-        shutil.copy(ROOT / "launch" / "tpu_worker.sh", self.home / "qwenla_jax" / "launch")
+        (self.home / "qwenla_jax" / "launch" / "cluster").mkdir(parents=True)
+        shutil.copy(ROOT / "launch" / "cluster" / "tpu_worker.sh", self.home / "qwenla_jax" / "launch" / "cluster")
         (self.home / "qwenla_jax" / "launch" / "train.py").touch()
         python = self.home / "qwenla_jax.venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
@@ -256,7 +256,7 @@ def test_install_on_a_host(stage, host):
         ["uv", "venv", "--python", "3.12", venv],
         ["uv", "pip", "install", "--python", f"{venv}/bin/python", f"{new}[tpu]"],
     ]
-    assert (old / "launch" / "tpu_worker.sh").is_file() and not (old / "left over").exists()
+    assert (old / "launch" / "cluster" / "tpu_worker.sh").is_file() and not (old / "left over").exists()
     assert not Path(new).exists()
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch"), ROOT / ".ci" / "run"])
-POD = ROOT / "launch" / "tpu_pod.sh"
-SLURM = ROOT / "launch" / "slurm.sh"
-GKE = ROOT / "launch" / "gke" / "submit.py"
+SCRIPTS = sorted([*ROOT.glob("launch/cluster/*.sh"), *ROOT.glob("launch/cluster/*.sbatch"), ROOT / ".ci" / "run"])
+POD = ROOT / "launch" / "cluster" / "tpu_pod.sh"
+SLURM = ROOT / "launch" / "cluster" / "slurm.sh"
+GKE = ROOT / "launch" / "cluster" / "gke" / "submit.py"
 HERE = ["--name=pod", "--zone=us-west4-a"]
 MADE = ["--accelerator_type=v5litepod-16", "--runtime_version=v2-alpha-tpuv5-lite"]
 CONFIG = ["--", "--config=configs/brpo.py"]
@@ -156,9 +156,9 @@ def test_readme_commands(stage):
     section = (ROOT / "README.md").read_text().partition("\n## Pods and clusters\n")[2].partition("\n## ")[0]
     lines = section.split("```")[1].replace("\\\n", " ").replace("BUCKET", "bucket").strip().splitlines()
     assert [shlex.split(line)[line.startswith("python")] for line in lines] == [
-        "launch/tpu_pod.sh",
-        "launch/slurm.sh",
-        "launch/gke/submit.py",
+        "launch/cluster/tpu_pod.sh",
+        "launch/cluster/slurm.sh",
+        "launch/cluster/gke/submit.py",
     ]
     stage.stub(*TOOLS)
     for line in lines:

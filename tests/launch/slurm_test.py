@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SLURM = ROOT / "launch" / "slurm.sh"
-JOB = ROOT / "launch" / "slurm.sbatch"
+SLURM = ROOT / "launch" / "cluster" / "slurm.sh"
+JOB = ROOT / "launch" / "cluster" / "slurm.sbatch"
 NASTY = ["--config=configs/brpo.py:7b", '--config.data.source=it\'s a "b".jsonl']
 
 # srun --kill-on-bad-exit: starts the tasks; when one ends badly the others are killed; the highest status is its own.

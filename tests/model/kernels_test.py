@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from models import CLOSE, OPEN, VOCAB, looking_questions, small_model
 
-from qwenla_jax.config import ModelConfig
 from qwenla_jax.model import attention, kernels
 from qwenla_jax.model.attention import Segment, segment_attention, watched_attention
+from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import (
     attend,
     check_backend,
@@ -26,7 +26,7 @@ from qwenla_jax.model.kernels import (
 )
 from qwenla_jax.model.layers import HIDDEN
 from qwenla_jax.model.qwen_vl import QwenVL
-from qwenla_jax.reattention.trigger import LookOptions
+from qwenla_jax.reattention.options import LookOptions
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 
 INTERPRETED = functools.partial(splash_attention, interpret=True)

@@ -22,14 +22,7 @@ import numpy as np  # noqa: E402
 import traffic  # noqa: E402
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, looking_questions, questions, small_config  # noqa: E402
 
-from qwenla_jax.model import lora  # noqa: E402
-from qwenla_jax.model.qwen_vl import QwenVL, init_params  # noqa: E402
-from qwenla_jax.sampling import loop  # noqa: E402
-from qwenla_jax.sampling.logits import forbidden_bias  # noqa: E402
-from qwenla_jax.train.brpo_step import Judged  # noqa: E402
-from qwenla_jax.train.mesh import make_mesh  # noqa: E402
-from qwenla_jax.train.optimizer import make_optimizer  # noqa: E402
-from qwenla_jax.train.options import (  # noqa: E402
+from qwenla_jax.config.run_options import (  # noqa: E402
     BrpoOptions,
     DataOptions,
     LoraOptions,
@@ -38,11 +31,19 @@ from qwenla_jax.train.options import (  # noqa: E402
     ReattentionOptions,
     RunOptions,
 )
-from qwenla_jax.train.runtime import Runtime  # noqa: E402
-from qwenla_jax.train.sharding import param_shardings  # noqa: E402
-from qwenla_jax.train.stages import make_reference, update_program  # noqa: E402
-from qwenla_jax.train.start import kernels_to_adapt  # noqa: E402
-from qwenla_jax.train.state import create, state_shardings  # noqa: E402
+from qwenla_jax.inference.load import kernels_to_adapt  # noqa: E402
+from qwenla_jax.inference.runtime import Runtime  # noqa: E402
+from qwenla_jax.model import lora  # noqa: E402
+from qwenla_jax.model.qwen_vl import QwenVL, init_params  # noqa: E402
+from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
+from qwenla_jax.parallel.sharding import param_shardings  # noqa: E402
+from qwenla_jax.sampling import sampler as loop  # noqa: E402
+from qwenla_jax.sampling.token import forbidden_bias  # noqa: E402
+from qwenla_jax.train.brpo.reference import make_reference  # noqa: E402
+from qwenla_jax.train.brpo.update import Judged  # noqa: E402
+from qwenla_jax.train.optimizer import make_optimizer  # noqa: E402
+from qwenla_jax.train.programs import update_program  # noqa: E402
+from qwenla_jax.train.train_state import create, state_shardings  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 Q, G, R, E, RATE = 8, 2, 8, 2, 1e-3
@@ -173,9 +174,7 @@ def compare(way, sizes, reference):
     for name in ("ids_BxR", "length_B", "inserted_B", "kept_BxExX"):
         assert np.array_equal(getattr(rollout, name), getattr(rollout1, name)), (name, sizes)
     results, results1 = ([other, rollout.logp_BxR] for other, rollout in ((results, rollout), (results1, rollout1)))
-    for (path, one), other in zip(
-        jax.tree_util.tree_leaves_with_path(results), jax.tree.leaves(results1), strict=True
-    ):
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(results), jax.tree.leaves(results1), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=f"{sizes} {jax.tree_util.keystr(path)}")
 
 

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from qwenla_jax.train.fit.hlo import collectives  # noqa: E402
-from qwenla_jax.train.options import DataOptions, EvalOptions, MeshOptions, RunOptions  # noqa: E402
-from qwenla_jax.train.runtime import build, make_run_source  # noqa: E402
+from qwenla_jax.config.run_options import DataOptions, EvalOptions, MeshOptions, RunOptions  # noqa: E402
+from qwenla_jax.inference.runtime import build, make_run_source  # noqa: E402
+from qwenla_jax.planner.hlo import collectives  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 options = RunOptions(
@@ -34,8 +34,10 @@ for once in (False, True):
     mesh = dataclasses.replace(options.mesh, gather_to_sample=once)
     own = dataclasses.replace(runtime, options=dataclasses.replace(options, mesh=mesh))
     with own.context():
-        compiled = own.sampling_program(sampling).lower(*inputs).compile(
-            compiler_options=accepted({"xla_backend_optimization_level": 0})
+        compiled = (
+            own.sampling_program(sampling)
+            .lower(*inputs)
+            .compile(compiler_options=accepted({"xla_backend_optimization_level": 0}))
         )
         ids.append(np.asarray(compiled(*inputs).ids_BxR))
     found = collectives(compiled.as_text(), 4, [8])

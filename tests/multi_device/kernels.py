@@ -16,12 +16,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from qwenla_jax.config.run_options import MeshOptions  # noqa: E402
 from qwenla_jax.model import kernels  # noqa: E402
 from qwenla_jax.model.attention import Segment, segment_attention  # noqa: E402
 from qwenla_jax.model.layers import HIDDEN  # noqa: E402
-from qwenla_jax.train.mesh import make_mesh  # noqa: E402
-from qwenla_jax.train.options import MeshOptions  # noqa: E402
-from qwenla_jax.train.sharding import activation_rules  # noqa: E402
+from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
+from qwenla_jax.parallel.sharding import activation_rules  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 QUICK = {"xla_backend_optimization_level": 0}

@@ -31,17 +31,13 @@ def test_a_mesh_computes_what_one_device_does_and_sends_what_it_must(way, meshes
 
 @pytest.mark.slow
 def test_kernels_work_on_each_devices_rows_and_heads():
-    result = subprocess.run(
-        [sys.executable, str(HERE / "kernels.py")], capture_output=True, text=True, timeout=900
-    )
+    result = subprocess.run([sys.executable, str(HERE / "kernels.py")], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert "equal" in result.stdout
 
 
 @pytest.mark.slow
 def test_weights_gathered_once_sample_the_same():
-    result = subprocess.run(
-        [sys.executable, str(HERE / "gather.py")], capture_output=True, text=True, timeout=900
-    )
+    result = subprocess.run([sys.executable, str(HERE / "gather.py")], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert "equal" in result.stdout

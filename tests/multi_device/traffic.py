@@ -11,8 +11,8 @@ import re
 import jax
 from flax.traverse_util import flatten_dict
 
-from qwenla_jax.train.fit.hlo import KINDS, group_size, parse
-from qwenla_jax.train.sharding import gathered
+from qwenla_jax.parallel.sharding import gathered
+from qwenla_jax.planner.hlo import KINDS, group_size, parse
 
 # Numbers of an array that may always be gathered: ends of runs, best tokens, maxima, counts.
 FEW = 256

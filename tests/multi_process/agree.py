@@ -13,42 +13,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from qwenla_jax.train import processes  # noqa: E402
-from qwenla_jax.train.mesh import make_mesh  # noqa: E402
-from qwenla_jax.train.options import MeshOptions  # noqa: E402
-from qwenla_jax.train.sharding import batch_sharding  # noqa: E402
-from qwenla_jax.train.workdir import Hold, WorkdirError  # noqa: E402
+from qwenla_jax.config.run_options import MeshOptions  # noqa: E402
+from qwenla_jax.parallel import distributed  # noqa: E402
+from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
+from qwenla_jax.parallel.sharding import batch_sharding  # noqa: E402
+from qwenla_jax.run.workdir import Hold, WorkdirError  # noqa: E402
 
 port, me = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"localhost:{port}", 2, me)
-assert processes.several() and processes.leads() == (me == 0)
+assert distributed.several() and distributed.leads() == (me == 0)
 
-told = processes.gather({"from": me, "text": "é" * (1000 * me)})
+told = distributed.gather({"from": me, "text": "é" * (1000 * me)})
 assert told == [{"from": 0, "text": ""}, {"from": 1, "text": "é" * 1000}]
-assert processes.from_lead(lambda: f"by {me}") == "by 0"
+assert distributed.from_lead(lambda: f"by {me}") == "by 0"
 for text in ("all of them", "again"):
     try:
-        processes.from_lead(lambda text=text: (_ for _ in ()).throw(WorkdirError(text)))
+        distributed.from_lead(lambda text=text: (_ for _ in ()).throw(WorkdirError(text)))
         raise SystemExit("nothing was raised")
     except WorkdirError as error:
         assert str(error) == text
-parts = processes.gather(list(range(7))[processes.share(7)])
+parts = distributed.gather(list(range(7))[distributed.share(7)])
 assert parts == [[0, 1, 2], [3, 4, 5, 6]]
 
 told = ""
 try:
-    with processes.together(ValueError):
+    with distributed.together(ValueError):
         if me == 1:
             raise ValueError("only here")
 except ValueError as error:
     told = str(error)
-assert processes.gather(told) == ["process 1: ValueError: only here", "only here"]
-with processes.together(ValueError):
+assert distributed.gather(told) == ["process 1: ValueError: only here", "only here"]
+with distributed.together(ValueError):
     pass
 
 mesh = make_mesh(MeshOptions(2, 2, 1))
 whole_BxD = np.arange(24, dtype=np.float32).reshape(8, 3)
-placed = processes.place({"x": whole_BxD}, batch_sharding(mesh))["x"]
+placed = distributed.place({"x": whole_BxD}, batch_sharding(mesh))["x"]
 assert placed.shape == (8, 3) and len(placed.addressable_shards) == 2
 for shard in placed.addressable_shards:
     np.testing.assert_array_equal(shard.data, whole_BxD[shard.index])

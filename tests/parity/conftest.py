@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenla_jax.data.images import PictureLayout, ProcessorSettings, picture_to_patches
-from qwenla_jax.data.positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, picture_to_patches
 from qwenla_jax.types import PromptBatch, VisionBatch
 
 CONTINUATION = 64

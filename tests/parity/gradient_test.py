@@ -15,11 +15,11 @@ import transformers
 from official import CAP, Official, ids_of, responses, with_block
 
 import qwenla_jax
-from qwenla_jax.reattention.trigger import LookOptions
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient
-from qwenla_jax.train.losses import advantages
-from qwenla_jax.train.options import BrpoOptions
+from qwenla_jax.config.run_options import BrpoOptions
+from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.train.brpo.loss import advantages
+from qwenla_jax.train.brpo.update import Judged, make_brpo_gradient
 
 G, R = 3, 14
 OPTIONS = BrpoOptions(group_size=G, temperature=0.8, beta=0.2, clip_low=0.15, clip_high=0.3)

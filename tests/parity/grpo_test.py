@@ -18,7 +18,7 @@ import torch
 from trl.trainer import grpo_trainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from qwenla_jax.train.losses import advantages, brpo_loss, denominator
+from qwenla_jax.train.brpo.loss import advantages, brpo_loss, denominator
 
 LONGEST = 9  # the most tokens that a response may have
 LOW, HIGH = 0.15, 0.3

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 import qwenla_jax
 from qwenla_jax.model import lora
-from qwenla_jax.model.peft_io import save_adapters
 from qwenla_jax.model.qwen_vl import logits_of
+from qwenla_jax.weights.peft import save_adapters
 
 SEED = 12  # three prompts, one of them with two pictures; heads of the released size
 RANK, ALPHA = 3, 5
@@ -111,9 +111,7 @@ def pair(oracle, tmp_path_factory):
             own["B"].normal_(std=0.3)
     model, params = qwenla_jax.load(folder)
     kernels = lora.kernels_for(model.config, ALL_LINEAR)
-    shapes = jax.eval_shape(
-        lambda: lora.adapters(params, kernels, RANK, ALPHA, jax.random.key(0), "float32")
-    )
+    shapes = jax.eval_shape(lambda: lora.adapters(params, kernels, RANK, ALPHA, jax.random.key(0), "float32"))
     own = ours_from(their_adapters(theirs), shapes, lambda p: p.detach().numpy())
     batch = oracle.inputs(arch)
     return folder, theirs, model, lora.joined(params, own), batch, first

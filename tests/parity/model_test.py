@@ -8,8 +8,8 @@ import pytest
 
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.sampling.loop import SampleOptions, sample
+from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.token import forbidden_bias
 
 COUNT = 24
 SEEDS = [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(COUNT)]

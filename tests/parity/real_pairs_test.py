@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from qwenla_jax.data.images import PictureLayout, ProcessorSettings, smart_resize
-from qwenla_jax.data.pictures import open_picture
-from qwenla_jax.data.sources import Record
-from qwenla_jax.data.transforms import to_prompt_example
+from qwenla_jax.data.batching.example import to_prompt_example
+from qwenla_jax.data.images.decode import open_picture
+from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, smart_resize
+from qwenla_jax.data.record import Record
 from qwenla_jax.text.tokenizer import Tokenizer
 
 COUNT = 200

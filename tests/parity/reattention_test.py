@@ -12,11 +12,11 @@ from official import CAP, Official, ids_of, responses, with_block
 
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention import insert
+from qwenla_jax.reattention import splice
+from qwenla_jax.reattention.options import LookOptions
 from qwenla_jax.reattention.route import select
-from qwenla_jax.reattention.trigger import LookOptions
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.sampling.loop import SampleOptions, sample
+from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.token import forbidden_bias
 from qwenla_jax.train.logprobs import response_selection, response_states
 
 TOLERANCE = 1e-4
@@ -113,9 +113,7 @@ def test_sampling_is_greedy_over_the_expanded_prompt(case, seed, share, form):
     look = look_options(c.arch, rows_at_once=2, **mode)
     options = SampleOptions(1, tokens, 0.0, 1.0, (c.arch.vocab - 1,), look)
     run = jax.jit(functools.partial(sample, c.model, options))
-    rollout = run(
-        c.params, c.vision, c.prompts, bias_V, np.uint32(0), np.uint32(0), np.arange(Q, dtype=np.uint32)
-    )
+    rollout = run(c.params, c.vision, c.prompts, bias_V, np.uint32(0), np.uint32(0), np.arange(Q, dtype=np.uint32))
     expected = [c.hf.greedy(q, tokens, bias_V, share) for q in range(Q)]
     np.testing.assert_array_equal(rollout.ids_BxR, expected)
     tags = [row[:-1].count(ids_of(c.arch)[0]) for row in expected]
@@ -145,7 +143,7 @@ def test_route_is_the_most_attended_tokens_at_their_positions(case, monkeypatch,
         jax.debug.callback(lambda x: found_ExBxP.append(np.asarray(x)), paid_BxP, ordered=True)
         return select(options, prompts, paid_BxP)
 
-    monkeypatch.setattr(insert, "select", recorded)
+    monkeypatch.setattr(splice, "select", recorded)
     c = case(seed)
     Q = len(c.prompts.length_Q)
     ids_BxR = responses(c.arch, Q, 20, seed)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import qwenla_jax
-from qwenla_jax.data.collate import collate_prompts, make_buckets
-from qwenla_jax.data.images import PictureLayout
-from qwenla_jax.data.scenes import make_scene
-from qwenla_jax.data.sources import Record
-from qwenla_jax.data.transforms import to_prompt_example
+from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
+from qwenla_jax.data.batching.example import to_prompt_example
+from qwenla_jax.data.images.preprocess import PictureLayout
+from qwenla_jax.data.record import Record
+from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.sampling.loop import SampleOptions, sample
+from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.token import forbidden_bias
 
 FOLDER = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 QUESTIONS = 4 * (
@@ -174,9 +174,7 @@ def test_bfloat16(case):
         )
     tokens, slot_QxR = _behind(ours.prompts, text_QxR)
     found = np.take_along_axis(ours.logits(*tokens), slot_QxR[..., None] - 1, axis=1) + ours.bias_V
-    error, their_error = (
-        np.sqrt(np.mean((x - exact)[said_QxR][:, ours.bias_V == 0] ** 2)) for x in (found, theirs)
-    )
+    error, their_error = (np.sqrt(np.mean((x - exact)[said_QxR][:, ours.bias_V == 0] ** 2)) for x in (found, theirs))
     assert error < RMS_RATIO * their_error, (error, their_error)
 
     # The sampler's text up to its first difference, and what is likeliest behind transformers' text.

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 import qwenla_jax
-from qwenla_jax.data.collate import collate_prompts, make_buckets
-from qwenla_jax.data.images import PictureLayout, picture_to_patches
-from qwenla_jax.data.positions import VideoGrid, visual_positions
-from qwenla_jax.data.scenes import make_scene
-from qwenla_jax.data.sources import Clip, Record
-from qwenla_jax.data.transforms import to_prompt_example, to_sft_example
-from qwenla_jax.data.video import video_to_patches
+from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
+from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
+from qwenla_jax.data.batching.mrope_positions import VideoGrid, visual_positions
+from qwenla_jax.data.images.preprocess import PictureLayout, picture_to_patches
+from qwenla_jax.data.images.video import video_to_patches
+from qwenla_jax.data.record import Clip, Record
+from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.sampling.loop import SampleOptions, sample
+from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.token import forbidden_bias
 from qwenla_jax.types import VisionBatch
 
 NEW_TOKENS = 12

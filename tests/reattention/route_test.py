@@ -10,8 +10,8 @@ from models import CLOSE, OPEN, looking_questions
 
 from qwenla_jax.model.attention import Segment, segment_attention, watched_attention
 from qwenla_jax.model.layers import HIDDEN
+from qwenla_jax.reattention.options import LookOptions, exact_share, inserted_slots, kept_tokens, most_slots
 from qwenla_jax.reattention.route import all_slots, compact, hiding_bias, select
-from qwenla_jax.reattention.trigger import LookOptions, exact_share, inserted_slots, kept_tokens, most_slots
 from qwenla_jax.types import PictureBlock
 
 

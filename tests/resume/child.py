@@ -12,10 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenla_jax.train import guard, loop, stages
-from qwenla_jax.train.guard import Failed
-from qwenla_jax.train.interrupt import Stopped
-from qwenla_jax.train.options import (
+from qwenla_jax.config.run_options import (
     BrpoOptions,
     CheckpointOptions,
     DataOptions,
@@ -27,6 +24,10 @@ from qwenla_jax.train.options import (
     RewardOptions,
     RunOptions,
 )
+from qwenla_jax.run.signals import Stopped
+from qwenla_jax.train import health, loop
+from qwenla_jax.train.brpo import trainer
+from qwenla_jax.train.health import Failed
 
 OPTIONS = RunOptions(
     stage="brpo",
@@ -48,7 +49,7 @@ def tell(text: str) -> None:
 
 
 def main(workdir: Path) -> int:
-    pause, step = guard.Guard.pause, stages.BrpoStage.step
+    pause, step = health.Guard.pause, trainer.BrpoStage.step
 
     def told_pause(self, doing):
         tell(f"phase {doing}")
@@ -64,7 +65,7 @@ def main(workdir: Path) -> int:
             file.write(json.dumps(line).encode() + b"\n")
         return state, metrics
 
-    guard.Guard.pause, stages.BrpoStage.step = told_pause, told_step
+    health.Guard.pause, trainer.BrpoStage.step = told_pause, told_step
     tell("phase start")
     try:
         loop.run(OPTIONS, workdir)

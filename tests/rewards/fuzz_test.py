@@ -16,8 +16,8 @@ from measure import slower_than
 from rewards.records import record
 
 from qwenla_jax.rewards import RewardSettings, format_reward, score
-from qwenla_jax.text.answers import extract_conclusion, matches
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.answers.match import extract_conclusion, matches
+from qwenla_jax.text.response_format import parse
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "20000"))
 SEED = int(os.environ.get("QWENLA_FUZZ_SEED", time.time_ns() % 10**9))
@@ -310,7 +310,7 @@ def seconds(function, *arguments, limit=1.0):
     return min(took)
 
 
-# For each regular expression of text/answers.py and text/sections.py what makes it go back and forth.
+# For each regular expression of text/answers/match.py and text/response_format.py what makes it go back and forth.
 HOSTILE = {
     "tags": [
         "<",

@@ -1,7 +1,7 @@
 """Records for the tests of the rewards; a token is a word here."""
 
 from qwenla_jax.rewards import RewardRecord
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.response_format import parse
 
 
 def words(text: str) -> int:

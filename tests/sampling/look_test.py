@@ -11,11 +11,11 @@ import pytest
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_questions, small_model
 
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention.trigger import LookOptions
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.sampling.loop import SampleOptions, sample
-from qwenla_jax.train.compiles import CompileCounter
+from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.token import forbidden_bias
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
+from qwenla_jax.utils.compile_counter import CompileCounter
 from qwenla_jax.utils.compiler_options import accepted
 
 Q, G, R, CAP = 4, 3, 14, 2
@@ -62,9 +62,7 @@ def trainer(look, temperature):
 @functools.cache
 def selector(look):
     def run(params, vision, prompts, ids_BxR, length_B):
-        return response_selection(
-            model()[0], params, vision, prompts, ids_BxR, length_B, look, look.max_insertions
-        )
+        return response_selection(model()[0], params, vision, prompts, ids_BxR, length_B, look, look.max_insertions)
 
     return jax.jit(run)
 
@@ -85,9 +83,7 @@ def draw(look, vision, prompts, temperature=1.0, params=None, numbers=None, step
     numbers = np.arange(len(prompts.length_Q) * G) if numbers is None else np.asarray(numbers)
     params = model()[1] if params is None else params
     run = sampler(look, temperature)
-    return jax.device_get(
-        run(params, vision, prompts, BIAS, np.uint32(0), np.uint32(step), numbers.astype(np.uint32))
-    )
+    return jax.device_get(run(params, vision, prompts, BIAS, np.uint32(0), np.uint32(step), numbers.astype(np.uint32)))
 
 
 def allowed(look, prompts, q):
@@ -176,9 +172,7 @@ def test_route_records_what_teacher_forcing_and_the_definition_give(look):
         q, n, used = b // G, int(rollout.length_B[b]), int(rollout.inserted_B[b])
         assert np.array_equal(again[b, :used], rollout.kept_BxExX[b, :used])
         assert not rollout.kept_BxExX[b, used:].any()
-        want = plain.choose(
-            params, net.config.text, visual_ZxD, prompts, grids, q, rollout.ids_BxR[b, :n], CAP, 0.5
-        )
+        want = plain.choose(params, net.config.text, visual_ZxD, prompts, grids, q, rollout.ids_BxR[b, :n], CAP, 0.5)
         got = [visual_kept(prompts, q, rollout.kept_BxExX[b, e]) for e in range(used)]
         assert got == want, (b, got, want)
         compared += used

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from qwenla_jax.data.sources import tokenizer_texts
+from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
 from qwenla_jax.text.chat_template import CHAT_TEMPLATE
-from qwenla_jax.text.prompts import Turn, Visual, build_conversation, build_prompt, encode_response
+from qwenla_jax.text.conversation import Turn, Visual, build_conversation, build_prompt, encode_response
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
 
 SYSTEM = "You are a helpful assistant."

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from qwenla_jax.model.hf_io import EMBEDDED
-from qwenla_jax.text.sections import parse
+from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.token_counts import reflection_tokens, token_ends
 from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.weights.hf import EMBEDDED
 
 
 @pytest.fixture(scope="module")

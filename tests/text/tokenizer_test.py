@@ -9,8 +9,8 @@ import unicodedata
 import pytest
 from transformers import AutoTokenizer
 
-from qwenla_jax.data.scenes import COLORS, SHAPES, SIZES
-from qwenla_jax.data.sources import tokenizer_texts
+from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES, SIZES
+from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
 from qwenla_jax.text.special_tokens import QWEN_CONTROL_TOKENS, QWEN_TEXT_TOKENS, TAGS
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
 
@@ -194,7 +194,7 @@ def test_scene_words_are_single_tokens(tiny):
 
 def test_training_is_the_same_in_another_process():
     code = (
-        "import hashlib; from qwenla_jax.data.sources import tokenizer_texts\n"
+        "import hashlib; from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts\n"
         "from qwenla_jax.text.tokenizer import train_tiny_tokenizer\n"
         "tok = train_tiny_tokenizer(tokenizer_texts(100))\n"
         "print([tok.encode(t) for t in ('How many red circles?', 'compare squares')], tok.vocab_size)"

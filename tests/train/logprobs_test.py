@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwenla_jax.sampling.logits import forbidden_bias
+from qwenla_jax.sampling.token import forbidden_bias
 from qwenla_jax.train import logprobs
 
 
@@ -24,9 +24,7 @@ def test_values_and_gradients_are_torchs(monkeypatch, tokens, vocab, rows, tempe
 
     def loss(hidden, head):
         two = lambda x: x.reshape(2, rows // 2, *x.shape[1:])  # noqa: E731
-        logp, entropy = (
-            x.reshape(-1) for x in logprobs.token_logprobs(two(hidden), head, two(ids), bias, temperature)
-        )
+        logp, entropy = (x.reshape(-1) for x in logprobs.token_logprobs(two(hidden), head, two(ids), bias, temperature))
         return jnp.sum(logp * weight), (logp, entropy)
 
     grads, (logp, entropy) = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(hidden, head)

@@ -10,18 +10,18 @@ import plain
 import pytest
 from models import CLOSE, END, IMAGE, OPEN, START, VIDEO, VOCAB, looking_questions, small_model
 
+from qwenla_jax.config.run_options import BrpoOptions, OptimOptions
+from qwenla_jax.inference.attention_mass import attention_mass
+from qwenla_jax.inference.runtime import stack_parts
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention.trigger import TEXT_ONLY, LookOptions
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient
+from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions
+from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.train.brpo.loss import brpo_loss
+from qwenla_jax.train.brpo.update import Judged, make_brpo_gradient
 from qwenla_jax.train.logprobs import response_logprobs
-from qwenla_jax.train.losses import brpo_loss
 from qwenla_jax.train.optimizer import make_optimizer
-from qwenla_jax.train.options import BrpoOptions, OptimOptions
-from qwenla_jax.train.probe import attention_mass
-from qwenla_jax.train.runtime import stack_parts
-from qwenla_jax.train.sft_step import look_sft_loss, make_sft_gradient
-from qwenla_jax.train.state import create, make_update
+from qwenla_jax.train.sft.update import look_sft_loss, make_sft_gradient
+from qwenla_jax.train.train_state import create, make_update
 from qwenla_jax.types import ResponseBatch
 
 Q, G, R, CAP, SHARE = 4, 3, 10, 2, 0.5
@@ -90,9 +90,7 @@ def as_slots(kept, seed=0):
     out = np.zeros((B, CAP, block.source_QxX.shape[1]), bool)
     for b in range(B):
         q = b // G
-        visual = np.flatnonzero(
-            [s >= 0 and prompts.visual_QxP[q, max(s, 0)] >= 0 for s in block.source_QxX[q]]
-        )
+        visual = np.flatnonzero([s >= 0 and prompts.visual_QxP[q, max(s, 0)] >= 0 for s in block.source_QxX[q]])
         out[b, :, : block.length_Q[q]] = True
         for e in range(CAP):
             out[b, e, visual] = [j in kept[b][e] if e < len(kept[b]) else False for j in range(len(visual))]
@@ -103,8 +101,7 @@ def written(kept, seed=0):
     """Ids, positions, visual indexes; where each response token is predicted; which slots hold inserted pictures."""
     _, prompts, grids, ids, length = case(seed)
     rows = [
-        plain.write_out(prompts, grids, b // G, ids[b, : length[b]], most(grids, b), kept and kept[b])
-        for b in range(B)
+        plain.write_out(prompts, grids, b // G, ids[b, : length[b]], most(grids, b), kept and kept[b]) for b in range(B)
     ]
     pred = np.zeros((B, R), np.int32)
     inserted = np.zeros((B, 64), bool)
@@ -276,9 +273,7 @@ def test_parts_of_a_batch_with_insertions_add_up():
     optimizer = make_optimizer(SGD, 10, params)
     one, two = looking_questions(2, 3, pictures=1), looking_questions(2, 4, pictures=2)
     _, _, _, ids, length = case()
-    answers = [
-        ResponseBatch(ids[at], length[at], np.zeros((2, CAP), np.int32)) for at in (slice(1, 3), slice(4, 6))
-    ]
+    answers = [ResponseBatch(ids[at], length[at], np.zeros((2, CAP), np.int32)) for at in (slice(1, 3), slice(4, 6))]
     parts = stack_parts([(*one[:2], answers[0]), (*two[:2], answers[1])])
     assert parts[1].block.source_QxX.shape == (2, 2, 12) and (parts[1].block.source_QxX[0, :, 6:] == -1).all()
     step = jax.jit(make_update(make_sft_gradient(net, look=COPY), optimizer))
@@ -302,9 +297,7 @@ def test_attention_mass_is_that_of_the_attention_matrices(look):
     vision, prompts, grids, ids, length = case()
     kept = [[set(range(9))] * CAP] * B if look is COPY else strange_kept()
     slots = as_slots(kept) if look.inserts else None
-    run = jax.jit(
-        lambda params: attention_mass(net, params, vision, prompts, ids, length, look, slots)
-    )
+    run = jax.jit(lambda params: attention_mass(net, params, vision, prompts, ids, length, look, slots))
     mass = jax.device_get(run(params))
     visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))
     inserted = 0

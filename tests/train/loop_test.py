@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qwenla_jax.train.loop import Refused, rate_change, run
-from qwenla_jax.train.options import (
+from qwenla_jax.config.run_options import (
     BrpoOptions,
     CheckpointOptions,
     DataOptions,
@@ -23,6 +22,7 @@ from qwenla_jax.train.options import (
     RewardOptions,
     RunOptions,
 )
+from qwenla_jax.train.loop import Refused, rate_change, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = RunOptions(

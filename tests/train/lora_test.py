@@ -20,18 +20,8 @@ from models import IMAGE, VOCAB, questions, small_model
 from safetensors.numpy import load_file, save_file
 
 import qwenla_jax
-from qwenla_jax.config import ModelConfig
-from qwenla_jax.model import lora
-from qwenla_jax.model.hf_io import EMBEDDED
-from qwenla_jax.model.layers import Dense
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.train import stages
-from qwenla_jax.train.doctor import examine
-from qwenla_jax.train.export import export_run
-from qwenla_jax.train.guard import Failed
-from qwenla_jax.train.loop import Refused, first_state, run, state_plan
-from qwenla_jax.train.optimizer import VOCABULARY_AXIS, make_optimizer, trainable_labels
-from qwenla_jax.train.options import (
+from qwenla_jax.config.checks import from_config_dict
+from qwenla_jax.config.run_options import (
     BrpoOptions,
     CheckpointOptions,
     DataOptions,
@@ -42,17 +32,28 @@ from qwenla_jax.train.options import (
     PoolOptions,
     RewardOptions,
     RunOptions,
-    from_config_dict,
 )
-from qwenla_jax.train.plan import describe_run, parameter_counts
-from qwenla_jax.train.replay import replay
-from qwenla_jax.train.runtime import build
-from qwenla_jax.train.schema import ConfigError, to_dict
-from qwenla_jax.train.sft_step import make_sft_gradient
-from qwenla_jax.train.sharding import param_shapes
-from qwenla_jax.train.stages import make_reference
-from qwenla_jax.train.state import create, fingerprint, make_update
+from qwenla_jax.config.schema import ConfigError, to_dict
+from qwenla_jax.inference.runtime import build
+from qwenla_jax.model import lora
+from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.model.layers import Dense
+from qwenla_jax.model.trainable import VOCABULARY_AXIS, trainable_labels
+from qwenla_jax.parallel.sharding import param_shapes
+from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.tools.dry_run import describe_run, parameter_counts
+from qwenla_jax.tools.export import export_run
+from qwenla_jax.tools.preflight import examine
+from qwenla_jax.tools.replay import replay
+from qwenla_jax.train.brpo.reference import make_reference
+from qwenla_jax.train.health import Failed
+from qwenla_jax.train.loop import Refused, first_state, run, state_plan
+from qwenla_jax.train.optimizer import make_optimizer
+from qwenla_jax.train.sft import trainer
+from qwenla_jax.train.sft.update import make_sft_gradient
+from qwenla_jax.train.train_state import create, fingerprint, make_update
 from qwenla_jax.types import TokenBatch
+from qwenla_jax.weights.hf import EMBEDDED
 
 ATTENTION = ("decoder/layers/attn/(q|k|v|o)/kernel", "decoder/layers/mlp/down/kernel")
 SMALL = RunOptions(
@@ -368,13 +369,13 @@ def test_a_fingerprint_knows_every_bit_and_place():
 
 
 def test_a_step_with_adapters_is_computed_again(tmp_path, monkeypatch):
-    collate = stages.collate_sft
+    collate = trainer.collate_sft
 
     def broken(*args):
         vision, tokens = collate(*args)
         return vision.replace(patches_IxSxC=vision.patches_IxSxC * np.nan), tokens
 
-    monkeypatch.setattr(stages, "collate_sft", broken)
+    monkeypatch.setattr(trainer, "collate_sft", broken)
     with pytest.raises(Failed, match="1 updates in a row were skipped"):
         run(replace(SMALL, stage="sft", guard=GuardOptions(max_skipped=1)), tmp_path)
     monkeypatch.undo()

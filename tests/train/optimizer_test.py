@@ -9,15 +9,10 @@ import pytest
 import torch
 from models import small_model
 
-from qwenla_jax.train.optimizer import (
-    VOCABULARY_AXIS,
-    make_optimizer,
-    param_paths,
-    schedule,
-    trainable_labels,
-)
-from qwenla_jax.train.options import OptimOptions
-from qwenla_jax.train.state import apply_gradients, create
+from qwenla_jax.config.run_options import OptimOptions
+from qwenla_jax.model.trainable import VOCABULARY_AXIS, param_paths, trainable_labels
+from qwenla_jax.train.optimizer import make_optimizer, schedule
+from qwenla_jax.train.train_state import apply_gradients, create
 
 
 def test_ten_updates_are_torchs():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenla_jax.data.corpora.registry import open_corpus
-from qwenla_jax.data.opening import make_source
+from qwenla_jax.data.datasets.readers import open_corpus
+from qwenla_jax.data.sources.factory import make_source
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPORA = {"we_math": 2, "mathvision": 2, "scemqa": 1}

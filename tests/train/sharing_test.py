@@ -10,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from qwenla_jax.train import stages
+from qwenla_jax.config.checks import relations
+from qwenla_jax.config.run_options import BrpoOptions, DataOptions, EvalOptions, OptimOptions, RunOptions
+from qwenla_jax.inference.runtime import build, make_run_source
+from qwenla_jax.train.brpo import reference as reference_model
+from qwenla_jax.train.brpo import trainer
 from qwenla_jax.train.loop import first_state, state_plan
-from qwenla_jax.train.option_checks import relations
-from qwenla_jax.train.options import BrpoOptions, DataOptions, EvalOptions, OptimOptions, RunOptions
-from qwenla_jax.train.runtime import build, make_run_source
+from qwenla_jax.train.programs import tower_is_frozen
 from qwenla_jax.types import VisionBatch, VisualTokens
 
 PLAIN = RunOptions(
@@ -30,12 +32,12 @@ def two_steps(options, monkeypatch, encoder):
     """Token ids and rewards of two steps, their metrics, the parameters after them, and what the update was handed."""
     handed = []
     if not encoder:
-        monkeypatch.setattr(stages, "tower_is_frozen", lambda runtime: False)
+        monkeypatch.setattr(trainer, "tower_is_frozen", lambda runtime: False)
     runtime, params = build(options)
-    reference = stages.make_reference(runtime, params)
+    reference = reference_model.make_reference(runtime, params)
     optimizer, layouts = state_plan(runtime, params)
     state = first_state(params, optimizer, layouts, keep=reference is params)
-    stage = stages.BrpoStage(runtime, optimizer, layouts, make_run_source(options, "train"), 0, reference)
+    stage = trainer.BrpoStage(runtime, optimizer, layouts, make_run_source(options, "train"), 0, reference)
     step = stage._step
     stage._step = lambda *args: (handed.append(args), step(*args))[1]
     found = []
@@ -84,4 +86,4 @@ def test_a_rollout_batch_divides_the_batch():
 )
 def test_a_tower_is_frozen_only_with_its_merger(rules, frozen):
     runtime, _ = build(replace(PLAIN, optim=replace(PLAIN.optim, trainable=rules)))
-    assert stages.tower_is_frozen(runtime) == frozen
+    assert tower_is_frozen(runtime) == frozen

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from models import IMAGE, VOCAB, questions, small_model
 
-from qwenla_jax.sampling.logits import forbidden_bias
-from qwenla_jax.train.brpo_step import Judged, make_brpo_gradient
+from qwenla_jax.config.run_options import BrpoOptions, OptimOptions
+from qwenla_jax.inference.runtime import stack_parts
+from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.train.brpo.update import Judged, make_brpo_gradient
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.optimizer import make_optimizer
-from qwenla_jax.train.options import BrpoOptions, OptimOptions
-from qwenla_jax.train.runtime import stack_parts
-from qwenla_jax.train.sft_step import make_sft_gradient, sft_loss
-from qwenla_jax.train.state import create, make_update
+from qwenla_jax.train.sft.update import make_sft_gradient, sft_loss
+from qwenla_jax.train.train_state import create, make_update
 from qwenla_jax.types import TokenBatch
 
 BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE])
@@ -177,9 +177,10 @@ def test_parts_in_different_buckets_are_padded_alike():
     one, two = questions(2, 0, tokens=4), questions(2, 1, tokens=2)
     vision, prompts = stack_parts([one, two])
     assert vision.gather_IxM.shape == (2, 2, 4) and jnp.shape(prompts.visual_QxP) == (2, 2, 16)
-    assert prompts.visual_QxP[1].tolist() == np.where(
-        two[1].visual_QxP >= 0, two[1].visual_QxP // 2 * 4 + two[1].visual_QxP % 2, -1
-    ).tolist()
+    assert (
+        prompts.visual_QxP[1].tolist()
+        == np.where(two[1].visual_QxP >= 0, two[1].visual_QxP // 2 * 4 + two[1].visual_QxP % 2, -1).tolist()
+    )
 
 
 def test_runs_of_frames_stay_apart_when_parts_are_padded_alike():

@@ -15,7 +15,7 @@ def test_what_the_standard_library_reads():
 
 
 @pytest.mark.parametrize("depth", [100, 101, 900, 200_000])
-@pytest.mark.parametrize("pair", ["[]", ("{\"a\":", "}")])
+@pytest.mark.parametrize("pair", ["[]", ('{"a":', "}")])
 def test_depth(depth, pair):
     text = pair[0] * depth + ("1" if pair[0] != "[" else "") + pair[1] * depth
     if depth <= json_files.MAX_DEPTH:

@@ -1,1 +1,0 @@
-"""Trying a model out, and looking at what it looks at."""

@@ -1,0 +1,112 @@
+"""How much a checkpoint looks: python launch/analyze.py --model DIR --reattention copy
+
+Greedy answers to held-out questions are run once more and their attention on visual tokens is collected: by position in
+the response and before, in and after reflections, for the prompt's own pictures and the inserted ones, beside what
+evenly spread attention would pay them (a mass may move only because the visual tokens become a smaller or larger share
+of all tokens, so the ratio of the two is shown too). Then every question gets the picture of another: how far do
+log-probability and accuracy fall? And the numbers that the paper's theorems 3.1 and 3.2 are about. --json prints one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line (`None`: that of the process). Bad values end the process with a message."""
+    parser = argparse.ArgumentParser(
+        "qwenla analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
+    parser.add_argument("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
+    parser.add_argument("--max_pixels", type=int, help="shrink pictures with more (default: as the checkpoint says)")
+    parser.add_argument("--questions", type=int, default=256, help="held-out questions (default: 256)")
+    parser.add_argument("--reattention", default="none", choices=("none", "copy", "route", "vision_only"))
+    parser.add_argument("--share", type=float, default=0.5, help="route: share of the visual tokens (default: 0.5)")
+    parser.add_argument("--max_insertions", type=int, default=2, help="most insertions of a response (default: 2)")
+    parser.add_argument("--max_response_tokens", type=int, default=64, help="longest response (default: 64)")
+    parser.add_argument("--max_prompt_tokens", type=int, default=128, help="longest prompt (default: 128)")
+    parser.add_argument("--batch_size", type=int, default=64, help="questions at once (default: 64)")
+    parser.add_argument("--swaps", type=int, default=4, help="pictures that theorem 3.1 averages over (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of drawn questions (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints."""
+    args = parse_arguments(argv)
+    skip_without_tpu()
+    from qwenla_jax.config.checks import from_config_dict
+    from qwenla_jax.config.run_options import RunOptions
+    from qwenla_jax.config.schema import ConfigError, to_dict
+
+    raw = to_dict(RunOptions())
+    raw |= {"init_from": args.model, "seed": args.seed}
+    raw["data"] |= {
+        "source": args.source,
+        "max_response_tokens": args.max_response_tokens,
+        "max_prompt_tokens": args.max_prompt_tokens,
+        "max_pixels": args.max_pixels,
+    }
+    raw["eval"] |= {"batch_size": args.batch_size}
+    raw["reattention"] |= {
+        "mode": args.reattention,
+        "share": args.share,
+        "max_insertions": args.max_insertions,
+    }
+    try:
+        options = from_config_dict(raw)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    from qwenla_jax.inference.runtime import build, make_run_source
+    from qwenla_jax.study.attention_profile import blind_probe, look_profile, theorem_numbers
+
+    try:
+        source = make_run_source(options, "held_out")
+        runtime, params = build(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    if not 1 <= args.swaps < args.batch_size or args.questions <= args.swaps:
+        print("--swaps: expected at least 1, and less than --batch_size and --questions", file=sys.stderr)
+        return 2
+    found = {
+        "profile": look_profile(runtime, params, source, args.questions),
+        "blind": blind_probe(runtime, params, source, args.questions),
+        "theorems": theorem_numbers(runtime, params, source, args.questions, args.swaps),
+    }
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    keys = ("original", "inserted", "visual", "even", "ratio")
+    print("attention on visual tokens, mean over layers and heads")
+    print(f"{'tokens of a response':<24}{'tokens':>8}" + "".join(f"{key:>10}" for key in keys))
+    rows = [(name, row) for name, row in found["profile"]["parts"].items()]
+    rows += [(f"position {row['first']} to {row['last']}", row) for row in found["profile"]["positions"]]
+    for name, row in rows:
+        print(f"{name:<24}{row['tokens']:>8.0f}" + "".join(f"{row[key]:>10.3f}" for key in keys))
+    blind = found["blind"]
+    print(
+        f"\nwith another question's picture: log-probability -{blind['logp_drop']:.3f} nats a token, accuracy "
+        f"{blind['accuracy']:.1%} -> {blind['accuracy_swapped']:.1%}"
+    )
+    print("\ntheorem 3.1 asks for information <= r x entropy (nats a token); r is the share of visual tokens")
+    print(f"{'positions':<24}{'tokens':>8}{'r':>10}{'info':>10}{'entropy':>10}{'r x H':>10}")
+    for row in found["theorems"]["positions"]:
+        numbers = "".join(f"{row[key]:>10.4f}" for key in ("r", "information", "entropy", "bound"))
+        print(f"{row['first']:>3} to {row['last']:<17}{row['tokens']:>8.0f}{numbers}")
+    jump = found["theorems"]["insertions"]
+    if jump:
+        print(
+            f"theorem 3.2: over {jump['count']:.0f} insertions r goes from {jump['r_before']:.3f} to "
+            f"{jump['r_after']:.3f}; it rose in {jump['rose']:.0f} of them"
+        )
+    return 0

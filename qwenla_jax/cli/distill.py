@@ -1,0 +1,62 @@
+"""Samples answers and verifies them: python launch/distill.py --config=configs/distill.py --workdir=DIR
+
+What is found in DIR is gone on with. Questions for which no answer was accepted are in DIR/queue.jsonl: a person fills
+in `response`, and `python launch/distill.py --workdir=DIR --take_back=queue.jsonl` adds them to DIR/accepted.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from qwenla_jax.cli.command_line import read_flags
+from qwenla_jax.config.schema import ConfigError
+from qwenla_jax.distill.distill_options import DistillOptions, from_config_dict
+from qwenla_jax.distill.human_review import correct
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of this command."""
+    config_flags.DEFINE_config_file(
+        "config", None, "configs/distill.py or configs/distill.py:PRESET", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run (runs/distill); a run that is there is resumed", flag_values=values
+    )
+    flags.DEFINE_string(
+        "take_back", None, "a corrected queue, in the workdir or from here; samples nothing", flag_values=values
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Checks everything that can be checked cheaply, then runs."""
+    args = read_flags(argv, __doc__, define_flags, DistillOptions())
+    skip_without_tpu()
+    workdir = Path(args.workdir or Path("runs") / "distill").absolute()
+    if args.take_back is not None:
+        if args.config is not None:
+            sys.exit("--take_back goes by the settings in the workdir; leave --config out")
+        try:
+            sys.exit(1 if correct(workdir, args.take_back) else 0)
+        except (ValueError, OSError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+    if args.config is None:
+        sys.exit("--config is missing; expected --config=configs/distill.py or configs/distill.py:PRESET")
+    try:
+        options = from_config_dict(args.config)
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    if not args.workdir:
+        print(f"--workdir is not given: the run is in {workdir}", flush=True)
+    from qwenla_jax.distill.run import run  # after the check: a wrong key is refused before jax starts
+    from qwenla_jax.train.loop import Refused
+
+    try:
+        run(options, workdir)
+    except Refused as error:
+        sys.exit(str(error))

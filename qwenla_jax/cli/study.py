@@ -1,0 +1,186 @@
+"""All five stages on the embedded default: python launch/pipeline.py --workdir=DIR
+
+What is found in DIR is gone on with: a stage whose result is there, made with the same settings, is skipped. At the end
+DIR/table.md and DIR/table.json tell accuracy by question type, format, reflections, hallucinated objects and attention
+on visual tokens for the base model, the cold start, Qwen-Zero, and text-only, COPY, ROUTE and vision-only reflection.
+
+--study runs what the paper's tables and figures need, in DIR/seed_0, DIR/seed_1, ...: several seeds over one base model
+(DIR/base), on scenes whose objects bear marks that no caption names, with ROUTE at several m and COPY and ROUTE without
+BRPO besides; then it writes the report.
+
+--report trains nothing: it writes DIR/report.html, one page with every figure, table and verdict, from what is there.
+Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is about all of them. It needs the extra
+`report` (matplotlib), and so does --study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags, logging
+
+from qwenla_jax.cli.command_line import read_flags
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
+if TYPE_CHECKING:
+    from qwenla_jax.study.arms import Settings
+
+SEEDS = 3
+
+# A response about a marked scene has at most 110 tokens, a plain one 67, a reflection in the mean 13.
+STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
+# Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
+# it takes from random parameters.
+STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 160, "sft_route": 160}
+STUDY_QUESTIONS = 2000  # of the distillation
+
+
+def settings(args: flags.FlagValues) -> Settings:
+    """What the flags and the recipes ask for, with the first seed."""
+    from qwenla_jax.config.run_options import RunOptions
+    from qwenla_jax.config.schema import build
+    from qwenla_jax.distill.distill_options import DistillOptions
+    from qwenla_jax.recipes.by_name import get_config
+    from qwenla_jax.study.arms import Settings
+
+    change = dataclasses.replace
+    runs = {
+        name: build(RunOptions, get_config(name).to_dict())
+        for name in ("base", "cold_start", "brpo", "sft_copy", "sft_route")
+    }
+    distill = build(DistillOptions, get_config("distill").to_dict())
+    if args.study:
+        runs = {name: longer(change(run, steps=STUDY_STEPS[name])) for name, run in runs.items()}
+        runs["base"] = longer(runs["base"], STUDY_PLAIN_TOKENS)
+        runs["brpo"] = change(runs["brpo"], rewards=change(runs["brpo"].rewards, target_length=STUDY_REFLECTION))
+        distill = longer(distill)
+        distill = dataclasses.replace(distill, data=dataclasses.replace(distill.data, size=STUDY_QUESTIONS))
+    else:
+        runs["cold_start"] = change(runs["cold_start"], steps=runs["cold_start"].steps // 5)
+    runs = {name: change(run, steps=max(1, run.steps // args.divide_steps)) for name, run in runs.items()}
+    size = max(64, (distill.data.size or 0) // args.divide_steps)
+    return Settings(
+        **{**runs, "base": change(runs["base"], seed=args.seed)},
+        distill=change(distill, data=change(distill.data, size=size)),
+        seed=args.seed,
+        source="marked_scenes" if args.study else "scenes",
+        every_arm=args.study,
+        questions=args.questions,
+    )
+
+
+def longer(options: Any, tokens: int = STUDY_TOKENS) -> Any:
+    """The same with room for a response about a marked scene."""
+    data = dataclasses.replace(options.data, max_response_tokens=tokens)
+    return dataclasses.replace(options, data=data)
+
+
+def report(workdir: Path) -> None:
+    """Writes the page about a run, or about the runs in `seed_*` folders; ends the process where something is amiss."""
+    from qwenla_jax.study.collect import StudyError, collect, runs_in
+    from qwenla_jax.study.figures import NoMatplotlib
+    from qwenla_jax.study.report_page import write_report
+
+    try:
+        study = collect(*runs_in(workdir))
+        write_report(study, workdir / "report.html")
+    except (StudyError, NoMatplotlib, OSError) as error:
+        sys.exit(str(error))
+    for line in study.left_out:
+        print(f"left out: {line}")
+    print(f"{workdir / 'report.html'}: {len(study.seeds)} seed(s), {study.questions} questions each")
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Keeps compiled programs on disk meanwhile, for seeds and arms share many; where the user keeps them, there."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="qwenla_jax_compiled_") as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        yield
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string(
+        "workdir", "runs/pipeline", "folder of the run, with a folder for every stage", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("questions", 1000, "fresh scenes of the evaluation", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "divide_steps", 1, "make every stage so many times shorter, for a trial", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "study", False, "run several seeds and every arm on marked scenes, and write the report", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "seeds", None, f"of a study: how many ({SEEDS} where it is not given)", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "report", False, "write DIR/report.html from what is there, and train nothing", flag_values=values
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Checks the command line and runs what is missing."""
+    args = read_flags(argv, __doc__, define_flags)
+    skip_without_tpu()
+    workdir = Path(args.workdir).absolute()
+    if args.seeds is not None and not args.study:
+        sys.exit("--seeds is of a study; expected --study beside it")
+    if args.report and args.study:
+        sys.exit("--study writes the report at its end; expected only one of --report and --study")
+    if args.report:
+        return report(workdir)
+    if args.study and importlib.util.find_spec("matplotlib") is None:
+        sys.exit("the report of a study needs matplotlib; expected: pip install 'qwenla_jax[report]'")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    with compiled_once():
+        run(args, workdir)
+
+
+def run(args: flags.FlagValues, workdir: Path) -> None:
+    """Runs the pipeline, or a study's, one seed after the other; ends the process where that cannot go on."""
+    from qwenla_jax.run.checkpoints import SaveError
+    from qwenla_jax.run.signals import Stopped
+    from qwenla_jax.study.pipeline import run_pipeline, table
+    from qwenla_jax.train.health import Failed
+    from qwenla_jax.train.loop import Refused
+
+    first, begin = settings(args), time.perf_counter()
+    seeds = range(first.seed, first.seed + (args.seeds or SEEDS)) if args.study else [first.seed]
+    for seed in seeds:
+        own = workdir / f"seed_{seed}" if args.study else workdir
+        own.mkdir(parents=True, exist_ok=True)
+        try:
+            result = run_pipeline(
+                dataclasses.replace(first, seed=seed), own, lambda line: print(line, flush=True), base_in=workdir
+            )
+        except (Refused, Failed, SaveError) as error:
+            sys.exit(str(error))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.number)
+        took = result["seconds"] | {"evaluation": sum(result["evaluate_seconds"].values())}
+        print(table(result["systems"]))
+        print(
+            f"seed {seed}, wall time: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in took.items())}; "
+            f"all together {sum(took.values()) / 60:.1f} min",
+            flush=True,
+        )
+    if args.study:
+        report(workdir)
+    print(f"this command took {(time.perf_counter() - begin) / 60:.1f} min")

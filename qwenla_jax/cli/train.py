@@ -1,0 +1,103 @@
+"""Trains one stage: python launch/train.py --config=configs/brpo.py --workdir=DIR"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from qwenla_jax.cli.command_line import read_flags
+from qwenla_jax.config.checks import from_config_dict
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.schema import ConfigError
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_multi_string(
+        "against", [], "with --check_data: an evaluation to compare with, too; repeatable", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "check_data",
+        False,
+        "read every record, name the broken ones and the leaked pictures, and leave (1 if any)",
+        flag_values=values,
+    )
+    config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
+    flags.DEFINE_bool(
+        "doctor", False, "take three steps in no folder, say what was found, and leave", flag_values=values
+    )
+    flags.DEFINE_bool("dry_run", False, "say what the run would be, load nothing, and leave", flag_values=values)
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "this is one of several processes; on TPU pods and under SLURM they find each other",
+        flag_values=values,
+    )
+    flags.DEFINE_string("coordinator", None, "elsewhere: HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "elsewhere: how many", 1, 10**6, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "elsewhere: which of them this is, from 0", 0, 10**6, flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run (runs/STAGE); a run that is there is resumed", flag_values=values
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Checks everything that can be checked cheaply, then runs."""
+    args = read_flags(argv, __doc__, define_flags, RunOptions())
+    skip_without_tpu()
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    if args.config is None:
+        sys.exit("--config is missing; expected --config=configs/STAGE.py or --config=configs/STAGE.py:PRESET")
+    try:
+        options = from_config_dict(args.config)
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    if "://" in (args.workdir or ""):
+        sys.exit(f"--workdir: got {args.workdir}, expected a folder: mount the bucket and name it by its path")
+    if args.against and not args.check_data:
+        sys.exit("--against: nothing is compared without --check_data")
+    workdir = Path(args.workdir or Path("runs") / options.stage).absolute()
+    if not (args.workdir or args.dry_run or args.check_data or args.doctor):
+        print(f"--workdir is not given: the run is in {workdir}", flush=True)
+    # After the check: a wrong key is refused before jax starts.
+    from qwenla_jax.run.checkpoints import SaveError
+    from qwenla_jax.run.signals import Stopped
+    from qwenla_jax.tools.data_check import check_data
+    from qwenla_jax.tools.dry_run import describe_run
+    from qwenla_jax.tools.preflight import examine
+    from qwenla_jax.train.health import Failed
+    from qwenla_jax.train.loop import Refused, run
+
+    if args.distributed:
+        import jax
+
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    try:
+        if args.dry_run:
+            try:
+                print("\n".join(describe_run(options)))
+            except (ValueError, OSError, ModuleNotFoundError) as error:
+                raise Refused(f"{type(error).__name__}: {error}") from error
+            return
+        if args.check_data:
+            try:
+                found = check_data(options, args.against)
+            except (ValueError, OSError, ModuleNotFoundError) as error:
+                raise Refused(f"{type(error).__name__}: {error}") from error
+            print(found.text())
+            sys.exit(0 if found.ok else 1)
+        if args.doctor:
+            checks = examine(options)
+            print("\n".join(map(str, checks)))
+            sys.exit(0 if all(check.ok for check in checks) else "the doctor advises against this run")
+        run(options, workdir)
+    except (Refused, Failed, SaveError) as error:
+        sys.exit(str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.number)

@@ -1,0 +1,127 @@
+"""Checks of a run's settings against each other and against the disk, before anything heavy starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import config_dict
+
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.schema import build, refuse
+from qwenla_jax.data.sources import spec
+
+if TYPE_CHECKING:
+    from qwenla_jax.config.run_options import RunOptions
+
+MOST_UPDATES = 2**31 - 1  # their number is an int32
+
+
+def relations(options: RunOptions) -> Iterator[str]:
+    """Problems between settings that are each fine alone."""
+    data, optim, mesh = options.data, options.optim, options.mesh
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    if data.batch_size % optim.accumulation:
+        yield (
+            f"config.optim.accumulation: got {optim.accumulation}, expected a divisor of "
+            f"config.data.batch_size ({data.batch_size})"
+        )
+    if options.brpo.rollout_batch and data.batch_size % options.brpo.rollout_batch:
+        yield (
+            f"config.brpo.rollout_batch: got {options.brpo.rollout_batch}, expected a divisor of "
+            f"config.data.batch_size ({data.batch_size})"
+        )
+    if options.steps * options.brpo.inner_updates > MOST_UPDATES:
+        yield (
+            f"config.steps: got {options.steps} with {options.brpo.inner_updates} inner updates each, expected at most "
+            f"{MOST_UPDATES} updates"
+        )
+    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
+        yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
+    if 0 in sizes or sum(size == -1 for size in sizes) > 1:
+        yield f"config.mesh: got data, fsdp, tensor = {sizes}, expected sizes of at least 1, of which one may be -1"
+    if options.stage == "sft" and options.reattention.mode == "vision_only":
+        yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
+    own = options.rewards
+    if options.stage == "brpo" and not (own.format or own.accuracy or own.balance or own.overlong or own.extra):
+        yield "config.rewards: all weights are 0, expected at least one above 0"
+    if own.math and own.match == "bare":
+        yield "config.rewards.math: bare compares letter by letter; expected match=usual, or no math"
+    if own.math and importlib.util.find_spec("math_verify") is None:
+        yield "config.rewards.math: math-verify is not installed; the extra `math` brings it"
+    if options.rewards.overlong and not 0 < options.rewards.overlong_buffer <= data.max_response_tokens:
+        yield (
+            f"config.rewards.overlong_buffer: got {options.rewards.overlong_buffer}, expected 1 to "
+            f"config.data.max_response_tokens ({data.max_response_tokens})"
+        )
+    if options.brpo.resample_rounds and not options.brpo.drop_equal_groups:
+        yield "config.brpo.resample_rounds: nothing is resampled without config.brpo.drop_equal_groups"
+    if options.brpo.reward_total == "normalised" and options.brpo.scale != "group":
+        yield f"config.brpo.scale: got {options.brpo.scale!r}, expected 'group' with reward_total=normalised"
+    for text in options.rewards.extra:
+        name, _, weight = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) or not re.fullmatch(r"|\d+(\.\d*)?|\.\d+", weight):
+            yield f"config.rewards.extra: got {text!r}, expected module:function or module:function=WEIGHT"
+    for pattern in options.lora.modules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"config.lora.modules: {pattern!r} is not a regular expression: {error}"
+    if options.lora.rank and not options.lora.modules:
+        yield "config.lora.modules: got none, expected at least one regular expression with config.lora.rank"
+    if not options.lora.rank and all(mode == "freeze" for _, mode in optim.trainable):
+        yield f"config.optim.trainable: got {optim.trainable}, expected at least one pair with 'train'"
+
+
+def paths(options: RunOptions) -> Iterator[str]:
+    """Required values that are missing, and files that are not there or not what is needed."""
+    yield from _init_problems(options)
+    if options.data.source is None:
+        yield f"config.data.source: the {options.preset} preset needs --config.data.source=FILE.jsonl or NAME:PATH"
+    for key, source in (("source", options.data.source), ("eval_source", options.data.eval_source)):
+        if source is None:
+            continue
+        found = list(spec.problems(source))
+        yield from (f"config.data.{key}: {problem}" for problem in found)
+        if not found and any(part.reader == "easy_vqa" for part in spec.parse(source)):
+            if importlib.util.find_spec("easy_vqa") is None:
+                yield f"config.data.{key}: easy_vqa is not installed; the extra `demo` brings it"
+
+
+def _init_problems(options: RunOptions) -> Iterator[str]:
+    source = options.init_from
+    if source is None:
+        yield (
+            f"config.init_from: the {options.preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint"
+        )
+    elif source.startswith("random:"):
+        path = Path(source.removeprefix("random:"))
+        # Unlike Path's, these functions take any text.
+        if str(path) != "tiny" and not any(map(os.path.isfile, (path, path / "config.json"))):
+            yield f"config.init_from: got {source!r}, but {path} is neither a config.json nor a folder that holds one"
+    elif source != "tiny":
+        folder = Path(source)
+        if not os.path.isdir(folder):
+            yield f"config.init_from: there is no folder {source!r}; expected tiny, random:CONFIG or such a folder"
+            return
+        missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+        if not any(folder.glob("*.safetensors")) and not (folder / "params" / "_METADATA").is_file():
+            missing.append("*.safetensors")
+        if missing:
+            yield f"config.init_from: {source!r} is not a Hugging Face checkpoint: {', '.join(missing)} missing"
+
+
+def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> RunOptions:
+    """Checked options from a ConfigDict or a nested mapping (missing keys take their defaults).
+
+    Raises:
+      ConfigError: keys that do not exist (the nearest one is named), values of a wrong type or out of range, files that
+        do not exist, required values that are missing. All of them at once, one a line.
+    """
+    options = build(RunOptions, config.to_dict() if isinstance(config, config_dict.ConfigDict) else config)
+    refuse([*relations(options), *paths(options)])
+    return options

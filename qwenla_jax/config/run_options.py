@@ -1,0 +1,340 @@
+"""Every setting of a training run: names, types, defaults, bounds and help. The defaults are the embedded tiny ones.
+
+See `train.schema` for how settings are read and checked. Nothing here imports jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qwenla_jax.config.schema import group, option
+
+DTYPES = ("float32", "bfloat16")
+
+# Far above what serves, and far below what would fill any memory before it is refused.
+MOST_ROWS = 2**16
+MOST_TOKENS = 2**18  # the positions of Qwen2.5-VL end at 128,000
+MOST_PIXELS = 2**26
+MOST_INSERTIONS = 256
+MOST_WORKERS = 1024  # threads or processes
+MOST_SECONDS = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Questions, their pictures and how they are cut to size."""
+
+    source: str | None = option(
+        "scenes",
+        "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a "
+        "dataset as NAME:PATH (we_math, mathvision, scemqa, polymath, geometry3k, llava_cot, parquet) with filters "
+        "behind it (#max_options=N&pictures=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
+    )
+    eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
+    max_broken: int = option(
+        0,
+        "so many records may be unusable (unreadable, too long, without a right answer): they are left out, the next "
+        "one takes their place, and data/broken counts them; 0: the first one ends the run",
+        low=0,
+    )
+    leaks: str = option(
+        "warn",
+        "when pictures of the evaluation are in the training data: warn (compares ids, files and COCO's numbers before "
+        "the first step), refuse (compares looks too, which opens every picture), ignore",
+        choices=("warn", "refuse", "ignore"),
+    )
+    size: int | None = option(None, "train on only this many of the source's questions; none: all of them", low=1)
+    batch_size: int = option(
+        8, "questions of one optimizer step, over all devices and all accumulation parts", low=1, high=MOST_ROWS
+    )
+    reflection_share: float = option(
+        0.5, "scenes, easy_vqa: share of the written responses that hold one reflection", low=0, high=1
+    )
+    correction_share: float = option(
+        0.3, "scenes: share of the reflections that correct a wrong reasoning", low=0, high=1
+    )
+    response_style: str = option(
+        "structured",
+        "scenes, stage sft: structured (the paper's format) or plain (no sections: how a base model writes)",
+        choices=("structured", "plain"),
+    )
+    max_prompt_tokens: int = option(
+        128, "a longer prompt, its visual tokens included, is an error", low=1, high=MOST_TOKENS
+    )
+    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
+    min_pixels: int | None = option(
+        None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
+    max_pixels: int | None = option(
+        None, "shrink pictures with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
+    system: str | None = option(None, "system prompt; none: no system turn")
+    length_group: int = option(
+        1, "this many batches share out their questions by length, so that less of a batch is padding", low=1, high=1024
+    )
+    threads: int = option(
+        1, "threads that prepare data ahead of the step; 0: in the step's own thread", low=0, high=MOST_WORKERS
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimOptions:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = option(2e-4, "highest learning rate, reached at the end of the warm-up", above=0)
+    b1: float = option(0.9, "AdamW: decay of the gradient's mean", low=0, below=1)
+    b2: float = option(0.95, "AdamW: decay of the squared gradient's mean", low=0, below=1)
+    eps: float = option(1e-8, "AdamW: added to the root of the squared gradient's mean", above=0)
+    weight_decay: float = option(0.0, "AdamW: decoupled weight decay", low=0)
+    warmup_ratio: float = option(0.01, "share of the steps in which the learning rate rises from 0", low=0, high=1)
+    schedule: str = option(
+        "constant", "after the warm-up: constant, or cosine or linear to 0", choices=("constant", "cosine", "linear")
+    )
+    clip_norm: float | None = option(1.0, "scale gradients down to this global norm; none or inf: never", above=0)
+    accumulation: int = option(1, "equal parts that a batch is worked through in; saves memory, same gradient", low=1)
+    trainable: tuple[tuple[str, str], ...] = option(
+        ((".*", "train"),),
+        "pairs (regular expression of whole parameter paths, train, freeze, or tags: of embedding and head only the "
+        "rows of the ten tags); the first that matches counts",
+        choices=("train", "freeze", "tags"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters: the base model is frozen and kept in `dtype`, adapters are trained in `param_dtype`."""
+
+    rank: int | None = option(
+        None, "r, the inner width of an adapter; none: the model itself is trained", low=1, high=MOST_ROWS
+    )
+    alpha: float = option(16.0, "what an adapter adds is scaled by alpha / rank", above=0)
+    modules: tuple[str, ...] = option(
+        (r"decoder/layers/(attn|mlp)/\w+/kernel",),
+        "regular expressions of whole parameter paths: the kernels that get an adapter. What else is trained is up to "
+        "optim.trainable, whose ('.*', 'train') then trains nothing of the base model",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BrpoOptions:
+    """Sampling and objective of stage brpo."""
+
+    group_size: int = option(8, "G: responses sampled a question", low=2, high=MOST_ROWS)
+    temperature: float = option(1.0, "sampling temperature", above=0)
+    top_p: float = option(1.0, "sample from the likeliest tokens that hold this probability; 1: all", above=0, high=1)
+    beta: float = option(0.1, "weight of the KL divergence from the frozen reference", low=0)
+    reference: str = option(
+        "device",
+        "where the frozen reference lies between updates: device, or host, from where each update fetches it",
+        choices=("device", "host"),
+    )
+    clip_low: float = option(0.2, "the probability ratio is clipped below at 1 - clip_low", low=0, high=1)
+    clip_high: float = option(0.2, "the probability ratio is clipped above at 1 + clip_high", low=0)
+    rollout_batch: int | None = option(
+        None, "questions sampled at once; none: as many as an update works through at once", low=1, high=MOST_ROWS
+    )
+    inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1, high=1024)
+    norm: str = option(
+        "sequence",
+        "what the loss is divided by: sequence (each response counts equally, GRPO), token (each token does, DAPO), "
+        "constant (responses times their longest length, Dr.GRPO)",
+        choices=("sequence", "token", "constant"),
+    )
+    ratio: str = option(
+        "token",
+        "probability ratio of each token, or of the sequence: the geometric mean over a response (GSPO)",
+        choices=("token", "sequence"),
+    )
+    kl: str = option(
+        "k3",
+        "estimate of the KL divergence: k3, k2, or k1, whose expected gradient on policy is zero",
+        choices=("k1", "k2", "k3"),
+    )
+    scale: str = option(
+        "group",
+        "advantages are divided by the standard deviation of the group, of the batch, or not (none, Dr.GRPO)",
+        choices=("group", "batch", "none"),
+    )
+    std_eps: float = option(1e-4, "added to the standard deviation that advantages are divided by", above=0)
+    std_floor: float = option(0.0, "least standard deviation, before std_eps", low=0)
+    reward_total: str = option(
+        "raw",
+        "raw: the weighted rewards are summed, then normalised; normalised: each within its group first, then the sum "
+        "over the batch (GDPO)",
+        choices=("raw", "normalised"),
+    )
+    drop_equal_groups: bool = option(False, "leave out questions whose responses all earned the same")
+    resample_rounds: int = option(
+        0,
+        "with drop_equal_groups: sample at most so many further batches of questions to take their place (DAPO)",
+        low=0,
+        high=1024,
+    )
+    mask_truncated: bool = option(False, "responses cut off at their longest length earn, but are not trained on")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReattentionOptions:
+    """Whether reflections look at the pictures again, in sampling, training and evaluation alike."""
+
+    mode: str = option(
+        "none",
+        "what stands before a reflection: none (text alone), copy (all visual tokens again), route (the most attended),"
+        " vision_only (as copy, and the reflection is closed at once)",
+        choices=("none", "copy", "route", "vision_only"),
+    )
+    share: float = option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
+    form: str = option(
+        "compact",
+        "route: put in the kept tokens only, or all of them with a bias that hides the rest",
+        choices=("compact", "bias"),
+    )
+    max_insertions: int = option(
+        2, "most insertions of a response; later reflections are text alone", low=0, high=MOST_INSERTIONS
+    )
+    max_inserted_tokens: int | None = option(
+        None, "most inserted tokens of a response; none: no such limit", low=0, high=MOST_TOKENS
+    )
+    rows_at_once: int = option(
+        8, "sampling: rows that wait for their pictures are served together, so many", low=1, high=MOST_ROWS
+    )
+    delimiters: bool = option(True, "put the vision delimiters around the pictures again")
+    positions: str = option(
+        "again",
+        "again: the pictures take the next positions, as if given a second time; original: those in the prompt",
+        choices=("again", "original"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolOptions:
+    """The processes that rewards run in. A reward that fails takes its response out of the step, and nothing else."""
+
+    workers: int = option(2, "processes", low=1, high=MOST_WORKERS)
+    deadline_s: float = option(5.0, "seconds that the rewards of one response may take", above=0, high=MOST_SECONDS)
+    step_deadline_s: float = option(120.0, "seconds that the rewards of a step may take", above=0, high=MOST_SECONDS)
+    memory_mb: int = option(4096, "address space of a process, in MB", low=256)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptions:
+    """Weights and shapes of the three rule rewards, further rewards, and where they run."""
+
+    format: float = option(1.0, "weight of the format reward", low=0)
+    accuracy: float = option(1.0, "weight of the accuracy reward", low=0)
+    balance: float = option(1.0, "weight of the reflection balance reward", low=0)
+    target_length: float = option(100.0, "lambda: ideal tokens of one reflection", above=0)
+    balance_floor: float | None = option(
+        None, "least balance reward, before its weight; none or -inf: no floor", high=1
+    )
+    balance_only_if_correct: bool = option(False, "give the balance reward only to responses with the right answer")
+    match: str = option(
+        "usual",
+        "a conclusion is right in one of the usual writings of the answer, or bare: letter by letter, the paper's form",
+        choices=("usual", "bare"),
+    )
+    math: bool = option(
+        False, "expressions that are equal by algebra are right too, while training; needs the extra `math`"
+    )
+    overlong: float = option(0.0, "weight of the penalty for responses that come near the longest length (DAPO)", low=0)
+    overlong_buffer: int = option(0, "tokens before the longest length in which that penalty falls from 0 to -1", low=0)
+    extra: tuple[str, ...] = option(
+        (), "further rewards: module:function, or module:function=WEIGHT; rewards.record says what they are handed"
+    )
+    pool: PoolOptions = group(PoolOptions, "the processes that rewards run in")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """How many devices lie along each mesh axis; one of them may be -1: whatever is left."""
+
+    data: int = option(-1, "devices that split the batch", low=-1)
+    fsdp: int = option(1, "devices that split the batch, the parameters and the optimizer state", low=-1)
+    tensor: int = option(1, "devices that split heads and feed-forward widths", low=-1)
+    gather_to_sample: bool = option(
+        False,
+        "sampling: gather the parameters over fsdp once, before the first token, not in every layer of every token",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Greedy decoding of held-out questions."""
+
+    every: int = option(100, "steps between evaluations; 0: only before and after", low=0)
+    size: int = option(200, "questions of an evaluation on the way", low=1)
+    final_size: int = option(1000, "questions of the evaluations before and after; 0: none", low=0)
+    batch_size: int = option(64, "questions decoded at once", low=1, high=MOST_ROWS)
+    attention: bool = option(
+        True, "measure on the first batch how much attention the responses pay to visual tokens (visual/attn_mass)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """Checkpoints in the work folder."""
+
+    every: int = option(100, "steps between checkpoints; 0: only the last step", low=0)
+    keep: int = option(2, "newest checkpoints to keep", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardOptions:
+    """What a run does about trouble."""
+
+    check_first_step: bool = option(True, "refuse to go on where the first step of BRPO is not what it should be")
+    max_skipped: int = option(10, "end the run after so many updates in a row that were not finite or empty", low=1)
+    stall_s: float | None = option(
+        1800.0,
+        "end the run, with what every thread was doing, when nothing moves for so many seconds; none: never",
+        above=0,
+        high=MOST_SECONDS,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """Metrics, and tables of completions (stage brpo)."""
+
+    every: int = option(1, "steps between metric lines", low=1)
+    completions_every: int = option(50, "steps between tables of completions; 0: none", low=0)
+    completions_rows: int = option(16, "responses in a table of completions", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """One training run."""
+
+    stage: str = option("brpo", "how it is trained: sft (supervised) or brpo", choices=("sft", "brpo"))
+    preset: str = option("tiny", "name of the preset that the settings started from; for the record")
+    seed: int = option(0, "seed of parameters, data order and sampling", low=0, high=2**31 - 1)
+    steps: int = option(400, "optimizer steps", low=1)
+    init_from: str | None = option(
+        "tiny",
+        "starting point: tiny (the embedded checkpoint), a Hugging Face checkpoint folder, random:tiny, "
+        "or random:PATH of a config.json",
+    )
+    dtype: str = option("float32", "type that is computed in", choices=DTYPES)
+    param_dtype: str = option("float32", "type that parameters are kept in", choices=DTYPES)
+    remat: str = option(
+        "none",
+        "activations computed again in the backward pass: none, dots (keep matrix products), full (keep nothing)",
+        choices=("none", "dots", "full"),
+    )
+    attention: str = option(
+        "auto",
+        "what computes attention, all of it equal: auto (the backend's kernel where it serves), xla, splash (TPU), "
+        "cudnn (GPU, bfloat16)",
+        choices=("auto", "xla", "splash", "cudnn"),
+    )
+    data: DataOptions = group(DataOptions, "questions and pictures")
+    optim: OptimOptions = group(OptimOptions, "optimizer")
+    lora: LoraOptions = group(LoraOptions, "low-rank adapters instead of whole parameters")
+    brpo: BrpoOptions = group(BrpoOptions, "BRPO; unused in stage sft")
+    rewards: RewardOptions = group(RewardOptions, "rewards; unused in stage sft")
+    reattention: ReattentionOptions = group(ReattentionOptions, "looking at the pictures again")
+    mesh: MeshOptions = group(MeshOptions, "devices")
+    eval: EvalOptions = group(EvalOptions, "evaluation")
+    checkpoint: CheckpointOptions = group(CheckpointOptions, "checkpoints")
+    log: LogOptions = group(LogOptions, "metrics and completions")
+    guard: GuardOptions = group(GuardOptions, "what a run does about trouble")

@@ -1,0 +1,96 @@
+"""Geometry3K (3,002 questions: train 2,101, validation 300, test 601), its own files and the parquet layout.
+
+Own files, confirmed against the repository lupantech/InterGPS and the samples in it: a folder a question, called by
+its number, with `data.json` (`annotat_text`, the text with its LaTeX marked, or `problem_text` without; `choices`;
+`answer`, a letter) and `img_diagram.png`; these folders lie in `train`, `val` and `test`.
+
+Parquet, confirmed against the card of hiyouga/geometry3k: `images` (a list), `problem`, `answer`, and in its later
+revision also `id`, `choices` and `ground_truth`. Where the latter two are there they are used and the answer is the
+letter, else it is free. Not confirmed: that `problem` begins with `<image>` (it goes where it stands), and whether
+`ground_truth` is a letter (the text of exactly one option, or `answer` where it is that, serves as well).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qwenla_jax.data.datasets.multiple_choice import letter_of, lettered
+from qwenla_jax.data.datasets.parquet import Row, is_parquet, needed_pictures, read_parquet
+from qwenla_jax.data.datasets.raw_record import Corpus, Entry, FilePicture, RecordError, broken
+from qwenla_jax.data.datasets.rows import answer_of, text_of
+from qwenla_jax.utils.json_files import read_json
+
+
+def geometry3k(path: str | Path) -> Corpus:
+    """Geometry3K of a folder of numbered folders (such as `train`), or of parquet files.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file is not of either layout.
+    """
+    path = Path(path)
+    if is_parquet(path):
+        return Corpus("geometry3k", [_from_row(row) for row in read_parquet(path, ("images", "problem", "answer"))])
+    folders = [each.parent for each in path.glob("*/data.json")] if path.is_dir() else []
+    if not folders:
+        raise FileNotFoundError(f"{path}: holds no folder with a data.json; expected one such as geometry3k/train")
+    folders.sort(key=lambda each: (len(each.name), each.name))  # by number
+    return Corpus("geometry3k", [_from_folder(folder) for folder in folders])
+
+
+def _from_folder(folder: Path) -> Entry:
+    where = str(folder / "data.json")
+    try:
+        row = read_json(folder / "data.json")
+        if not isinstance(row, dict):
+            raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
+        question = text_of(row, "annotat_text" if row.get("annotat_text") else "problem_text", where)
+        goals = row.get("problem_type_goal")
+        return Entry(
+            where,
+            f"{folder.parent.name}/{folder.name}",
+            question,
+            _choices(row, where),
+            answer_of(row, "answer", where),
+            None,
+            "+".join(map(str, goals)) if isinstance(goals, list) and goals else "question",
+            (FilePicture(folder / "img_diagram.png"),),
+        )
+    except RecordError as error:
+        return broken(where, error.reason, error.message)
+    except (OSError, ValueError) as error:
+        return broken(where, "not_json", str(error).removeprefix(f"{where}: "))
+
+
+def _choices(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
+    try:
+        if options := lettered(row.get("choices")):
+            return options
+    except ValueError as error:
+        raise RecordError(where, "options", str(error)) from error
+    raise RecordError(where, "options", f"choices is {row.get('choices')!r}; expected a list of texts")
+
+
+def _from_row(row: Row) -> Entry:
+    try:
+        answer = answer_of(row.values, "answer", row.where)
+        options: tuple[tuple[str, str], ...] = ()
+        if row.values.get("choices") and row.values.get("ground_truth") is not None:
+            options = _choices(row.values, row.where)
+            letters = [letter for letter, _ in options]
+            named = letter_of(answer_of(row.values, "ground_truth", row.where), options)
+            answer = named if named in letters else letter_of(answer, options)
+        number = row.values.get("id")
+        return Entry(
+            row.where,
+            str(number) if number is not None else row.where,
+            text_of(row.values, "problem", row.where),
+            options,
+            answer,
+            None,
+            "question",
+            needed_pictures(row, "images"),
+        )
+    except RecordError as error:
+        return broken(row.where, error.reason, error.message)

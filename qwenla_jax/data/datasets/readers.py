@@ -1,0 +1,46 @@
+"""Corpora by the name that a config gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from qwenla_jax.data.datasets.geometry3k import geometry3k
+from qwenla_jax.data.datasets.llava_cot import llava_cot
+from qwenla_jax.data.datasets.mathvision import mathvision
+from qwenla_jax.data.datasets.parquet import parquet_questions
+from qwenla_jax.data.datasets.polymath import polymath
+from qwenla_jax.data.datasets.raw_record import Corpus
+from qwenla_jax.data.datasets.scemqa import scemqa
+from qwenla_jax.data.datasets.we_math import we_math
+
+READERS: Mapping[str, Callable[[str | Path], Corpus]] = MappingProxyType(
+    {
+        "we_math": we_math,
+        "mathvision": mathvision,
+        "scemqa": scemqa,
+        "polymath": polymath,
+        "geometry3k": geometry3k,
+        "llava_cot": llava_cot,
+        "parquet": parquet_questions,
+    }
+)
+
+
+def is_corpus(spec: str) -> bool:
+    """Whether a name is of the form "we_math:PATH"."""
+    return spec.partition(":")[0] in READERS and ":" in spec
+
+
+def open_corpus(spec: str) -> Corpus:
+    """The corpus of "NAME:PATH", with a name of `READERS`.
+
+    Raises:
+      ValueError: no such name, or no path.
+      Others: as the readers raise them.
+    """
+    name, colon, path = spec.partition(":")
+    if name not in READERS or not colon or not path:
+        raise ValueError(f"{spec!r}: expected NAME:PATH with a name of {', '.join(READERS)}")
+    return READERS[name](Path(path).expanduser())

@@ -1,0 +1,111 @@
+"""Reading what datasets come as: JSON, JSONL, and pictures named by a path relative to a folder."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwenla_jax.data.datasets.raw_record import FilePicture, RecordError
+from qwenla_jax.text.answers.gold import unwrap_gold
+from qwenla_jax.utils import json_files
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
+MAX_LINE = 64 * 2**20  # bytes of a line of JSON
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
+    """(where, object) of every line that is not blank; an error in place of the object where the line holds none.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line is longer than `MAX_LINE`, so that this is no file of lines.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > MAX_LINE:
+                raise ValueError(f"{where}: has more than {MAX_LINE:,} bytes; expected an object a line")
+            if not line.strip():
+                continue
+            try:
+                row = json_files.loads(line, where)
+            except ValueError as error:
+                yield where, RecordError(where, "not_json", str(error).removeprefix(f"{where}: "))
+                continue
+            if not isinstance(row, dict):
+                row = RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
+            yield where, row
+
+
+def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
+    """A text of a row; numbers count as text, but for those that stand for a missing value (nan).
+
+    Raises:
+      RecordError: the key is missing or holds something else.
+    """
+    value = row.get(key)
+    if isinstance(value, float) and not math.isfinite(value):
+        value = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        told = f"{key} is missing" if value is None else f"{key} is {repr(value)[:80]}"
+        raise RecordError(where, "field", f"{told}; expected text")
+    return value
+
+
+def answer_of(row: Mapping[str, Any], key: str, where: str) -> str:
+    """The right answer of a row, without the wrappings of `text.gold`.
+
+    Raises:
+      RecordError: as in `text_of`.
+    """
+    return unwrap_gold(text_of(row, key, where))
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """The bytes that a text in base64 stands for, with or without the start of a data URL.
+
+    Raises:
+      RecordError: the text is not base64.
+    """
+    bare = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(bare.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        told = f"{text[:20]!r}... is neither base64 ({error}) nor the name of a file"
+        raise RecordError(name, "picture_base64", told) from error
+
+
+def picture_at(folder: Path, path: str, where: str, add_suffix: bool = False) -> FilePicture:
+    """The picture that a path names.
+
+    Args:
+      folder: what the path is relative to.
+      path: as the dataset gives it.
+      where: row, for errors.
+      add_suffix: the dataset leaves out what the name ends in.
+
+    Raises:
+      RecordError: the path leads out of the folder, or two files fit it. A file that is not there is no error yet.
+    """
+    whole = folder / path
+    # Pure text, no look at the disk: a dataset of 100,000 rows must open at once.
+    if not path.strip() or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise RecordError(where, "picture_path", f"picture path {path!r}; expected one below {folder}")
+    if add_suffix and not whole.is_file():
+        found = [whole.with_name(whole.name + suffix) for suffix in SUFFIXES]
+        found = [each for each in found if each.is_file()]
+        if len(found) > 1:
+            names = " and ".join(each.name for each in found)
+            raise RecordError(where, "picture_path", f"picture {path!r} is both {names} in {whole.parent}; keep one")
+        whole = found[0] if found else whole
+    return FilePicture(whole)

@@ -1,0 +1,73 @@
+"""We-Math (testmini, 1,740 questions), its own files and the parquet layout on Hugging Face.
+
+Own files, confirmed against the repository We-Math/We-Math: `testmini.json`, a list of objects with `ID`, `key`,
+`question`, `option` (one string), `answer` (a letter) and `image_path` relative to the file's folder. `ID` alone is not
+unique: the steps of one problem share it, `key` tells them apart.
+
+Parquet: `question`, `option`, `answer` and the picture in `image_path` are confirmed by a public script that reads
+We-Math/We-Math from there; that `ID` and `key` are there too is not, and rows without them are called by their row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qwenla_jax.data.datasets.multiple_choice import from_string
+from qwenla_jax.data.datasets.parquet import is_parquet, needed_pictures, read_parquet
+from qwenla_jax.data.datasets.raw_record import Corpus, Entry, Picture, RecordError, broken
+from qwenla_jax.data.datasets.rows import answer_of, picture_at, text_of
+from qwenla_jax.utils.json_files import read_json
+
+
+def we_math(path: str | Path) -> Corpus:
+    """We-Math of a folder that holds `testmini.json` (or `data/testmini.json`), of that file, or of parquet files.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is not of either layout.
+    """
+    path = Path(path)
+    entries = []
+    if is_parquet(path):
+        for row in read_parquet(path, ("question", "option", "answer", "image_path")):
+            entries.append(_entry(row.values, row.where, lambda row=row: needed_pictures(row, "image_path")))
+        return Corpus("we_math", entries)
+    if path.is_dir():
+        places = (path / "testmini.json", path / "data" / "testmini.json")
+        path = next((each for each in places if each.is_file()), path)
+        if path.is_dir():
+            raise FileNotFoundError(f"{path}: holds neither testmini.json nor data/testmini.json nor parquet files")
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected a list of objects, as in We-Math's testmini.json")
+    for number, row in enumerate(rows):
+        where = f"{path}: question {number}"
+        entries.append(
+            _entry(
+                row,
+                where,
+                lambda row=row, where=where: (picture_at(path.parent, text_of(row, "image_path", where), where),),
+            )
+        )
+    return Corpus("we_math", entries)
+
+
+def _entry(row: dict[str, Any], where: str, pictures: Any) -> Entry:
+    try:
+        found: tuple[Picture, ...] = pictures()
+        name = f"{row['ID']}/{row['key']}" if row.get("ID") and row.get("key") else where
+        return Entry(
+            where,
+            name,
+            text_of(row, "question", where),
+            from_string(text_of(row, "option", where)),
+            answer_of(row, "answer", where),
+            None,
+            str(row.get("key") or "question"),
+            found,
+        )
+    except RecordError as error:
+        return broken(where, error.reason, error.message)
+    except ValueError as error:
+        return broken(where, "options", str(error))

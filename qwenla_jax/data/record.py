@@ -1,0 +1,57 @@
+"""Sources of records: Grain random-access sources, index -> Record."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Split = Literal["cold_start", "train", "held_out"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video of a record.
+
+    Attributes:
+      frames: uint8 [F, H, W, 3], or pictures of one size.
+      fps: frames a second, of these frames.
+      total_pixels: bound on all steps together, see `video_to_patches`; None for none.
+    """
+
+    frames: np.ndarray | tuple[Image.Image, ...]
+    fps: float
+    total_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question about pictures.
+
+    Attributes:
+      id: unique within its source.
+      images: the pictures, RGB, of any size.
+      question: the user's text, without any placeholder of a picture.
+      answer: the right answer, bare.
+      response: a response in the paper's answer format for supervised training; None where there is none.
+      kind: type of the question, for accuracy by type.
+      videos: the videos, after the pictures and before the question.
+      options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
+    """
+
+    id: str
+    images: tuple[Image.Image, ...]
+    question: str
+    answer: str
+    response: str | None
+    kind: str
+    videos: tuple[Clip, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+def stable_hash(text: str) -> int:
+    """The same number in every process, unlike `hash`."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,1 @@
+"""Random-access sources: specs, splits, filters, mixtures, invalid records skipped."""

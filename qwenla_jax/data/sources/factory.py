@@ -1,0 +1,147 @@
+"""Sources by the name that a setting gives, see `data.specs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwenla_jax.data.batching.loader import RecordSource
+from qwenla_jax.data.datasets.jsonl import jsonl
+from qwenla_jax.data.datasets.llava_cot import llava_cot
+from qwenla_jax.data.datasets.raw_record import FilePicture, RecordError
+from qwenla_jax.data.datasets.readers import READERS
+from qwenla_jax.data.images.decode import PictureError
+from qwenla_jax.data.record import Split
+from qwenla_jax.data.sources.filters import Filter, many_options, no_picture, other_kinds, several_pictures
+from qwenla_jax.data.sources.mixture import Mixture, Picked
+from qwenla_jax.data.sources.skip_invalid import TooManyBroken
+from qwenla_jax.data.sources.spec import Part, parse
+from qwenla_jax.data.sources.splits import Chosen, own_split, unusable
+from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
+from qwenla_jax.data.synthetic.source import SceneSource, scene_source
+
+Source = Chosen | SceneSource | EasyVqaSource
+
+
+def make_source(
+    name: str,
+    split: Split,
+    *,
+    seed: int,
+    size: int | None = None,
+    reflection_share: float = 0.5,
+    correction_share: float = 0.3,
+    style: str = "structured",
+    whole: bool = False,
+    max_broken: int = 0,
+    once: bool = False,
+) -> RecordSource:
+    """The source that a setting names.
+
+    A mixture goes through each of its sources in an order of its own and begins again with those that are smaller than
+    their share; what is held out, or asked for `once`, holds every record exactly once, in the mixture's proportions as
+    far as its sources reach. Ids of a mixture's records have their source's name before them.
+
+    Args:
+      name: see `data.specs`.
+      split: which part of it, see `data.corpora.splits`.
+      seed: of drawn scenes, and of the order of easy-VQA and of mixtures.
+      size: at most so many records.
+      reflection_share, correction_share, style: see `scene_questions.ask`; the style is that of scenes alone.
+      whole: all records whatever the split, because the others are elsewhere; a corpus's own splits count all the same.
+      max_broken: so many records may be unusable as their text tells; they are left out.
+      once: no record comes twice.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a name that is none, more unusable records than may be, or no record left.
+      ModuleNotFoundError: a package is needed.
+    """
+    parts = parse(name)
+    drawn = dict(seed=seed, reflection_share=reflection_share, correction_share=correction_share, style=style)
+    alone = len(parts) == 1
+    opened: dict[str, Source] = {}
+    for part in parts:
+        opened[part.name] = open_part(part, split, size=size if alone else None, whole=whole, **drawn)
+    unusable([source for source in opened.values() if isinstance(source, Chosen)], max_broken)
+    for part in parts:
+        if not len(opened[part.name]):
+            raise ValueError(f"{part.text}: holds no record for the split {split}")
+    if alone:
+        return opened[parts[0].name]
+    mixture = Mixture(opened, {part.name: part.weight for part in parts}, seed=seed)
+    if split == "held_out" or once:
+        return Picked(mixture, mixture.firsts()[:size])
+    return mixture if size is None else Picked(mixture, range(min(size, len(mixture))))
+
+
+def open_part(
+    part: Part,
+    split: Split,
+    *,
+    seed: int,
+    size: int | None = None,
+    reflection_share: float = 0.5,
+    correction_share: float = 0.3,
+    style: str = "structured",
+    whole: bool = False,
+) -> Source:
+    """One source of a setting; arguments and errors as of `make_source`. Unusable records are left out, and listed."""
+    if part.reader in ("scenes", "marked_scenes"):
+        return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
+    if part.reader == "easy_vqa":
+        return EasyVqaSource(split, size, seed, reflection_share)
+    if part.reader == "jsonl":
+        corpus, own = jsonl(part.path), None
+    else:
+        own = own_split(part.reader, Path(part.path), split)
+        path = own or Path(part.path)
+        corpus = llava_cot(path, later_turns=False) if "turns" in part.keys else READERS[part.reader](path)
+    return Chosen(corpus, part.reader, split, whole or own is not None, _filters(part.keys), size)
+
+
+def _filters(keys: Mapping[str, str]) -> list[Filter]:
+    found = [no_picture, several_pictures] if "pictures" in keys else []
+    found += [many_options(int(keys["max_options"]))] if "max_options" in keys else []
+    return found + ([other_kinds(keys["kinds"].split("|"))] if "kinds" in keys else [])
+
+
+def sources_of(source: RecordSource) -> dict[str, RecordSource]:
+    """The sources that a source of `make_source` was mixed from, by name; itself under "" where it was not."""
+    inner = source.source if isinstance(source, Picked) else source
+    return dict(inner.sources) if isinstance(inner, Mixture) else {"": inner}
+
+
+def readable(source: RecordSource, most: int) -> RecordSource:
+    """A source without the records whose pictures cannot be opened: opens all of them, in its order.
+
+    For what goes through a source by index and must not meet a record twice; a training skips as it goes.
+
+    Raises:
+      TooManyBroken: there are more than `most`, those whose text rules them out included; at once.
+    """
+    texts = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, Chosen))
+    kept, broken = [], []
+    for index in range(len(source)):
+        try:
+            source[index]
+            kept.append(index)
+        except (PictureError, RecordError) as error:
+            broken.append(str(error))
+            if len(broken) + texts > most:
+                told = "\n".join(broken[:5])
+                told = f"more than {most} records cannot be used (config.data.max_broken):\n{told}"
+                raise TooManyBroken(told) from error
+    return source if not broken else Picked(source, kept)
+
+
+def picture_files(source: RecordSource) -> dict[str, Path]:
+    """The file of each record that has one picture in a file of its own, by the record's id."""
+    found: dict[str, Path] = {}
+    for name, part in sources_of(source).items():
+        if isinstance(part, Chosen):
+            for index in range(len(part)):
+                entry = part.entry(index)
+                if len(entry.pictures) == 1 and isinstance(entry.pictures[0], FilePicture):
+                    found[f"{name}/{entry.id}" if name else entry.id] = entry.pictures[0].path
+    return found

@@ -1,0 +1,91 @@
+"""Sources of rendered scenes with a question each."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from qwenla_jax.data.record import Record, Split
+from qwenla_jax.data.synthetic import marked_questions
+from qwenla_jax.data.synthetic.marked_scenes import MarkedObject, make_marked_scene
+from qwenla_jax.data.synthetic.scene_questions import ask, caption_of
+from qwenla_jax.data.synthetic.scenes import Scene, make_scene
+
+_SPLIT_NUMBER: dict[str, int] = {"cold_start": 0, "held_out": 1, "train": 2}
+
+
+SCENES = 1_000_000  # scenes of one split; they are drawn when asked for
+
+
+_KEPT = 1024  # scenes, of about 20 kB; evaluations read the same ones again and again
+
+
+class SceneSource:
+    """Rendered scenes with a question each, a pure function of (seed, split, index).
+
+    The three splits share no scene: BRPO trains on other scenes than the cold start did, and neither sees the held-out.
+    """
+
+    _name = "scene"
+    _make = staticmethod(functools.lru_cache(_KEPT)(make_scene))
+    _ask = staticmethod(ask)
+
+    def __init__(
+        self,
+        seed: int,
+        split: Split,
+        size: int | None = None,
+        reflection_share: float = 0.5,
+        correction_share: float = 0.3,
+        style: str = "structured",
+    ) -> None:
+        self._seed, self._split, self._size = seed, split, size or SCENES
+        self._written = reflection_share, correction_share, style
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Record:
+        scene = self.scene(index)
+        asked = self._ask(scene, self._seed, _SPLIT_NUMBER[self._split], index, *self._written)
+        name = f"{self._name}-{self._seed}-{self._split}-{index}"
+        return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
+
+    def scene(self, index: int) -> Scene:
+        """What the picture of a record shows."""
+        return self._make(self._seed, _SPLIT_NUMBER[self._split], index)
+
+    def caption(self, index: int) -> str:
+        """The objects of a record's picture, as its response's caption has them."""
+        return caption_of(self.scene(index))
+
+    def details(self, index: int) -> tuple[str, ...]:
+        """What is to be seen in a record's picture beyond the caption: an object's name and its mark."""
+        return tuple(f"{thing} {thing.mark}" for thing in self.scene(index).objects if isinstance(thing, MarkedObject))
+
+
+class MarkedSceneSource(SceneSource):
+    """Rendered scenes whose objects bear marks that no caption names; otherwise as `SceneSource`."""
+
+    _name = "marked-scene"
+    _make = staticmethod(functools.lru_cache(_KEPT)(make_marked_scene))
+    _ask = staticmethod(marked_questions.ask)
+
+
+_SCENE_SOURCES: dict[str, type[SceneSource]] = {"scenes": SceneSource, "marked_scenes": MarkedSceneSource}
+
+
+def scene_source(name: str, seed: int, split: Split, size: int | None = None, *written: Any) -> SceneSource:
+    """The scenes of a name, "scenes" or "marked_scenes".
+
+    Args:
+      name: which.
+      seed, split, size: as of the sources.
+      written: reflection_share, correction_share and style, as far as they are given.
+
+    Raises:
+      ValueError: a name that is none of the two.
+    """
+    if name not in _SCENE_SOURCES:
+        raise ValueError(f"{name!r}: expected {' or '.join(_SCENE_SOURCES)}")
+    return _SCENE_SOURCES[name](seed, split, size, *written)

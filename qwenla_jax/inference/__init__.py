@@ -1,0 +1,1 @@
+"""Everything that needs a model and trains nothing."""

@@ -1,0 +1,201 @@
+"""Where a run starts from: a checkpoint folder, the embedded one, or a random model of a given shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.data.images.preprocess import ProcessorSettings
+from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
+from qwenla_jax.model import lora
+from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
+from qwenla_jax.model.trainable import trainable_labels
+from qwenla_jax.parallel.sharding import param_shardings
+from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
+from qwenla_jax.weights.hf import EMBEDDED, load
+
+# Keeps the adapters' random numbers apart from those of the parameters.
+ADAPTER_STREAM = 0x10A
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor.
+
+    `params` has the adapters that the run asks for, and `layouts` are those of all of it.
+    """
+
+    model: QwenVL
+    params: Params
+    tokenizer: Tokenizer
+    processor: ProcessorSettings
+    layouts: Any
+
+
+def tiny_config(tokenizer: Tokenizer, vocab_size: int = 512) -> ModelConfig:
+    """The embedded default's architecture: Qwen2.5-VL with about a million parameters.
+
+    paper silent: the paper's model is the 7B; this one is for machines without an accelerator.
+    """
+    ids = tokenizer.ids
+    vision = VisionConfig(
+        depth=3,
+        hidden_size=64,
+        intermediate_size=160,
+        num_heads=4,
+        in_channels=3,
+        patch_size=14,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
+        window_size=112,
+        full_attention_layers=(2,),
+        out_hidden_size=128,
+        tokens_per_second=2,
+    )
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=320,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        mrope_section=(4, 6, 6),
+        tie_word_embeddings=True,
+    )
+    # 0.06 and not the released 0.02: at this width the smaller scale learns far more slowly.
+    return ModelConfig(
+        vision,
+        text,
+        image_token_id=ids.image_pad,
+        video_token_id=ids.video_pad,
+        vision_start_token_id=ids.vision_start,
+        vision_end_token_id=ids.vision_end,
+        initializer_range=0.06,
+    )
+
+
+def tiny_processor() -> ProcessorSettings:
+    """The embedded default's image processor: pictures at 112 x 112 pixels unless a run says more.
+
+    The mean is a scene's ground and not the released model's, so that an empty patch is a vector of about zeros and the
+    ground does not drown the shapes.
+    """
+    return ProcessorSettings(
+        min_pixels=112 * 112,
+        max_pixels=112 * 112,
+        image_mean=(0.85, 0.85, 0.85),
+        image_std=(0.25, 0.25, 0.25),
+    )
+
+
+def start(options: RunOptions, mesh: Mesh) -> Start:
+    """Builds or loads what `options.init_from` names, placed on the mesh.
+
+    Raises:
+      FileNotFoundError, ValueError: the checkpoint is missing, broken, or lacks what training needs; by file and key.
+    """
+    name = options.init_from or ""
+    changes: dict[str, Any] = {
+        "dtype": options.dtype,
+        # A frozen base needs no more bits than are computed with.
+        "param_dtype": options.dtype if options.lora.rank else options.param_dtype,
+        "remat": options.remat,
+        "attention": options.attention,
+    }
+    if name == "random:tiny":
+        tokenizer = train_tiny_tokenizer(tokenizer_texts())
+        config = dataclasses.replace(tiny_config(tokenizer), **changes)
+        return _placed(options, config, _random(config, options.seed, mesh), tokenizer, tiny_processor(), mesh)
+    folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
+    folder = folder.parent if folder.is_file() else folder
+    config = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
+    if name.startswith("random:"):
+        if not (folder / "tokenizer.json").is_file():
+            raise FileNotFoundError(f"{folder / 'tokenizer.json'}: no such file; a random model needs a tokenizer too")
+        tokenizer = Tokenizer.from_folder(folder)
+        processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
+        tokenizer = tokenizer.with_tags()
+        _check_vocabulary(folder, config, tokenizer)
+        return _placed(options, config, _random(config, options.seed, mesh), tokenizer, processor, mesh)
+    kernels_to_adapt(options, config)  # a wrong expression is refused before the weights are read
+    loaded = load(folder, shardings=param_shardings(config, mesh), **changes)
+    for part, file in ((loaded.tokenizer, "tokenizer.json"), (loaded.processor, "preprocessor_config.json")):
+        if part is None:
+            raise FileNotFoundError(f"{folder / file}: no such file; training needs it")
+    assert loaded.tokenizer is not None and loaded.processor is not None
+    tokenizer = loaded.tokenizer.with_tags()
+    _check_vocabulary(folder, config, tokenizer)
+    return _placed(options, config, loaded.params, tokenizer, loaded.processor, mesh)
+
+
+def kernels_to_adapt(options: RunOptions, config: ModelConfig) -> tuple[str, ...]:
+    """The kernels that a run gives an adapter to; see `model.lora.kernels_for` for what it raises."""
+    return lora.kernels_for(config, options.lora.modules) if options.lora.rank else ()
+
+
+def _placed(
+    options: RunOptions,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    processor: ProcessorSettings,
+    mesh: Mesh,
+) -> Start:
+    """The start, with the adapters that the run asks for beside the base parameters."""
+    kernels, rank = kernels_to_adapt(options, config), options.lora.rank or 1
+    layouts = param_shardings(config, mesh, kernels, rank)
+    if kernels:
+        key = jax.random.fold_in(jax.random.key(options.seed), ADAPTER_STREAM)
+        shapes = jax.eval_shape(lambda: params)
+        make = lambda key: lora.adapters(shapes, kernels, rank, options.lora.alpha, key, options.param_dtype)  # noqa: E731
+        params = _kept(options, lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(layouts))(key)))
+    return Start(QwenVL(config), params, tokenizer, processor, layouts)
+
+
+def with_adapters(options: RunOptions, params: Params, kernels: Sequence[str], key: jax.Array) -> Params:
+    """Parameters with the adapters that a run starts with beside them."""
+    own = lora.adapters(params, kernels, options.lora.rank or 1, options.lora.alpha, key, options.param_dtype)
+    return _kept(options, lora.joined(params, own))
+
+
+def _kept(options: RunOptions, params: Params) -> Params:
+    """What of the base is trained all the same is kept as adapters are."""
+    labels = trainable_labels(params, options.optim.trainable)
+    return jax.tree.map(lambda x, label: x if label == "freeze" else x.astype(options.param_dtype), params, labels)
+
+
+def _check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer with the ten tags has {tokenizer.vocab_size} tokens, "
+            f"but the embedding has only {config.text.vocab_size} rows"
+        )
+    if config.image_token_id != tokenizer.ids.image_pad:
+        raise ValueError(
+            f"{folder}: image_token_id is {config.image_token_id} in config.json, "
+            f"but {tokenizer.ids.image_pad} in tokenizer.json"
+        )
+
+
+def _random(config: ModelConfig, seed: int, mesh: Mesh) -> Params:
+    make = jax.jit(lambda key: init_params(config, key), out_shardings=param_shardings(config, mesh))
+    return make(jax.random.key(seed))
+
+
+def model_config(options: RunOptions) -> ModelConfig:
+    """The configuration of the model that a run would start from."""
+    name = options.init_from or ""
+    if name == "random:tiny":
+        return tiny_config(train_tiny_tokenizer(tokenizer_texts()))
+    folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
+    return ModelConfig.from_hf(folder.parent if folder.is_file() else folder)

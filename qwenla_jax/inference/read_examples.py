@@ -1,0 +1,156 @@
+"""A source's records as examples of a run; those that a run cannot use give way to others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from qwenla_jax.config.run_options import DataOptions
+from qwenla_jax.data.batching.example import Example
+from qwenla_jax.data.batching.loader import RecordSource
+from qwenla_jax.data.record import Record
+from qwenla_jax.data.sources.factory import sources_of
+from qwenla_jax.data.sources.skip_invalid import Skipping, TooManyBroken
+from qwenla_jax.data.sources.splits import Chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A source's records as examples; reading one raises ValueError where the run cannot use it.
+
+    Attributes:
+      source: the records.
+      make: record to example.
+      data: the run's settings of lengths.
+    """
+
+    source: RecordSource
+    make: Callable[[Record], Example]
+    data: DataOptions
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at an index.
+
+        Raises:
+          ValueError: the record cannot be read, has several pictures, or its prompt or response is too long.
+        """
+        return fitting(self.make(self.source[index]), self.data)
+
+
+class TooLong(ValueError):
+    """A prompt or response is longer than the run allows.
+
+    Attributes:
+      reason: the kind of fault, for counting.
+    """
+
+    reason = "too_long"
+
+
+def fitting(example: Example, data: DataOptions) -> Example:
+    """The example, if a run can use it.
+
+    Raises:
+      ValueError: it has several pictures, or its prompt or response is too long; the message names the record.
+    """
+    n, name = example.prompt_length, f"record {example.record.id!r}"
+    for what, size in (("prompt", n), ("response", len(example.ids_T) - n)):
+        most = getattr(data, f"max_{what}_tokens")
+        if size > most:
+            raise TooLong(f"{name}: its {what} has {size} tokens; config.data.max_{what}_tokens is {most}")
+    if len(example.record.images) > 1:
+        raise ValueError(f"{name} has {len(example.record.images)} pictures; a run takes one")
+    return example
+
+
+def usable(
+    source: RecordSource,
+    make: Callable[[Record], Example],
+    data: DataOptions,
+    note: Callable[[str], None] | None = None,
+) -> Skipping[Example]:
+    """The examples of a source, with the next whole one in the place of a record that cannot be used.
+
+    Args:
+      source: of `runtime.make_run_source`.
+      make: record to example.
+      data: the run's settings. Of `max_broken` the records that the source left out already are taken.
+      note: told of each broken record when it is met first.
+    """
+    return Skipping(Examples(source, make, data), _left(source, data), note, _advice(data))
+
+
+def whole(source: RecordSource, make: Callable[[Record], Example], data: DataOptions) -> Iterator[Example]:
+    """The usable examples of a source in its order, each once: for an evaluation, which nothing may stand twice in.
+
+    Raises (when read):
+      TooManyBroken: there are more unusable records than may be.
+    """
+    examples, most = Examples(source, make, data), _left(source, data)
+    broken: list[str] = []
+    for index in range(len(source)):
+        try:
+            example = examples[index]
+        except ValueError as error:
+            broken.append(str(error))
+            if len(broken) > most:
+                told = "\n".join(broken[:5])
+                raise TooManyBroken(
+                    f"{len(broken)} held-out records are broken, at most {most} may be{_advice(data)}:\n{told}"
+                ) from error
+            continue
+        yield example
+
+
+def _left(source: RecordSource, data: DataOptions) -> int:
+    left_out = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, Chosen))
+    return max(0, data.max_broken - left_out)
+
+
+def _advice(data: DataOptions) -> str:
+    return f" (config.data.max_broken is {data.max_broken}; train.py --check_data finds all)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """An example, and how many broken records were met before it."""
+
+    example: Example
+    met: int
+
+    @property
+    def ids_T(self) -> np.ndarray:
+        """What a pipeline groups by."""
+        return self.example.ids_T
+
+
+@dataclasses.dataclass(frozen=True)
+class WithMet:
+    """Examples together with the number of broken records in whose place they stand."""
+
+    source: Skipping[Example]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Read:
+        return Read(*self.source.read(index))
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of usable examples."""
+
+    source: Skipping[Example]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at an index, or the whole one in its place."""
+        return self.source[index].record

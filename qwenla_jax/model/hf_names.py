@@ -1,0 +1,150 @@
+"""The one table that relates our parameters to the tensors of a Hugging Face checkpoint, read both ways.
+
+Canonical tensor names are those of the released files, which transformers also writes. Newer in-memory names
+(`model.visual.`, `model.language_model.`) are renamed on reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from qwenla_jax.model.config import ModelConfig
+
+Kind = Literal["same", "linear", "patches"]
+Shape = tuple[int, ...]
+
+_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+# Buffers that some versions stored; both are computed from the config.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor name of the checkpoint (or one for every layer) and the parameters that it holds.
+
+    Attributes:
+      name: the tensor's name; `{}` stands for the layer.
+      paths: parameters that the tensor holds one below the other (three for the fused query-key-value, else one),
+        each a path of keys joined by `/`.
+      kind: "same" as it is, "linear" [out, in] turned to [in, out], "patches" the convolution over a patch,
+        [D, C, Tp, P, P], turned to [C * Tp * P * P, D].
+      shape: the tensor's shape in the checkpoint.
+      layers: number of layers stacked on the leading axis of the parameter; None for a parameter that is no layer's.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    kind: Kind
+    shape: Shape
+    layers: int | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors of all layers in order, or the one tensor."""
+        return (self.name,) if self.layers is None else tuple(self.name.format(i) for i in range(self.layers))
+
+    @property
+    def param_shape(self) -> Shape:
+        """Shape of each of our parameters in `paths`, the layer axis included."""
+        rows = self.shape[0] // len(self.paths)
+        if self.kind == "same":
+            shape: Shape = (rows, *self.shape[1:])
+        else:
+            shape = (int(np.prod(self.shape[1:])), rows)
+        return shape if self.layers is None else (self.layers, *shape)
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """One checkpoint tensor -> our parameters in the order of `paths`, without the layer axis (views)."""
+        parts = np.split(tensor, len(self.paths))
+        return [part if self.kind == "same" else part.reshape(part.shape[0], -1).T for part in parts]
+
+    def join(self, params: Sequence[np.ndarray]) -> np.ndarray:
+        """The inverse of `split`; the result is contiguous."""
+        parts = [param if self.kind == "same" else param.T for param in params]
+        return np.ascontiguousarray(np.concatenate(parts)).reshape(self.shape)
+
+
+def table(config: ModelConfig) -> tuple[Entry, ...]:
+    """Every tensor of the checkpoint of this model."""
+    v, t = config.vision, config.text
+    entries: list[Entry] = []
+
+    def add(name: str, paths: str, kind: Kind, shape: Shape, layers: int | None = None) -> None:
+        entries.append(Entry(name, tuple(paths.split()), kind, shape, layers))
+
+    def linear(name: str, path: str, out: int, into: int, bias: bool, layers: int | None = None) -> None:
+        add(f"{name}.weight", " ".join(f"{p}/kernel" for p in path.split()), "linear", (out, into), layers)
+        if bias:
+            add(f"{name}.bias", " ".join(f"{p}/bias" for p in path.split()), "same", (out,), layers)
+
+    dv, fv, merged = v.hidden_size, v.intermediate_size, v.hidden_size * v.spatial_merge_size**2
+    conv = (dv, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    add("visual.patch_embed.proj.weight", "visual/patch_embed/kernel", "patches", conv)
+    block, ours = "visual.blocks.{}.", "visual/blocks/"
+    for norm in ("norm1", "norm2"):
+        add(f"{block}{norm}.weight", f"{ours}{norm}/scale", "same", (dv,), v.depth)
+    linear(f"{block}attn.qkv", " ".join(f"{ours}attn/{part}" for part in "qkv"), 3 * dv, dv, True, v.depth)
+    linear(f"{block}attn.proj", f"{ours}attn/proj", dv, dv, True, v.depth)
+    for part, out, into in (("gate", fv, dv), ("up", fv, dv), ("down", dv, fv)):
+        linear(f"{block}mlp.{part}_proj", f"{ours}mlp/{part}", out, into, True, v.depth)
+    add("visual.merger.ln_q.weight", "visual/merger/norm/scale", "same", (dv,))
+    linear("visual.merger.mlp.0", "visual/merger/fc1", merged, merged, True)
+    linear("visual.merger.mlp.2", "visual/merger/fc2", v.out_hidden_size, merged, True)
+
+    d, f = t.hidden_size, t.intermediate_size
+    q_out, kv_out = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
+    add("model.embed_tokens.weight", "decoder/embed/embedding", "same", (t.vocab_size, d))
+    layer, ours = "model.layers.{}.", "decoder/layers/"
+    for theirs, norm in (("input_layernorm", "input_norm"), ("post_attention_layernorm", "post_norm")):
+        add(f"{layer}{theirs}.weight", f"{ours}{norm}/scale", "same", (d,), t.num_layers)
+    for part, out in (("q", q_out), ("k", kv_out), ("v", kv_out)):
+        linear(f"{layer}self_attn.{part}_proj", f"{ours}attn/{part}", out, d, True, t.num_layers)
+    linear(f"{layer}self_attn.o_proj", f"{ours}attn/o", d, q_out, False, t.num_layers)
+    for part, out, into in (("gate", f, d), ("up", f, d), ("down", d, f)):
+        linear(f"{layer}mlp.{part}_proj", f"{ours}mlp/{part}", out, into, False, t.num_layers)
+    add("model.norm.weight", "decoder/norm/scale", "same", (d,))
+    if not t.tie_word_embeddings:
+        linear("lm_head", "decoder/lm_head", t.vocab_size, d, False)
+    return tuple(entries)
+
+
+def canonical(name: str) -> str:
+    """The released files' name of a tensor, from any name that transformers has given it."""
+    for newer, released in _PREFIXES:
+        if name.startswith(newer):
+            return released + name[len(newer) :]
+    return name
+
+
+def module_name(name: str) -> str:
+    """transformers' present in-memory name of a tensor, from its canonical name."""
+    for newer, released in _PREFIXES:
+        if name.startswith(released):
+            return newer + name[len(released) :]
+    return name
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor of a checkpoint carries nothing that the config does not."""
+    return name.endswith(_IGNORED_SUFFIXES)
+
+
+def compare(expected: Iterable[tuple[str, Shape]], found: Iterable[tuple[str, Shape]]) -> list[str]:
+    """What is missing, unexpected or misshapen, one line each; empty where all is well.
+
+    Args:
+      expected, found: (name, shape) pairs.
+    """
+    want, have = dict(expected), dict(found)
+    lines = [f"missing: {name} {list(want[name])}" for name in want if name not in have]
+    lines += [f"unexpected: {name} {list(have[name])}" for name in have if name not in want]
+    lines += [
+        f"misshapen: {name} is {list(have[name])}, should be {list(want[name])}"
+        for name in want
+        if name in have and tuple(want[name]) != tuple(have[name])
+    ]
+    return lines

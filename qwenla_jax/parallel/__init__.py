@@ -1,0 +1,1 @@
+"""Device meshes, shardings, processes."""

@@ -1,0 +1,44 @@
+"""The device mesh of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from qwenla_jax.config.run_options import MeshOptions
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(options: MeshOptions, num_devices: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor over all devices.
+
+    The axes are Auto: arrays keep the layout that the compiler derives from the table in `sharding.py`.
+
+    Args:
+      options: the axes' sizes.
+      num_devices: only so many of the devices there are.
+      devices: other devices, as those of a topology that programs are compiled for.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices()[:num_devices] if devices is None else devices
+    total = len(devices)
+    sizes = [options.data, options.fsdp, options.tensor]
+    if -1 in sizes:
+        rest = 1
+        for size in sizes:
+            rest *= 1 if size == -1 else size
+        if total % rest:
+            raise ValueError(f"config.mesh: {total} devices do not divide by {rest} (data, fsdp, tensor = {sizes})")
+        sizes[sizes.index(-1)] = total // rest
+    if sizes[0] * sizes[1] * sizes[2] != total:
+        raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {total} devices there are")
+    # `jax.make_mesh` refuses where an axis covers a part of a torus's axis, as 16 of 4 x 8 x 8 chips.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)

@@ -1,0 +1,151 @@
+"""From the model's logical axes to the mesh: one table, and the layouts that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from qwenla_jax.model import lora
+from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.model.hf_names import table
+from qwenla_jax.model.qwen_vl import init_params, logical_specs
+
+# Logical axis -> mesh axes. The model names the left side only; None is replicated.
+RULES: tuple[tuple[str, Any], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("frames", ("data", "fsdp")),
+    ("tokens", None),
+    ("patches", None),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("head_dim", None),
+    ("layers", None),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("patch", None),
+    ("norm", None),
+    (lora.RANK_AXIS, None),
+)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of a value that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The layout of a batch: its row axis, which `leading` other axes precede, lies over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
+
+
+def row_shards() -> int:
+    """Devices that the rows of a batch lie over, in the mesh that a program is traced for; 1 where there is none."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Sequence[str] = (), rank: int = 1) -> Any:
+    """A layout for every parameter, from its logical axes.
+
+    An axis that does not divide is replicated; of heads the whole ones must divide, for half a head on a device would
+    be moved about in every layer.
+
+    Args:
+      config: of the model.
+      mesh: the devices.
+      adapted: kernels that have a low-rank adapter; its leaves get layouts too.
+      rank: of the adapters.
+    """
+    table = dict(RULES)
+    shapes = param_shapes(config, adapted, rank)
+    specs = logical_specs(config)
+    specs = lora.joined(specs, lora.adapter_specs(specs, adapted))
+    text_heads = {"heads": config.text.num_heads, "kv_heads": config.text.num_kv_heads}
+
+    def layout(path: Any, spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+        heads = {"heads": config.vision.num_heads} if path[0].key == "visual" else text_heads
+        names = []
+        for size, logical in zip(shape.shape, spec, strict=True):
+            axis = table[logical]
+            names.append(axis if axis is None or heads.get(logical, size) % mesh.shape[axis] == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(layout, specs, shapes, is_leaf=is_spec)
+
+
+def param_shapes(config: ModelConfig, adapted: Sequence[str] = (), rank: int = 1, dtype: str | None = None) -> Any:
+    """Abstract values of the parameters, those of adapters of type `dtype` (default: the others') among them."""
+
+    def make() -> Any:
+        params = init_params(config, jax.random.key(0))
+        own = lora.adapters(params, adapted, rank, 1.0, jax.random.key(0), dtype or config.param_dtype)
+        return lora.joined(params, own)
+
+    return jax.eval_shape(make)
+
+
+def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[int, ...]]:
+    """Path of every parameter -> the shape of a device's part of it, one layer at a time; no device is needed.
+
+    Args:
+      config: of the model.
+      fsdp, tensor: devices along these axes of a mesh; those along data hold the same.
+    """
+    mesh = AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
+    layouts = jax.tree_util.tree_flatten_with_path(param_shardings(config, mesh))[0]
+    by_path = {"/".join(key.key for key in path): layout for path, layout in layouts}
+    found = {}
+    for entry in table(config):
+        for path in entry.paths:
+            part = by_path[path].shard_shape(entry.param_shape)
+            found[path] = part if entry.layers is None else (1, *part[1:])
+    return found
+
+
+def gathered(layouts: Any) -> Any:
+    """The layouts without the axis fsdp: what it splits lies whole on each of its devices."""
+
+    def without(layout: NamedSharding) -> NamedSharding:
+        return NamedSharding(layout.mesh, PartitionSpec(*(None if name == "fsdp" else name for name in layout.spec)))
+
+    return jax.tree.map(without, layouts)
+
+
+def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Layouts for a tree that holds copies of the parameters' tree (optimizer moments) among other, replicated values.
+
+    Args:
+      tree: abstract values.
+      params: the parameters' abstract tree.
+      shardings: the parameters' layouts.
+      mesh: the mesh.
+    """
+    by_path = {
+        tuple(map(str, path)): (leaf.shape, layout)
+        for (path, leaf), layout in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def layout_of(path: Any, leaf: Any) -> NamedSharding:
+        names = tuple(map(str, path))
+        for start in range(len(names)):
+            found = by_path.get(names[start:])
+            if found and found[0] == leaf.shape:
+                return found[1]
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(layout_of, tree)
+
+
+def activation_rules() -> Any:
+    """A context in which the model's logical constraints on activations mean the table's mesh axes."""
+    return nn.logical_axis_rules(RULES)

@@ -1,0 +1,260 @@
+"""What a step needs of each chip, by arithmetic alone: operations, memory, traffic. For GPUs there is no more.
+
+Every response is as long as it may be, so all figures are upper ends. Memory counts what the programs are known to
+hold; what a compiler adds (copies, padding of tiles) is not in it, and what it saves by sharing buffers neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwenla_jax.config.run_options import MeshOptions, RunOptions
+from qwenla_jax.data.batching.example import Example
+from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.planner.compiled import Load, abstract_params, example
+from qwenla_jax.planner.flops import Work, brpo_step_work, decoder_forward, head, patch_embed, vision_forward
+from qwenla_jax.planner.hlo import Collective
+from qwenla_jax.tools.dry_run import parameter_counts
+from qwenla_jax.train.logprobs import VOCAB_CHUNK
+from qwenla_jax.train.loop import abstract_state, state_plan
+
+SIZES = {"float32": 4, "bfloat16": 2}
+MOST_FSDP = 64  # devices that share out the parameters; further ones repeat them
+
+
+def choose_mesh(options: RunOptions, config: ModelConfig, chips: int) -> MeshOptions:
+    """A mesh for so many chips: the rows over as many as they divide by, and the heads over the rest.
+
+    What the settings ask for counts where it fits the chips: a mesh that is not the default one is left as it is.
+
+    Raises:
+      ValueError: neither rows nor heads divide over the chips.
+    """
+    own = options.mesh
+    if (own.data, own.fsdp, own.tensor) != (-1, 1, 1):
+        return own
+    rows = options.data.batch_size // options.optim.accumulation
+    for tensor in (1, 2, 4, 8, 16, 32):
+        shards, left = divmod(chips, tensor)
+        heads = config.text.num_heads % tensor or config.vision.num_heads % tensor
+        if left or heads or rows % shards or options.eval.batch_size % shards:
+            continue
+        fsdp = math.gcd(shards, MOST_FSDP)
+        return dataclasses.replace(own, data=shards // fsdp, fsdp=fsdp, tensor=tensor)
+    raise ValueError(
+        f"config.mesh: {chips} chips: {rows} rows (data.batch_size / optim.accumulation), {options.eval.batch_size} of "
+        f"an evaluation and {config.text.num_heads} heads do not divide over them"
+    )
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree of abstract values with layouts."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """One update on one chip, in numbers.
+
+    Attributes:
+      parts: A, parts of a batch.
+      questions: Q of a part on the chip's shard of rows.
+      group: G; 1 in supervised training.
+      prompt, response: tokens, the batch's buckets.
+      patches_W: patches in each window of a picture.
+      slots: patch slots of a picture, padding included.
+      tensor: devices that split heads and widths.
+    """
+
+    parts: int
+    questions: float
+    group: int
+    prompt: int
+    response: int
+    patches_W: np.ndarray
+    slots: int
+    tensor: int
+
+
+def sizes_of(runtime: Runtime, load: Load) -> Sizes:
+    """The sizes of a run's update.
+
+    Raises:
+      ValueError: see `programs.example`.
+    """
+    options, mesh = runtime.options, runtime.mesh
+    one: Example = example(runtime, load)
+    window = runtime.layout.window_slots
+    buckets = runtime.buckets(1)
+    valid_S = one.frames[0].valid_S
+    return Sizes(
+        parts=options.optim.accumulation,
+        questions=options.data.batch_size / options.optim.accumulation / (mesh.shape["data"] * mesh.shape["fsdp"]),
+        group=options.brpo.group_size if options.stage == "brpo" else 1,
+        prompt=buckets.fit("prompts", len(one.ids_T), "the prompt"),
+        response=options.data.max_response_tokens,
+        patches_W=valid_S.reshape(-1, window).sum(1),
+        slots=buckets.fit("slots", len(valid_S), "the picture"),
+        tensor=mesh.shape["tensor"],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """What one chip holds from step to step; exact, from the layouts.
+
+    Attributes:
+      params: numbers of its share of the parameters.
+      components: bytes of "parameters", "optimiser" and, where it is no part of the parameters, "reference".
+    """
+
+    params: int
+    components: dict[str, int]
+
+
+def resident(runtime: Runtime) -> Resident:
+    """The share of one chip in a run's state."""
+    options = runtime.options
+    params = abstract_params(runtime)
+    optimizer, layouts = state_plan(runtime, params)
+    state = abstract_state(params, optimizer, layouts)
+    kept = {"parameters": shard_bytes(state.params), "optimiser": shard_bytes(state.opt_state)}
+    numbers = kept["parameters"] // SIZES[options.param_dtype]
+    if options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype:
+        kept["reference"] = numbers * SIZES[options.dtype]
+    return Resident(numbers, kept)
+
+
+def work(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, Work]:
+    """Operations and bytes moved to and from memory of one step on one chip, by phase ("rollout", "update").
+
+    The bytes assume that a shard's rows read all weights of its share of the heads (whole layers are gathered), and
+    that activations are rematerialised as the settings say.
+    """
+    config, options = runtime.model.config, runtime.options
+    questions = max(1, round(sizes.questions * sizes.parts))
+    patches = np.tile(sizes.patches_W, (questions, 1))
+    value = SIZES[options.dtype]
+    again = 1.0 if options.remat == "full" else 0.0
+    share = sizes.questions * sizes.parts / questions / sizes.tensor
+    adamw = Work(0.0, 7.0 * kept.params * 4)
+    if options.stage == "sft":
+        T = sizes.prompt + sizes.response
+        forward = (
+            vision_forward(config.vision, patches, value)
+            + decoder_forward(config.text, questions * T, questions * T * (T + 1) / 2, questions * T, value)
+            + head(config.text, questions * T, value)
+        )
+        back = forward * (2 + again) - patch_embed(config.vision, float(patches.sum()), value)
+        return {"update": (forward + back) * share + adamw}
+    prompt_Q = np.full(questions, sizes.prompt)
+    response_B = np.full(questions * sizes.group, sizes.response)
+    step = brpo_step_work(config, patches, prompt_Q, response_B, 0, bool(options.brpo.beta), value)
+    rollout = sum(step["rollout"].values(), Work())
+    update = sum(step["update"].values(), Work()) + step["update"]["policy forward"] * again
+    return {"rollout": rollout * share, "update": update * share + adamw}
+
+
+def least_bytes(options: RunOptions, config: ModelConfig) -> float:
+    """Bytes that all chips together hold of a run's parameters, moments and reference, were everything split."""
+    counts = parameter_counts(options, config)
+    total = sum(counts.values())
+    kept = total * SIZES[options.param_dtype] + (counts["train"] + counts["tags"]) * 8
+    apart = options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype
+    return float(kept + (total * SIZES[options.dtype] if apart else 0))
+
+
+def transient(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, dict[str, float]]:
+    """Bytes of one chip beside the resident ones, by phase and component; an estimate."""
+    config, options = runtime.model.config, runtime.options
+    text, vision = config.text, config.vision
+    value = SIZES[options.dtype]
+    params = kept.params
+    fsdp, tensor = runtime.mesh.shape["fsdp"], sizes.tensor
+    Q, P, R = sizes.questions, sizes.prompt, sizes.response
+    B = Q * sizes.group
+    kv_share = tensor if text.num_kv_heads % tensor == 0 else 1
+    kv = 2 * text.num_layers * text.num_kv_heads * text.head_dim * value / kv_share
+    cast = params * value if options.dtype != options.param_dtype else 0.0
+    layer = _layer_numbers(config) * value / tensor
+    vocab = text.hidden_size * text.vocab_size * value / tensor
+    heads = text.num_heads / tensor
+    # Saved by the rematerialised layers: each one's input; without it several times as much.
+    saved = {"full": 1, "dots": 8, "none": 16}[options.remat]
+    carried = (
+        saved
+        * value
+        * (text.num_layers * text.hidden_size * (B * R + Q * P) + vision.depth * vision.hidden_size * Q * sizes.slots)
+    )
+    scores = 4 * 3 * heads * max(B * R * R, B * R * P, Q * P * P)
+    inner = 4 * 3 * (text.intermediate_size / tensor) * max(B * R, Q * P)
+    chunk = 4 * 3 * min(text.vocab_size, VOCAB_CHUNK) * min(4096, B * R)
+    update = {
+        "gradient": params * 4 * (2 if sizes.parts > 1 else 1),
+        "parameters as computed": cast,
+        "activations": carried + kv * Q * P * 2,
+        "temporaries": max(scores + inner, chunk) + 2 * layer + 2 * vocab,
+    }
+    if options.stage == "sft":
+        return {"update": update}
+    whole = options.mesh.gather_to_sample
+    rollout = {
+        "parameters as computed": params * value * fsdp if whole else cast,
+        "cache": kv * (Q * P + B * R),
+        "temporaries": 4 * max(heads * Q * P * P * 2, B * text.vocab_size * 3)
+        + (0 if whole else 2 * layer + 2 * vocab),
+    }
+    return {"rollout": rollout, "update": update}
+
+
+def _layer_numbers(config: ModelConfig) -> int:
+    """Parameters of one decoder layer, without biases and norms."""
+    text = config.text
+    attention = text.hidden_size * text.head_dim * (2 * text.num_heads + 2 * text.num_kv_heads)
+    return attention + 3 * text.hidden_size * text.intermediate_size
+
+
+def traffic(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, list[Collective]]:
+    """Collectives of one step on one chip, by phase; what a program with these layouts needs at least.
+
+    Weights are gathered over fsdp for the prompts' pass and for the responses' pass of every forward and backward, the
+    gradient is scattered over fsdp and reduced over data; tensor reduces activations twice a layer and pass.
+    """
+    config, options = runtime.model.config, runtime.options
+    text = config.text
+    value = SIZES[options.dtype]
+    data, fsdp, tensor = (runtime.mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
+    weights = kept.params * value * fsdp
+    Q, P, R, A = sizes.questions, sizes.prompt, sizes.response, sizes.parts
+    B = Q * sizes.group
+
+    def phase(forward: int, backward: int, tokens: float, grads: bool) -> list[Collective]:
+        rounds = forward + backward
+        acts = round(tokens * text.hidden_size * value)
+        found = [Collective("all-gather", weights, fsdp, 2 * rounds * A, "weights")] if fsdp > 1 else []
+        if tensor > 1:
+            found.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * rounds * A, "activations"))
+        if grads and fsdp > 1:
+            found.append(Collective("reduce-scatter", weights, fsdp, 2 * A, "gradient"))
+        if grads and data > 1:
+            found.append(Collective("all-reduce", weights // fsdp, data, 2 * A, "gradient"))
+        return found
+
+    reference = 1 if options.stage == "brpo" and options.brpo.beta else 0
+    # A rematerialised layer runs forward again, on weights that its backward needs anyway.
+    update = phase(1 + reference, 1 + (options.remat == "full"), B * R + Q * P, True)
+    if options.stage == "sft":
+        return {"update": update}
+    rounds = (1 if options.mesh.gather_to_sample else R) * A
+    rollout = [Collective("all-gather", weights, fsdp, rounds, "weights")] if fsdp > 1 else []
+    if tensor > 1:
+        acts = round(B * text.hidden_size * value)
+        rollout.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * R * A, "activations"))
+    return {"rollout": rollout, "update": update}

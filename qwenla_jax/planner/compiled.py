@@ -1,0 +1,223 @@
+"""The programs of a run, lowered from shapes alone: no weights, no devices, the same code that the run jits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.data.batching.collate import collate_sft
+from qwenla_jax.data.batching.example import Example
+from qwenla_jax.data.record import Record
+from qwenla_jax.inference.load import kernels_to_adapt, model_config, tiny_processor, with_adapters
+from qwenla_jax.inference.runtime import Runtime, assemble, check_rows, response_buckets
+from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.model.qwen_vl import QwenVL, init_params
+from qwenla_jax.parallel.sharding import param_shardings
+from qwenla_jax.planner.published import published_config, published_processor, published_sizes
+from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.train.brpo.reference import kept_reference_layouts, reference_program
+from qwenla_jax.train.brpo.update import Judged
+from qwenla_jax.train.loop import abstract_state, state_plan
+from qwenla_jax.train.programs import update_program
+from qwenla_jax.train.train_state import TrainState
+from qwenla_jax.types import PromptBatch, VisionBatch
+from qwenla_jax.weights.hf import EMBEDDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What a question of the planned run is like.
+
+    Attributes:
+      prompt_tokens: tokens of a prompt, its visual tokens included; the batch takes the bucket that holds them.
+      width, height: pixels of its one picture, before the run's bounds.
+    """
+
+    prompt_tokens: int = 512
+    width: int = 640
+    height: int = 480
+
+
+def planned_config(options: RunOptions) -> ModelConfig:
+    """The architecture of `options.init_from`, or, where that is not set, of the released model of the preset's name.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    if options.init_from is None and options.preset not in published_sizes():
+        raise ValueError(
+            f"config.init_from: the preset {options.preset!r} names no architecture; give random:PATH of a config.json"
+        )
+    config = published_config(options.preset) if options.init_from is None else model_config(options)
+    return dataclasses.replace(
+        config,
+        dtype=options.dtype,
+        param_dtype=options.dtype if options.lora.rank else options.param_dtype,
+        remat=options.remat,
+        attention=options.attention,
+    )
+
+
+def abstract_runtime(options: RunOptions, mesh: Mesh) -> Runtime:
+    """The fixed parts of a run on a mesh whose devices need not be there.
+
+    The embedded tokenizer stands in for the checkpoint's: ids are values or small constants, never sizes.
+
+    Raises:
+      ValueError: settings that do not fit the mesh, or see `planned_config`.
+    """
+    check_rows(options, mesh)
+    tiny = (options.init_from or "").removeprefix("random:") == "tiny"
+    processor = tiny_processor() if tiny else published_processor()
+    tokenizer = Tokenizer.from_folder(EMBEDDED).with_tags()
+    config = planned_config(options)
+    layouts = param_shardings(config, mesh, kernels_to_adapt(options, config), options.lora.rank or 1)
+    return assemble(options, mesh, QwenVL(config), layouts, tokenizer, processor)
+
+
+def abstract_params(runtime: Runtime) -> Any:
+    """Shapes, types and layouts of the parameters, adapters among them."""
+    options, config = runtime.options, runtime.model.config
+    kernels = kernels_to_adapt(options, config)
+
+    def make() -> Any:
+        params = init_params(config, jax.random.key(0))
+        return with_adapters(options, params, kernels, jax.random.key(0)) if kernels else params
+
+    return _laid_out(jax.eval_shape(make), runtime.layouts)
+
+
+def _laid_out(shapes: Any, layouts: Any) -> Any:
+    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, layouts)
+
+
+def example(runtime: Runtime, load: Load, response_tokens: int = 0) -> Example:
+    """A question of the given size, and a response where `response_tokens` is above 0: of use for its shapes only.
+
+    Raises:
+      ValueError: the picture alone needs more than `load.prompt_tokens`.
+    """
+    picture = Image.new("RGB", (load.width, load.height))
+    short = runtime.example(False)(Record("fit", (picture,), "?", "?", None, ""))
+    missing = load.prompt_tokens - len(short.ids_T)
+    if missing < 0:
+        raise ValueError(
+            f"prompt_tokens: got {load.prompt_tokens}, but a picture of {load.width} x {load.height} pixels with the "
+            f"least text takes {len(short.ids_T)}"
+        )
+    more = missing + response_tokens
+    # A response that looks again has as many tags as it may.
+    tags = [runtime.tokenizer.ids.reflection_open] * min(response_tokens, runtime.options.reattention.max_insertions)
+    filled = np.concatenate([np.full(more - len(tags), short.ids_T[-1]), tags])
+    return dataclasses.replace(
+        short,
+        ids_T=np.concatenate([short.ids_T, filled]).astype(np.int32),
+        pos_Tx3=np.concatenate([short.pos_Tx3, np.repeat(short.pos_Tx3[-1:], more, axis=0)]),
+        visual_T=np.concatenate([short.visual_T, np.full(more, -1, np.int32)]),
+        prompt_length=load.prompt_tokens,
+    )
+
+
+def abstract_batch(runtime: Runtime, load: Load) -> tuple[Any, ...]:
+    """Shapes of the batch of one update, parts stacked on the leading axis, as the run's own collation makes them.
+
+    For BRPO (vision, prompts, judged), for supervised training what its collation returns; see
+    `train.stages.batch_layouts`.
+    """
+    options = runtime.options
+    sft = options.stage == "sft"
+    one = [example(runtime, load, options.data.max_response_tokens if sft else 0)]
+    buckets = runtime.buckets(1)
+    if not sft:
+        batch: tuple[Any, ...] = runtime.collate_prompts(one, buckets)
+    elif runtime.look().inserts:
+        batch = runtime.collate_responses(one, buckets)
+    else:
+        batch = collate_sft(one, buckets)
+    parts = options.optim.accumulation
+    rows = options.data.batch_size // parts
+    # Every array's first axis is that of rows, or of pictures, of which a row has one.
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype), batch)
+    wide = (wide[0].replace(runs=runtime.buckets(rows).runs), *wide[1:])
+    return wide if sft else (*wide, _judged(runtime, wide[1]))
+
+
+def _judged(runtime: Runtime, prompts: PromptBatch) -> Judged:
+    """Responses of the longest kind."""
+    options = runtime.options
+    parts, questions = prompts.length_Q.shape
+    rows = (parts, questions * options.brpo.group_size)
+    longest = response_buckets(options.data.max_response_tokens)[-1]
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*rows, *shape), dtype)
+
+    look, kept = runtime.look(), None
+    if look.inserts:
+        kept = array(np.bool_, look.max_insertions, prompts.block.source_QxX.shape[2])
+    one = array(np.float32)
+    return Judged(array(np.int32, longest), array(np.float32, longest), array(np.int32), one, one, one, kept_BxExX=kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run's values in the abstract.
+
+    Attributes:
+      state: with layouts.
+      reference: with layouts; None where there is none.
+      batch: of one update, see `abstract_batch`.
+      programs: name ("rollout", "reference", "update") -> `jax.stages.Lowered`, in the order of a step.
+    """
+
+    state: TrainState
+    reference: Any
+    batch: tuple[Any, ...]
+    programs: dict[str, jax.stages.Lowered]
+
+
+def plan_programs(runtime: Runtime, load: Load) -> Planned:
+    """Lowers the programs of one step of a run, for the devices of its mesh.
+
+    Raises:
+      ValueError: see `example`.
+    """
+    options = runtime.options
+    params = abstract_params(runtime)
+    optimizer, layouts = state_plan(runtime, params)
+    state = abstract_state(params, optimizer, layouts)
+    batch = abstract_batch(runtime, load)
+    bias = jax.ShapeDtypeStruct(runtime.bias_V.shape, runtime.bias_V.dtype)
+    programs, reference = {}, None
+    with runtime.context():
+        if options.stage == "brpo":
+            vision, prompts, judged = batch
+            programs["rollout"] = lower_rollout(runtime, params, vision, prompts, judged.length_B.shape[1])
+            if options.brpo.beta:
+                make = reference_program(runtime)
+                reference = _laid_out(jax.eval_shape(make, params), kept_reference_layouts(runtime))
+                if options.dtype != options.param_dtype and jax.tree.leaves(reference):
+                    programs["reference"] = make.lower(params)
+            batch = (reference, *batch)
+        programs["update"] = update_program(runtime, optimizer, layouts).lower(state, *batch, bias)
+    return Planned(state, reference, batch, programs)
+
+
+def lower_rollout(
+    runtime: Runtime, params: Any, vision: VisionBatch, prompts: PromptBatch, rows: int
+) -> jax.stages.Lowered:
+    """The sampler for one part of a batch, `rows` responses. Call it inside `runtime.context()`."""
+    options = runtime.options.brpo
+    sampling = runtime.sample_options(options.group_size, options.temperature, options.top_p)
+    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (vision, prompts))
+    number = jax.ShapeDtypeStruct((), np.uint32)
+    bias = jax.ShapeDtypeStruct(runtime.bias_V.shape, runtime.bias_V.dtype)
+    return runtime.sampling_program(sampling).lower(
+        params, *part, bias, number, number, jax.ShapeDtypeStruct((rows,), np.uint32)
+    )

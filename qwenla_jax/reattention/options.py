@@ -1,0 +1,157 @@
+"""When a reflection looks at the pictures again: the modes, and which tags get a block."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+
+from qwenla_jax.types import PictureBlock, PromptBatch
+
+MODES = ("none", "copy", "route", "vision_only")
+FORMS = ("compact", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class LookOptions:
+    """How a response looks again (paper, section Visual re-attention; where it is silent, as said).
+
+    Attributes:
+      mode: "none": a reflection is text alone; "copy": all visual tokens stand before it again; "route": the most
+        attended of them; "vision_only": as copy, and the reflection is closed at once.
+      share: route: m, the share of a prompt's visual tokens that is kept, rounded up to whole tokens; at 0 nothing is
+        put in, not even delimiters, and at 1 everything is.
+      form: route: "compact" puts the kept tokens in; "bias" puts all of them in and hides the others by an additive
+        attention bias. Both give the same logits.
+      max_insertions: most insertions of a response (paper silent); a later reflection is text alone.
+      max_inserted_tokens: most inserted tokens of a response, or None (paper silent).
+      rows_at_once: sampling: rows that wait for their block are served together, this many at a time.
+      open_id, close_id: ids of `<REFLECTION>` and `</REFLECTION>`.
+
+    Raises:
+      ValueError: a value out of its range.
+    """
+
+    mode: str = "none"
+    share: float = 0.5
+    form: str = "compact"
+    max_insertions: int = 4
+    max_inserted_tokens: int | None = None
+    rows_at_once: int = 8
+    open_id: int = -1
+    close_id: int = -1
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.mode not in MODES or self.form not in FORMS:
+            raise ValueError(f"mode {self.mode!r} and form {self.form!r}: expected one of {MODES} and one of {FORMS}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share: got {self.share}, expected a number from 0 to 1")
+        if self.max_insertions < 0 or self.rows_at_once < 1:
+            raise ValueError("max_insertions must be at least 0 and rows_at_once at least 1")
+        if self.max_inserted_tokens is not None and self.max_inserted_tokens < 0:
+            raise ValueError(f"max_inserted_tokens: got {self.max_inserted_tokens}, expected at least 0 or None")
+        if self.mode != "none" and (self.open_id < 0 or self.close_id < 0):
+            raise ValueError("a mode that looks again needs the ids of <REFLECTION> and </REFLECTION>")
+
+    @property
+    def inserts(self) -> bool:
+        """Whether anything is ever put in."""
+        return self.mode != "none" and self.max_insertions > 0 and not (self.mode == "route" and self.share == 0)
+
+    @property
+    def selects(self) -> bool:
+        """Whether tokens are chosen by the attention that was paid to them."""
+        return self.inserts and self.mode == "route" and self.share < 1
+
+    @property
+    def hides(self) -> bool:
+        """Whether tokens are put in that a bias hides."""
+        return self.selects and self.form == "bias"
+
+
+TEXT_ONLY = LookOptions()
+
+
+def kept_tokens(options: LookOptions, block: PictureBlock) -> jax.Array:
+    """How many of each prompt's visual tokens an insertion shows: all, or ceil(share * all). int32 [Q]."""
+    tokens_Q = jnp.sum(jnp.asarray(block.tokens_QxN), axis=1)
+    if not options.selects:
+        return tokens_Q
+    # No floating-point product gives the ceiling for every share and number of tokens: a table of exact ones does.
+    share = exact_share(options.share)
+    kept = [math.ceil(share * tokens) for tokens in range(block.source_QxX.shape[1] + 1)]
+    return jnp.asarray(kept, jnp.int32)[tokens_Q]
+
+
+def exact_share(share: float) -> Fraction:
+    """The number that was written: 0.1 is a tenth, though the float is a little more, and 1 / 3 a third.
+
+    It is the fraction with a denominator up to a million that rounds to this float. There is at most one; where there
+    is none, it is the float's shortest decimal.
+    """
+    fraction = Fraction(share).limit_denominator(10**6)
+    return fraction if float(fraction) == share else Fraction(repr(float(share)))
+
+
+def inserted_slots(options: LookOptions, block: PictureBlock) -> jax.Array:
+    """How many slots an insertion takes, hidden ones included. int32 [Q]."""
+    if not options.selects or options.hides:
+        return jnp.asarray(block.length_Q)
+    return block.length_Q - jnp.sum(jnp.asarray(block.tokens_QxN), axis=1) + kept_tokens(options, block)
+
+
+def most_slots(options: LookOptions, block: PictureBlock | None) -> int:
+    """The Y slots that hold an insertion of any prompt of a batch; static, from shapes alone."""
+    if block is None or not options.inserts:
+        return 0
+    X, N = block.source_QxX.shape[1], block.tokens_QxN.shape[1]
+    return X if not options.selects or options.hides else min(X, math.ceil(exact_share(options.share) * X) + 2 * N)
+
+
+def allowed_insertions(options: LookOptions, prompts: PromptBatch) -> jax.Array:
+    """How often the pictures of each prompt may be put into a response.
+
+    Returns:
+      int32 [Q]: the cap, or what the budget has room for if that is less; 0 for a prompt without a picture.
+    """
+    block = prompts.block
+    if not options.inserts or block is None:
+        return jnp.zeros(prompts.length_Q.shape, jnp.int32)
+    allowed_Q = jnp.full(block.length_Q.shape, options.max_insertions, jnp.int32)
+    if options.max_inserted_tokens is not None:
+        slots_Q = jnp.maximum(inserted_slots(options, block), 1)
+        allowed_Q = jnp.minimum(allowed_Q, options.max_inserted_tokens // slots_Q)
+    return jnp.where(block.length_Q > 0, allowed_Q, 0)
+
+
+def find_insertions(
+    ids_BxR: jax.Array, length_B: jax.Array, allowed_B: jax.Array, open_id: int
+) -> tuple[jax.Array, jax.Array]:
+    """Which tokens of given responses stand behind a block: the first `<REFLECTION>` tags, as many as are allowed.
+
+    A tag that is a response's last token gets none, for nothing is left that could look.
+
+    Returns:
+      bool [B, R], and int32 [B, R]: how many insertions there are up to and with each token.
+    """
+    tag_BxR = (ids_BxR == open_id) & (jnp.arange(ids_BxR.shape[1]) + 1 < length_B[:, None])
+    number_BxR = jnp.cumsum(tag_BxR, axis=1)
+    inserts_BxR = tag_BxR & (number_BxR <= allowed_B[:, None])
+    return inserts_BxR, jnp.minimum(number_BxR, allowed_B[:, None]).astype(jnp.int32)
+
+
+def forced_tokens(options: LookOptions, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array) -> jax.Array:
+    """Tokens of given responses that were not sampled: in mode "vision_only" what follows a tag that looks.
+
+    Returns:
+      bool [B, R]; they carry no loss.
+    """
+    if options.mode != "vision_only":
+        return jnp.zeros(ids_BxR.shape, bool)
+    allowed_B = jnp.repeat(allowed_insertions(options, prompts), len(ids_BxR) // len(prompts.length_Q))
+    inserts_BxR, _ = find_insertions(ids_BxR, length_B, allowed_B, options.open_id)
+    return jnp.pad(inserts_BxR[:, :-1], [(0, 0), (1, 0)])

@@ -1,0 +1,13 @@
+"""Stage 4 with ROUTE: as `configs/sft_copy.py`, with the half of the visual tokens that the answer so far attended to
+most (paper, section Visual re-attention).
+"""
+
+from ml_collections import config_dict
+
+from qwenla_jax.config.run_options import ReattentionOptions
+from qwenla_jax.recipes import sft_copy
+
+
+def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
+    """The settings of a preset. Raises ValueError for a name that is none."""
+    return sft_copy.options(preset, ReattentionOptions(mode="route", share=0.5), "sft_route")

@@ -1,0 +1,1 @@
+"""Processes that rewards run in, where a stuck one can be killed."""

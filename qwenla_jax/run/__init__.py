@@ -1,0 +1,1 @@
+"""What any long run needs: work folder, checkpoints, metrics, watchdog, signals."""

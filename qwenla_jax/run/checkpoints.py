@@ -1,0 +1,436 @@
+"""Checkpoints of a training run, written and read by Orbax.
+
+A checkpoint is a folder `checkpoints/STEP` with the state's arrays and a JSON record of the settings and versions it
+was made with. Orbax writes into a temporary name and renames it when everything is on disk, so that a folder under its
+final name is whole; `seals/STEP.json` has the checksums of its files, so that one that was damaged since is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import os
+import platform
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.schema import to_dict
+from qwenla_jax.parallel import distributed
+from qwenla_jax.run import checksums
+from qwenla_jax.run.workdir import RUN_FILE, Hold, WorkdirError
+
+CHECKPOINT_FOLDER = "checkpoints"
+SEAL_FOLDER = "seals"
+DAMAGED_FOLDER = "damaged"
+
+# Settings that may change between a checkpoint and the run that goes on from it: they say how long, how often and on
+# how many devices, not what is computed. A changed `steps` stretches the learning rate's schedule to the new length.
+FREE_KEYS = (
+    *("preset", "steps", "data.threads", "data.max_broken", "data.leaks", "mesh"),
+    *("eval", "checkpoint", "log", "guard", "rewards.pool"),
+)
+
+_ABSENT = "(absent)"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used for this run; the message names the folder and what is wrong."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint's files cannot be read."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
+def abstract(state: Any) -> Any:
+    """Shapes, dtypes and shardings of a pytree of arrays; other leaves stay as they are."""
+
+    def leaf(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
+
+    return jax.tree.map(leaf, state)
+
+
+def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One text for every setting that matters and differs: `optim.b1: 0.9 in the checkpoint, 0.8 now`.
+
+    A setting that only one side has, because it was added between two versions, stands for its default.
+    """
+    defaults = dict(_flat(to_dict(RunOptions())))
+    old, new = dict(_flat(saved)), dict(_flat(current))
+    found = []
+    for key in sorted({*old, *new}):
+        if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
+            continue
+        a, b = (side.get(key, defaults.get(key, _ABSENT)) for side in (old, new))
+        if a != b:
+            found.append(f"config.{key}: {a!r} in the checkpoint, {b!r} now")
+    return found
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      workdir: folder of the run; checkpoints go to its subfolder `checkpoints`, checksums of their files to `seals`,
+        and what is damaged to `damaged`.
+      options: settings of this run; `options.checkpoint` says how often and how many.
+      note: told what is found damaged, and what could not be written.
+      hold: on the run's folder, where a run works in it: nothing is written where it was lost.
+
+    Saving is asynchronous: `save` returns when the arrays are copied to the host; a thread waits for the write, takes
+    the checksums, and only then removes older checkpoints. The next save, `wait` and `close` wait for it. All
+    processes of a run call the same methods.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        options: RunOptions,
+        note: Callable[[str], None] = lambda text: None,
+        hold: Hold | None = None,
+    ) -> None:
+        self._options, self._hold = options, hold
+        self._workdir = Path(workdir).absolute()
+        self._folder = self._workdir / CHECKPOINT_FOLDER
+        self._note = note
+        self._checked: set[int] = set()
+        self._ratings: dict[int, float] = {}
+        self._sealing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._lost = False  # the folder was deleted: the manager is closed for good
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True),
+            # Named ahead, so that a process that only restores can list the arrays first.
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, as `_latest_step` finds it; the same for all processes."""
+        found = distributed.from_lead(self._latest_step)
+        if not distributed.leads():
+            self._manager.reload()
+        return found
+
+    def _latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, None where there has never been one.
+
+        A checkpoint whose files are not what was written is moved to `damaged`, which is said, and the one before it
+        counts. One without checksums counts: the run was ended while they were taken, after the write itself.
+
+        Raises:
+          CheckpointError: there have been checkpoints, and none is left that can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        sealed = {int(path.stem) for path in self._seals() if path.stem.isdecimal()}
+        for step in sorted({*steps, *sealed}, reverse=True):
+            if step in self._checked:
+                return step
+            if step not in steps:
+                self._set_aside(step, "the folder is gone, or not whole")
+                continue
+            fault = None
+            if self._seal_path(step).exists():
+                fault = checksums.damage(self._seal_path(step), self._folder / str(step))
+            else:
+                self._note(f"{self._folder / str(step)} has no checksums: the run ended while they were taken")
+            if fault is None:
+                self._checked.add(step)
+                return step
+            self._set_aside(step, fault)
+        lost = self._workdir / DAMAGED_FOLDER
+        if steps or sealed or (lost.is_dir() and any(lost.iterdir())):
+            known = sorted({*steps, *sealed, *(int(path.name.split("-")[0]) for path in lost.glob("[0-9]*-*"))})
+            raise CheckpointError(
+                f"{self._workdir}: none of its checkpoints ({', '.join(map(str, known))}) can be used; what is left "
+                f"of them is in {lost}. Take another work folder, or delete this one to begin anew"
+            )
+        return None
+
+    def best_step(self) -> int | None:
+        """The step of the best rated checkpoint that is kept, the newest of equals; None where none is rated."""
+        rated = {step: checksums.rating(self._seal_path(step)) for step in self._manager.all_steps()}
+        known = [(rating, step) for step, rating in rated.items() if rating is not None]
+        return max(known)[1] if known else None
+
+    def rate(self, step: int, rating: float) -> None:
+        """Says how good the parameters after `step` steps are (more is better), before or after they are saved.
+
+        The best rated checkpoint is kept whatever its age.
+        """
+        self._ratings[step] = rating
+        self._join()
+        if distributed.leads() and self._seal_path(step).exists():
+            try:
+                checksums.rate(self._seal_path(step), rating)
+            except (ValueError, OSError) as error:
+                self._note(f"{error}; the checkpoint of step {step} is not rated")
+
+    def _seals(self) -> list[Path]:
+        return sorted((self._workdir / SEAL_FOLDER).glob("*.json"))
+
+    def _seal_path(self, step: int) -> Path:
+        return self._workdir / SEAL_FOLDER / f"{step}.json"
+
+    def _set_aside(self, step: int, fault: str) -> None:
+        folder = self._workdir / DAMAGED_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        number = next(n for n in itertools.count() if not (folder / f"{step}-{n}").exists())
+        place = folder / f"{step}-{number}"
+        place.mkdir()
+        if (self._folder / str(step)).exists():
+            os.replace(self._folder / str(step), place / "checkpoint")
+        if self._seal_path(step).exists():
+            os.replace(self._seal_path(step), place / "seal.json")
+        self._manager.reload()
+        self._note(f"the checkpoint {self._folder / str(step)} is damaged: {fault}; it is now in {place}")
+
+    def due(self, step: int) -> bool:
+        """Whether `step` (counted from 1) is one to save: every `checkpoint.every` steps, and the last."""
+        every = self._options.checkpoint.every
+        return step == self._options.steps or (every > 0 and step % every == 0)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
+        """Writes the state after `step` steps, unless that step is there already.
+
+        Args:
+          step: steps done.
+          state: pytree of arrays and Python numbers.
+          meta: further JSON values to keep with it.
+
+        Raises:
+          SaveError: this or the write before it failed, for want of space say; nothing else was touched.
+          WorkdirError: the run's folder was deleted.
+        """
+        self.wait()
+        if self._hold is not None:
+            distributed.from_lead(self._hold.check)
+        if distributed.from_lead(lambda: step in self._manager.all_steps()):
+            return
+        record = {
+            "step": step,
+            "config": to_dict(self._options),
+            "versions": versions(),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "extra": dict(meta or {}),
+        }
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
+        size = sum(x.nbytes for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+        try:
+            self._folder.mkdir(exist_ok=True)  # somebody may have deleted it
+            free = distributed.from_lead(lambda: shutil.disk_usage(self._folder).free)
+        except OSError as error:
+            raise SaveError(f"{self._folder / str(step)} could not be written: {error}") from error
+        if free < 1.02 * size:
+            raise SaveError(
+                f"{self._folder / str(step)} needs {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
+            )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:  # of many types, by whatever part of the write failed
+            raise self._failed(step, error) from error
+        self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
+        self._sealing.start()
+
+    def _failed(self, step: int, error: Exception) -> SaveError:
+        # A manager raises the same error again at every later call, so that it cannot be gone on with.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for rest in self._folder.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest, ignore_errors=True)  # it takes the room that the next one needs
+        if self._hold is not None:
+            try:
+                self._hold.check()
+            except WorkdirError as lost:
+                self._lost = True
+                return SaveError(str(lost))
+        self._manager = self._open()
+        return SaveError(f"{self._folder / str(step)} could not be written: {type(error).__name__}: {error}")
+
+    def _seal(self, step: int) -> None:
+        """Runs in a thread of its own, which whoever touches the checkpoints next waits for."""
+        try:
+            self._manager.wait_until_finished()
+            if not distributed.leads():
+                return
+            checksums.write(self._seal_path(step), self._folder / str(step), self._ratings.get(step))
+            self._checked.add(step)
+            newest = sorted(self._manager.all_steps())[-self._options.checkpoint.keep :]
+            for old in set(self._manager.all_steps()) - {*newest, self.best_step()}:
+                # Its seal first: a seal without a checkpoint tells of a loss.
+                self._seal_path(old).unlink(missing_ok=True)
+                if distributed.several():  # Orbax would wait for the others, which need not know
+                    shutil.rmtree(self._folder / str(old))
+                    self._manager.reload()
+                else:
+                    self._manager.delete(old)
+        except Exception as error:
+            self._failure = self._failed(step, error)
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """The record of a checkpoint (default: the latest): step, config, versions, time, extra.
+
+        Raises:
+          CheckpointError: there is none, or it cannot be read.
+        """
+        step = self._step(step)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except (OSError, ValueError, KeyError) as error:
+            raise Damaged(f"{self._folder / str(step)}: the settings cannot be read: {error}") from error
+
+    def check(self, step: int | None = None) -> None:
+        """Refuses to go on from a checkpoint that was made with other settings.
+
+        Raises:
+          CheckpointError: naming every setting that matters and differs.
+        """
+        step = self._step(step)
+        found = config_differences(self.meta(step)["config"], to_dict(self._options))
+        if found:
+            raise CheckpointError(
+                f"{self._folder / str(step)} was made with other settings; "
+                "take those, or a new work folder:\n" + "\n".join(found)
+            )
+
+    def restore(self, like: Any, step: int | None = None) -> Any:
+        """The state of a checkpoint (default: the latest), bit for bit as it was saved.
+
+        Args:
+          like: the pytree that comes out, of arrays or `jax.ShapeDtypeStruct`s: shapes, dtypes and shardings.
+          step: which checkpoint.
+
+        Raises:
+          CheckpointError: there is none, it was made with other settings, its arrays have other names, shapes or
+            dtypes, or its files cannot be read.
+        """
+        step = self._step(step)
+        self.check(step)
+        target = abstract(like)
+        self._match(step, target)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"{self._folder / str(step)}: the state cannot be restored: {error}") from error
+
+    def restore_newest(self, like: Any) -> tuple[Any, int]:
+        """The newest state that can be read, and its step; damaged ones are set aside, as in `latest_step`.
+
+        Raises:
+          CheckpointError: as `latest_step` and `restore`, for other reasons than damage.
+        """
+        while (step := self.latest_step()) is not None:
+            state: Any = None
+            fault: str | None = None
+            try:
+                state = self.restore(like, step)
+            except Damaged as error:
+                fault = str(error)
+            faults = [one for one in distributed.gather(fault) if one is not None]
+            if not faults:
+                return state, step
+            self._checked.discard(step)
+            if distributed.leads():
+                self._set_aside(step, faults[0])
+        raise CheckpointError(f"{self._folder}: there is no checkpoint")
+
+    def _match(self, step: int, target: Any) -> None:
+        """Compares names, shapes and dtypes before a byte is read.
+
+        Orbax itself casts silently to the dtype asked for, and a resumed run must not begin from rounded numbers.
+        """
+        folder = self._folder / str(step)
+        try:
+            saved = dict(_named(self._manager.item_metadata(step)["state"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"{folder}: the list of arrays cannot be read: {error}") from error
+        wanted = dict(_named(target))
+        problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
+        problems += [f"{name}: in the checkpoint, but not in this run" for name in saved.keys() - wanted.keys()]
+        for name in wanted.keys() & saved.keys():
+            if isinstance(wanted[name], (int, float, str)):
+                continue  # a Python value: it has no dtype to keep
+            old, new = ((tuple(x.shape), str(x.dtype)) for x in (saved[name], wanted[name]))
+            if old != new:
+                problems.append(f"{name}: {old[1]}{list(old[0])} in the checkpoint, {new[1]}{list(new[0])} now")
+        if problems:
+            raise CheckpointError(f"{folder} holds another state:\n" + "\n".join(sorted(problems)))
+
+    def _step(self, step: int | None) -> int:
+        known = self._manager.all_steps()
+        found = self._manager.latest_step() if step is None else step
+        if found is None or found not in known:
+            raise CheckpointError(f"{self._folder}: there is no checkpoint{'' if step is None else f' of step {step}'}")
+        return found
+
+    def _join(self) -> None:
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk with its checksums; raises SaveError where it failed."""
+        self._join()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def close(self) -> None:
+        """Waits for the last save, says where it failed, and lets go of threads and files."""
+        try:
+            self.wait()
+        except SaveError as error:
+            self._note(str(error))
+        if not self._lost:
+            self._manager.close()
+        if self._hold is not None and not (self._workdir / RUN_FILE).exists():
+            # The folder was deleted; a write that was under way may have made it again.
+            for folder in (self._folder, self._workdir):
+                with contextlib.suppress(OSError):  # it is gone, or not empty
+                    folder.rmdir()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path), leaf

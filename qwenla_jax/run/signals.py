@@ -1,0 +1,92 @@
+"""Ending a run on request: SIGTERM or SIGINT at the next safe point, a second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from qwenla_jax.parallel.distributed import gather
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A run that was asked to end did so, and can be gone on with; `number` is the signal's."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class Interrupt:
+    """While it is entered, SIGTERM and SIGINT ask the run to end at its next safe point.
+
+    The interpreter runs its handlers between two instructions only, and a compilation or a rollout is one instruction.
+    So the signals are read by a thread of their own: the first is told at once, the second ends the process at once
+    with status 128 + its number, whatever the main thread is in.
+
+    Entered elsewhere than in the main thread, or where nobody may set handlers, it does nothing.
+
+    Args:
+      note: told of the first signal.
+    """
+
+    def __init__(self, note: Callable[[str], None] = lambda text: None) -> None:
+        self._note = note
+        self._number: int | None = None
+        self._before: dict[int, object] = {}
+        self._thread: threading.Thread | None = None
+
+    @property
+    def requested(self) -> int | None:
+        """The number of the signal that asked, None where none did."""
+        return self._number
+
+    def check(self, where: str = "") -> None:
+        """A safe point. Raises Stopped where the run was asked to end; of several processes, where any of them was."""
+        number = max(gather(self._number or 0))
+        if number:
+            raise Stopped(number, f"{signal.Signals(number).name}{f' {where}' if where else ''}")
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            # The wake-up byte is only written for signals that have a handler in Python.
+            self._before[number] = signal.signal(number, lambda number, frame: None)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def _listen(self) -> None:
+        while data := os.read(self._read, 64):
+            for number in data:
+                if number == 0:
+                    return
+                if number not in SIGNALS:
+                    continue
+                if self._number is not None:
+                    os._exit(128 + number)
+                self._number = number
+                name = signal.Signals(number).name
+                self._note(f"{name}: ending at the next safe point, with a checkpoint; once more ends at once")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._write, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+        self._thread = None

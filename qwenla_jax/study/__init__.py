@@ -1,0 +1,1 @@
+"""The paper in miniature: arms, measures, claims, figures, the report."""

@@ -1,0 +1,109 @@
+"""One system's answers to fresh scenes: judged, counted and timed, a line an answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwenla_jax.data.synthetic.source import SceneSource
+from qwenla_jax.evals.benchmarks.rendered_scenes import judge_answer, said_details, said_objects, summarise
+from qwenla_jax.inference.responses import responses_of
+from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.model.qwen_vl import Params
+from qwenla_jax.study.attention_maps import token_at
+from qwenla_jax.text.token_counts import reflection_tokens
+from qwenla_jax.train.evaluation import answer
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+from qwenla_jax.utils.intervals import wilson
+
+TIMED = 8  # batches of a system
+
+
+class Timed:
+    """A sampler that notes how long each batch took, compilation left out.
+
+    A batch of new shapes is first sampled for nothing, then each of the first `TIMED` twice, and the shorter time
+    counts: what else a machine does only ever adds. The others are sampled once and not timed.
+
+    Attributes:
+      seconds: wall time of the first batches, in their order.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler, self._shapes = sampler, set()
+        self.seconds: list[float] = []
+
+    def __call__(
+        self, params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray
+    ) -> Rollout:
+        """As the sampler's own."""
+        if len(self.seconds) == TIMED:
+            return self._sampler(params, vision, prompts, step, sample_B)
+        shapes = tuple(np.shape(x) for x in jax.tree.leaves((vision, prompts, sample_B)))
+        if shapes not in self._shapes:
+            jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
+            self._shapes.add(shapes)
+        took = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            out = jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
+            took.append(time.perf_counter() - begin)
+        self.seconds.append(min(took))
+        return out
+
+
+def score(
+    runtime: Runtime, params: Params, source: SceneSource, sampler: Sampler
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Greedy answers to all of a source's questions, judged.
+
+    Args:
+      runtime, params: the system.
+      source: held-out scenes.
+      sampler: a greedy one with one response a question.
+
+    Returns:
+      scores as `evals.scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `refused`,
+      means a response, and `timing`: `rows` of a batch, `batch_s`, the wall time of each full one among the first
+      `TIMED`; and a line an answer: question and response, `right`, `tokens` (of the response with its stop token),
+      `reflection_tokens` (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their
+      delimiters), `named`, `invented` and `missed` objects, and `objects`, [token, right] for each that is named: the
+      place in the response of the token that ends it, from 0, and whether it is there, `details` and `wrong_details`
+      (`said_details`).
+    """
+    timed = Timed(sampler)
+    judged, lines = [], []
+    tok, rows = runtime.tokenizer, runtime.options.eval.batch_size
+    full = 0
+    for batch in answer(runtime, params, source, len(source), timed):
+        r = batch.rollout
+        full += len(batch.records) == rows
+        inserted_tokens_B = np.asarray(r.kept_BxExX).sum((1, 2)).tolist()
+        for row, (record, said_ids) in enumerate(zip(batch.records, responses_of(r), strict=False)):
+            text = tok.decode(said_ids)
+            caption = source.caption(len(lines))
+            one = judge_answer(text, record.answer, record.kind, caption)
+            ids = r.ids_BxR[row, : r.length_B[row]].tolist()
+            said = said_objects(text, caption)
+            details, wrong_details = said_details(text, source.details(len(lines)))
+            judged.append(one)
+            lines.append(
+                {"id": record.id, "question": record.question, "answer": record.answer, "response": text}
+                | {"kind": record.kind, "right": one.right, "well_formed": one.well_formed}
+                | {"inserted": int(r.inserted_B[row]), "refused": int(r.refused_B[row])}
+                | {"tokens": len(ids), "inserted_tokens": inserted_tokens_B[row], "reflections": one.reflections}
+                | {"reflection_tokens": sum(reflection_tokens(said_ids, tok))}
+                | {"named": one.named, "invented": one.invented, "missed": one.missed}
+                | {"details": details, "wrong_details": wrong_details}
+                | {"objects": [[token_at(ids, thing.end - 1, tok), thing.right] for thing in said]}
+            )
+    scores: dict[str, Any] = summarise(judged)
+    right = sum(one.right for one in judged)
+    scores["accuracy_interval"] = list(wilson(right, len(judged))[1:])
+    scores["inserted"] = sum(line["inserted"] for line in lines) / len(lines)
+    scores["refused"] = sum(line["refused"] for line in lines) / len(lines)
+    scores["timing"] = {"rows": rows, "batch_s": timed.seconds[: full or None]}
+    return scores, lines

@@ -1,0 +1,95 @@
+"""A checkpoint of a training run as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from qwenla_jax.config.checks import from_config_dict
+from qwenla_jax.config.run_options import MeshOptions, RunOptions
+from qwenla_jax.inference.runtime import build
+from qwenla_jax.model.lora import adapted_kernels, base_of, joined, only_adapters
+from qwenla_jax.model.qwen_vl import Params
+from qwenla_jax.model.trainable import param_paths, trainable_labels, trained_part
+from qwenla_jax.run.checkpoints import CHECKPOINT_FOLDER, Checkpoints
+from qwenla_jax.train.checkpointing import check_frozen
+from qwenla_jax.train.loop import abstract_state, state_plan
+from qwenla_jax.train.train_state import to_keep
+from qwenla_jax.weights.hf import save
+from qwenla_jax.weights.peft import save_adapters
+
+
+def export_run(
+    workdir: Path,
+    target: Path,
+    step: int | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    adapter: bool = False,
+) -> Path:
+    """Writes the parameters of a run's checkpoint, adapters merged; the optimizer's state is not read.
+
+    Args:
+      workdir: of the run. The checkpoint that it started from has to be where it was, for tokenizer and config.
+      target: the folder to make.
+      step: which checkpoint; None: the newest.
+      dtype: what the weights are stored in; None: what the run computes in.
+      overwrite: replace what stands at `target`.
+      adapter: write the run's adapters alone, as a folder of PEFT (`peft_io`).
+
+    Raises:
+      FileNotFoundError: no run's folder.
+      FileExistsError: there is something at `target` and overwrite is False.
+      ValueError: no such checkpoint, or one that cannot be read, or whose frozen weights are no longer where the run
+        started from; with `adapter`, a run without adapters, or one that trained more than them.
+    """
+    if not (workdir / CHECKPOINT_FOLDER).is_dir():
+        raise FileNotFoundError(f"{workdir}: holds no params of convert/from_hf.py and no {CHECKPOINT_FOLDER} of a run")
+    with Checkpoints(workdir, RunOptions()) as checkpoints:
+        record = checkpoints.meta(step)
+    options = dataclasses.replace(from_config_dict(record["config"]), mesh=MeshOptions())
+    runtime, params = build(options)
+    if adapted_kernels(params):
+        check_frozen(params, options, record)
+    if adapter:
+        _check_adapters_alone(params, options, workdir)
+    optimizer, layouts = state_plan(runtime, params)
+    rules = options.optim.trainable
+    like = {"params": to_keep(abstract_state(params, optimizer, layouts), rules).params}
+    if not adapted_kernels(params):
+        params = {}  # the checkpoint has them all
+    place = workdir / CHECKPOINT_FOLDER / str(record["step"]) / "state"
+    restore = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s.sharding, dtype=s.dtype), like)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(
+            place.absolute(), args=ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
+        )
+    if adapter:
+        start = options.init_from or ""
+        base = str(Path(start).absolute()) if Path(start).is_dir() else start
+        own = joined(only_adapters(params), found["params"])  # the scales are not in the checkpoint
+        return save_adapters(target, runtime.model.config, own, base, overwrite)
+    return save(
+        target,
+        runtime.model,
+        joined(params, found["params"]),
+        tokenizer=runtime.tokenizer,
+        processor=runtime.processor,
+        system=options.data.system,
+        dtype=dtype or options.dtype,
+        overwrite=overwrite,
+    )
+
+
+def _check_adapters_alone(params: Params, options: RunOptions, workdir: Path) -> None:
+    """Raises ValueError where the adapters are not all that a run trains."""
+    if not adapted_kernels(params):
+        raise ValueError(f"{workdir}: the run has no adapters: its config.lora.rank is none")
+    more = param_paths(base_of(trained_part(params, trainable_labels(params, options.optim.trainable))))
+    if more:
+        raise ValueError(
+            f"{workdir}: the run trained {', '.join(more)} too, which adapters alone do not hold; write it whole"
+        )

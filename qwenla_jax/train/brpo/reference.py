@@ -1,0 +1,60 @@
+"""The frozen reference model of BRPO and where it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.model.lora import adapted_kernels, base_of
+from qwenla_jax.model.qwen_vl import Params
+from qwenla_jax.model.trainable import trainable_labels, trained_part
+from qwenla_jax.train.sft.update import Rules
+
+
+def make_reference(runtime: Runtime, params: Params) -> Params | None:
+    """The frozen reference: the parameters a BRPO run starts from, in the type they are computed in; None if unused.
+
+    With `brpo.reference` host it lies in the host's memory, and each update takes it to the devices for its own time.
+    Where that type is the parameters' own, it is the same arrays: they must not be donated. Where the parameters have
+    adapters, the reference is the base that the state holds, and only what of it is trained too is copied here.
+    """
+    if runtime.options.stage != "brpo" or not runtime.options.brpo.beta:
+        return None
+    if not adapted_kernels(params) and runtime.options.dtype == runtime.options.param_dtype:
+        on_host = runtime.options.brpo.reference == "host"
+        return jax.device_put(params, kept_reference_layouts(runtime)) if on_host else params
+    return reference_program(runtime)(params)
+
+
+def reference_program(runtime: Runtime) -> Any:
+    """What makes the reference of parameters, jitted: a copy of what is not there otherwise, in the computing type."""
+    dtype, rules = runtime.options.dtype, runtime.options.optim.trainable
+
+    def copy(params: Params) -> Params:
+        if adapted_kernels(params):
+            return jax.tree.map(lambda x: x.astype(dtype) + 0, _moving_base(params, rules))
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return jax.jit(copy, out_shardings=kept_reference_layouts(runtime))
+
+
+def _moving_base(tree: Any, rules: Rules) -> Any:
+    """Of a tree shaped as parameters with adapters: what is trained of the base."""
+    return base_of(trained_part(tree, trainable_labels(tree, rules)))
+
+
+def reference_layouts(runtime: Runtime) -> Any:
+    """Where the reference lies during an update."""
+    if adapted_kernels(runtime.layouts):
+        return _moving_base(runtime.layouts, runtime.options.optim.trainable)
+    return runtime.layouts
+
+
+def kept_reference_layouts(runtime: Runtime) -> Any:
+    """Where the reference lies between updates."""
+    layouts = reference_layouts(runtime)
+    if runtime.options.brpo.reference == "device":
+        return layouts
+    return jax.tree.map(lambda layout: layout.with_memory_kind("pinned_host"), layouts)

@@ -1,0 +1,122 @@
+"""The gradient of BRPO (paper, section BRPO): log-probabilities, reference and loss, in one program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qwenla_jax.config.run_options import BrpoOptions
+from qwenla_jax.model.lora import adapted_kernels, base_of, joined
+from qwenla_jax.model.qwen_vl import Params, QwenVL
+from qwenla_jax.model.trainable import trainable_labels, trained_part
+from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions, forced_tokens
+from qwenla_jax.train.brpo.loss import brpo_loss, denominator
+from qwenla_jax.train.logprobs import response_logprobs
+from qwenla_jax.train.sft.update import TRAIN_ALL, Rules, accumulate
+from qwenla_jax.train.train_state import Gradient
+from qwenla_jax.types import PromptBatch, VisionBatch
+
+
+@struct.dataclass
+class Judged:
+    """Responses and what they are worth.
+
+    Attributes:
+      ids_BxR, logp_BxR, length_B: as in `types.Rollout`.
+      advantage_B: float32.
+      counted_B: float32, 1 where the row counts as a response, 0 where it fills the batch, or has no reward.
+      trained_B: float32, 1 where its tokens enter the loss; 0 also where it counts but was cut off, on request.
+      kept_BxExX: as in `types.Rollout`; None where nothing is put in.
+    """
+
+    ids_BxR: Any
+    logp_BxR: Any
+    length_B: Any
+    advantage_B: Any
+    counted_B: Any
+    trained_B: Any
+    kept_BxExX: Any = None
+
+
+def make_brpo_gradient(
+    model: QwenVL, options: BrpoOptions, longest: int, trainable: Rules = TRAIN_ALL, look: LookOptions = TEXT_ONLY
+) -> Gradient:
+    """The gradient of the whole batch and its metrics; every array of the batch has a leading axis of A parts.
+
+    The reference's log-probabilities are computed here, with the gradient's program, so that they never leave the
+    device; without a KL term (beta 0) they are not computed and the reference may be None. With insertions both see
+    what the rollout put in. `longest` is the most tokens that a response may have. The gradient is a tree of what is
+    trained alone. Where the parameters have adapters, the reference is the same base without them, and the argument
+    holds only what of the base is trained too.
+    """
+
+    def gradient(
+        params: Params,
+        ref_params: Params | None,
+        vision: VisionBatch,
+        prompts: PromptBatch,
+        judged: Judged,
+        bias_V: jax.Array,
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        trained = trained_part(params, trainable_labels(params, trainable))
+        if options.beta and adapted_kernels(params):
+            ref_params = joined(base_of(params), ref_params or {})
+
+        def part(batch: tuple[VisionBatch, PromptBatch, Judged]):
+            vision, prompts, judged = batch
+            slot_R = jnp.arange(judged.ids_BxR.shape[1])
+            forced_BxR = forced_tokens(look, prompts, judged.ids_BxR, judged.length_B)
+            mask_BxR = (slot_R < judged.length_B[:, None]) * ~forced_BxR * judged.trained_B[:, None]
+
+            def logprobs(params: Params) -> tuple[jax.Array, jax.Array]:
+                replayed = (look, judged.length_B, judged.kept_BxExX)
+                return response_logprobs(
+                    model, params, vision, prompts, judged.ids_BxR, bias_V, options.temperature, *replayed
+                )
+
+            def loss(moving: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+                logp_BxR, entropy_BxR = logprobs(joined(params, moving))
+                if options.beta:
+                    ref_logp_BxR = jax.lax.stop_gradient(logprobs(ref_params)[0])
+                else:
+                    ref_logp_BxR = jax.lax.stop_gradient(logp_BxR)
+                value, sums = brpo_loss(
+                    logp_BxR,
+                    judged.logp_BxR,
+                    ref_logp_BxR,
+                    judged.advantage_B,
+                    mask_BxR,
+                    beta=options.beta,
+                    clip_low=options.clip_low,
+                    clip_high=options.clip_high,
+                    norm=options.norm,
+                    ratio=options.ratio,
+                    kl=options.kl,
+                )
+                gap_BxR = jnp.abs(logp_BxR - judged.logp_BxR)
+                sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR), "gap": jnp.sum(gap_BxR * mask_BxR)}
+                sums["tokens"] = jnp.sum(mask_BxR)
+                return value, sums
+
+            (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+            return grads, value, sums
+
+        grads, value, sums = accumulate(part, (vision, prompts, judged))
+        tokens = jnp.maximum(sums["tokens"], 1.0)
+        divisor = denominator(options.norm, judged.counted_B.sum(), sums["tokens"], longest)
+        return jax.tree.map(lambda g: g / divisor, grads), {
+            "loss": value / divisor,
+            "num_tokens": sums["tokens"],
+            "kl": sums["kl"] / tokens,
+            "entropy": sums["entropy"] / tokens,
+            "clip_ratio/low_mean": sums["clip_low"] / tokens,
+            "clip_ratio/high_mean": sums["clip_high"] / tokens,
+            "ratio_mean": sums["ratio"] / tokens,
+            # Of the sampler's log-probability and this update's: rounding alone, where the update is on policy.
+            "sampling_logp_difference": sums["gap"] / tokens,
+        }
+
+    return gradient

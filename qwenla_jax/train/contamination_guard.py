@@ -1,0 +1,55 @@
+"""Before the first step: are images of the evaluation in the training data?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.data.batching.loader import RecordSource
+from qwenla_jax.data.contamination import LeakReport, file_leaks, find_leaks, take_prints
+from qwenla_jax.data.sources.factory import sources_of
+from qwenla_jax.data.sources.splits import Chosen
+
+
+def guard_against_leaks(
+    options: RunOptions, source: RecordSource, held_out: RecordSource, note: Callable[[str], None]
+) -> None:
+    """Looks, before a run's first step, whether pictures of its evaluation are in what it trains on; see `data.leaks`.
+
+    Args:
+      options: the run's settings.
+      source, held_out: its questions.
+      note: told of what was found.
+
+    Raises:
+      ValueError: something was found, and the run is to be refused.
+    """
+    how = options.data.leaks
+    if how == "ignore":
+        return
+    size = max(options.eval.final_size, options.eval.size if options.eval.every else 0)
+    for report in leak_reports(chosen_parts(source), chosen_parts(held_out), size, looks=how == "refuse"):
+        if not report.leaks:
+            continue
+        told = report.text(most=3)
+        if how == "refuse":
+            raise ValueError(f"config.data.leaks=refuse: {told}")
+        note(f"warning: {told}\n(train.py --check_data compares more; config.data.leaks: refuse, ignore)")
+
+
+def chosen_parts(source: RecordSource) -> list[Chosen]:
+    """The parts of a source that come from files."""
+    return [part for part in sources_of(source).values() if isinstance(part, Chosen)]
+
+
+def leak_reports(
+    trained: Sequence[Chosen], evaluated: Sequence[Chosen], size: int, looks: bool
+) -> Iterable[LeakReport]:
+    """Every part of the training data beside every part of the evaluation, of which the first `size` are asked."""
+    if not looks:
+        yield from (file_leaks(one, other, size) for one in trained for other in evaluated)
+    elif evaluated:
+        others = [take_prints(part, f"evaluation {part.name}", size=size) for part in evaluated]
+        for part in trained:
+            prints = take_prints(part, f"training {part.name}")
+            yield from (find_leaks(prints, other) for other in others)

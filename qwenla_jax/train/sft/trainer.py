@@ -1,0 +1,61 @@
+"""Supervised training: what one step does, from the batch to the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from qwenla_jax.data.batching.collate import collate_sft
+from qwenla_jax.data.batching.loader import RecordSource
+from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.parallel.distributed import place
+from qwenla_jax.parallel.sharding import batch_sharding
+from qwenla_jax.train.optimizer import schedule
+from qwenla_jax.train.programs import update_program
+from qwenla_jax.train.stage import Inputs, Pause
+from qwenla_jax.train.train_state import TrainState
+
+
+class SftStage:
+    """Supervised training on responses, with or without the pictures in them again (paper, stages 1 and 4)."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        optimizer: optax.GradientTransformation,
+        layouts: TrainState,
+        source: RecordSource,
+        first_step: int,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        options = runtime.options
+        collate = runtime.collate_responses if runtime.look().inserts else collate_sft
+        self._runtime = runtime
+        self._step = update_program(runtime, optimizer, layouts)
+        self._rate = schedule(options.optim, options.steps)
+        self._batches = runtime.batches(runtime.usable(source, True, note), collate, first_step)
+        self._rows = batch_sharding(runtime.mesh, leading=1)
+        self.inputs: Inputs | None = None
+
+    def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
+        """One update; dispatch only, nothing is waited for but the data."""
+        pause("data")
+        begin = time.perf_counter()
+        batch, records, broken = next(self._batches)
+        waited = time.perf_counter() - begin
+        pause("update")
+        self.inputs = Inputs(step, batch, [{"id": record.id} for record in records])
+        with self._runtime.context():
+            state, metrics = self._step(state, *place(batch, self._rows), self._runtime.bias_V)
+        own = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/broken": broken}
+        return state, metrics | own
+
+    def show(self, workdir: Path, step: int) -> None:
+        """There are no completions to show."""
+
+    def close(self) -> None:
+        """There are no processes."""

@@ -1,0 +1,70 @@
+"""The protocol of a stage, the inputs of an update, and the seconds of a step by phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from qwenla_jax.train.train_state import TrainState
+
+Pause = Callable[[str], None]  # told what comes next; raises where the run was asked to end
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an update was computed from, beside the state: enough to compute it again.
+
+    Attributes:
+      step: counted from 0.
+      batch: the batch on the host, as the compiled update takes it.
+      rows: texts and rewards of the responses, by row; empty where there are none.
+    """
+
+    step: int
+    batch: tuple[Any, ...]
+    rows: list[dict[str, Any]]
+
+
+class Stage(Protocol):
+    """One way to train."""
+
+    inputs: Inputs | None  # of the last step
+
+    def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
+        """Step `step` (counted from 0); the metrics, without prefix, may still be on the device."""
+
+    def show(self, workdir: Path, step: int) -> None:
+        """Writes a table of what the last step looked at, where the stage has one."""
+
+    def close(self) -> None:
+        """Lets go of processes."""
+
+
+class Clock:
+    """Seconds by phase of a step; each phase begins with a safe point."""
+
+    def __init__(self, pause: Pause) -> None:
+        self._pause = pause
+        self._spent: dict[str, float] = {}
+        self._phase: str | None = None
+        self._begin = 0.0
+
+    def __call__(self, phase: str) -> None:
+        """From here on `phase`; a phase may come several times."""
+        self._end()
+        self._pause(phase)
+        self._phase, self._begin = phase, time.perf_counter()
+
+    def _end(self) -> None:
+        if self._phase is not None:
+            now = time.perf_counter()
+            self._spent[self._phase] = self._spent.get(self._phase, 0.0) + now - self._begin
+
+    def seconds(self) -> dict[str, float]:
+        """`timing_s/PHASE` of all phases; the last one ends here."""
+        self._end()
+        self._phase = None
+        return {f"timing_s/{name}": value for name, value in self._spent.items()}

@@ -1,0 +1,1 @@
+"""Hugging Face, Orbax and PEFT files from and to parameters."""

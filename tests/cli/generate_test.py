@@ -1,0 +1,178 @@
+"""The command line: what it prints for programs, and what it refuses. Its answers are checked in ask_test.py."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import qwenla_jax
+from qwenla_jax.cli.generate import MODES, main, make_parser
+from qwenla_jax.reattention import options
+
+TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
+ATTENTION = {
+    "original",
+    "inserted",
+    "even_original",
+    "even_inserted",
+    "total",
+    "ratio",
+    "ratio_original",
+    "ratio_inserted",
+}
+
+
+def flags(reflecting, pictures, *more):
+    common = [f"--model={reflecting}", f"--image={pictures[0]}", "--question=How many?", "--max_new_tokens=40"]
+    return [*common, "--reattention=route", "--share=0.3", *more]
+
+
+def test_json(reflecting, pictures, capsys):
+    main(flags(reflecting, pictures, "--json"))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    assert set(found) == {"text", "token_ids", "sections", "reattention", "refused", "stopped", "seconds"}
+    kinds = {name: type(value) for name, value in found.items()}
+    assert kinds == {
+        "text": str,
+        "token_ids": list,
+        "sections": list,
+        "reattention": list,
+        "refused": int,
+        "stopped": bool,
+        "seconds": float,
+    }
+    assert all(type(token) is int for token in found["token_ids"])
+    assert [section["name"] for section in found["sections"]][:2] == ["SUMMARY", "CAPTION"]
+    for section in found["sections"]:
+        whole = f"<{section['name']}>{section['text']}</{section['name']}>"
+        assert found["text"][section["start"] : section["end"]] == whole
+    spec = json.loads((reflecting / "tokenizer.json").read_text())
+    tag = next(token["id"] for token in spec["added_tokens"] if token["content"] == "<REFLECTION>")
+    assert len(found["reattention"]) == 2
+    for look in found["reattention"]:
+        assert found["token_ids"][look["position"]] == tag
+        (picture,) = look["pictures"]
+        assert (picture["picture"], picture["rows"], picture["cols"]) == (0, 4, 4)
+        assert len(picture["kept"]) == look["kept_tokens"] == 5  # of 16 at 0.3: 4.8, rounded up
+        assert look["visual_tokens"] == 16
+        for row, col in picture["kept"]:
+            assert 0 <= row < 4 and 0 <= col < 4
+        assert set(look["before"]) == set(look["after"]) == ATTENTION
+
+
+def test_text(reflecting, pictures, capsys):
+    main(flags(reflecting, pictures))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert re.search(r"looked again at token \d+: 5 of 16 visual tokens kept", out)
+    assert re.search(r"attention on visual tokens: [\d.]+% -> [\d.]+%", out)
+    grid = re.findall(r"^    ([#.](?: [#.]){3})$", out, re.MULTILINE)
+    assert len(grid) == 8 and "".join(grid).count("#") == 10
+    assert "SUMMARY\n" in out and "REFLECTION\n" in out
+
+
+def test_the_embedded_checkpoint_answers(pictures, capsys):
+    common = [f"--image={pictures[0]}", "--question=How many?", "--reattention=none", "--max_new_tokens=64"]
+    main(["--model=tiny", *common])
+    assert "CONCLUSION" in capsys.readouterr().out
+
+
+def test_every_flag_is_explained(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for action in make_parser()._actions:
+        assert action.help and action.option_strings[-1] in text
+    assert MODES == options.MODES
+
+
+@pytest.mark.parametrize(
+    ("changed", "messages"),
+    [
+        ("--image=none.png", ["--image: none.png: cannot be read: No such file", "PNG"]),
+        ("--image={broken}", ["--image: {broken}: is no picture that can be read", "PNG"]),
+        ("--image={cut}", ["--image: {cut}: the PNG of 112x112", "truncated"]),
+        ("--image=/dev/zero", ["--image: /dev/zero: is no file"]),
+        ("--image={pipe}", ["--image: {pipe}: is no file"]),
+        ("--image={sparse}", ["--image: {sparse}: has 42949672960 bytes; at most"]),
+        ("--image={strip}", ["--image: {strip}: ", "factor of 200"]),
+        ("--model=none", ["--model: none: no such folder", "Hugging Face", "tiny"]),
+        ("--model={empty}", ["--model: {empty}", "config.json"]),
+        ("--model={damaged}", ["--model: {damaged}", "model.safetensors", "not a readable safetensors file"]),
+        ("--model={untagged}", ["--model: {untagged}", "tokenizer.json", "lacks <REFLECTION>", "answer format"]),
+        ("--reattention=twice", ["--reattention", "'twice'", "none", "copy", "route", "vision_only"]),
+        ("--share=1.5", ["--share", "'1.5'", "a number of at least 0 and at most 1"]),
+        ("--share=half", ["--share", "'half'", "a number of at least 0 and at most 1"]),
+        ("--share=nan", ["--share", "'nan'"]),
+        ("--question=", ["--question", "empty", "expected a text"]),
+        ("--question=x\udcff?", ["--question: it holds half of a character ('\\udcff' at 1); expected UTF-8 text"]),
+        ("--system=\udc80", ["--system: it holds half of a character ('\\udc80' at 0); expected UTF-8 text"]),
+        ("--temperature=-1", ["--temperature", "'-1'", "of at least 0"]),
+        ("--top_p=0", ["--top_p", "'0'", "above 0 and at most 1"]),
+        ("--seed=1.5", ["--seed", "'1.5'", "a whole number"]),
+        ("--max_new_tokens=0", ["--max_new_tokens", "'0'", "of at least 1"]),
+        ("--max_new_tokens=100000000000", ["--max_new_tokens", "'100000000000'", "at most 262144"]),
+        ("--max_insertions=100000000000000000000", ["--max_insertions", "at most 256"]),
+        ("--max_pixels=1000000000", ["--max_pixels", "at most 67108864"]),
+        ("--temperature=1e300", ["--temperature", "at most 1000000.0"]),
+        ("--top_p=1e-300", ["--top_p", "'1e-300'"]),
+        ("--seed=" + "9" * 400, ["--seed", "999...999", "at most 4294967295"]),
+        ("--seed=" + "9" * 5000, ["--seed", "999...999", "at most 4294967295"]),
+        ("--share=\x1b[2J", ["--share", "\\x1b[2J"]),
+        ("--max_insertions=-1", ["--max_insertions", "'-1'", "of at least 0"]),
+        ("--max_pixels=0", ["--max_pixels", "'0'", "of at least 1"]),
+        ("--modle=tiny", ["--modle"]),
+    ],
+)
+def test_refuses_in_one_line(changed, messages, tmp_path, pictures, capsys):
+    paths = {name: tmp_path / name for name in "broken cut strip empty damaged untagged pipe sparse".split()}
+    paths["broken"].write_text("no picture")
+    paths["cut"].write_bytes(pictures[0].read_bytes()[:500])
+    Image.new("RGB", (900, 3)).save(paths["strip"], "PNG")
+    paths["empty"].mkdir()
+    os.mkfifo(paths["pipe"])
+    with open(paths["sparse"], "wb") as file:
+        file.truncate(40 << 30)
+    for name in ("damaged", "untagged"):
+        if name in changed:
+            shutil.copytree(TINY, paths[name])
+    if "damaged" in changed:
+        weights = paths["damaged"] / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:5000])
+    if "untagged" in changed:
+        file = paths["untagged"] / "tokenizer.json"
+        spec = json.loads(file.read_text())
+        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<REFLECTION>"]
+        file.write_text(json.dumps(spec))
+        file = paths["untagged"] / "tokenizer_config.json"  # where transformers takes added tokens from, too
+        spec = json.loads(file.read_text())
+        tokens = spec["added_tokens_decoder"]
+        spec["added_tokens_decoder"] = {i: token for i, token in tokens.items() if token["content"] != "<REFLECTION>"}
+        file.write_text(json.dumps(spec))
+    argv = {"--model": "--model=tiny", "--image": f"--image={pictures[0]}", "--question": "--question=How many?"}
+    argv[changed.partition("=")[0]] = changed.format(**paths)
+    with pytest.raises(SystemExit) as stopped:
+        main(list(argv.values()))
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("qwenla generate: ")
+    for message in messages:
+        assert message.format(**paths) in captured.err
+
+
+@pytest.mark.parametrize("flag", ["--model", "--image", "--question"])
+def test_names_the_flag_that_is_missing(flag, pictures, capsys):
+    argv = [f"--image={pictures[0]}", "--model=tiny", "--question=How many?"]
+    with pytest.raises(SystemExit) as stopped:
+        main([arg for arg in argv if not arg.startswith(flag)])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert flag in err and err.count("\n") == 1

@@ -1,0 +1,253 @@
+"""Questions and answers against transformers, which knows nothing of looking again.
+
+Greedy text-only answers are those of its `generate`; with COPY they are greedy over the prompt in which the pictures
+are given once more; attention is its own attention weights.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import qwenla_jax
+from qwenla_jax.data.synthetic.scenes import make_scene
+from qwenla_jax.utils.compile_counter import CompileCounter
+
+TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
+QUESTIONS = ("How many circles are there?", "What color is the big square?")
+TOKENS = 48
+CAP = 2
+
+
+class Official:
+    """One question through transformers, its tokenizer and its image processor."""
+
+    def __init__(self, folder, images, question):
+        torch = pytest.importorskip("torch")
+        transformers = pytest.importorskip("transformers")
+        pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+        torch.set_num_threads(1)
+        self.torch = torch
+        load = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
+        self.model = load(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.tok = transformers.AutoTokenizer.from_pretrained(folder)
+        self.pixels = pil.Qwen2VLImageProcessorPil.from_pretrained(folder)(images=images, return_tensors="pt")
+        self.grids = [(h // 2, w // 2) for _, h, w in self.pixels["image_grid_thw"].tolist()]
+        self.block = "".join(
+            "<|vision_start|>" + "<|image_pad|>" * (rows * cols) + "<|vision_end|>" for rows, cols in self.grids
+        )
+        text = f"<|im_start|>user\n{self.block}{question}<|im_end|>\n<|im_start|>assistant\n"
+        self.prompt = self.tok(text)["input_ids"]
+        self.image, self.open, self.close = self.tok.convert_tokens_to_ids(
+            ["<|image_pad|>", "<REFLECTION>", "</REFLECTION>"]
+        )
+        vision = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+        self.unsampled = [
+            *self.tok.convert_tokens_to_ids(vision),
+            *range(len(self.tok), self.model.config.text_config.vocab_size),
+        ]
+        self.stop = self.model.generation_config.eos_token_id
+
+    def inputs(self, ids, times=1):
+        ids_1xT = self.torch.tensor([ids])
+        return {
+            "input_ids": ids_1xT,
+            "attention_mask": self.torch.ones_like(ids_1xT),
+            "mm_token_type_ids": (ids_1xT == self.image).to(self.torch.int32),
+            "pixel_values": self.pixels["pixel_values"].repeat(times, 1),
+            "image_grid_thw": self.pixels["image_grid_thw"].repeat(times, 1),
+        }
+
+    def generate(self, tokens):
+        with self.torch.no_grad():
+            out = self.model.generate(
+                **self.inputs(self.prompt), max_new_tokens=tokens, do_sample=False, suppress_tokens=self.unsampled
+            )
+        return out[0, len(self.prompt) :].tolist()
+
+    def run(self, response, cap):
+        """The expanded prompt, where its response tokens stand, and what the model gives for it."""
+        ids, slots, used = list(self.prompt), [], 0
+        for token in response:
+            if token == self.open and used < cap:
+                ids += self.tok(self.block)["input_ids"]
+                used += 1
+            slots.append(len(ids))
+            ids.append(token)
+        with self.torch.no_grad():
+            out = self.model(**self.inputs(ids, 1 + used), output_attentions=True)
+        attention_TxT = self.torch.stack(out.attentions).mean((0, 2))[0].numpy()
+        return SimpleNamespace(ids=np.array(ids), slots=slots, logits=out.logits[0].numpy(), attention=attention_TxT)
+
+    def greedy(self, tokens, cap):
+        """The pictures are given again as soon as a tag comes."""
+        response = []
+        while len(response) < tokens and not (response and response[-1] in self.stop):
+            logits_V = self.run(response, cap).logits[-1]
+            logits_V[self.unsampled] = -np.inf
+            response.append(int(np.argmax(logits_V)))
+        return response
+
+
+def opened(files):
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+@pytest.mark.parametrize("index", range(2))
+def test_text_alone_is_what_transformers_generates(index):
+    scene, question = make_scene(7, 5, index), QUESTIONS[index]
+    checkpoint = qwenla_jax.load(TINY, dtype="float32")
+    answer = qwenla_jax.ask(checkpoint, scene.image, question, reattention="none", max_new_tokens=64)
+    official = Official(TINY, [scene.image], question)
+    expected = official.generate(64)
+    assert answer.token_ids == expected
+    assert answer.stopped == (expected[-1] in official.stop)
+    assert answer.text == official.tok.decode([i for i in expected if i not in official.stop])
+    assert answer.reattention == [] and answer.refused == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "question", "reflections"), [([1], QUESTIONS[0], CAP), ([0, 1], "Is there a red circle?", CAP + 1)]
+)
+def test_copy_is_the_prompt_with_the_pictures_given_again(reflecting, pictures, which, question, reflections):
+    """Greedy tokens; then where it looked, and the attention that the pictures got."""
+    files, number = [pictures[i] for i in which], len(which)
+    official = Official(reflecting, opened(files), question)
+    expected = official.greedy(TOKENS, CAP)
+    assert expected[:-1].count(official.open) >= reflections, "the checkpoint of this test is to reflect often"
+    checkpoint = qwenla_jax.load(reflecting)
+    images = files[0] if number == 1 else files
+    answer = qwenla_jax.ask(checkpoint, images, question, max_insertions=CAP, max_new_tokens=TOKENS)
+    assert answer.token_ids == expected
+    tags = [at for at, token in enumerate(expected) if token == official.open]
+    assert [look.position for look in answer.reattention] == tags[:CAP]
+    assert answer.refused == len([at for at in tags[CAP:] if at < TOKENS - 1])
+    assert not answer.stopped
+    for look in answer.reattention:
+        assert answer.text[look.offset :].startswith("<REFLECTION>")
+        assert answer.text[: look.offset].count("<REFLECTION>") == answer.reattention.index(look)
+        assert [(one.rows, one.cols) for one in look.pictures] == official.grids
+        assert [one.picture for one in look.pictures] == list(range(number))
+        for one in look.pictures:
+            assert one.kept == tuple((row, col) for row in range(one.rows) for col in range(one.cols))
+
+    # Attention on visual tokens before and in each reflection, from transformers' own weights.
+    ran = official.run(expected, CAP)
+    visual = np.flatnonzero(ran.ids == official.image)
+    own, again = visual[visual < len(official.prompt)], visual[visual >= len(official.prompt)]
+    since = 0
+    for look in answer.reattention:
+        closed = next(at for at in range(look.position, TOKENS) if expected[at] == official.close)
+        assert official.open not in expected[look.position + 1 : closed]
+        spans = {"before": (since, look.position), "after": (look.position, closed + 1)}
+        for name, (first, end) in spans.items():
+            rows = ran.slots[first:end]
+            got = getattr(look, name)
+            even_own = np.mean([(own <= row).sum() / (row + 1) for row in rows])
+            even_again = np.mean([(again <= row).sum() / (row + 1) for row in rows])
+            paid_own = ran.attention[rows][:, own].sum(1).mean()
+            paid_again = ran.attention[rows][:, again].sum(1).mean()
+            np.testing.assert_allclose(
+                [got.original, got.inserted, got.even_original, got.even_inserted],
+                [paid_own, paid_again, even_own, even_again],
+                atol=1e-5,
+            )
+            assert got.total == pytest.approx(paid_own + paid_again, abs=1e-5)
+            assert got.ratio == pytest.approx((paid_own + paid_again) / (even_own + even_again), abs=1e-4)
+        since = look.position
+    assert answer.reattention[0].before.inserted == 0 and answer.reattention[0].before.ratio_inserted is None
+    assert answer.reattention[0].after.inserted > 0
+
+
+def test_route_keeps_the_most_attended_cells(reflecting, pictures):
+    share = 0.4
+    answer = qwenla_jax.ask(
+        qwenla_jax.load(reflecting),
+        list(pictures),
+        QUESTIONS[1],
+        reattention="route",
+        share=share,
+        max_insertions=CAP,
+        max_new_tokens=TOKENS,
+    )
+    official = Official(reflecting, opened(pictures), QUESTIONS[1])
+    cells = [(n, *divmod(i, cols)) for n, (rows, cols) in enumerate(official.grids) for i in range(rows * cols)]
+    look = answer.reattention[0]
+    # What the tokens before the first tag attended to.
+    ran = official.run(answer.token_ids[: look.position], 0)
+    own = np.flatnonzero(ran.ids == official.image)
+    best = np.argsort(-ran.attention[ran.slots][:, own].sum(0), kind="stable")[: math.ceil(share * len(own))]
+    assert {(one.picture, *cell) for one in look.pictures for cell in one.kept} == {cells[i] for i in best}
+    for look in answer.reattention:
+        assert look.kept_tokens == math.ceil(share * len(own)) and look.visual_tokens == len(own)
+        for one in look.pictures:
+            assert all(0 <= row < one.rows and 0 <= col < one.cols for row, col in one.kept)
+            assert list(one.kept) == sorted(set(one.kept))
+
+
+def test_asking_again_compiles_nothing(reflecting):
+    checkpoint = qwenla_jax.load(reflecting)
+    ask = lambda picture, question: qwenla_jax.ask(  # noqa: E731
+        checkpoint, picture, question, max_insertions=CAP, max_new_tokens=TOKENS
+    )
+    scene = make_scene(7, 5, 2).image
+    first = ask(scene, "How many?")
+    again = qwenla_jax.load(reflecting)
+    with CompileCounter() as compiled:
+        other = ask(scene.resize((130, 100)), "Is there a big circle? Look at all of them.")
+        checkpoint = again
+        same = ask(scene, "How many?")
+    assert compiled.count == 0
+    assert first.token_ids == same.token_ids
+    assert other.reattention[0].pictures[0].rows < other.reattention[0].pictures[0].cols
+
+
+def test_a_seed_decides_at_a_temperature(reflecting):
+    checkpoint = qwenla_jax.load(reflecting)
+    scene = make_scene(7, 5, 3).image
+    answers = [
+        qwenla_jax.ask(
+            checkpoint, scene, "Name all.", reattention="none", temperature=1.0, seed=seed, max_new_tokens=8
+        ).token_ids
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert answers[0] == answers[1]
+    assert len(set(map(tuple, answers))) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question": " "}, "question: it is empty"),
+        ({"question": "x\ud800"}, "question: it holds half of a character"),
+        ({"system": "\udcff"}, "system: it holds half of a character"),
+        ({"images": "none.png"}, "none.png: cannot be read: No such file"),
+        ({"images": "/dev/zero"}, "/dev/zero: is no file"),
+        ({"share": 1.5}, "share: got 1.5, expected a number from 0 to 1"),
+        ({"reattention": "twice"}, "mode 'twice'"),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, "top_p above 0"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_pixels": 0}, "max_pixels: got 0"),
+        ({"images": [3]}, r"images\[0\]: got int"),
+        ({"images": Image.new("RGB", (900, 3))}, r"images\[0\]: a picture's sides"),
+        ({"images": Image.new("F", (9, 9))}, r"images\[0\]: a picture of mode 'F'"),
+    ],
+)
+def test_refuses(changes, message):
+    arguments = {"images": make_scene(7, 5, 0).image, "question": "How many?"} | changes
+    with pytest.raises(ValueError, match=message):
+        qwenla_jax.ask(qwenla_jax.load(TINY), **arguments)
+
+
+def test_refuses_checkpoints_that_lack_a_part():
+    scene = make_scene(7, 5, 0).image
+    whole = qwenla_jax.load(TINY)
+    for part, message in (("tokenizer", "tokenizer.json"), ("processor", "preprocessor_config.json")):
+        with pytest.raises(ValueError, match=message):
+            qwenla_jax.ask(dataclasses.replace(whole, **{part: None}), scene, "How many?")

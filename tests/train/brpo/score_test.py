@@ -1,0 +1,92 @@
+"""From responses to advantages: which of them count, and which are trained on. Rewards are given by hand."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from qwenla_jax.config.run_options import BrpoOptions
+from qwenla_jax.data.record import Record
+from qwenla_jax.rewards import RewardError, RewardRecord, RewardSettings, score
+from qwenla_jax.train.brpo.score import judge
+from qwenla_jax.types import Rollout
+
+HEAD = "<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING>"
+RIGHT, WRONG = f"{HEAD}<CONCLUSION>3</CONCLUSION>", f"{HEAD}<CONCLUSION>4</CONCLUSION>"
+LOOKS = f"{HEAD}<REFLECTION>a b</REFLECTION><CONCLUSION>3</CONCLUSION>"
+SETTINGS = RewardSettings(target_length=4.0)
+# Three questions, G = 2; tokens are pieces of text.
+PIECES = ["", RIGHT, WRONG, f"{HEAD}<REFLECTION>", "a", " b", "</REFLECTION><CONCLUSION>3</CONCLUSION>", "nothing"]
+ROWS = [[1, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [3, 4, 5, 6], [7, 0, 0, 0]]
+
+
+class Pool:
+    def __init__(self, fail=()):
+        self.fail, self.seen = fail, []
+
+    def score(self, records):
+        self.seen = records
+        return [
+            RewardError("timeout", "slow", "5 s") if row in self.fail else score(record, SETTINGS)
+            for row, record in enumerate(records)
+        ]
+
+
+def judged(pool, **options):
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(PIECES[i] for i in ids))
+    length = np.array([3, 3, 3, 3, 5, 4])
+    rollout = Rollout(
+        ids_BxR=np.array([[*row, 0] for row in ROWS]),
+        logp_BxR=np.zeros((6, 4), np.float32),
+        length_B=length,
+        stopped_B=np.array([1, 1, 1, 1, 1, 0], bool),
+        inserted_B=np.zeros(6, int),
+        refused_B=np.zeros(6, int),
+        kept_BxExX=np.zeros((6, 0, 1), bool),
+    )
+    records = [Record(name, (), f"question {name}", "3", None, "count", options=(name, "3")) for name in "abc"]
+    return judge([rollout], records, tokenizer, pool, SETTINGS, BrpoOptions(group_size=2, **options))
+
+
+def test_what_a_reward_is_handed():
+    pool = Pool()
+    judged(pool)
+    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", LOOKS, (2,), 5, True, ("c", "3"))
+    assert [record.id for record in pool.seen] == list("aabbcc") and not pool.seen[5].finished
+
+
+def test_totals_advantages_and_metrics():
+    found = judged(Pool())
+    assert [s.total for s in found.scores] == [2, 1, 2, 2, 2.5, 0]
+    half = math.sqrt(0.5)
+    np.testing.assert_allclose(found.advantage_B, [half, -half, 0, 0, half, -half], rtol=1e-3)
+    assert found.equal_Q.tolist() == [False, True, False]
+    assert found.counted_B.tolist() == found.trained_B.tolist() == [1] * 6
+    told = found.metrics()
+    assert told["reward"] == pytest.approx(9.5 / 6) and told["frac_reward_zero_std"] == pytest.approx(1 / 3)
+    assert told["rewards/accuracy/mean"] == pytest.approx(4 / 6) and told["rewards/balance/mean"] == 0.5 / 6
+    assert told["completions/clipped_ratio"] == pytest.approx(1 / 6) and told["completions/max_length"] == 5
+    assert told["reflection/count_mean"] == pytest.approx(1 / 6)
+    assert told["reward_std"] == pytest.approx((half + 0 + 2.5 * half) / 3)
+
+
+def test_equal_groups_are_left_out_on_request():
+    found = judged(Pool(), drop_equal_groups=True)
+    assert found.counted_B.tolist() == found.trained_B.tolist() == [1, 1, 0, 0, 1, 1]
+
+
+def test_truncated_responses_earn_but_are_not_trained_on_on_request():
+    found = judged(Pool(), mask_truncated=True)
+    assert found.counted_B.tolist() == [1] * 6 and found.trained_B.tolist() == [1, 1, 1, 1, 1, 0]
+    np.testing.assert_allclose(found.advantage_B, judged(Pool()).advantage_B)
+
+
+def test_a_response_without_rewards_is_out_of_the_step():
+    found = judged(Pool(fail=(1, 4, 5)))
+    assert found.counted_B.tolist() == found.trained_B.tolist() == [1, 0, 1, 1, 0, 0]
+    assert not found.advantage_B.any() and found.equal_Q.tolist() == [True, True, True]
+    told = found.metrics()
+    assert told["reward_errors/timeout"] == 3 and told["reward_errors/crash"] == 0 and told["reward"] == 2
+    nothing = judged(Pool(fail=range(6))).metrics()
+    assert math.isnan(nothing["reward"]) and nothing["reward_errors/timeout"] == 6

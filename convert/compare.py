@@ -1,4 +1,4 @@
-"""Transformers beside this package, on one picture and one question: python convert/compare.py --hf DIR --flax DIR
+"""Transformers beside this package, on one image and one question: python convert/compare.py --hf DIR --flax DIR
 
 --flax takes a Hugging Face folder or one of convert/from_hf.py. A table tells, for a prefix of the decoder of growing
 depth, how far the hidden states lie apart (after the final norm), and how far the logits do. Models are loaded one
@@ -26,8 +26,8 @@ def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_string("hf", None, "Hugging Face folder, read by transformers", required=True, flag_values=values)
     flags.DEFINE_string("flax", None, "folder, read by this package", required=True, flag_values=values)
-    flags.DEFINE_string("image", None, "a picture; default: coloured noise", flag_values=values)
-    flags.DEFINE_string("question", "What does the picture show?", "asked of it", flag_values=values)
+    flags.DEFINE_string("image", None, "an image; default: coloured noise", flag_values=values)
+    flags.DEFINE_string("question", "What does the image show?", "asked of it", flag_values=values)
     flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "that is computed in", flag_values=values)
     flags.DEFINE_integer("layers", None, "only the first so many decoder layers", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
@@ -56,19 +56,19 @@ def compare(hf: Path, flax: Path, image: str | None, question: str, dtype: str, 
     """
     from PIL import Image
 
-    from qwenla_jax.data.images.decode import open_picture
+    from qwenla_jax.data.images.decode import open_image
     from qwenla_jax.data.record import Record
     from qwenla_jax.model.config import ModelConfig
 
     if image is None:
         noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-        picture = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
+        img = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
     else:
-        picture = open_picture(image)
+        img = open_image(image)
     config = ModelConfig.from_hf(flax)
     depth = min(layers or config.text.num_layers, config.text.num_layers)
     depths = sorted({1, *(max(1, depth * part // 4) for part in (1, 2, 3)), depth})
-    record = Record("compared", (picture,), question, "", None, "question")
+    record = Record("compared", (img,), question, "", None, "question")
     # Theirs first: what it needs is gone before ours is loaded.
     states, logits, visual, pixels = _theirs(hf, record, dtype, depth, depths)
     own_states, own_logits, own_visual = _ours(flax, record, dtype, depth, depths)
@@ -87,7 +87,7 @@ def compare(hf: Path, flax: Path, image: str | None, question: str, dtype: str, 
 def _example(folder: Path, record: Any) -> tuple[Any, Any, Any]:
     """Ids, positions and patches of the record, with the folder's own tokenizer and image processor."""
     from qwenla_jax.data.batching.example import to_prompt_example
-    from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings
+    from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
     from qwenla_jax.model.config import ModelConfig
     from qwenla_jax.text.tokenizer import Tokenizer
 
@@ -95,7 +95,7 @@ def _example(folder: Path, record: Any) -> tuple[Any, Any, Any]:
     settings = ProcessorSettings.from_json(folder / "preprocessor_config.json")
     v = config.vision
     sizes = (v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size, v.tokens_per_second)
-    layout = PictureLayout(*sizes)
+    layout = ImageLayout(*sizes)
     tokenizer = Tokenizer.from_folder(folder).with_tags()
     return to_prompt_example(record, tokenizer, settings, layout), settings, layout
 
@@ -106,7 +106,7 @@ def _theirs(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]
 
     example, _, _ = _example(folder, record)
     processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    pictures = processor(images=list(record.images), return_tensors="pt")
+    images = processor(images=list(record.images), return_tensors="pt")
     config = AutoConfig.from_pretrained(folder)
     config.text_config.num_hidden_layers = depth
     config.text_config.layer_types = (config.text_config.layer_types or [])[:depth]
@@ -118,20 +118,20 @@ def _theirs(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]
         out = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=pictures["pixel_values"].to(model.dtype),
-            image_grid_thw=pictures["image_grid_thw"],
+            pixel_values=images["pixel_values"].to(model.dtype),
+            image_grid_thw=images["image_grid_thw"],
             mm_token_type_ids=kinds,
             output_hidden_states=True,
         )
         visual = model.model.get_image_features(
-            pictures["pixel_values"].to(model.dtype), pictures["image_grid_thw"]
+            images["pixel_values"].to(model.dtype), images["image_grid_thw"]
         ).pooler_output
         norm = model.model.language_model.norm
         # The last of them has been through the norm already.
         states = {n: out.hidden_states[n] if n == depth else norm(out.hidden_states[n]) for n in depths}
     number = lambda x: x.float().numpy()  # noqa: E731
     states = {n: number(x[0]) for n, x in states.items()}
-    return states, number(out.logits[0]), number(torch.cat(list(visual))), len(pictures["pixel_values"])
+    return states, number(out.logits[0]), number(torch.cat(list(visual))), len(images["pixel_values"])
 
 
 def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) -> tuple[Any, Any, Any]:

@@ -1,6 +1,6 @@
 """Qwen Look Again in JAX: a Qwen2.5-VL that puts its visual tokens into the sequence a second time.
 
-`load` and `save` read and write Hugging Face folders, `ask` asks a loaded checkpoint a question about pictures and
+`load` and `save` read and write Hugging Face folders, `ask` asks a loaded checkpoint a question about images and
 `show` draws its answer; they are imported on first use, so that `import qwenla_jax` costs nothing.
 """
 

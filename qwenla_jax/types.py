@@ -2,8 +2,8 @@
 
 Axis letters: B rows, T tokens, S slots, D width, N query heads, K key/value heads, H head size, V vocabulary, L layers,
 P prompt tokens, M visual tokens of a frame after the merger (the paper's L_c), G responses a question, Q questions,
-I frames (rows of the vision tower), R response tokens, C values of one flattened patch, X slots of a prompt's pictures
-(visual tokens and delimiters), E insertions (times that the pictures stand in a response again), U runs of rows.
+I frames (rows of the vision tower), R response tokens, C values of one flattened patch, X slots of a prompt's images
+(visual tokens and delimiters), E insertions (times that the images stand in a response again), U shards of rows.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ Array = Any  # numpy on the host, jax.Array or a tracer on the device
 
 @struct.dataclass
 class VisionBatch:
-    """Pictures in the layout that the vision tower works in: one row a frame, patches in padded window slots.
+    """Images in the layout that the vision tower works in: one row a frame, patches in padded window slots.
 
     S = W * slots of one window. Every field is made on the host, so that a bucket (I, S, M) compiles once.
 
-    Frames and the rows of the batch stand in `runs` equal runs: a row of one run shows frames of the same run only, so
-    that a device that holds whole runs of both needs no other's visual tokens.
+    Frames and the rows of the batch stand in `shards` equal shards: a row of one shard shows frames of the same shard,
+    so that a device that holds whole shards of both needs no other's visual tokens.
 
     Attributes:
       patches_IxSxC: float32, normalised pixel values of each patch, channel-frame-row-column order, 0 in padding.
       hw_IxSx2: int32, row and column of the patch in the frame's patch grid, 0 in padding.
       valid_IxS: bool, True where the slot holds a patch.
       gather_IxM: int32, merged slot (four patch slots each) of every visual token in raster order, 0 in padding.
-      runs: static; divides I and the rows.
+      shards: static; divides I and the rows.
     """
 
     patches_IxSxC: Array
     hw_IxSx2: Array
     valid_IxS: Array
     gather_IxM: Array
-    runs: int = struct.field(pytree_node=False, default=1)
+    shards: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
 class VisualTokens:
-    """Pictures that have been through the vision tower, in the place of their `VisionBatch`.
+    """Images that have been through the vision tower, in the place of their `VisionBatch`.
 
     Attributes:
       tokens_ZxD: [I * M, D] in the compute type, as `QwenVL.encode` gives them.
-      runs: static; as in `VisionBatch`.
+      shards: static; as in `VisionBatch`.
     """
 
     tokens_ZxD: Array
-    runs: int = struct.field(pytree_node=False, default=1)
+    shards: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -72,8 +72,8 @@ class TokenBatch:
 
 
 @struct.dataclass
-class PictureBlock:
-    """What stands in the sequence when a prompt's pictures are put into it again: all of them, in order.
+class ReinsertedImages:
+    """What stands in the sequence when a prompt's images are put into it again: all of them, in order.
 
     Attributes:
       source_QxX: int32, the prompt slot whose token is repeated, -1 in padding.
@@ -81,7 +81,7 @@ class PictureBlock:
       moves_QxX: int32, 1 where the position counts from the one at which the block begins, 0 where it is absolute.
       length_Q: int32, slots that are no padding.
       span_Q: int32, how far the block moves the position of what follows.
-      tokens_QxN: int32, visual tokens of each of the prompt's pictures, 0 where it has fewer than N.
+      tokens_QxN: int32, visual tokens of each of the prompt's images, 0 where it has fewer than N.
     """
 
     source_QxX: Array
@@ -99,7 +99,7 @@ class PromptBatch:
     Attributes:
       ids_QxP, pos_QxPx3, visual_QxP, length_Q: as in `TokenBatch`.
       next_pos_Q: int32, the M-RoPE position of the first generated token (the same on all three axes).
-      block: the pictures as they would stand in the response again; None where they never do.
+      block: the images as they would stand in the response again; None where they never do.
     """
 
     ids_QxP: Array
@@ -107,12 +107,12 @@ class PromptBatch:
     visual_QxP: Array
     length_Q: Array
     next_pos_Q: Array
-    block: PictureBlock | None = None
+    block: ReinsertedImages | None = None
 
 
 @struct.dataclass
 class ResponseBatch:
-    """Given responses to prompts, for supervised training in which they look at the pictures again.
+    """Given responses to prompts, for supervised training in which they look at the images again.
 
     Attributes:
       ids_BxR: int32, response tokens, the stop token included; padding after `length_B`.
@@ -135,11 +135,11 @@ class Rollout:
         tokens masked and before top-p; 0 in padding.
       length_B: int32, tokens in the response, the stop token included.
       stopped_B: bool, True where a stop token ended the response, False where the length did.
-      inserted_B: int32, times that the pictures were put in again.
-      refused_B: int32, reflections that are text alone although the mode looks: the cap or the budget is spent, or the
-        prompt has no picture.
-      kept_BxExX: bool, the slots of the `PictureBlock` that insertion E put in (or, hidden by a bias, left visible);
-        E is 0 where nothing is ever inserted.
+      inserted_B: int32, times that the images were put in again.
+      skipped_B: int32, reflections that are text alone although the mode looks: the cap or the budget is spent, or the
+        prompt has no image.
+      selected_BxExX: bool, the slots of the `ReinsertedImages` that insertion E put in (or, hidden by a bias, left
+        visible); E is 0 where nothing is ever inserted.
     """
 
     ids_BxR: Array
@@ -147,5 +147,5 @@ class Rollout:
     length_B: Array
     stopped_B: Array
     inserted_B: Array
-    refused_B: Array
-    kept_BxExX: Array
+    skipped_B: Array
+    selected_BxExX: Array

@@ -44,7 +44,7 @@ PAPER = {
     "sft_copy": [("reattention.mode", "copy", "section Visual re-attention: all L_c visual tokens")],
     "sft_route": [
         ("reattention.mode", "route", "section Visual re-attention: the top m%"),
-        ("reattention.share", 0.5, "section Visual re-attention: m = 50 by default"),
+        ("reattention.keep_ratio", 0.5, "section Visual re-attention: m = 50 by default"),
     ],
     # The paper gives no settings for the cold start; those of its other supervised stage stand in for them.
     "cold_start": [("reattention.mode", "none", "pipeline, stage 1: reflections in text")],
@@ -111,6 +111,6 @@ def test_what_follows_from_several_numbers(preset):
         assert stage_4.steps * stage_4.data.batch_size == 13 * 40_000  # SFT settings: 13 epochs of Qwen-Zero-40k
     cold = get_config("cold_start", preset)
     assert 3 * 2_000 <= cold.steps * cold.data.batch_size < 3 * 2_000 + 64  # pipeline, stage 1: 2k; 3 epochs is ours
-    # One broken record in a hundred of what the paper trains on does not end a run of days; more does.
-    assert brpo.data.max_broken == 100 and cold.data.max_broken == 20
-    assert get_config("distill", preset).data.max_broken == get_config("sft_copy", preset).data.max_broken == 400
+    # One invalid record in a hundred of what the paper trains on does not end a run of days; more does.
+    assert brpo.data.max_invalid == 100 and cold.data.max_invalid == 20
+    assert get_config("distill", preset).data.max_invalid == get_config("sft_copy", preset).data.max_invalid == 400

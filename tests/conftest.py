@@ -67,14 +67,14 @@ def reflecting(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """A square scene, and a strip of one and a half: 4 x 4 and 3 x 4 visual tokens or so. Files, then pictures."""
+def images(tmp_path_factory):
+    """A square scene, and a strip of one and a half: 4 x 4 and 3 x 4 visual tokens or so. Files, then images."""
     from qwenla_jax.data.synthetic.scenes import make_scene
 
     square = make_scene(7, 5, 0).image
     strip = Image.new("RGB", (168, 112), (217, 217, 217))
     strip.paste(make_scene(7, 5, 1).image, (50, 0))
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     square.save(folder / "square.png")
     strip.save(folder / "strip.png")
     return folder / "square.png", folder / "strip.png"

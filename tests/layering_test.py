@@ -185,17 +185,17 @@ def problems(source: str, path: str) -> list[str]:
     """All broken rules of one file, each as "path:line: what"."""
     tree = ast.parse(source, path)
     checks = (import_problems, signature_problems, side_effect_problems)
-    found = [f"{line}: {what}" for check in checks for line, what in check(tree, path)]
+    result = [f"{line}: {what}" for check in checks for line, what in check(tree, path)]
     count = len(source.splitlines())
     if count > MAX_LINES:
-        found.append(f"{count}: {count} lines, at most {MAX_LINES}")
-    return [f"{path}:{line}" for line in found]
+        result.append(f"{count}: {count} lines, at most {MAX_LINES}")
+    return [f"{path}:{line}" for line in result]
 
 
 @pytest.mark.parametrize("path", FILES)
 def test_file_keeps_the_rules(path):
-    found = problems((ROOT / path).read_text(encoding="utf-8"), path)
-    assert not found, "\n" + "\n".join(found)
+    result = problems((ROOT / path).read_text(encoding="utf-8"), path)
+    assert not result, "\n" + "\n".join(result)
 
 
 def test_no_file_shares_a_name_for_another_thing():
@@ -281,5 +281,5 @@ def test_checker_accepts_a_good_file():
     ],
 )
 def test_checker_reports(path, line, expected):
-    found = problems(f'"""A module."""\n{line}\n', f"{PACKAGE}/{path}")
-    assert any(expected in problem for problem in found), found
+    result = problems(f'"""A module."""\n{line}\n', f"{PACKAGE}/{path}")
+    assert any(expected in problem for problem in result), result

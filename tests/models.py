@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
-from qwenla_jax.data.batching.reinsertion import BlockOptions, picture_block
+from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
-from qwenla_jax.types import PictureBlock, PromptBatch, VisionBatch
+from qwenla_jax.types import PromptBatch, ReinsertedImages, VisionBatch
 
 IMAGE, VIDEO, START, END, STOP = 90, 91, 92, 93, 94
 VOCAB = 96
@@ -35,7 +35,7 @@ def small_model(**changes) -> tuple[QwenVL, Params]:
 
 
 def questions(rows: int, seed: int = 0, prompt: int = 16, tokens: int = 4) -> tuple[VisionBatch, PromptBatch]:
-    """`rows` prompts of different lengths, each with one picture of one window of 16 patch slots (2 x 2 tokens)."""
+    """`rows` prompts of different lengths, each with one image of one window of 16 patch slots (2 x 2 tokens)."""
     rng = np.random.default_rng(seed)
     vision = VisionBatch(
         patches_IxSxC=rng.normal(size=(rows, 16, 96)).astype(np.float32),
@@ -53,16 +53,16 @@ def questions(rows: int, seed: int = 0, prompt: int = 16, tokens: int = 4) -> tu
 
 
 def looking_questions(
-    rows: int, seed: int = 0, prompt: int = 24, pictures: int = 2, block: BlockOptions | None = None
+    rows: int, seed: int = 0, prompt: int = 24, images: int = 2, block: ReinsertionOptions | None = None
 ) -> tuple[VisionBatch, PromptBatch, list[list[tuple[int, int]]]]:
-    """Prompts with their `block`, in the layout of real ones, and the grids of each prompt's pictures.
+    """Prompts with their `block`, in the layout of real ones, and the grids of each prompt's images.
 
-    Rows have 1 to `pictures` pictures in turn, of odd shapes, between delimiters; the fourth row has none. The vision
-    batch has `rows * pictures` frames, of which some belong to nobody.
+    Rows have 1 to `images` images in turn, of odd shapes, between delimiters; the fourth row has none. The vision
+    batch has `rows * images` frames, of which some belong to nobody.
     """
-    block = block or BlockOptions()
+    block = block or ReinsertionOptions()
     rng = np.random.default_rng([71, seed])
-    frames, tokens = rows * pictures, 4
+    frames, tokens = rows * images, 4
     vision = VisionBatch(
         patches_IxSxC=rng.normal(size=(frames, 16, 96)).astype(np.float32),
         hw_IxSx2=rng.integers(0, 4, (frames, 16, 2)).astype(np.int32),
@@ -73,26 +73,26 @@ def looking_questions(
     visual = np.full((rows, prompt), -1, np.int32)
     pos = np.zeros((rows, prompt, 3), np.int32)
     length, next_pos = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    X = block.slots(pictures, tokens)
-    shown = PictureBlock(
+    X = block.slots(images, tokens)
+    shown = ReinsertedImages(
         np.full((rows, X), -1, np.int32),
         np.zeros((rows, X, 3), np.int32),
         np.zeros((rows, X), np.int32),
         np.zeros(rows, np.int32),
         np.zeros(rows, np.int32),
-        np.zeros((rows, pictures), np.int32),
+        np.zeros((rows, images), np.int32),
     )
     grids = []
     for q in range(rows):
-        own = [GRIDS[i] for i in rng.integers(0, len(GRIDS), 0 if q == 3 else 1 + q % pictures)]
+        own = [GRIDS[i] for i in rng.integers(0, len(GRIDS), 0 if q == 3 else 1 + q % images)]
         at = int(rng.integers(0, 3))
         for number, (r, c) in enumerate(own):
             ids[q, at], ids[q, at + 1 : at + 1 + r * c], ids[q, at + 1 + r * c] = START, IMAGE, END
-            visual[q, at + 1 : at + 1 + r * c] = (q * pictures + number) * tokens + np.arange(r * c)
+            visual[q, at + 1 : at + 1 + r * c] = (q * images + number) * tokens + np.arange(r * c)
             at += r * c + 2 + int(rng.integers(0, 2))
         n = length[q] = int(rng.integers(at + 1, prompt + 1))
         pos[q, :n], next_pos[q] = mrope_positions(ids[q, :n], IMAGE, own)
-        source, own_pos, moves, shown.span_Q[q] = picture_block(visual[q, :n], pos[q, :n], own, block)
+        source, own_pos, moves, shown.span_Q[q] = reinserted_images(visual[q, :n], pos[q, :n], own, block)
         x = shown.length_Q[q] = len(source)
         shown.source_QxX[q, :x], shown.pos_QxXx3[q, :x], shown.moves_QxX[q, :x] = source, own_pos, moves
         shown.tokens_QxN[q, : len(own)] = [r * c for r, c in own]

@@ -1,6 +1,6 @@
-"""Responses in which pictures stand again, through transformers, which knows nothing of either COPY or ROUTE.
+"""Responses in which images stand again, through transformers, which knows nothing of either COPY or ROUTE.
 
-COPY is the picture given once more in the prompt: transformers computes positions, visual tokens and logits of the
+COPY is the image given once more in the prompt: transformers computes positions, visual tokens and logits of the
 expanded prompt by itself. ROUTE is that sequence with some of the visual tokens left out: transformers takes embeddings
 and position ids of what is kept, and its own attention weights say what that is. Gradients flow through both.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import plain
 import torch
 
-from qwenla_jax.data.batching.reinsertion import BlockOptions, picture_block
-from qwenla_jax.types import PictureBlock
+from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.types import ReinsertedImages
 
 CAP = 3  # insertions of a response
 
@@ -26,15 +26,15 @@ def ids_of(arch):
 
 
 def with_block(batch, arch, oracle):
-    """The prompts with their pictures' blocks, padded by some slots."""
+    """The prompts with their images' blocks, padded by some slots."""
     blocks = []
     for q, grids in enumerate(oracle.cases[arch.case]):
         n = batch.length_Q[q]
         own = batch.prompts.visual_QxP[q, :n], batch.prompts.pos_QxPx3[q, :n]
-        blocks.append(picture_block(*own, grids, BlockOptions()))
+        blocks.append(reinserted_images(*own, grids, ReinsertionOptions()))
     Q, X = len(blocks), max(len(b.source_X) for b in blocks) + 3
     N = max(len(grids) for grids in oracle.cases[arch.case])
-    block = PictureBlock(
+    block = ReinsertedImages(
         np.full((Q, X), -1, np.int32),
         np.zeros((Q, X, 3), np.int32),
         np.zeros((Q, X), np.int32),
@@ -83,7 +83,7 @@ class Official:
             )
 
     def expand(self, q, response, tags=CAP):
-        """Token ids of prompt and response with the pictures before the first tags, and the slot of each token."""
+        """Token ids of prompt and response with the images before the first tags, and the slot of each token."""
         row, ids, slots, used = self.rows[q], list(self.rows[q].prompt), [], 0
         image, start, end = self.arch.vocab - 1, self.arch.vocab - 3, self.arch.vocab - 4
         for token in response:
@@ -130,8 +130,8 @@ class Official:
         at_image = [i for i, token in enumerate(ids) if token == image]
         M = len(at_image) // (1 + used)
         if row.grids:
-            found = self.model.model.get_image_features(torch.cat(row.pixels), torch.stack(row.thw)).pooler_output
-            visual_MxD = torch.cat(list(found))
+            result = self.model.model.get_image_features(torch.cat(row.pixels), torch.stack(row.thw)).pooler_output
+            visual_MxD = torch.cat(list(result))
             x_TxD = x_TxD.index_put((torch.tensor(at_image),), visual_MxD.repeat(1 + used, 1))
         pos_3x1xT, _ = self.model.model.get_rope_index(
             ids_1xT,
@@ -170,11 +170,11 @@ class Official:
         return self.kept_logits(q, response, kept)[0], kept, scores
 
     @torch.no_grad()
-    def greedy(self, q, tokens, bias_V, share=None):
-        """Greedy continuation, the pictures given again as soon as a tag comes; no cache; ROUTE with a share."""
+    def greedy(self, q, tokens, logit_bias_V, share=None):
+        """Greedy continuation, the images given again as soon as a tag comes; no cache; ROUTE with a share."""
         response = []
         for _ in range(tokens):
             # The tag that comes last has no block of its own yet when the next token is predicted: it gets it first.
             out = self.logits(q, response) if share is None else self.routed(q, response, share)[0]
-            response.append(int(np.argmax(out[-1].numpy() + bias_V)))
+            response.append(int(np.argmax(out[-1].numpy() + logit_bias_V)))
         return response

@@ -1,6 +1,6 @@
 """The slow, obvious way: sequences written out in full, and a decoder in numpy whose attention matrices can be seen.
 
-Nothing here shares code with what it checks, but for the rule of positions and the picture's tokens themselves, which
+Nothing here shares code with what it checks, but for the rule of positions and the image's tokens themselves, which
 are checked against transformers elsewhere.
 """
 
@@ -17,7 +17,7 @@ from qwenla_jax.data.batching.mrope_positions import mrope_positions
 
 
 class Written(NamedTuple):
-    """One row written out: prompt, response, and the pictures wherever they stand again.
+    """One row written out: prompt, response, and the images wherever they stand again.
 
     Attributes:
       ids_T, visual_T, pos_Tx3: as in `types.TokenBatch`.
@@ -102,7 +102,7 @@ def attention(params, cfg, visual_ZxD, row: Written) -> np.ndarray:
     def turn(x):
         return x * np.cos(angle) + np.concatenate([-x[..., H // 2 :], x[..., : H // 2]], -1) * np.sin(angle)
 
-    found = []
+    result = []
     for layer in range(cfg.num_layers):
         w = {name.removeprefix("layers/"): leaf[layer] for name, leaf in p.items() if name.startswith("layers/")}
         h = norm(x, w["input_norm/scale"])
@@ -113,12 +113,12 @@ def attention(params, cfg, visual_ZxD, row: Written) -> np.ndarray:
         s = np.where(np.tril(np.ones((T, T), bool)), s, -np.inf)
         a = np.exp(s - s.max(-1, keepdims=True))
         a /= a.sum(-1, keepdims=True)
-        found.append(a)
+        result.append(a)
         x = x + np.einsum("nts,snh->tnh", a, v).reshape(T, N * H) @ w["attn/o/kernel"]
         h = norm(x, w["post_norm/scale"])
         g = h @ w["mlp/gate/kernel"]
         x = x + (g / (1 + np.exp(-g)) * (h @ w["mlp/up/kernel"])) @ w["mlp/down/kernel"]
-    return np.stack(found)
+    return np.stack(result)
 
 
 def share_of(share: float, tokens: int) -> int:
@@ -126,12 +126,12 @@ def share_of(share: float, tokens: int) -> int:
     return math.ceil(Fraction(share).limit_denominator(1000) * tokens)
 
 
-def choose(params, cfg, visual_ZxD, prompts, grids, q, response, allowed, share) -> list[set[int]]:
+def sample_token(params, cfg, visual_ZxD, prompts, grids, q, response, allowed, share) -> list[set[int]]:
     """ROUTE by its definition (paper, equation 5): what each insertion of a response keeps."""
     tags = [t for t, token in enumerate(response) if token == OPEN and t + 1 < len(response)]
     kept = []
     for t in tags[:allowed] if grids[q] else []:
-        # One token more than what was generated: a tag in the last place would get no picture.
+        # One token more than what was generated: a tag in the last place would get no image.
         row = write_out(prompts, grids, q, list(response[:t]) + [0], allowed, kept)
         mean_TxT = attention(params, cfg, visual_ZxD, row).mean((0, 1))
         own = [i for i in range(row.prompt) if row.visual_T[i] >= 0]

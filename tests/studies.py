@@ -20,14 +20,14 @@ def line(record, right=True, objects=((4, True), (12, False)), tokens=30, **numb
     said = record.answer if right else "nothing"
     row = {"id": record.id, "question": record.question, "answer": record.answer, "kind": record.kind}
     row |= {"response": response("nothing", said), "right": right, "well_formed": True, "tokens": tokens}
-    row |= {"inserted": 1, "refused": 0, "inserted_tokens": 18, "reflections": 1, "reflection_tokens": 10}
+    row |= {"inserted": 1, "skipped": 0, "inserted_tokens": 18, "reflections": 1, "reflection_tokens": 10}
     row |= {"objects": [list(one) for one in objects], "named": len(objects), "missed": 1}
     row |= {"details": 2, "wrong_details": 1}
     row |= {"invented": sum(not ok for _, ok in objects)}
     return row | numbers
 
 
-def look(early=0.4, middle=0.3, late=0.2, before=0.3, inside=0.15, after=0.15, even=0.25, count=QUESTIONS):
+def attention(early=0.4, middle=0.3, late=0.2, before=0.3, inside=0.15, after=0.15, even=0.25, count=QUESTIONS):
     """Every question has 8 tokens in each bin and in each part, with these means."""
 
     def sums(means, put_in):
@@ -61,12 +61,12 @@ def write_system(folder, name, lines, seed=0, attention=None, batch_s=(0.5, 0.5,
     """One evaluated system of a run."""
     place = folder / "evaluate" / name.replace(" ", "_")
     place.mkdir(parents=True, exist_ok=True)
-    of = {"saved": SAVED, "source": "scenes", "options": {"reattention": {"mode": mode, "share": 0.5}}}
+    of = {"saved": SAVED, "source": "scenes", "options": {"reattention": {"mode": mode, "keep_ratio": 0.5}}}
     scores = {"timing": {"rows": 10, "batch_s": list(batch_s)}}
     saved = {"of": of, "name": name, "scenes_seed": 7000 + seed, "scores": scores}
     (place / "scores.json").write_text(json.dumps(saved))
     (place / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    (place / "attention.json").write_text(json.dumps(attention or look()))
+    (place / "attention.json").write_text(json.dumps(attention or attention()))
     (place / "heat.json").write_text(json.dumps(heat() if maps is None else maps))
     return place
 

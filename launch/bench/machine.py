@@ -65,9 +65,9 @@ def peaks(
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int, chain: bool = False) -> float:
     """The best of several tries, on `x` or (`chain`) each on what the one before gave."""
     y = jax.block_until_ready(function(x))
-    found = []
+    result = []
     for _ in range(repeats):
         start = time.perf_counter()
         y = jax.block_until_ready(function(y if chain else x))
-        found.append(time.perf_counter() - start)
-    return min(found)
+        result.append(time.perf_counter() - start)
+    return min(result)

@@ -5,20 +5,20 @@
     python launch/bench/main.py --suite=reattention             (what looking again costs; see reattention.py)
     python launch/bench/main.py --suite=model                   (beside transformers: see model.py)
     python launch/bench/main.py --suite=gpu                     (the same at 7B on a GPU; with --small on anything)
-    python launch/bench/main.py --suite=resume                  (checkpoints, rewards, doctor; see resume.py)
+    python launch/bench/main.py --suite=resume                  (checkpoints, rewards, preflight; see resume.py)
 
-Suite cpu: one step is 8 questions with a 112x112 picture each, 8 responses of exactly 64 tokens to each question,
+Suite cpu: one step is 8 questions with a 112x112 image each, 8 responses of exactly 64 tokens to each question,
 rewards, the reference model's log-probabilities, loss, gradient and AdamW, in float32. It is the training loop's own
 step (`BrpoStage`); stop tokens are forbidden so that every response has its full length. What is printed:
 
 1. Seconds a step and of its phases beside the floor: the phase's matrix products, counted from the configuration
    (`qwenla_jax.planner.flops`), at the matrix peak that large float32 products reach in this run.
-2. With --peer_python, TRL's step (`trl_peer.py`) on the same checkpoint, pictures and questions, in turn with ours:
+2. With --peer_python, TRL's step (`trl_peer.py`) on the same checkpoint, images and questions, in turn with ours:
    a round of ours, a round of TRL's, and so on; the two never run at the same time. TRL is measured at its best:
    a round in which its threads did not get the processor (CPU seconds below 0.8 of threads x seconds) is rejected and
-   tried again. Ours computes real rewards (TRL's are random numbers), and reads and cuts a step's pictures within the
+   tried again. Ours computes real rewards (TRL's are random numbers), and reads and cuts a step's images within the
    step as TRL does; TRL may sample any token but the stop tokens, ours no vision token either.
-3. Compilations while the same step runs over pictures of many sizes: each shape of batch may compile when it first
+3. Compilations while the same step runs over images of many sizes: each shape of batch may compile when it first
    comes, and never again. Any compilation after that ends the program with status 1.
 
 The table goes to stdout, progress to stderr; with --json one line of JSON goes to stdout and the table to stderr.
@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--peer_python", type=Path, help="interpreter with torch, and trl 1.16 for suite cpu; none: no peer"
     )
     parser.add_argument("--rounds", type=int, default=3, help="with a peer, or of each way to look (default: 3)")
-    parser.add_argument("--mixed_steps", type=int, default=40, help="steps over mixed pictures; 0: none (default: 40)")
+    parser.add_argument("--mixed_steps", type=int, default=40, help="steps over mixed images; 0: none (default: 40)")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of a large state, in suite resume; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one line of JSON; the table goes to stderr")
@@ -102,25 +102,25 @@ def run_peer(args: argparse.Namespace, checkpoint: Path, examples: Path, threads
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    if found["tokens_per_step"] != (want := args.prompts * args.responses * args.tokens):
-        raise RuntimeError(f"TRL sampled {found['tokens_per_step']} tokens a step, want {want}")
-    seconds, cpu = found["seconds_per_step"]["median"], found["cpu_seconds_per_step"]["median"]
-    found["cpu_share"] = cpu / (found["threads"] * seconds)
-    found["our_cpu_seconds_meanwhile"] = time.process_time() - idle
-    return found
+    result = json.loads(done.stdout.splitlines()[-1])
+    if result["tokens_per_step"] != (want := args.prompts * args.responses * args.tokens):
+        raise RuntimeError(f"TRL sampled {result['tokens_per_step']} tokens a step, want {want}")
+    seconds, cpu = result["seconds_per_step"]["median"], result["cpu_seconds_per_step"]["median"]
+    result["cpu_share"] = cpu / (result["threads"] * seconds)
+    result["our_cpu_seconds_meanwhile"] = time.process_time() - idle
+    return result
 
 
 def take_turns(
     args: argparse.Namespace, ours: Ours, folder: Path, questions: Path, size: int, threads: int
 ) -> dict[str, Any]:
-    """Rounds of ours and TRL's in turn, on the same checkpoint, pictures and questions."""
+    """Rounds of ours and TRL's in turn, on the same checkpoint, images and questions."""
     from launch.bench.ours import note
 
     checkpoint = ours.export(folder / "checkpoint") if args.checkpoint == "random:tiny" else Path(args.checkpoint)
     # Exactly what our source serves: it keeps a part of the file for evaluation.
-    served = [ours.source[index] for index in range(size)]
-    lines = [json.dumps({"image": f"{record.id}.png", "question": record.question}) for record in served]
+    insert_rows = [ours.source[index] for index in range(size)]
+    lines = [json.dumps({"image": f"{record.id}.png", "question": record.question}) for record in insert_rows]
     examples = questions.with_name("examples.jsonl")
     examples.write_text("\n".join(lines) + "\n", encoding="utf-8")
     rounds: list[dict[str, Any]] = []
@@ -139,22 +139,22 @@ def take_turns(
         ratio = seconds / peer["seconds_per_step"]["median"]
         late = sum(row["compilations"] for row in own)
         rounds.append({"ours": seconds, "ours_compilations": late, "peer": peer, "ratio": ratio})
-    found: dict[str, Any] = {"rounds": rounds, "rejected_cpu_shares": rejected}
+    result: dict[str, Any] = {"rounds": rounds, "rejected_cpu_shares": rejected}
     if rounds:
-        found["ours_seconds"] = statistics.median(r["ours"] for r in rounds)
-        found["peer_seconds"] = statistics.median(r["peer"]["seconds_per_step"]["median"] for r in rounds)
-        found["ratio"] = statistics.median(r["ratio"] for r in rounds)
+        result["ours_seconds"] = statistics.median(r["ours"] for r in rounds)
+        result["peer_seconds"] = statistics.median(r["peer"]["seconds_per_step"]["median"] for r in rounds)
+        result["ratio"] = statistics.median(r["ratio"] for r in rounds)
         names = rounds[0]["peer"]["parts"]
-        found["peer_parts"] = {name: statistics.median(r["peer"]["parts"][name] for r in rounds) for name in names}
-    return found
+        result["peer_parts"] = {name: statistics.median(r["peer"]["parts"][name] for r in rounds) for name in names}
+    return result
 
 
-def table(found: dict[str, Any]) -> Iterator[str]:
+def table(result: dict[str, Any]) -> Iterator[str]:
     """The lines that a person reads."""
-    where, peak, ours = found["machine"], found["peaks"], found["ours"]
+    where, peak, ours = result["machine"], result["peaks"], result["ours"]
     yield f"{where['cpu']}, {where['cores']} cores, load average {where['load_average_1min']} before the start"
     yield ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    yield found["work"]
+    yield result["work"]
     yield (
         f"matrix peak {peak['matrix_gflops']:.1f} GFLOP/s (float32), memory {peak['memory_gb_s']:.1f} GB/s, "
         f"our CPU share {ours['cpu_share']:.0%} of all cores, {ours['compilations']} compilations in the measured steps"
@@ -171,7 +171,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     for phase, parts in ours["floor_parts"].items():
         for part, row in parts.items():
             yield f"  {phase + ': ' + part:<47}{row['gflop']:9.2f}{row['floor_seconds']:10.4f}{row['megabytes']:23.0f}"
-    if peer := found.get("peer"):
+    if peer := result.get("peer"):
         yield ""
         yield "in turn with TRL    ours s/step   TRL s/step    ours/TRL   TRL's CPU share   ours meanwhile, CPU s"
         for number, row in enumerate(peer["rounds"], 1):
@@ -189,12 +189,12 @@ def table(found: dict[str, Any]) -> Iterator[str]:
             yield "  " + ", ".join(f"{name} {version}" for name, version in last["versions"].items())
         shares = ", ".join(f"{share:.0%}" for share in peer["rejected_cpu_shares"]) or "none"
         yield f"  rounds rejected because TRL's threads lacked the processor (CPU shares): {shares}"
-    if mixed := found.get("mixed_sizes"):
+    if mixed := result.get("mixed_sizes"):
         yield ""
         yield (
-            f"compilations over mixed picture sizes: {mixed['warmup_compilations']} in warm-up "
+            f"compilations over mixed image sizes: {mixed['warmup_compilations']} in warm-up "
             f"({mixed['warmup_steps']} shapes of batch, a step each), {mixed['compilations_after_warmup']} in the "
-            f"{mixed['steps_after_warmup']} steps after it ({mixed['picture_sizes_after_warmup']} picture sizes, "
+            f"{mixed['steps_after_warmup']} steps after it ({mixed['image_sizes_after_warmup']} image sizes, "
             f"{mixed['of_them_not_in_warmup']} of them not seen in warm-up)"
         )
 
@@ -215,17 +215,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif jax.default_backend() != "gpu" and not args.small:
         print(f"bench: --suite=gpu needs a GPU, JAX has {jax.devices()[0].platform}; or --small", file=sys.stderr)
         return 2
-    found: dict[str, Any] = {"suite": args.suite, "machine": machine()}
+    result: dict[str, Any] = {"suite": args.suite, "machine": machine()}
     if args.suite != "cpu":
         module = "launch.bench.model" if args.suite in ("model", "gpu") else f"launch.bench.{args.suite}"
         suite = importlib.import_module(module)
-        found |= suite.measure(args)
-        lines = suite.table(found)
+        result |= suite.measure(args)
+        lines = suite.table(result)
         print("\n".join(lines), file=sys.stderr if args.json else sys.stdout, flush=True)
         if args.json:
-            print(json.dumps(found), flush=True)
-        modes = found.get("reattention", found).get("modes", {})
-        measured = [*modes.values(), *found.get("rows", {}).values()]
+            print(json.dumps(result), flush=True)
+        modes = result.get("reattention", result).get("modes", {})
+        measured = [*modes.values(), *result.get("rows", {}).values()]
         return 1 if any(row.get("compilations") for row in measured) else 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -238,21 +238,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         peak = {name: max(value, before[name]) for name, value in peaks().items()}
         lengths = [int(n) for row in rows for n in row["prompts"].length_Q]
         params = sum(leaf.size for leaf in jax.tree.leaves(ours.state.params))
-        found["work"] = (
-            f"a step: {args.prompts} prompts of {min(lengths)} to {max(lengths)} tokens with a picture each, "
+        result["work"] = (
+            f"a step: {args.prompts} prompts of {min(lengths)} to {max(lengths)} tokens with an image each, "
             f"{args.responses} responses of {args.tokens} tokens, reference model, {params / 1e6:.2f}M parameters, "
             f"float32; {args.steps} steps"
         )
-        found |= {"peaks": peak, "ours": describe(rows, ours.work(rows), peak)}
+        result |= {"peaks": peak, "ours": describe(rows, ours.work(rows), peak)}
         if args.peer_python is not None:
-            found["peer"] = take_turns(args, ours, folder, questions, size, cores())
+            result["peer"] = take_turns(args, ours, folder, questions, size, cores())
         if args.mixed_steps:
-            found["mixed_sizes"] = mixed_sizes(args, folder / "mixed")
-    print("\n".join(table(found)), file=sys.stderr if args.json else sys.stdout, flush=True)
+            result["mixed_sizes"] = mixed_sizes(args, folder / "mixed")
+    print("\n".join(table(result)), file=sys.stderr if args.json else sys.stdout, flush=True)
     if args.json:
-        print(json.dumps(found), flush=True)
-    late = found["ours"]["compilations"] + found.get("mixed_sizes", {}).get("compilations_after_warmup", 0)
-    late += sum(turn["ours_compilations"] for turn in found.get("peer", {}).get("rounds", ()))
+        print(json.dumps(result), flush=True)
+    late = result["ours"]["compilations"] + result.get("mixed_sizes", {}).get("compilations_after_warmup", 0)
+    late += sum(turn["ours_compilations"] for turn in result.get("peer", {}).get("rounds", ()))
     return 1 if late else 0
 
 

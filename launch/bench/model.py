@@ -39,7 +39,7 @@ import numpy as np
 
 from launch.bench.machine import cores, machine, peaks
 from launch.bench.ours import Ours, note, write_scenes
-from launch.bench.shapes import RANK, STOP, Shape, floors, picture_of, shape_of, tokens_of
+from launch.bench.shapes import RANK, STOP, Shape, floors, make_image, shape_of, tokens_of
 from qwenla_jax.config.run_options import LoraOptions
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
 from qwenla_jax.model import lora
@@ -48,7 +48,7 @@ from qwenla_jax.model.qwen_vl import QwenVL, init_params, logits_of
 from qwenla_jax.planner.published import published_processor
 from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.sft.update import make_sft_gradient
 from qwenla_jax.types import PromptBatch, TokenBatch, VisionBatch
 from qwenla_jax.utils.compile_counter import CompileCounter
@@ -71,7 +71,7 @@ class Model:
         else:
             self.params = load(folder, dtype=config.dtype).params
         self.model = QwenVL(config)
-        self.picture, self.patches = picture_of(shape)
+        self.image, self.patches = make_image(shape)
         self.ids = tokens_of(shape)
         self.never = (
             STOP, config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
@@ -83,7 +83,7 @@ class Model:
         pos, next_pos = mrope_positions(ids, self.shape.config.image_token_id, [self.shape.grid])
         visual = np.full((rows, tokens), -1, np.int32)
         visual[:, ids == self.shape.config.image_token_id] = np.arange(rows * M).reshape(rows, M)
-        vision = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), self.picture)
+        vision = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), self.image)
         same = lambda x: np.repeat(np.asarray(x, np.int32)[None], rows, axis=0)  # noqa: E731
         return jax.device_put((vision, PromptBatch(same(ids), same(pos), visual, same(tokens), same(next_pos))))
 
@@ -94,7 +94,7 @@ class Model:
         loss_BxT = jnp.zeros(p.ids_QxP.shape, jnp.float32).at[:, shape.prompt :].set(1.0)
         tokens = TokenBatch(p.ids_QxP, p.pos_QxPx3, p.visual_QxP, loss_BxT, p.length_Q)
         batch = jax.tree.map(lambda x: x[None], (vision, tokens))
-        bias_V = jnp.zeros(shape.config.text.vocab_size, jnp.float32)
+        logit_bias_V = jnp.zeros(shape.config.text.vocab_size, jnp.float32)
         if rank:
             kernels = lora.kernels_for(shape.config, LoraOptions().modules)
             key, dtype = jax.random.key(1), shape.config.dtype
@@ -104,13 +104,13 @@ class Model:
         gradient = jax.jit(make_sft_gradient(self.model))
 
         def work() -> float:
-            _, metrics = jax.block_until_ready(gradient(params, *batch, bias_V))
+            _, metrics = jax.block_until_ready(gradient(params, *batch, logit_bias_V))
             return float(metrics["loss"])
 
         return work
 
     def prefill(self, rows: int) -> Callable[[], None]:
-        """Pictures and prompts, to the logits behind them."""
+        """Images and prompts, to the logits behind them."""
         vision, prompts = self.inputs(rows, self.shape.prompt)
 
         @jax.jit
@@ -124,20 +124,20 @@ class Model:
         """Greedy tokens, exactly so many."""
         vision, prompts = self.inputs(rows, self.shape.prompt)
         vocab = self.shape.config.text.vocab_size
-        bias_V = jnp.asarray(forbidden_bias(vocab, vocab, self.never))
+        logit_bias_V = jnp.asarray(suppression_bias(vocab, vocab, self.never))
         options = SampleOptions(1, tokens, 0.0, 1.0, (STOP,))
         run = jax.jit(lambda params, *args: sample(self.model, options, params, *args))
         zero, numbers = jnp.uint32(0), jnp.arange(rows, dtype=jnp.uint32)
 
         def work() -> list[list[int]]:
-            rollout = run(self.params, vision, prompts, bias_V, zero, zero, numbers)
+            rollout = run(self.params, vision, prompts, logit_bias_V, zero, zero, numbers)
             return np.asarray(rollout.ids_BxR).tolist()
 
         return work
 
 
 def write_inputs(model: Model, folder: Path) -> Path:
-    """What `launch/bench/transformers_peer.py` works on: the same picture and tokens as ours, for one row."""
+    """What `launch/bench/transformers_peer.py` works on: the same image and tokens as ours, for one row."""
     shape, c = model.shape, model.shape.config
     content = {"pixel_values": model.patches, "never": np.array(model.never)}
     content["image_grid_thw"] = np.array([[1, *(n * c.vision.spatial_merge_size for n in shape.grid)]])
@@ -189,7 +189,7 @@ class Peer:
 
 
 def in_turn(rounds: int, ours: Callable[[], Any], ask: Callable[[], Any] | None) -> dict[str, Any]:
-    """Turns of ours and the peer's (see above). A work that does not fit the device says so."""
+    """Turns of ours and the peer's (see above). A work that does not fit the device reports it."""
     row: dict[str, Any] = {"seconds": [], "cpu_seconds": [], "compilations": 0}
     row |= {"peer_seconds": [], "peer_cpu_seconds": []}
     for _ in range(rounds):
@@ -251,17 +251,17 @@ def compare(args: argparse.Namespace, shape: Shape, folder: Path, device: str, s
         if result is not None and "ids" in answer:
             row["equal_tokens"] = float(np.mean(np.array(result) == np.array(answer["ids"])))
         jax.clear_caches()
-    found: dict[str, Any] = {"rows": rows, "peer_versions": None, "peer_peak": None}
+    output: dict[str, Any] = {"rows": rows, "peer_versions": None, "peer_peak": None}
     if peer is not None:
-        found |= {"peer_versions": peer.versions, "peer_peak": peer.ask("peak", side)["matrix_gflops"]}
+        output |= {"peer_versions": peer.versions, "peer_peak": peer.ask("peak", side)["matrix_gflops"]}
         peer.close()
-    return found
+    return output
 
 
-def fill(found: dict[str, Any], shape: Shape) -> None:
+def fill(result: dict[str, Any], shape: Shape) -> None:
     """Adds medians, floors, shares and ratios to the rows."""
-    peak = found["peaks"]
-    rows = found["rows"]
+    peak = result["peaks"]
+    rows = result["rows"]
     for row in rows.values():
         for side in ("", "peer_"):
             if times := row[f"{side}seconds"]:
@@ -338,44 +338,44 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     before = peaks(**kind)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        found = compare(args, shape, folder, "cuda" if on_gpu else "cpu", sides[-1])
-        found["peaks"] = {name: max(value, before[name]) for name, value in peaks(**kind).items()}
+        result = compare(args, shape, folder, "cuda" if on_gpu else "cpu", sides[-1])
+        result["peaks"] = {name: max(value, before[name]) for name, value in peaks(**kind).items()}
         # The machine can do what either of the two does.
-        found["our_peak"] = found["peaks"]["matrix_gflops"]
-        found["peaks"]["matrix_gflops"] = max(found["our_peak"], found["peer_peak"] or 0.0)
-        fill(found, shape)
-        found["shape"] = dataclasses.asdict(shape)
+        result["our_peak"] = result["peaks"]["matrix_gflops"]
+        result["peaks"]["matrix_gflops"] = max(result["our_peak"], result["peer_peak"] or 0.0)
+        fill(result, shape)
+        result["shape"] = dataclasses.asdict(shape)
         if gpu:
             from launch.bench import reattention
 
             for name, rank in (("BRPO step, LoRA", RANK), ("BRPO step, full", 0)):
                 note(name)
                 gc.collect()  # what went before leaves its memory
-                found.setdefault("steps", {})[name] = brpo(args, shape, folder, rank)
+                result.setdefault("steps", {})[name] = brpo(args, shape, folder, rank)
             note("COPY and ROUTE")
             gc.collect()
             start = argparse.Namespace(**vars(args) | {"checkpoint": f"random:{folder / 'start'}"})
             modes = reattention.SMALL_MODES if args.small else reattention.MODES
-            found["reattention"] = reattention.measure(start, shape.config.dtype, modes)
-    return found
+            result["reattention"] = reattention.measure(start, shape.config.dtype, modes)
+    return result
 
 
-def table(found: dict[str, Any]) -> Iterator[str]:
+def table(result: dict[str, Any]) -> Iterator[str]:
     """The lines that a person reads."""
-    where, peak, shape = machine(), found["peaks"], found["shape"]
+    where, peak, shape = machine(), result["peaks"], result["shape"]
     yield f"{where['cpu']}, {where['cores']} cores, {', '.join(where['devices'])}, load {os.getloadavg()[0]:.1f}"
-    versions = where["versions"] | (found["peer_versions"] or {})
+    versions = where["versions"] | (result["peer_versions"] or {})
     yield ", ".join(f"{name} {version}" for name, version in versions.items())
     rates = f"matrix peak {peak['matrix_gflops']:.1f} GFLOP/s, memory {peak['memory_gb_s']:.1f} GB/s, in this run"
-    peer = found["peer_peak"]
-    yield rates + (f"; products by XLA {found['our_peak']:.1f}, by torch {peer:.1f}" if peer else "")
+    peer = result["peer_peak"]
+    yield rates + (f"; products by XLA {result['our_peak']:.1f}, by torch {peer:.1f}" if peer else "")
     yield (
         f"{shape['config']['dtype']}, prompt {shape['prompt']} with {np.prod(shape['grid'])} visual tokens, training "
         f"{shape['train_rows']} x {shape['prompt'] + shape['response']} tokens, {shape['new_tokens']} new tokens"
     )
     columns = ("FLOP floor", "byte floor", "ours s", "share", "CPU", "tokens/s", "peer s", "CPU", "peer/ours", "same")
     yield f"{'':<22}" + "".join(f"{name:>12}" for name in columns)
-    for name, row in found["rows"].items():
+    for name, row in result["rows"].items():
         number = lambda key, spec, row=row: format(row[key], spec) if key in row else "-"  # noqa: E731
         rate = f"{row['tokens'] / row['seconds_median']:.1f}" if {"tokens", "seconds_median"} <= set(row) else "-"
         cells = (
@@ -385,9 +385,9 @@ def table(found: dict[str, Any]) -> Iterator[str]:
             number("speed", ".2f"), number("equal_tokens", ".1%"),
         )  # fmt: skip
         yield f"{name:<22}" + "".join(f"{cell:>12}" for cell in cells)
-    for name, row in found.get("steps", {}).items():
+    for name, row in result.get("steps", {}).items():
         yield f"{name:<22}" + (row.get("none") or ", ".join(f"{part} {row[part]:.3f} s" for part in row))
-    if again := found.get("reattention"):
+    if again := result.get("reattention"):
         from launch.bench import reattention
 
         yield from reattention.table(again)

@@ -1,4 +1,4 @@
-"""Our side of `launch/bench/main.py`: the training loop's own BRPO step on given pictures, timed and counted.
+"""Our side of `launch/bench/main.py`: the training loop's own BRPO step on given images, timed and counted.
 
 Paper silent: the paper reports no such measurement.
 """
@@ -27,7 +27,7 @@ from qwenla_jax.data.batching.collate import collate_prompts
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.inference.runtime import build, make_run_source
 from qwenla_jax.planner.flops import Work, brpo_step_work
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.brpo.reference import make_reference
 from qwenla_jax.train.brpo.trainer import BrpoStage
 from qwenla_jax.train.loop import first_state, state_plan
@@ -43,9 +43,9 @@ def note(text: str) -> None:
 
 
 def write_scenes(folder: Path, count: int, seed: int, mixed: bool = False) -> Path:
-    """Writes rendered scenes as PNG and a JSONL of their questions; `mixed` gives each picture another size and shape.
+    """Writes rendered scenes as PNG and a JSONL of their questions; `mixed` gives each image another size and shape.
 
-    The sides of mixed pictures lie between about 30 and 500 pixels and differ by up to a factor of 3.
+    The sides of mixed images lie between about 30 and 500 pixels and differ by up to a factor of 3.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -87,15 +87,15 @@ class Ours:
         options = from_config_dict(to_dict(options))
         runtime, params = build(options)
         ids = runtime.tokenizer.ids
-        never = (*ids.forbidden(), *ids.stop())
+        never = (*ids.suppressed(), *ids.stop())
         vocab = runtime.model.config.text.vocab_size
-        bias_V = forbidden_bias(vocab, runtime.tokenizer.vocab_size, never)
-        self.runtime = dataclasses.replace(runtime, bias_V=bias_V)
+        logit_bias_V = suppression_bias(vocab, runtime.tokenizer.vocab_size, never)
+        self.runtime = dataclasses.replace(runtime, logit_bias_V=logit_bias_V)
         self.source = make_run_source(options, "train")
         self._reference = make_reference(self.runtime, params)
-        optimizer, layouts = state_plan(self.runtime, params)
-        self.state = first_state(params, optimizer, layouts, keep=self._reference is params)
-        self.stage = BrpoStage(self.runtime, optimizer, layouts, self.source, 0, self._reference)
+        optimizer, shardings = state_plan(self.runtime, params)
+        self.state = first_state(params, optimizer, shardings, keep=self._reference is params)
+        self.stage = BrpoStage(self.runtime, optimizer, shardings, self.source, 0, self._reference)
         self.done = 0
         self._seen: set[Any] = set()
         self._batches = self.batches()
@@ -200,7 +200,7 @@ def describe(rows: Sequence[dict[str, Any]], work: dict[str, dict[str, Any]], pe
 
 
 def mixed_sizes(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Compilations over pictures of many sizes: in steps whose shapes are new, and in all others."""
+    """Compilations over images of many sizes: in steps whose shapes are new, and in all others."""
     small = argparse.Namespace(**vars(args) | {"prompts": 4, "responses": 2, "tokens": 16})
     size = small.prompts * args.mixed_steps
     questions = write_scenes(folder, size + size // 4 + 16, args.seed + 1, mixed=True)
@@ -211,7 +211,7 @@ def mixed_sizes(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         row = ours.step()
         warm = row["new_shape"]
         if warm:
-            note(f"mixed pictures, step {number + 1} of {args.mixed_steps}: {row['compilations']} compilations")
+            note(f"mixed images, step {number + 1} of {args.mixed_steps}: {row['compilations']} compilations")
         steps[warm] += 1
         compilations[warm] += row["compilations"]
         sizes[warm] |= {record.images[0].size for record in row["records"]}
@@ -220,6 +220,6 @@ def mixed_sizes(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "warmup_compilations": compilations[True],
         "steps_after_warmup": steps[False],
         "compilations_after_warmup": compilations[False],
-        "picture_sizes_after_warmup": len(sizes[False]),
+        "image_sizes_after_warmup": len(sizes[False]),
         "of_them_not_in_warmup": len(sizes[False] - sizes[True]),
     }

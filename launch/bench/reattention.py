@@ -23,7 +23,7 @@ from qwenla_jax.planner.flops import decoder_forward, head
 from qwenla_jax.utils.compile_counter import CompileCounter
 
 TAG_BIAS = 4.0
-# The decoder of Qwen2.5-VL-7B, for the arithmetic alone: a picture of 334 visual tokens (262,144 pixels, the paper's
+# The decoder of Qwen2.5-VL-7B, for the arithmetic alone: an image of 334 visual tokens (262,144 pixels, the paper's
 # most in stage 4), 64 further tokens of prompt, a response of 1,024 tokens that looks again halfway.
 DECODER_7B = TextConfig(152_064, 3584, 18_944, 28, 28, 4, 128, 1e-6, 1e6, (16, 24, 24), tie_word_embeddings=False)
 MODES: tuple[tuple[str, ReattentionOptions], ...] = (
@@ -32,10 +32,10 @@ MODES: tuple[tuple[str, ReattentionOptions], ...] = (
     ("copy, 8 rows at once", ReattentionOptions(mode="copy", max_insertions=1, rows_at_once=8)),
     ("copy, 16 rows at once", ReattentionOptions(mode="copy", max_insertions=1, rows_at_once=16)),
     ("copy, all rows at once", ReattentionOptions(mode="copy", max_insertions=1, rows_at_once=1 << 16)),
-    ("route 50%, compact, 8 rows", ReattentionOptions(mode="route", share=0.5, max_insertions=1, rows_at_once=8)),
+    ("route 50%, compact, 8 rows", ReattentionOptions(mode="route", keep_ratio=0.5, max_insertions=1, rows_at_once=8)),
     (
         "route 50%, bias, 8 rows",
-        ReattentionOptions(mode="route", share=0.5, form="bias", max_insertions=1, rows_at_once=8),
+        ReattentionOptions(mode="route", keep_ratio=0.5, form="bias", max_insertions=1, rows_at_once=8),
     ),
 )
 SMALL_MODES = (MODES[0], MODES[2], MODES[5])  # each kind once
@@ -75,10 +75,10 @@ def _runtime(args: argparse.Namespace, reattention: ReattentionOptions, dtype: s
     )
     runtime, params = build(options)
     ids = runtime.tokenizer.ids
-    bias_V = runtime.bias_V.copy()
-    bias_V[list(ids.stop())] = -1e30
-    bias_V[ids.reflection_open] += TAG_BIAS
-    return dataclasses.replace(runtime, bias_V=bias_V), params
+    logit_bias_V = runtime.logit_bias_V.copy()
+    logit_bias_V[list(ids.stop())] = -1e30
+    logit_bias_V[ids.reflection_open] += TAG_BIAS
+    return dataclasses.replace(runtime, logit_bias_V=logit_bias_V), params
 
 
 def measure(
@@ -97,7 +97,7 @@ def measure(
             batches.append(runtime.collate_prompts(examples, runtime.buckets(args.prompts)))
         prepared.append((name, runtime, params, sampler, batches))
     numbers = np.arange(rows, dtype=np.uint32)
-    found: dict[str, dict[str, Any]] = {
+    result: dict[str, dict[str, Any]] = {
         name: {"seconds": [], "inserted": [], "compilations": 0} for name, *_ in prepared
     }
     for round_number in range(args.rounds + 1):
@@ -110,11 +110,11 @@ def measure(
                     times.append(time.perf_counter() - begin)
                     assert (rollout.length_B == args.tokens).all()
             if round_number:  # round 0 compiles
-                found[name]["seconds"].append(statistics.median(times))
-                found[name]["inserted"].append(float(rollout.inserted_B.mean()))
-                found[name]["compilations"] += counter.count
-    text = found["text only"]["seconds"]
-    for row in found.values():
+                result[name]["seconds"].append(statistics.median(times))
+                result[name]["inserted"].append(float(rollout.inserted_B.mean()))
+                result[name]["compilations"] += counter.count
+    text = result["text only"]["seconds"]
+    for row in result.values():
         row["tokens_per_s"] = rows * args.tokens / statistics.median(row["seconds"])
         row["ratio"] = statistics.median(a / b for a, b in zip(row["seconds"], text, strict=True))
         row["inserted"] = statistics.mean(row["inserted"])
@@ -131,18 +131,18 @@ def measure(
     }
     work["7B, copy"] = insertion_work(DECODER_7B, 400, 512, 512, 336)
     work["7B, route 50%"] = insertion_work(DECODER_7B, 400, 512, 512, 169)
-    return {"modes": found, "arithmetic": work, "block": block, "prompt": prompt}
+    return {"modes": result, "arithmetic": work, "block": block, "prompt": prompt}
 
 
-def table(found: dict[str, Any]) -> Iterator[str]:
+def table(result: dict[str, Any]) -> Iterator[str]:
     """The lines that a person reads."""
-    yield f"prompts of {found['prompt']:.1f} tokens, pictures of {found['block']:.1f} slots with their delimiters"
+    yield f"prompts of {result['prompt']:.1f} tokens, images of {result['block']:.1f} slots with their delimiters"
     yield f"{'mode':<30}{'tokens/s':>10}{'time / text only':>18}{'insertions':>12}{'compilations':>14}"
-    for name, row in found["modes"].items():
+    for name, row in result["modes"].items():
         numbers = f"{row['tokens_per_s']:>10.0f}{row['ratio']:>18.3f}{row['inserted']:>12.2f}{row['compilations']:>14}"
         yield f"{name:<30}{numbers}"
     yield "one insertion by arithmetic (decoder's products, attention, head)"
-    for name, row in found["arithmetic"].items():
+    for name, row in result["arithmetic"].items():
         yield (
             f"  {name:<28}{row['flops'] / 1e6:>8.2f} MFLOP, {row['share']:.1%} of a text-only response, "
             f"{row['cache_bytes'] / 1e3:.1f} kB of cache"

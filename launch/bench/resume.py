@@ -1,9 +1,9 @@
-"""What a run that can be left alone costs: checkpoints, their checksums, rewards in processes, the doctor.
+"""What a run that can be left alone costs: checkpoints, their checksums, rewards in processes, preflight.
 
     python launch/bench/main.py --suite=resume [--gigabytes=1]
 
 The state of the embedded default's BRPO run, and one of that many gigabytes, is saved, sealed, checked and restored;
-the checkpoint's own thread works while a step would go on, so what the step waits for is told apart. Memory is the
+the checkpoint's own thread works while a step would continue, so what the step waits for is told apart. Memory is the
 growth of the process's resident set's peak. The rewards of 64 responses are computed in this process and in the pool.
 """
 
@@ -47,8 +47,8 @@ def peak_memory() -> float:
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, and what came out."""
     begin = time.perf_counter()
-    found = function()
-    return time.perf_counter() - begin, found
+    result = function()
+    return time.perf_counter() - begin, result
 
 
 def checkpoint_cost(state: Any, options: RunOptions, repeats: int) -> dict[str, float]:
@@ -72,8 +72,8 @@ def checkpoint_cost(state: Any, options: RunOptions, repeats: int) -> dict[str, 
                 seconds, again = timed(lambda c=checkpoints: jax.block_until_ready(c.restore(state)))
                 rows["restore"].append(seconds)
                 del again
-    found = {name: sorted(values)[len(values) // 2] for name, values in rows.items()}
-    return found | {"gigabytes": size, "peak_gb": peak_memory() - before}
+    result = {name: sorted(values)[len(values) // 2] for name, values in rows.items()}
+    return result | {"gigabytes": size, "peak_gb": peak_memory() - before}
 
 
 def reward_cost(options: RunOptions, repeats: int) -> dict[str, float]:
@@ -97,43 +97,49 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that this suite tells."""
     options = RunOptions(init_from=args.checkpoint, seed=args.seed)
     runtime, params = build(options)
-    optimizer, layouts = state_plan(runtime, params)
-    state = first_state(params, optimizer, layouts, keep=True)
+    optimizer, shardings = state_plan(runtime, params)
+    state = first_state(params, optimizer, shardings, keep=True)
     note("checkpoints of the embedded default")
-    found: dict[str, Any] = {"own": checkpoint_cost(state, options, 5)}
+    result: dict[str, Any] = {"own": checkpoint_cost(state, options, 5)}
     if args.gigabytes:
         note(f"checkpoints of {args.gigabytes} GB")
         each = int(args.gigabytes * 1e9 / 4 / 8)
         keys = jax.random.split(jax.random.key(0), 8)
         large = {str(i): jax.random.normal(key, (each // 1024, 1024), jnp.float32) for i, key in enumerate(keys)}
-        found["large"] = checkpoint_cost(large, options, 3)
+        result["large"] = checkpoint_cost(large, options, 3)
         del large
     note("rewards")
-    found["rewards"] = reward_cost(options, 20)
-    note("doctor")
+    result["rewards"] = reward_cost(options, 20)
+    note("preflight")
     before = peak_memory()
     seconds, checks = timed(lambda: examine(options))
-    found["doctor"] = {"seconds": seconds, "failed": sum(not c.ok for c in checks), "peak_gb": peak_memory() - before}
-    return found
+    result["preflight"] = {
+        "seconds": seconds,
+        "failed": sum(not c.ok for c in checks),
+        "peak_gb": peak_memory() - before,
+    }
+    return result
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(result: dict[str, Any]) -> list[str]:
     """The figures as text."""
-    lines = [f"machine: {found['machine']}"]
+    lines = [f"machine: {result['machine']}"]
     for name in ("own", "large"):
-        if name in found:
-            row = found[name]
+        if name in result:
+            row = result[name]
             lines.append(
                 f"state of {row['gigabytes']:.3f} GB: the step waits {row['blocking']:.3f} s for a save; written and "
                 f"sealed after {row['until_sealed']:.3f} s, of which checksums {row['checksums']:.3f} s; on the way "
                 f"back checked in {row['check']:.3f} s, restored in {row['restore']:.3f} s; peak memory "
                 f"+{row['peak_gb']:.3f} GB"
             )
-    row = found["rewards"]
+    row = result["rewards"]
     lines.append(
         f"rewards of 64 responses: {row['in_process_ms']:.1f} ms in this process, {row['pool_ms']:.1f} ms in the pool, "
         f"which starts in {row['start_ms']:.0f} ms"
     )
-    row = found["doctor"]
-    lines.append(f"doctor: {row['seconds']:.1f} s, {row['failed']} checks failed, peak memory +{row['peak_gb']:.3f} GB")
+    row = result["preflight"]
+    lines.append(
+        f"preflight: {row['seconds']:.1f} s, {row['failed']} checks failed, peak memory +{row['peak_gb']:.3f} GB"
+    )
     return lines

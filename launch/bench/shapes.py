@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwenla_jax.data.batching.example import PictureLayout
+from qwenla_jax.data.batching.example import ImageLayout
 from qwenla_jax.data.images.preprocess import frame_index
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import init_params
@@ -25,7 +25,7 @@ RANK = 16  # of the adapters
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is measured: the model, a picture of rows x cols visual tokens, and lengths in tokens."""
+    """What is measured: the model, an image of rows x cols visual tokens, and lengths in tokens."""
 
     config: ModelConfig
     grid: tuple[int, int]
@@ -55,10 +55,10 @@ def shape_of(suite: str, small: bool, dtype: str) -> Shape:
     )
 
 
-def picture_of(shape: Shape) -> tuple[VisionBatch, np.ndarray]:
-    """One random picture: ours, and its patches in transformers' order (by visual token, then within it)."""
+def make_image(shape: Shape) -> tuple[VisionBatch, np.ndarray]:
+    """One random image: ours, and its patches in transformers' order (by visual token, then within it)."""
     v, (rows, cols) = shape.config.vision, shape.grid
-    layout = PictureLayout(v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size)
+    layout = ImageLayout(v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size)
     _, slot_N, hw_Sx2, valid_S, gather_M = frame_index(rows, cols, layout)
     patches = np.random.default_rng(0).normal(size=(len(slot_N), v.patch_values)).astype(np.float32)
     m = v.spatial_merge_size
@@ -69,13 +69,13 @@ def picture_of(shape: Shape) -> tuple[VisionBatch, np.ndarray]:
 
 
 def tokens_of(shape: Shape) -> np.ndarray:
-    """int32 [prompt + response]: start, the picture, end, and random text; no stop token."""
+    """int32 [prompt + response]: start, the image, end, and random text; no stop token."""
     c, (rows, cols) = shape.config, shape.grid
     special = (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id, STOP)
     free = np.setdiff1d(np.arange(c.text.vocab_size), special)
     ids = np.random.default_rng(1).choice(free, shape.prompt + shape.response).astype(np.int32)
-    picture = [c.vision_start_token_id, *[c.image_token_id] * (rows * cols), c.vision_end_token_id]
-    ids[2 : 2 + len(picture)] = picture
+    image = [c.vision_start_token_id, *[c.image_token_id] * (rows * cols), c.vision_end_token_id]
+    ids[2 : 2 + len(image)] = image
     return ids
 
 
@@ -87,7 +87,7 @@ def floors(shape: Shape) -> dict[str, tuple[float, float]]:
     """
     c, t = shape.config, shape.config.text
     size = jnp.dtype(c.dtype).itemsize
-    _, slot_N, _, valid_S, _ = frame_index(*shape.grid, PictureLayout(window_size=c.vision.window_size))
+    _, slot_N, _, valid_S, _ = frame_index(*shape.grid, ImageLayout(window_size=c.vision.window_size))
     patches_IxW = valid_S.reshape(1, -1, c.vision.window_slots).sum(-1)
     tower = vision_forward(c.vision, patches_IxW)
     P, T = shape.prompt, shape.prompt + shape.response
@@ -104,7 +104,7 @@ def floors(shape: Shape) -> dict[str, tuple[float, float]]:
     sides = [(D, N), (D, K), (D, K), (N, D), (D, F), (D, F), (F, D)]
     low = sum((product(T, i, RANK) + product(T, RANK, o) for i, o in sides), Work()).flops * B * t.num_layers
     first = (product(T, D, N + 2 * K) + product(T, D, RANK) * 3).flops * B
-    found = {
+    result = {
         "train": (3 * forward - pixels, 3.0 * read),
         # The base gets no gradient: one product backward, of the tower none, and of the first layer none that leads to
         # its own input alone. The attention's backward stays whole.
@@ -118,8 +118,8 @@ def floors(shape: Shape) -> dict[str, tuple[float, float]]:
         flops = decode(t, *lengths, 1).flops + head(t, B * steps).flops
         seen = cache * B * (P * steps + steps * (steps + 1) / 2)
         moved = steps * (read - vision * size) + seen
-        found |= {f"prefill, batch {B}": prefill, f"decode, batch {B}": (flops, moved)}
-    return found
+        result |= {f"prefill, batch {B}": prefill, f"decode, batch {B}": (flops, moved)}
+    return result
 
 
 def text_weights(t: TextConfig) -> int:

@@ -50,7 +50,7 @@ class Peer:
         self.inputs["pixel_values"] = self.inputs["pixel_values"].to(dtype)
 
     def batch(self, kind: str, rows: int) -> dict[str, Any]:
-        """What the model takes: `rows` times the prompt or the whole sequence, with a picture each."""
+        """What the model takes: `rows` times the prompt or the whole sequence, with an image each."""
         of = lambda name: self.inputs[name]  # noqa: E731
         ids = of(f"{kind}_ids")[None].repeat(rows, 1)
         return {
@@ -63,14 +63,14 @@ class Peer:
 
     def timed(self, work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
         """Seconds and seconds of all processors of each counted time, and what came of the last."""
-        rows, found = [], None
+        rows, result = [], None
         for _ in range(self.in_a_row + 1):
             self.wait()
             start, cpu = time.perf_counter(), time.process_time()
-            found = work()
+            result = work()
             self.wait()
             rows.append((time.perf_counter() - start, time.process_time() - cpu))
-        return {"seconds": [row[0] for row in rows[1:]], "cpu_seconds": [row[1] for row in rows[1:]]}, found
+        return {"seconds": [row[0] for row in rows[1:]], "cpu_seconds": [row[1] for row in rows[1:]]}, result
 
     def wait(self) -> None:
         """Until the device has done everything."""
@@ -154,12 +154,12 @@ def main() -> None:
         for line in sys.stdin:
             word, *numbers = line.split()
             try:
-                found = getattr(peer, word)(*map(int, numbers))
+                result = getattr(peer, word)(*map(int, numbers))
             except (torch.OutOfMemoryError, ImportError) as error:
-                found = {"none": type(error).__name__}
+                result = {"none": type(error).__name__}
             if args.device != "cpu":
                 torch.cuda.empty_cache()  # ours needs the room while this waits
-            print(json.dumps(found), file=answers, flush=True)
+            print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":

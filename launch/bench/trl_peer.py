@@ -10,7 +10,7 @@ TRL's own code samples (transformers' `generate`), scores with the reference mod
 and the optimizer step. What stands in for a library's part, and why:
 
 * The processor: transformers' `Qwen2_5_VLProcessor` wants a video processor, which wants torchvision. The subclass
-  here leaves the video processor out; pictures and text still go through the library's methods.
+  here leaves the video processor out; images and text still go through the library's methods.
 * The chat template: Qwen's prompt layout without a system message, in case the checkpoint's tokenizer has none.
 * The reward: seeded random numbers, so that its cost is nothing and every group has an advantage.
 * The trainer: a subclass whose methods read the clock and call TRL's.
@@ -49,12 +49,12 @@ CHAT_TEMPLATE = (
 
 QUESTIONS = (
     "How many circles are there?",
-    "Is there a red square in the picture?",
+    "Is there a red square in the image?",
     "What colour is the triangle?",
     "Subtract all circles. How many objects are left?",
     "Are there more squares than triangles?",
     "How many blue objects are there?",
-    "Is there a large green circle in the picture?",
+    "Is there a large green circle in the image?",
     "What shape is the yellow object?",
 )
 
@@ -74,8 +74,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beta", type=float, default=0.1, help="weight of the KL term; 0 drops the reference model")
     parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1.0)")
     parser.add_argument("--learning_rate", type=float, default=1e-5, help="AdamW's learning rate (default: 1e-5)")
-    parser.add_argument("--examples", type=Path, help="JSONL of {image, question}; default: drawn 112x112 pictures")
-    parser.add_argument("--image_size", type=int, default=112, help="side of the drawn pictures (default: 112)")
+    parser.add_argument("--examples", type=Path, help="JSONL of {image, question}; default: drawn 112x112 images")
+    parser.add_argument("--image_size", type=int, default=112, help="side of the drawn images (default: 112)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="transformers' attention")
     parser.add_argument("--seed", type=int, default=0)
@@ -111,7 +111,7 @@ def require_packages() -> dict[str, str]:
 
 
 def draw_examples(count: int, size: int, seed: int) -> Iterator[tuple[Any, str]]:
-    """Yields `count` pairs of an RGB picture of `size` x `size` with a few coloured shapes, and a question about it."""
+    """Yields `count` pairs of an RGB image of `size` x `size` with a few coloured shapes, and a question about it."""
     from PIL import Image, ImageDraw
 
     rng = random.Random(seed)
@@ -127,7 +127,7 @@ def draw_examples(count: int, size: int, seed: int) -> Iterator[tuple[Any, str]]
 
 
 def read_examples(path: Path, count: int) -> Iterator[tuple[Any, str]]:
-    """Yields `count` pairs of picture and question from a JSONL file, from its top again when it ends.
+    """Yields `count` pairs of image and question from a JSONL file, from its top again when it ends.
 
     A line is `{"image": path relative to the file, "question": text}`. Raises ValueError that names file and line.
     """
@@ -168,13 +168,13 @@ def make_dataset(args: argparse.Namespace) -> Any:
 def make_processor(checkpoint: Path) -> Any:
     """Returns transformers' Qwen2.5-VL processor for the checkpoint, without its video part (that needs torchvision).
 
-    The picture settings come from preprocessor_config.json where the checkpoint has one, else from config.json.
+    The image settings come from preprocessor_config.json where the checkpoint has one, else from config.json.
     """
     from transformers import AutoTokenizer
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    class PictureProcessor(Qwen2_5_VLProcessor):
+    class ImageProcessor(Qwen2_5_VLProcessor):
         # transformers reads a processor's parts from this signature
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -190,7 +190,7 @@ def make_processor(checkpoint: Path) -> Any:
         )
     # TRL loads processors with left padding and relies on it when it puts prompts and responses together
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", truncation_side="left")
-    return PictureProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template or CHAT_TEMPLATE)
+    return ImageProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template or CHAT_TEMPLATE)
 
 
 class StepClock:
@@ -330,7 +330,7 @@ def report(args: argparse.Namespace, clock: StepClock, trainer: Any, versions: d
     """Returns what is printed: seconds a step and where they go (medians of the parts need not add up exactly)."""
     steps = clock.measured("step")
     parts = {name: clock.measured(name) for name in ("generation", "reference_logprobs", "rollout", "training_step")}
-    # Tokenizing, picture processing (TRL does it twice), decoding, rewards and advantages
+    # Tokenizing, image processing (TRL does it twice), decoding, rewards and advantages
     parts["prepare_and_reward"] = [
         whole - generation - reference
         for whole, generation, reference in zip(
@@ -341,7 +341,7 @@ def report(args: argparse.Namespace, clock: StepClock, trainer: Any, versions: d
     parts["forward_backward"] = [
         whole - rollout for whole, rollout in zip(parts["training_step"], parts["rollout"], strict=True)
     ]
-    # Data loading with its decoding of pictures, gradient clipping, optimizer step
+    # Data loading with its decoding of images, gradient clipping, optimizer step
     parts["optimizer_and_loader"] = [whole - inner for whole, inner in zip(steps, parts["training_step"], strict=True)]
     shown = ("generation", "reference_logprobs", "forward_backward", "prepare_and_reward", "optimizer_and_loader")
     tokens = clock.measured("tokens")

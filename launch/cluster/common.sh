@@ -51,7 +51,7 @@ show() {
     printf '\n'
 }
 
-# Runs a command and says so on standard error; in a dry run prints it on standard output instead.
+# Runs a command and reports it on standard error; in a dry run prints it on standard output instead.
 execute() {
     if [[ "${flag[dry_run]}" == true ]]; then
         show "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of one or many hosts, and goes on after preemptions. `tpu_pod.sh --help` says how.
+# Trains on a Cloud TPU slice of one or many hosts, and continues after preemptions. `tpu_pod.sh --help` says how.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"

@@ -33,7 +33,7 @@ process() {
 
 install() {
     local extra="$1" version="$2" uv
-    if process >/dev/null; then fail "a run is going on; stop it first" 3; fi
+    if process >/dev/null; then fail "a run is continuing; stop it first" 3; fi
     uv="$(command -v uv || true)"
     if [[ -z "$uv" ]]; then
         uv="$HOME/.local/bin/uv"
@@ -80,7 +80,7 @@ mount_bucket() {
 
 start() {
     local pid waited=0
-    if pid="$(process)"; then fail "a run is going on already, process $pid" 3; fi
+    if pid="$(process)"; then fail "a run is continuing already, process $pid" 3; fi
     [[ -x "$venv/bin/python" && -f "$checkout/launch/train.py" ]] || fail "not installed; run: tpu_pod.sh install"
     mkdir -p "$run"
     rm -f "$run/pid" "$run/status"

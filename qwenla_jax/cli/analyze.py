@@ -1,9 +1,9 @@
 """How much a checkpoint looks: python launch/analyze.py --model DIR --reattention copy
 
 Greedy answers to held-out questions are run once more and their attention on visual tokens is collected: by position in
-the response and before, in and after reflections, for the prompt's own pictures and the inserted ones, beside what
+the response and before, in and after reflections, for the prompt's own images and the inserted ones, beside what
 evenly spread attention would pay them (a mass may move only because the visual tokens become a smaller or larger share
-of all tokens, so the ratio of the two is shown too). Then every question gets the picture of another: how far do
+of all tokens, so the ratio of the two is shown too). Then every question gets the image of another: how far do
 log-probability and accuracy fall? And the numbers that the paper's theorems 3.1 and 3.2 are about. --json prints one
 JSON object.
 """
@@ -25,15 +25,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
     parser.add_argument("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
-    parser.add_argument("--max_pixels", type=int, help="shrink pictures with more (default: as the checkpoint says)")
+    parser.add_argument("--max_pixels", type=int, help="shrink images with more (default: as the checkpoint says)")
     parser.add_argument("--questions", type=int, default=256, help="held-out questions (default: 256)")
     parser.add_argument("--reattention", default="none", choices=("none", "copy", "route", "vision_only"))
-    parser.add_argument("--share", type=float, default=0.5, help="route: share of the visual tokens (default: 0.5)")
+    parser.add_argument(
+        "--keep_ratio", type=float, default=0.5, help="route: share of the visual tokens (default: 0.5)"
+    )
     parser.add_argument("--max_insertions", type=int, default=2, help="most insertions of a response (default: 2)")
     parser.add_argument("--max_response_tokens", type=int, default=64, help="longest response (default: 64)")
     parser.add_argument("--max_prompt_tokens", type=int, default=128, help="longest prompt (default: 128)")
     parser.add_argument("--batch_size", type=int, default=64, help="questions at once (default: 64)")
-    parser.add_argument("--swaps", type=int, default=4, help="pictures that theorem 3.1 averages over (default: 4)")
+    parser.add_argument("--swaps", type=int, default=4, help="images that theorem 3.1 averages over (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of drawn questions (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     raw["eval"] |= {"batch_size": args.batch_size}
     raw["reattention"] |= {
         "mode": args.reattention,
-        "share": args.share,
+        "keep_ratio": args.keep_ratio,
         "max_insertions": args.max_insertions,
     }
     try:
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     from qwenla_jax.inference.runtime import build, make_run_source
-    from qwenla_jax.study.attention_profile import blind_probe, look_profile, theorem_numbers
+    from qwenla_jax.study.attention_profile import attention_profile, image_swap_probe, theorem_numbers
 
     try:
         source = make_run_source(options, "held_out")
@@ -78,32 +80,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 1 <= args.swaps < args.batch_size or args.questions <= args.swaps:
         print("--swaps: expected at least 1, and less than --batch_size and --questions", file=sys.stderr)
         return 2
-    found = {
-        "profile": look_profile(runtime, params, source, args.questions),
-        "blind": blind_probe(runtime, params, source, args.questions),
+    result = {
+        "profile": attention_profile(runtime, params, source, args.questions),
+        "image_swap": image_swap_probe(runtime, params, source, args.questions),
         "theorems": theorem_numbers(runtime, params, source, args.questions, args.swaps),
     }
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return 0
     keys = ("original", "inserted", "visual", "even", "ratio")
     print("attention on visual tokens, mean over layers and heads")
     print(f"{'tokens of a response':<24}{'tokens':>8}" + "".join(f"{key:>10}" for key in keys))
-    rows = [(name, row) for name, row in found["profile"]["parts"].items()]
-    rows += [(f"position {row['first']} to {row['last']}", row) for row in found["profile"]["positions"]]
+    rows = [(name, row) for name, row in result["profile"]["parts"].items()]
+    rows += [(f"position {row['first']} to {row['last']}", row) for row in result["profile"]["positions"]]
     for name, row in rows:
         print(f"{name:<24}{row['tokens']:>8.0f}" + "".join(f"{row[key]:>10.3f}" for key in keys))
-    blind = found["blind"]
+    blind = result["image_swap"]
     print(
-        f"\nwith another question's picture: log-probability -{blind['logp_drop']:.3f} nats a token, accuracy "
+        f"\nwith another question's image: log-probability -{blind['logp_drop']:.3f} nats a token, accuracy "
         f"{blind['accuracy']:.1%} -> {blind['accuracy_swapped']:.1%}"
     )
     print("\ntheorem 3.1 asks for information <= r x entropy (nats a token); r is the share of visual tokens")
     print(f"{'positions':<24}{'tokens':>8}{'r':>10}{'info':>10}{'entropy':>10}{'r x H':>10}")
-    for row in found["theorems"]["positions"]:
+    for row in result["theorems"]["positions"]:
         numbers = "".join(f"{row[key]:>10.4f}" for key in ("r", "information", "entropy", "bound"))
         print(f"{row['first']:>3} to {row['last']:<17}{row['tokens']:>8.0f}{numbers}")
-    jump = found["theorems"]["insertions"]
+    jump = result["theorems"]["insertions"]
     if jump:
         print(
             f"theorem 3.2: over {jump['count']:.0f} insertions r goes from {jump['r_before']:.3f} to "

@@ -110,8 +110,8 @@ def parse_flags(argv: Sequence[str], cls: type, values: flags.FlagValues = flags
             if not isinstance(first, ValueError):
                 raise first from None
             error = first
-        told = str(error) if isinstance(error, (flags.Error, ValueError)) else f"{type(error).__name__}: {error}"
-        raise ConfigError(in_brief(told, 500)) from None
+        message = str(error) if isinstance(error, (flags.Error, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ConfigError(in_brief(message, 500)) from None
 
 
 def _first(error: BaseException) -> BaseException:

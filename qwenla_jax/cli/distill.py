@@ -1,6 +1,6 @@
 """Samples answers and verifies them: python launch/distill.py --config=configs/distill.py --workdir=DIR
 
-What is found in DIR is gone on with. Questions for which no answer was accepted are in DIR/queue.jsonl: a person fills
+What is found in DIR is resumed. Questions for which no answer was accepted are in DIR/queue.jsonl: a person fills
 in `response`, and `python launch/distill.py --workdir=DIR --take_back=queue.jsonl` adds them to DIR/accepted.jsonl.
 """
 
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.workdir:
         print(f"--workdir is not given: the run is in {workdir}", flush=True)
     from qwenla_jax.distill.run import run  # after the check: a wrong key is refused before jax starts
-    from qwenla_jax.train.loop import Refused
+    from qwenla_jax.train.loop import RunRefused
 
     try:
         run(options, workdir)
-    except Refused as error:
+    except RunRefused as error:
         sys.exit(str(error))

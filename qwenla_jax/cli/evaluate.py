@@ -3,8 +3,8 @@
 python launch/evaluate.py --task=mathvision --gold=QUESTIONS --model=DIR --workdir=OUT
 python launch/evaluate.py --task=pope --gold=QUESTIONS --score=PREDICTIONS
 
-With --model, answers go to OUT, and the same command goes on after an interruption; then OUT/predictions.jsonl is
-scored, into OUT/score.json and OUT/score.txt. Pictures are inside the files of --gold (parquet, base64), beside them,
+With --model, answers go to OUT, and the same command continues after an interruption; then OUT/predictions.jsonl is
+scored, into OUT/score.json and OUT/score.txt. Images are inside the files of --gold (parquet, base64), beside them,
 or below --images.
 
 --score and --gold take JSON, JSON lines, TSV, xlsx and parquet, and may stand several times (POPE's three splits).
@@ -118,17 +118,17 @@ def _run(args: argparse.Namespace) -> int:
     result = score_answers(args.task, answers, counts, notes, settings)
     if args.details is not None:
         write_rows(args.details, result.rows)
-    found, table = result.to_json(), result.table()
+    output, table = result.to_json(), result.table()
     if generation is not None:
         from qwenla_jax.utils.jsonl_store import rewriting, write_json
 
-        found |= {"generation": generation}
+        output |= {"generation": generation}
         wide = max(map(len, generation)) + 2
         table += "\n".join(["\nanswers", *(f"  {name:<{wide}}{number}" for name, number in generation.items())])
-        write_json(args.workdir / "score.json", found)
+        write_json(args.workdir / "score.json", output)
         with rewriting(args.workdir / "score.txt") as (file,):
             file.write(table + "\n")
-    print(json.dumps(found) if args.json else table)
+    print(json.dumps(output) if args.json else table)
     return 0
 
 
@@ -184,6 +184,6 @@ def _instruction(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     except (LookupError, AttributeError, ValueError) as error:
-        told = "expected {question}, {answer} and {text}, and any other brace doubled"
-        raise ValueError(f"{path}: {error}; {told}") from error
+        message = "expected {question}, {answer} and {text}, and any other brace doubled"
+        raise ValueError(f"{path}: {error}; {message}") from error
     return text

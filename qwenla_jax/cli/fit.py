@@ -77,9 +77,9 @@ def define_flags(values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
     flags.DEFINE_string("topology", None, "CHIP:SHAPE: v5e:4x4, v5p:2x2x4, v6e:8x8, h100:8, h200:8", flag_values=values)
     flags.DEFINE_integer(
-        "prompt_tokens", 512, "tokens of a prompt, its picture's included", lower_bound=1, flag_values=values
+        "prompt_tokens", 512, "tokens of a prompt, its image's included", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_string("picture", "640x480", "pixels of a prompt's picture, width x height", flag_values=values)
+    flags.DEFINE_string("image", "640x480", "pixels of a prompt's image, width x height", flag_values=values)
     flags.DEFINE_bool("arithmetic", False, "compile nothing", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object and nothing else", flag_values=values)
     flags.DEFINE_string(
@@ -111,16 +111,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("--config=configs/STAGE.py:PRESET and --topology=CHIP:SHAPE are both needed (or --scale=PATH)")
         options = options_of(args.config)
         topology = parse_topology(args.topology)
-        width, by, height = args.picture.partition("x")
+        width, by, height = args.image.partition("x")
         if not (by and width.isdigit() and height.isdigit()):
-            sys.exit(f"--picture: got {args.picture!r}, expected WIDTHxHEIGHT such as 640x480")
+            sys.exit(f"--image: got {args.image!r}, expected WIDTHxHEIGHT such as 640x480")
         load = Load(args.prompt_tokens, int(width), int(height))
         compiled = topology.chip.is_tpu and not args.arithmetic
-        found = compile_fit(options, topology, load, args.quick) if compiled else estimate(options, topology, load)
+        result = compile_fit(options, topology, load, args.quick) if compiled else estimate(options, topology, load)
         least = smallest(options, topology.chip, load)
     except (ConfigError, ValueError, ModuleNotFoundError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if args.json:
-        print(json.dumps(dataclasses.asdict(found) | {"smallest": least[0].name if least else None}))
+        print(json.dumps(dataclasses.asdict(result) | {"smallest": least[0].name if least else None}))
         return
-    print("\n".join(describe(found, least[0] if least else None)))
+    print("\n".join(describe(result, least[0] if least else None)))

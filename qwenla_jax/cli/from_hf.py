@@ -2,7 +2,7 @@
 
 Streams: bytes are copied from the safetensors files to the checkpoint's chunks, so that memory does not grow with the
 model. All that is missing, unexpected or misshapen is told before anything is written. Interrupted, the same command
-goes on; DST appears when it is whole. Training and sampling take DST wherever they take a Hugging Face folder
+continues; DST appears when it is whole. Training and sampling take DST wherever they take a Hugging Face folder
 (--config.init_from=DST), sharded onto their mesh as they read it.
 """
 

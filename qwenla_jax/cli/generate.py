@@ -1,8 +1,8 @@
-"""Asks a model about pictures: python launch/generate.py --model=DIR --image=FILE --question="How many circles?"
+"""Asks a model about images: python launch/generate.py --model=DIR --image=FILE --question="How many circles?"
 
-Prints the answer by sections, and where the model looked at its pictures again: how many visual tokens were put into
+Prints the answer by sections, and where the model looked at its images again: how many visual tokens were put into
 the sequence once more, which, and how much attention went to visual tokens before and in the reflection. With --json
-one JSON object goes to standard output: text, token_ids, sections, reattention, refused, stopped, seconds.
+one JSON object goes to standard output: text, token_ids, sections, reattention, skipped, stopped, seconds.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, above
 
 def text_argument(text: str) -> str:
     """A text; bytes of a command line that are none become halves of characters."""
-    if (told := half_character(text)) is not None:
-        raise argparse.ArgumentTypeError(f"it {told}")
+    if (message := half_character(text)) is not None:
+        raise argparse.ArgumentTypeError(f"it {message}")
     return text
 
 
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         required=True,
-        help="a picture (PNG, JPEG, ...); give the flag again for each further picture",
+        help="an image (PNG, JPEG, ...); give the flag again for each further image",
     )
     add("--question", metavar="TEXT", type=not_empty, required=True, help="what to ask")
     add(
@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         "attended), vision_only (as copy, and the reflection is closed at once); default: %(default)s",
     )
     add(
-        "--share",
+        "--keep_ratio",
         metavar="SHARE",
         type=number(float, 0, 1),
         default=0.5,
@@ -140,7 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=number(int, 1, 2**26),
         default=None,
-        help="larger pictures are shrunk to so many pixels; default: the checkpoint's own bound",
+        help="larger images are shrunk to so many pixels; default: the checkpoint's own bound",
     )
     said = "text of a system turn; default: no such turn"
     add("--system", metavar="TEXT", type=text_argument, default=None, help=said)
@@ -161,12 +161,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--model: {folder}: no such folder; expected one in Hugging Face format, with a config.json, or tiny"
         )
     import qwenla_jax
-    from qwenla_jax.data.images.decode import open_picture
+    from qwenla_jax.data.images.decode import open_image
     from qwenla_jax.inference.ask import check_checkpoint
 
     try:
         for name in args.image:
-            open_picture(name)  # a wrong file is refused before the checkpoint is read
+            open_image(name)  # a wrong file is refused before the checkpoint is read
     except (ValueError, OSError) as error:
         parser.error(f"--image: {error}")
     try:
@@ -175,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         text = str(error)
         parser.error(f"--model: {text if text.startswith(str(folder)) else f'{folder}: {text}'}")
-    options = ("reattention", "share", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens", "max_pixels")
+    options = ("reattention", "keep_ratio", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens")
+    options += ("max_pixels",)
     try:
         answer = qwenla_jax.ask(
             checkpoint, args.image, args.question, system=args.system, **{name: getattr(args, name) for name in options}

@@ -1,4 +1,4 @@
-"""Computes the step of a capsule again: python launch/replay.py --capsule=WORKDIR/capsules/step_000123
+"""Computes the step of a step dump again: python launch/replay.py --step_dump=WORKDIR/step_dumps/step_000123
 
 A run that ends because its updates were not finite leaves such a folder. Exits with 0 where the step comes out bit for
 bit as it was, with 1 where it does not.
@@ -18,7 +18,7 @@ from qwenla_jax.utils.libtpu import skip_without_tpu
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_string("capsule", None, "folder of the capsule", required=True, flag_values=values)
+    flags.DEFINE_string("step dump", None, "folder of the step dump", required=True, flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from qwenla_jax.tools.replay import replay
 
     try:
-        found = replay(Path(args.capsule))
+        result = replay(Path(args.step_dump))
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print(found)
-    sys.exit(0 if found.reproduced else 1)
+    print(result)
+    sys.exit(0 if result.reproduced else 1)

@@ -1,6 +1,6 @@
 """All five stages on the embedded default: python launch/pipeline.py --workdir=DIR
 
-What is found in DIR is gone on with: a stage whose result is there, made with the same settings, is skipped. At the end
+What is found in DIR is resumed: a stage whose result is there, made with the same settings, is skipped. At the end
 DIR/table.md and DIR/table.json tell accuracy by question type, format, reflections, hallucinated objects and attention
 on visual tokens for the base model, the cold start, Qwen-Zero, and text-only, COPY, ROUTE and vision-only reflection.
 
@@ -37,7 +37,7 @@ SEEDS = 3
 
 # A response about a marked scene has at most 110 tokens, a plain one 67, a reflection in the mean 13.
 STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
-# Steps of a study's stages. From a base model that reads pictures the format is learned in a fraction of the steps that
+# Steps of a study's stages. From a base model that reads images the format is learned in a fraction of the steps that
 # it takes from random parameters.
 STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 160, "sft_route": 160}
 STUDY_QUESTIONS = 2000  # of the distillation
@@ -153,12 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: flags.FlagValues, workdir: Path) -> None:
-    """Runs the pipeline, or a study's, one seed after the other; ends the process where that cannot go on."""
+    """Runs the pipeline, or a study's, one seed after the other; ends the process where that cannot continue."""
     from qwenla_jax.run.checkpoints import SaveError
     from qwenla_jax.run.signals import Stopped
     from qwenla_jax.study.pipeline import run_pipeline, table
     from qwenla_jax.train.health import Failed
-    from qwenla_jax.train.loop import Refused
+    from qwenla_jax.train.loop import RunRefused
 
     first, begin = settings(args), time.perf_counter()
     seeds = range(first.seed, first.seed + (args.seeds or SEEDS)) if args.study else [first.seed]
@@ -169,7 +169,7 @@ def run(args: flags.FlagValues, workdir: Path) -> None:
             result = run_pipeline(
                 dataclasses.replace(first, seed=seed), own, lambda line: print(line, flush=True), base_in=workdir
             )
-        except (Refused, Failed, SaveError) as error:
+        except (RunRefused, Failed, SaveError) as error:
             sys.exit(str(error))
         except Stopped as stopped:
             print(stopped, file=sys.stderr)

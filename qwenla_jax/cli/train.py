@@ -24,12 +24,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "check_data",
         False,
-        "read every record, name the broken ones and the leaked pictures, and leave (1 if any)",
+        "read every record, name the broken ones and the leaked images, and leave (1 if any)",
         flag_values=values,
     )
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
     flags.DEFINE_bool(
-        "doctor", False, "take three steps in no folder, say what was found, and leave", flag_values=values
+        "preflight", False, "take three steps in no folder, say what was found, and leave", flag_values=values
     )
     flags.DEFINE_bool("dry_run", False, "say what the run would be, load nothing, and leave", flag_values=values)
     flags.DEFINE_bool(
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.against and not args.check_data:
         sys.exit("--against: nothing is compared without --check_data")
     workdir = Path(args.workdir or Path("runs") / options.stage).absolute()
-    if not (args.workdir or args.dry_run or args.check_data or args.doctor):
+    if not (args.workdir or args.dry_run or args.check_data or args.preflight):
         print(f"--workdir is not given: the run is in {workdir}", flush=True)
     # After the check: a wrong key is refused before jax starts.
     from qwenla_jax.run.checkpoints import SaveError
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from qwenla_jax.tools.dry_run import describe_run
     from qwenla_jax.tools.preflight import examine
     from qwenla_jax.train.health import Failed
-    from qwenla_jax.train.loop import Refused, run
+    from qwenla_jax.train.loop import RunRefused, run
 
     if args.distributed:
         import jax
@@ -82,21 +82,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             try:
                 print("\n".join(describe_run(options)))
             except (ValueError, OSError, ModuleNotFoundError) as error:
-                raise Refused(f"{type(error).__name__}: {error}") from error
+                raise RunRefused(f"{type(error).__name__}: {error}") from error
             return
         if args.check_data:
             try:
-                found = check_data(options, args.against)
+                result = check_data(options, args.against)
             except (ValueError, OSError, ModuleNotFoundError) as error:
-                raise Refused(f"{type(error).__name__}: {error}") from error
-            print(found.text())
-            sys.exit(0 if found.ok else 1)
-        if args.doctor:
+                raise RunRefused(f"{type(error).__name__}: {error}") from error
+            print(result.text())
+            sys.exit(0 if result.ok else 1)
+        if args.preflight:
             checks = examine(options)
             print("\n".join(map(str, checks)))
-            sys.exit(0 if all(check.ok for check in checks) else "the doctor advises against this run")
+            sys.exit(0 if all(check.ok for check in checks) else "preflight advises against this run")
         run(options, workdir)
-    except (Refused, Failed, SaveError) as error:
+    except (RunRefused, Failed, SaveError) as error:
         sys.exit(str(error))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

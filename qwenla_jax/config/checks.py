@@ -49,8 +49,8 @@ def relations(options: RunOptions) -> Iterator[str]:
     own = options.rewards
     if options.stage == "brpo" and not (own.format or own.accuracy or own.balance or own.overlong or own.extra):
         yield "config.rewards: all weights are 0, expected at least one above 0"
-    if own.math and own.match == "bare":
-        yield "config.rewards.math: bare compares letter by letter; expected match=usual, or no math"
+    if own.math and own.match == "exact":
+        yield "config.rewards.math: bare compares letter by letter; expected match=normalized, or no math"
     if own.math and importlib.util.find_spec("math_verify") is None:
         yield "config.rewards.math: math-verify is not installed; the extra `math` brings it"
     if options.rewards.overlong and not 0 < options.rewards.overlong_buffer <= data.max_response_tokens:
@@ -58,8 +58,8 @@ def relations(options: RunOptions) -> Iterator[str]:
             f"config.rewards.overlong_buffer: got {options.rewards.overlong_buffer}, expected 1 to "
             f"config.data.max_response_tokens ({data.max_response_tokens})"
         )
-    if options.brpo.resample_rounds and not options.brpo.drop_equal_groups:
-        yield "config.brpo.resample_rounds: nothing is resampled without config.brpo.drop_equal_groups"
+    if options.brpo.resample_rounds and not options.brpo.drop_zero_std_groups:
+        yield "config.brpo.resample_rounds: nothing is resampled without config.brpo.drop_zero_std_groups"
     if options.brpo.reward_total == "normalised" and options.brpo.scale != "group":
         yield f"config.brpo.scale: got {options.brpo.scale!r}, expected 'group' with reward_total=normalised"
     for text in options.rewards.extra:
@@ -85,9 +85,9 @@ def paths(options: RunOptions) -> Iterator[str]:
     for key, source in (("source", options.data.source), ("eval_source", options.data.eval_source)):
         if source is None:
             continue
-        found = list(spec.problems(source))
-        yield from (f"config.data.{key}: {problem}" for problem in found)
-        if not found and any(part.reader == "easy_vqa" for part in spec.parse(source)):
+        result = list(spec.problems(source))
+        yield from (f"config.data.{key}: {problem}" for problem in result)
+        if not result and any(part.reader == "easy_vqa" for part in spec.parse(source)):
             if importlib.util.find_spec("easy_vqa") is None:
                 yield f"config.data.{key}: easy_vqa is not installed; the extra `demo` brings it"
 

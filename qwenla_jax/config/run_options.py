@@ -22,25 +22,25 @@ MOST_SECONDS = 10**6
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Questions, their pictures and how they are cut to size."""
+    """Questions, their images and how they are cut to size."""
 
     source: str | None = option(
         "scenes",
         "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a "
         "dataset as NAME:PATH (we_math, mathvision, scemqa, polymath, geometry3k, llava_cot, parquet) with filters "
-        "behind it (#max_options=N&pictures=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
+        "behind it (#max_options=N&images=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
     )
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
-    max_broken: int = option(
+    max_invalid: int = option(
         0,
         "so many records may be unusable (unreadable, too long, without a right answer): they are left out, the next "
-        "one takes their place, and data/broken counts them; 0: the first one ends the run",
+        "one takes their place, and data/invalid counts them; 0: the first one ends the run",
         low=0,
     )
     leaks: str = option(
         "warn",
-        "when pictures of the evaluation are in the training data: warn (compares ids, files and COCO's numbers before "
-        "the first step), refuse (compares looks too, which opens every picture), ignore",
+        "when images of the evaluation are in the training data: warn (compares ids, files and COCO's numbers before "
+        "the first step), refuse (compares looks too, which opens every image), ignore",
         choices=("warn", "refuse", "ignore"),
     )
     size: int | None = option(None, "train on only this many of the source's questions; none: all of them", low=1)
@@ -63,10 +63,10 @@ class DataOptions:
     )
     max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
     min_pixels: int | None = option(
-        None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+        None, "enlarge images with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
     )
     max_pixels: int | None = option(
-        None, "shrink pictures with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+        None, "shrink images with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
     )
     system: str | None = option(None, "system prompt; none: no system turn")
     length_group: int = option(
@@ -163,10 +163,10 @@ class BrpoOptions:
         "over the batch (GDPO)",
         choices=("raw", "normalised"),
     )
-    drop_equal_groups: bool = option(False, "leave out questions whose responses all earned the same")
+    drop_zero_std_groups: bool = option(False, "leave out questions whose responses all earned the same")
     resample_rounds: int = option(
         0,
-        "with drop_equal_groups: sample at most so many further batches of questions to take their place (DAPO)",
+        "with drop_zero_std_groups: sample at most so many further batches of questions to take their place (DAPO)",
         low=0,
         high=1024,
     )
@@ -175,7 +175,7 @@ class BrpoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ReattentionOptions:
-    """Whether reflections look at the pictures again, in sampling, training and evaluation alike."""
+    """Whether reflections look at the images again, in sampling, training and evaluation alike."""
 
     mode: str = option(
         "none",
@@ -183,7 +183,7 @@ class ReattentionOptions:
         " vision_only (as copy, and the reflection is closed at once)",
         choices=("none", "copy", "route", "vision_only"),
     )
-    share: float = option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
+    keep_ratio: float = option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
     form: str = option(
         "compact",
         "route: put in the kept tokens only, or all of them with a bias that hides the rest",
@@ -196,12 +196,12 @@ class ReattentionOptions:
         None, "most inserted tokens of a response; none: no such limit", low=0, high=MOST_TOKENS
     )
     rows_at_once: int = option(
-        8, "sampling: rows that wait for their pictures are served together, so many", low=1, high=MOST_ROWS
+        8, "sampling: rows that wait for their images are served together, so many", low=1, high=MOST_ROWS
     )
-    delimiters: bool = option(True, "put the vision delimiters around the pictures again")
+    delimiters: bool = option(True, "put the vision delimiters around the images again")
     positions: str = option(
         "again",
-        "again: the pictures take the next positions, as if given a second time; original: those in the prompt",
+        "again: the images take the next positions, as if given a second time; original: those in the prompt",
         choices=("again", "original"),
     )
 
@@ -229,9 +229,9 @@ class RewardOptions:
     )
     balance_only_if_correct: bool = option(False, "give the balance reward only to responses with the right answer")
     match: str = option(
-        "usual",
+        "normalized",
         "a conclusion is right in one of the usual writings of the answer, or bare: letter by letter, the paper's form",
-        choices=("usual", "bare"),
+        choices=("normalized", "exact"),
     )
     math: bool = option(
         False, "expressions that are equal by algebra are right too, while training; needs the extra `math`"
@@ -282,7 +282,7 @@ class CheckpointOptions:
 class GuardOptions:
     """What a run does about trouble."""
 
-    check_first_step: bool = option(True, "refuse to go on where the first step of BRPO is not what it should be")
+    check_first_step: bool = option(True, "refuse to continue where the first step of BRPO is not what it should be")
     max_skipped: int = option(10, "end the run after so many updates in a row that were not finite or empty", low=1)
     stall_s: float | None = option(
         1800.0,
@@ -327,12 +327,12 @@ class RunOptions:
         "cudnn (GPU, bfloat16)",
         choices=("auto", "xla", "splash", "cudnn"),
     )
-    data: DataOptions = group(DataOptions, "questions and pictures")
+    data: DataOptions = group(DataOptions, "questions and images")
     optim: OptimOptions = group(OptimOptions, "optimizer")
     lora: LoraOptions = group(LoraOptions, "low-rank adapters instead of whole parameters")
     brpo: BrpoOptions = group(BrpoOptions, "BRPO; unused in stage sft")
     rewards: RewardOptions = group(RewardOptions, "rewards; unused in stage sft")
-    reattention: ReattentionOptions = group(ReattentionOptions, "looking at the pictures again")
+    reattention: ReattentionOptions = group(ReattentionOptions, "looking at the images again")
     mesh: MeshOptions = group(MeshOptions, "devices")
     eval: EvalOptions = group(EvalOptions, "evaluation")
     checkpoint: CheckpointOptions = group(CheckpointOptions, "checkpoints")

@@ -198,13 +198,13 @@ def describe(options: Any, flag: str = "config") -> str:
 
 def _group_helps(cls: type, prefix: str = "") -> dict[str, str]:
     """Help of every group of settings, those within groups too, by its key."""
-    found = {}
+    result = {}
     hints = _hints(cls)
     for field in dataclasses.fields(cls):
-        found[prefix + field.name] = field.metadata["help"]
+        result[prefix + field.name] = field.metadata["help"]
         if dataclasses.is_dataclass(hints[field.name]):
-            found |= _group_helps(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
-    return found
+            result |= _group_helps(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+    return result
 
 
 def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str]) -> list[str]:
@@ -218,14 +218,14 @@ def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str]) -> 
       free: keys, or groups of keys, that may differ.
     """
     defaults, old, new = _flat(to_dict(type(options)())), _flat(saved), _flat(to_dict(options))
-    found = []
+    result = []
     for key in sorted({*old, *new}):
         if any(key == name or key.startswith(name + ".") for name in free):
             continue
         a, b = (side.get(key, defaults.get(key, "(absent)")) for side in (old, new))
         if a != b:
-            found.append(f"config.{key}: {a!r} in the folder, {b!r} now")
-    return found
+            result.append(f"config.{key}: {a!r} in the folder, {b!r} now")
+    return result
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -285,8 +285,8 @@ def _checked(leaf: Leaf, value: Any) -> Any:
         return None  # flags cannot spell None: an empty text or an infinite number stands for it
     if leaf.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.copysign(1e300, value)
-    if isinstance(value, str) and (told := half_character(value)) is not None:
-        raise ConfigError(told)
+    if isinstance(value, str) and (message := half_character(value)) is not None:
+        raise ConfigError(message)
     choices = leaf.field.metadata["choices"]
     if leaf.type == tuple[str, ...]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):

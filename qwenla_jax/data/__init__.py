@@ -1,1 +1,1 @@
-"""Data: sources of records, pictures as patches, batches."""
+"""Data: sources of records, images as patches, batches."""

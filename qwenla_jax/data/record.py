@@ -17,7 +17,7 @@ class Clip:
     """A video of a record.
 
     Attributes:
-      frames: uint8 [F, H, W, 3], or pictures of one size.
+      frames: uint8 [F, H, W, 3], or images of one size.
       fps: frames a second, of these frames.
       total_pixels: bound on all steps together, see `video_to_patches`; None for none.
     """
@@ -29,16 +29,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Record:
-    """One question about pictures.
+    """One question about images.
 
     Attributes:
       id: unique within its source.
-      images: the pictures, RGB, of any size.
-      question: the user's text, without any placeholder of a picture.
+      images: the images, RGB, of any size.
+      question: the user's text, without any placeholder of an image.
       answer: the right answer, bare.
       response: a response in the paper's answer format for supervised training; None where there is none.
       kind: type of the question, for accuracy by type.
-      videos: the videos, after the pictures and before the question.
+      videos: the videos, after the images and before the question.
       options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
     """
 

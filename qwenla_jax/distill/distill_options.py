@@ -30,13 +30,13 @@ KEEP = ("first", "shortest", "all")
 MAX_SAMPLES = 256  # sample g of question i has the number 256 i + g, so that a larger k keeps the first samples
 MAX_QUESTIONS = 2**32 // MAX_SAMPLES  # a sample's number is a uint32
 
-# What may change between the run that began a folder and the one that goes on with it: how fast, on what, for how
+# What may change between the run that began a folder and the one that resumes it: how fast, on what, for how
 # much money. The samples do not depend on it, nor does the verdict on an answer that every judge was asked about.
 FREE_KEYS = (
     "preset",
     "mesh",
     "data.batch_size",
-    "data.max_broken",
+    "data.max_invalid",
     *(
         f"judges.{name}"
         for name in ("base_url", "api_key_env", "timeout_s", "retries", "backoff_s", "parallel", "max_requests")
@@ -47,16 +47,16 @@ FREE_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOptions:
-    """Questions, their pictures and how they are cut to size."""
+    """Questions, their images and how they are cut to size."""
 
     source: str | None = option(
         "scenes",
         "questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer}, a dataset as "
         "NAME:PATH, or a mixture, as in training; nothing is held out but what a dataset holds out itself",
     )
-    max_broken: int = option(
+    max_invalid: int = option(
         0,
-        "so many records may be unusable, and are left out (all pictures are opened first); 0: one ends the run",
+        "so many records may be unusable, and are left out (all images are opened first); 0: one ends the run",
         low=0,
     )
     size: int | None = option(2000, "answer only the first so many; none: all", low=1)
@@ -66,10 +66,10 @@ class QuestionOptions:
     )
     max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
     min_pixels: int | None = option(
-        None, "enlarge pictures with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+        None, "enlarge images with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
     )
     max_pixels: int | None = option(
-        None, "shrink pictures with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+        None, "shrink images with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
     )
     system: str | None = option(None, "system prompt; none: no system turn")
 
@@ -110,9 +110,7 @@ class JudgeOptions:
     min_votes: int = option(1, "and where fewer than so many say anything (a judge that fails abstains)", low=1)
     temperature: float | None = option(0.0, "sent with each request; none: left out", low=0)
     max_reply_tokens: int | None = option(512, "sent as max_tokens; none: left out", low=1)
-    max_side: int = option(
-        1024, "longer side in pixels to which the picture that is sent is shrunk", low=28, high=2**14
-    )
+    max_side: int = option(1024, "longer side in pixels to which the image that is sent is shrunk", low=28, high=2**14)
     timeout_s: float = option(120.0, "seconds until a request counts as failed", above=0, high=MOST_SECONDS)
     retries: int = option(4, "further attempts where one may help: no answer, 408, 409, 425, 429, 5xx", low=0, high=100)
     backoff_s: float = option(
@@ -123,7 +121,7 @@ class JudgeOptions:
     max_cost: float | None = option(
         None, "stop judging when the folder's cost is this much; up to config.judges.parallel requests go over", above=0
     )
-    price_prompt: float = option(0.0, "price of a million prompt tokens, pictures included, for the cost", low=0)
+    price_prompt: float = option(0.0, "price of a million prompt tokens, images included, for the cost", low=0)
     price_completion: float = option(0.0, "price of a million tokens of the judges' replies", low=0)
 
 
@@ -138,11 +136,11 @@ class DistillOptions:
     )
     dtype: str = option("float32", "type that is computed in", choices=DTYPES)
     param_dtype: str = option("float32", "type that parameters are kept in", choices=DTYPES)
-    data: QuestionOptions = group(QuestionOptions, "questions and pictures")
+    data: QuestionOptions = group(QuestionOptions, "questions and images")
     sampling: SamplingOptions = group(SamplingOptions, "sampling")
     verify: VerifyOptions = group(VerifyOptions, "verification")
     judges: JudgeOptions = group(JudgeOptions, "external judges; unused unless verify.verifiers names them")
-    reattention: ReattentionOptions = group(ReattentionOptions, "looking at the pictures again")
+    reattention: ReattentionOptions = group(ReattentionOptions, "looking at the images again")
     mesh: MeshOptions = group(MeshOptions, "devices")
 
 

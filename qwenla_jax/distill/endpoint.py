@@ -145,7 +145,7 @@ class Endpoint:
         half = [end for end in ends if any(secret.lower().startswith(end.lower()) for secret in self._secrets)]
         return text[: -len(half[-1])] + "[secret]" if half else text
 
-    def told(self, body: bytes, most: int = 200) -> str:
+    def message(self, body: bytes, most: int = 200) -> str:
         """What a body says, for a message: on one line, without secrets and control characters."""
         return in_brief(self.scrub(body.decode("utf-8", "replace")), most)
 
@@ -181,13 +181,13 @@ class Endpoint:
         loop.stop()
 
     async def _post(self, body: bytes) -> Reply:
-        status, pause, got, encoding = 0, 0.0, bytearray(), ""
+        status, check_stop, got, encoding = 0, 0.0, bytearray(), ""
         try:
             async with asyncio.timeout(self._timeout_s):
                 if self._client is None:
                     self._client = _make_client(self._headers, self._timeout_s)
                 async with self._client.stream("POST", self.url, content=body) as response:
-                    pause = _seconds(response.headers.get("Retry-After", ""))
+                    check_stop = _seconds(response.headers.get("Retry-After", ""))
                     encoding = response.headers.get("Content-Encoding", "identity")
                     status = response.status_code
                     most = LARGEST_REPLY if response.is_success else LARGEST_ERROR
@@ -205,7 +205,7 @@ class Endpoint:
             raise Trouble(f"a reply of more than {LARGEST_REPLY} bytes")
         if status < 300 and encoding.lower() != "identity":
             raise Trouble(f"a reply in the encoding {visible(encoding)[:40]}, which was not asked for")
-        return Reply(status, pause, bytes(got))
+        return Reply(status, check_stop, bytes(got))
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -240,10 +240,10 @@ def _spellings(secrets: list[str]) -> list[str]:
 
 
 def _proxy_passwords() -> list[str]:
-    found = []
+    result = []
     for url in urllib.request.getproxies().values():
         userinfo, at, _ = url.rpartition("@")
         if at:
             password = userinfo.rpartition("/")[2].partition(":")[2]
-            found += [password, urllib.parse.unquote(password)]
-    return found
+            result += [password, urllib.parse.unquote(password)]
+    return result

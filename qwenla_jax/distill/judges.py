@@ -1,6 +1,6 @@
 """External judges behind an OpenAI-compatible endpoint: asking, what it costs, and remembering what was said.
 
-Paper, the pipeline: 4 models judge each answer. Paper silent, ours: what they are asked, and that they see the picture,
+Paper, the pipeline: 4 models judge each answer. Paper silent, ours: what they are asked, and that they see the image,
 the question, the right answer and the response.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qwenla_jax.data.images.decode import open_picture
+from qwenla_jax.data.images.decode import open_image
 from qwenla_jax.distill.distill_options import JudgeOptions
 from qwenla_jax.distill.endpoint import Endpoint, Reply, Trouble
 from qwenla_jax.distill.verify import Vote
@@ -125,9 +125,9 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
-def _usage(told: Any) -> dict[str, int | None]:
+def _usage(message: Any) -> dict[str, int | None]:
     """The tokens of a request as an endpoint reports them; None where it reports no numbers, or absurd ones."""
-    tokens = {name: told.get(name) if isinstance(told, dict) else None for name in _USAGE}
+    tokens = {name: message.get(name) if isinstance(message, dict) else None for name in _USAGE}
     return tokens if all(map(_is_count, tokens.values())) else dict.fromkeys(_USAGE)
 
 
@@ -140,21 +140,21 @@ def request_key(options: JudgeOptions, model: str, row: Row, instruction: str = 
 
 def read_verdict(reply: str) -> Vote:
     """The verdict in a reply: the last in the form asked for, or the bare word; without one the judge abstains."""
-    found = _VERDICT.findall(reply)
+    result = _VERDICT.findall(reply)
     bare = _BARE.fullmatch(reply)
-    if not found and not bare:
+    if not result and not bare:
         return Vote.ABSTAIN
-    word = found[-1] if found else bare[1]  # type: ignore[index]
+    word = result[-1] if result else bare[1]  # type: ignore[index]
     return Vote(word.lower())
 
 
-def picture_url(path: Path, max_side: int) -> str:
-    """The picture as a data URL of a PNG whose longer side is at most `max_side` pixels.
+def image_url(path: Path, max_side: int) -> str:
+    """The image as a data URL of a PNG whose longer side is at most `max_side` pixels.
 
     Raises:
-      ValueError: the file is no picture that can be read.
+      ValueError: the file is no image that can be read.
     """
-    image = open_picture(path)
+    image = open_image(path)
     image.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
     image.save(buffer, format="png")
@@ -162,11 +162,11 @@ def picture_url(path: Path, max_side: int) -> str:
 
 
 def request_body(
-    options: JudgeOptions, model: str, row: Row, picture: str, instruction: str = _INSTRUCTION
+    options: JudgeOptions, model: str, row: Row, image: str, instruction: str = _INSTRUCTION
 ) -> dict[str, Any]:
-    """The JSON that is sent: one user turn with the picture, where there is one, and the instruction."""
+    """The JSON that is sent: one user turn with the image, where there is one, and the instruction."""
     text = instruction.format(**{name: row[name] for name in ("question", "answer", "text")})
-    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}}] if picture else []
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}}] if image else []
     content.append({"type": "text", "text": text})
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": content}]}
     if options.temperature is not None:
@@ -179,9 +179,9 @@ def request_body(
 class _Failed(Exception):
     """A request came to nothing; `again` says whether it may succeed later, `pause` how long the endpoint wants."""
 
-    def __init__(self, message: str, again: bool, hopeless: bool = False, pause: float = 0.0) -> None:
+    def __init__(self, message: str, again: bool, hopeless: bool = False, check_stop: float = 0.0) -> None:
         super().__init__(message)
-        self.again, self.hopeless, self.pause = again, hopeless, pause
+        self.again, self.hopeless, self.check_stop = again, hopeless, check_stop
 
 
 class Judges:
@@ -234,21 +234,21 @@ class Judges:
 
     def votes(self, row: Row) -> tuple[Vote, ...]:
         """The votes on one answer, a row of the log of samples, in the order of the models; no image: none is sent."""
-        picture = ""
+        image = ""
         votes = []
         for model in self._options.models:
             key = request_key(self._options, model, row, self._instruction)
             vote = self._log.vote(key)
             if vote is None and self.stopped is None:
                 if row["image"] is not None:
-                    picture = picture or picture_url(self._workdir / row["image"], self._options.max_side)
-                self._ask(model, key, row, picture)
+                    image = image or image_url(self._workdir / row["image"], self._options.max_side)
+                self._ask(model, key, row, image)
             votes.append(self._log.said(key))
         return tuple(votes)
 
-    def _ask(self, model: str, key: str, row: Row, picture: str) -> None:
+    def _ask(self, model: str, key: str, row: Row, image: str) -> None:
         """Asks one judge, retrying, and logs how it came out; nothing is logged where no request was sent."""
-        body = json.dumps(request_body(self._options, model, row, picture, self._instruction)).encode()
+        body = json.dumps(request_body(self._options, model, row, image, self._instruction)).encode()
         about = {"key": key, "id": row["id"], "sample": row["sample"], "model": model}
         sent, error = 0, ""
         for attempt in range(self._options.retries + 1):
@@ -263,7 +263,7 @@ class Judges:
                     self.stop(f"{self._endpoint.url} does not serve {model}: {error}")
                 if not failed.again or attempt == self._options.retries:
                     break
-                self._sleep(min(max(self._options.backoff_s * 2**attempt, failed.pause), _LONGEST_PAUSE))
+                self._sleep(min(max(self._options.backoff_s * 2**attempt, failed.check_stop), _LONGEST_PAUSE))
                 continue
             self._finish(about | {"vote": read_verdict(reply), "reply": reply, "requests": sent, **usage}, sent)
             return
@@ -302,8 +302,8 @@ class Judges:
             raise _Failed(str(error), again=True) from error
         if reply.status >= 300:
             again = reply.status in _PASSING or reply.status >= 500
-            told = f"HTTP {reply.status}: {self._endpoint.told(reply.body)}"
-            raise _Failed(told, again, reply.status in _HOPELESS, reply.retry_after_s)
+            message = f"HTTP {reply.status}: {self._endpoint.told(reply.body)}"
+            raise _Failed(message, again, reply.status in _HOPELESS, reply.retry_after_s)
         try:
             text, usage = read_completion(reply)
         except ValueError as error:
@@ -317,12 +317,12 @@ def read_completion(reply: Reply) -> tuple[str, dict[str, int | None]]:
     Raises:
       ValueError: it is none.
     """
-    found = json_files.loads(reply.body, "reply")
+    result = json_files.loads(reply.body, "reply")
     try:
-        text = found["choices"][0]["message"]["content"]
+        text = result["choices"][0]["message"]["content"]
         if isinstance(text, list):  # some servers send parts
             text = "".join(part.get("text", "") for part in text)
-        usage = _usage(found.get("usage"))
+        usage = _usage(result.get("usage"))
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError("reply: not a chat completion") from error
     if text is None:

@@ -55,20 +55,20 @@ def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Ju
     """Asks whatever has to be asked, several questions at once; yields the number of questions done."""
     done = 0
     with ThreadPoolExecutor(options.judges.parallel) as pool:
-        waiting: collections.deque[Future[list[Assessed]]] = collections.deque()
+        pending: collections.deque[Future[list[Assessed]]] = collections.deque()
         try:
             for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):
                 if judges.stopped is not None:
                     break
-                waiting.append(pool.submit(assess_group, rows, options, log, judges))
+                pending.append(pool.submit(assess_group, rows, options, log, judges))
                 jsonl_store.check_there(workdir)
-                while len(waiting) >= 4 * options.judges.parallel:
-                    waiting.popleft().result()
+                while len(pending) >= 4 * options.judges.parallel:
+                    pending.popleft().result()
                     done += 1
                     yield done
-            while waiting:
+            while pending:
                 jsonl_store.check_there(workdir)
-                waiting.popleft().result()
+                pending.popleft().result()
                 done += 1
                 yield done
         finally:
@@ -82,12 +82,12 @@ def read_corrections(workdir: Path) -> dict[str, str]:
     Raises:
       StoreError: a line is none that `take_back` wrote.
     """
-    found, path = {}, workdir / jsonl_store.CORRECTIONS
+    result, path = {}, workdir / jsonl_store.CORRECTIONS
     for number, row in jsonl_store.read_rows(path):
         if not (isinstance(row.get("id"), str) and isinstance(row.get("response"), str)):
             raise jsonl_store.StoreError(f"{path}:{number}: expected an id and a response, each a text")
-        found[row["id"]] = row["response"]
-    return found
+        result[row["id"]] = row["response"]
+    return result
 
 
 def queue_row(rows: list[Row], assessed: list[Assessed]) -> Row:
@@ -167,9 +167,9 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
         "queue": count["queue"],
     }
     if "judges" in options.verify.verifiers:
-        told = (*(vote.value for vote in Vote), "failed")
+        message = (*(vote.value for vote in Vote), "failed")
         summary["judges"] = {
-            "votes": {model: {name: counter[name] for name in told} for model, counter in votes.items()},
+            "votes": {model: {name: counter[name] for name in message} for model, counter in votes.items()},
             "requests": log.requests,
             "prompt_tokens": log.prompt_tokens,
             "completion_tokens": log.completion_tokens,

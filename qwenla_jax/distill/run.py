@@ -1,4 +1,4 @@
-"""A distillation run from its questions to its summary; a folder that holds part of one is gone on with."""
+"""A distillation run from its questions to its summary; a folder that holds part of one is resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwenla_jax.distill.judges import JudgeLog, Judges
 from qwenla_jax.distill.results import ask_judges, summary_text, write_results
 from qwenla_jax.distill.sample_answers import done_questions, generate
 from qwenla_jax.inference.runtime import build
-from qwenla_jax.train.loop import Refused
+from qwenla_jax.train.loop import RunRefused
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.progress import Progress
 
@@ -36,13 +36,15 @@ def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
         with jsonl_store.locked(workdir):
             return _run(options, workdir)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise Refused(f"{type(error).__name__}: {error}") from error
+        raise RunRefused(f"{type(error).__name__}: {error}") from error
 
 
 def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
     saved = jsonl_store.read_settings(workdir)
-    if saved is not None and (found := differences(saved, options, FREE_KEYS)):
-        raise jsonl_store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n" + "\n".join(found))
+    if saved is not None and (result := differences(saved, options, FREE_KEYS)):
+        raise jsonl_store.StoreError(
+            f"{workdir} belongs to other settings; take another workdir:\n" + "\n".join(result)
+        )
     if saved is None and (workdir / jsonl_store.SAMPLES).is_file():
         raise jsonl_store.StoreError(
             f"{workdir}: {jsonl_store.SETTINGS} is missing, so nobody knows what {jsonl_store.SAMPLES} is of"
@@ -50,10 +52,16 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
     # All of a file: nothing is held out from what is answered.
     data = options.data
     source = make_source(
-        data.source or "", "train", seed=options.seed, size=data.size, whole=True, max_broken=data.max_broken, once=True
+        data.source or "",
+        "train",
+        seed=options.seed,
+        size=data.size,
+        whole=True,
+        max_invalid=data.max_invalid,
+        once=True,
     )
-    if data.max_broken:
-        source = readable(source, data.max_broken)
+    if data.max_invalid:
+        source = readable(source, data.max_invalid)
     done = done_questions(workdir, options, source)
     if saved is not None:
         print(
@@ -71,7 +79,7 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
     summary = write_results(workdir, options, log)
     print(summary_text(summary))
     if stopped is not None:
-        print(f"judging stopped: {stopped}. The same command goes on from here.")
+        print(f"judging stopped: {stopped}. The same command continues from here.")
     print(f"results in {workdir}")
     return summary
 
@@ -81,7 +89,7 @@ def _sample(options: DistillOptions, workdir: Path, done: int, source: Any) -> N
     rows, k = options.data.batch_size, options.sampling.samples
     total = -(-len(source) // rows)
     progress = Progress(total, done // rows)
-    resumed = f", going on after question {done}" if done else ""
+    resumed = f", continuing after question {done}" if done else ""
     progress.note(f"distill: {len(source)} questions of {options.data.source}, {k} answers each{resumed}; {workdir}")
 
     def tell(count: int) -> None:

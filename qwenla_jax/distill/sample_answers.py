@@ -1,4 +1,4 @@
-"""Sampling: k answers to each question, in batches, into a log that a killed run goes on with.
+"""Sampling: k answers to each question, in batches, into a log that a killed run resumes.
 
 Sample g of question i is drawn with the key (seed, 0, 256 i + g): it depends on the settings, i and g alone, not on the
 batch's size, on k, or on where a run was interrupted. Batches begin at multiples of their size also after a restart,
@@ -15,7 +15,7 @@ import numpy as np
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
-from qwenla_jax.data.sources.factory import picture_files
+from qwenla_jax.data.sources.factory import image_files
 from qwenla_jax.distill.distill_options import MAX_SAMPLES, DistillOptions
 from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime
@@ -59,21 +59,21 @@ def done_questions(workdir: Path, options: DistillOptions, source: RecordSource)
     return whole
 
 
-def picture_namer(source: RecordSource, workdir: Path) -> Callable[[Record], str]:
-    """Where a record's picture is, relative to the run's folder; drawn pictures, and those inside of other files, are
-    written there. Pictures in files of their own stay where they are.
+def image_namer(source: RecordSource, workdir: Path) -> Callable[[Record], str]:
+    """Where a record's image is, relative to the run's folder; drawn images, and those inside of other files, are
+    written there. Images in files of their own stay where they are.
 
     Raises (when called):
-      ValueError: a record with no picture or with several.
+      ValueError: a record with no image or with several.
     """
     paths = {
         name: Path(os.path.relpath(path.absolute(), workdir.absolute())).as_posix()
-        for name, path in picture_files(source).items()
+        for name, path in image_files(source).items()
     }
 
     def place(record: Record) -> str:
         if len(record.images) != 1:
-            raise ValueError(f"record {record.id!r} has {len(record.images)} pictures, expected 1")
+            raise ValueError(f"record {record.id!r} has {len(record.images)} images, expected 1")
         if record.id in paths:
             return paths[record.id]
         image = jsonl_store.image_name(record.id)
@@ -106,7 +106,7 @@ def generate(
     drawing, rows = options.sampling, options.data.batch_size
     sampler = runtime.sampler(runtime.sample_options(drawing.samples, drawing.temperature, drawing.top_p))
     buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
-    place = picture_namer(source, workdir)
+    place = image_namer(source, workdir)
     for first in range(done, len(source), rows):
         examples = [to_example(source[i]) for i in range(first, min(first + rows, len(source)))]
         vision, prompts = runtime.collate_prompts(examples, buckets, rows)

@@ -179,14 +179,14 @@ def assess(
     if keep == "shortest":
         order.sort(key=lambda number: (tokens[number], number))
     kept: list[int] = []
-    waiting = False
+    pending = False
     for number in order:
         if keep == "all":
             if any(texts[number] == texts[other] for other in kept):
                 continue  # the same text again teaches nothing
         elif kept:
             continue
-        elif waiting:
+        elif pending:
             status[number] = Status.PENDING
             continue
         if "judges" in names:
@@ -194,7 +194,7 @@ def assess(
             verdicts[number].append(verdict)
             if not verdict.passed:
                 status[number] = Status.PENDING if verdict.passed is None else Status.REJECTED
-                waiting = waiting or verdict.passed is None
+                pending = pending or verdict.passed is None
                 continue
         status[number] = Status.ACCEPTED
         kept.append(number)

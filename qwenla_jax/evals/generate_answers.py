@@ -1,4 +1,4 @@
-"""Answers of a model to a benchmark's questions, in a folder that a killed run goes on with.
+"""Answers of a model to a benchmark's questions, in a folder that a killed run resumes.
 
 Batches are made of questions of similar size, the largest first, so that few shapes are compiled and what does not fit
 into memory fails at once. They go to a log in that order; when all are there, the predictions are written in the
@@ -35,7 +35,7 @@ PREDICTIONS = "predictions.jsonl"
 UNUSABLE = "unusable.jsonl"
 SUMMARY = "generation.json"
 _FREE = ("missing",)  # no answer depends on it
-_WITH_PICTURES = ("chair", "pope", "mme", "mmhal")  # benchmarks whose every question is about a picture
+_WITH_IMAGES = ("chair", "pope", "mme", "mmhal")  # benchmarks whose every question is about an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Measured:
 
     Attributes:
       index: its place among the questions.
-      pictures: number of pictures.
+      images: number of images.
       slots, visual: of the largest of them, in patch slots and visual tokens; 0 without one.
       prompt: tokens of the prompt.
     """
 
     index: int
-    pictures: int
+    images: int
     slots: int
     visual: int
     prompt: int
@@ -84,9 +84,9 @@ def generate(
     """
     with jsonl_store.locked(workdir):
         saved = jsonl_store.read_settings(workdir)
-        if saved is not None and (found := differences(saved, options, _FREE)):
-            told = "\n".join(flags_of(line) for line in found)
-            raise jsonl_store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n{told}")
+        if saved is not None and (result := differences(saved, options, _FREE)):
+            message = "\n".join(flags_of(line) for line in result)
+            raise jsonl_store.StoreError(f"{workdir} belongs to other settings; take another workdir:\n{message}")
         if saved is None and any((workdir / name).exists() for name in (LOG, PREDICTIONS)):
             raise jsonl_store.StoreError(
                 f"{workdir}: {jsonl_store.SETTINGS} is missing, so nobody knows what is answered there"
@@ -114,7 +114,7 @@ def generate(
         done = done_batches(workdir / LOG, batches, items)
         note(
             f"{len(usable)} questions in {len(batches)} batches of {options.batch_size} and {len(shapes)} shapes"
-            + (f", going on after batch {done}" if done else "")
+            + (f", continuing after batch {done}" if done else "")
         )
         with CompileCounter() as compiled:
             _answer(runtime, params, options, items, batches, buckets, workdir / LOG, done, note)
@@ -143,10 +143,8 @@ def measure(
         try:
             if not item.question:
                 raise _Unusable("empty_question", "it has no text; the questions' file lacks it")
-            if not item.pictures and options.task in _WITH_PICTURES:
-                raise _Unusable(
-                    "no_picture", "it has no picture, and is about one; --images=FOLDER says where they are"
-                )
+            if not item.images and options.task in _WITH_IMAGES:
+                raise _Unusable("no_image", "it has no image, and is about one; --images=FOLDER says where they are")
             usable.append(_measured(runtime, options, index, source))
         except ValueError as error:
             reason = getattr(error, "reason", "size")
@@ -174,14 +172,14 @@ def _measured(runtime: Runtime, options: GenerateOptions, index: int, source: Qu
         raise _Unusable(
             "too_long",
             f"the prompt has {prompt} tokens, {sum(counts)} of them visual; at most {options.max_prompt_tokens} may be "
-            "(--max_prompt_tokens, or smaller pictures by --max_pixels)",
+            "(--max_prompt_tokens, or smaller images by --max_pixels)",
         )
     slots = max((layout.frame_slots(rows, cols) for rows, cols in grids), default=0)
     return Measured(index, len(grids), slots, max(counts, default=0), prompt)
 
 
 def buckets_of(runtime: Runtime, options: GenerateOptions, usable: Sequence[Measured]) -> Buckets:
-    """The shapes that batches may have: as in training, with room for as many pictures as a question has."""
+    """The shapes that batches may have: as in training, with room for as many images as a question has."""
     return make_buckets(
         runtime.layout,
         options.batch_size,
@@ -189,18 +187,18 @@ def buckets_of(runtime: Runtime, options: GenerateOptions, usable: Sequence[Meas
         runtime.processor.max_pixels,
         options.max_prompt_tokens,
         options.max_prompt_tokens + options.max_response_tokens,
-        max_pictures=max(1, *(one.pictures for one in usable)),
-        runs=runtime.row_shards,
+        max_images=max(1, *(one.images for one in usable)),
+        shards=runtime.row_shards,
     )
 
 
 def shape_of(batch: Sequence[Measured], buckets: Buckets, rows: int) -> tuple[int, int, int, int, int]:
-    """The buckets of frames, slots, visual tokens and prompt, and the most pictures of a row (at least 1)."""
-    most = max(1, *(one.pictures for one in batch))
+    """The buckets of frames, slots, visual tokens and prompt, and the most images of a row (at least 1)."""
+    most = max(1, *(one.images for one in batch))
     return (
-        buckets.fit_frames([one.pictures for one in batch], rows, "a batch"),
-        buckets.fit("slots", max(one.slots for one in batch), "a picture"),
-        buckets.fit("visual", max(one.visual for one in batch), "a picture"),
+        buckets.fit_frames([one.images for one in batch], rows, "a batch"),
+        buckets.fit("slots", max(one.slots for one in batch), "an image"),
+        buckets.fit("visual", max(one.visual for one in batch), "an image"),
         buckets.fit("prompts", max(one.prompt for one in batch), "a prompt"),
         most,
     )
@@ -233,7 +231,7 @@ def done_batches(path: Path, batches: Sequence[Batch], items: Sequence[Item]) ->
         if number > len(ids) or row.get("id") != ids[number - 1]:
             wanted = repr(ids[number - 1]) if number <= len(ids) else "no more lines"
             raise jsonl_store.StoreError(
-                f"{path}:{number}: answers {row.get('id')!r}, expected {wanted}; the log or a picture was changed"
+                f"{path}:{number}: answers {row.get('id')!r}, expected {wanted}; the log or an image was changed"
             )
         lines = number
     done = whole = 0
@@ -268,8 +266,8 @@ def _answer(
         keys_B[: len(batch)] = [one.index for one in batch]
         rollout = sampler(params, vision, prompts, 0, keys_B)
         texts = texts_of(rollout, runtime.tokenizer)
-        columns = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.refused_B)
-        length_B, stopped_B, inserted_B, refused_B = map(np.asarray, columns)
+        columns = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.skipped_B)
+        length_B, stopped_B, inserted_B, skipped_B = map(np.asarray, columns)
         jsonl_store.append(
             log,
             [
@@ -279,7 +277,7 @@ def _answer(
                     "tokens": int(length_B[row]),
                     "stopped": bool(stopped_B[row]),
                     "inserted": int(inserted_B[row]),
-                    "refused": int(refused_B[row]),
+                    "skipped": int(skipped_B[row]),
                     "kind": items[one.index].kind,
                 }
                 for row, one in enumerate(batch)
@@ -305,12 +303,12 @@ def _finish(
         "answered": len(answered),
         "unusable": len(unusable),
         **{f"unusable/{reason}": count for reason, count in sorted(Counter(r["reason"] for r in unusable).items())},
-        "without_a_picture": sum(not one.pictures for one in usable),
-        "with_several_pictures": sum(one.pictures > 1 for one in usable),
+        "without_a_image": sum(not one.images for one in usable),
+        "with_several_images": sum(one.images > 1 for one in usable),
         "cut_off_at_the_longest_length": sum(not row["stopped"] for row in answered),
         "tokens": sum(row["tokens"] for row in answered),
         "insertions": sum(row["inserted"] for row in answered),
-        "reflections_without_insertion": sum(row["refused"] for row in answered),
+        "reflections_without_insertion": sum(row["skipped"] for row in answered),
         "batches": batches,
         "shapes": shapes,
     }

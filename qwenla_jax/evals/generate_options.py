@@ -24,17 +24,15 @@ class GenerateOptions:
 
     task: str = option("mathvision", "the benchmark")
     gold: tuple[str, ...] = option((), "its files: name and digest")
-    images: str | None = option(None, "folder of its pictures; none: that of each file")
+    images: str | None = option(None, "folder of its images; none: that of each file")
     model: str = option("tiny", "folder of a checkpoint in Hugging Face format, or tiny: the embedded one")
     weights: str = option("", "that folder's files, as a digest of names, sizes and samples of their content")
     reattention: str = option("none", "what stands before a reflection: none, copy, route, vision_only", choices=MODES)
-    share: float = option(0.5, "route: share of the visual tokens that is kept", low=0, high=1)
+    keep_ratio: float = option(0.5, "route: share of the visual tokens that is kept", low=0, high=1)
     max_insertions: int = option(2, "most insertions of a response", low=0)
     max_response_tokens: int = option(1024, "longest response in tokens, the stop token included", low=1)
     max_prompt_tokens: int = option(8192, "a question with more, visual tokens included, cannot be used", low=1)
-    max_pixels: int | None = option(
-        None, "shrink larger pictures to so many pixels; none: the checkpoint's bound", low=1
-    )
+    max_pixels: int | None = option(None, "shrink larger images to so many pixels; none: the checkpoint's bound", low=1)
     batch_size: int = option(8, "questions answered at once", low=1)
     temperature: float = option(0.0, "0 is greedy", low=0)
     top_p: float = option(1.0, "with a temperature: draw from the likeliest tokens that hold it", above=0, high=1)
@@ -96,7 +94,9 @@ def run_options(options: GenerateOptions) -> RunOptions:
         max_pixels=options.max_pixels,
         system=options.system,
     )
-    look = ReattentionOptions(mode=options.reattention, share=options.share, max_insertions=options.max_insertions)
+    reattention = ReattentionOptions(
+        mode=options.reattention, keep_ratio=options.keep_ratio, max_insertions=options.max_insertions
+    )
     return dataclasses.replace(
         RunOptions(),
         seed=options.sampling_seed,
@@ -105,7 +105,7 @@ def run_options(options: GenerateOptions) -> RunOptions:
         param_dtype=options.dtype,
         data=data,
         eval=EvalOptions(batch_size=options.batch_size),
-        reattention=look,
+        reattention=reattention,
     )
 
 

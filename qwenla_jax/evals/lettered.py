@@ -27,22 +27,22 @@ def options_of(row: Row, answer: object = "") -> dict[str, str]:
       ValueError: what should be a list is none.
     """
     if isinstance(row.values.get("index2ans"), dict):
-        found = row.values["index2ans"]
+        result = row.values["index2ans"]
     elif (key := next((key for key in _LISTS if key in row.values), None)) is not None:
-        found = literal(row, key)
-        if isinstance(found, list | tuple):
-            if len(found) > len(LETTERS):
-                raise ValueError(f"{row.where}: {key} holds {len(found)} texts; expected at most {len(LETTERS)}")
-            found = dict(zip(LETTERS, found, strict=False))
-        if not isinstance(found, dict):
-            raise ValueError(f"{row.where}: {key} is {found!r:.60}; expected a list of at most 26 texts")
+        result = literal(row, key)
+        if isinstance(result, list | tuple):
+            if len(result) > len(LETTERS):
+                raise ValueError(f"{row.where}: {key} holds {len(result)} texts; expected at most {len(LETTERS)}")
+            result = dict(zip(LETTERS, result, strict=False))
+        if not isinstance(result, dict):
+            raise ValueError(f"{row.where}: {key} is {result!r:.60}; expected a list of at most 26 texts")
     else:
-        found = {letter: row.text(letter) for letter in LETTERS}
-    return _real({str(letter): str(text) for letter, text in found.items() if text is not None}, answer)
+        result = {letter: row.text(letter) for letter in LETTERS}
+    return _real({str(letter): str(text) for letter, text in result.items() if text is not None}, answer)
 
 
-def _real(found: Mapping[str, str], answer: object) -> dict[str, str]:
-    return {letter: text for letter, text in found.items() if text not in NOTHING or letter == answer}
+def _real(result: Mapping[str, str], answer: object) -> dict[str, str]:
+    return {letter: text for letter, text in result.items() if text not in NOTHING or letter == answer}
 
 
 def literal(row: Row, key: str) -> Any:
@@ -73,8 +73,8 @@ def inline_options(question: str, answer: object = "") -> dict[str, str]:
         if mark[1] == LETTERS[len(marks)]:
             marks.append(mark)
     ends = [mark.start() for mark in marks[1:]] + [len(tail)] * bool(marks)
-    found = {mark[1]: tail[mark.end() : end].strip(" ,\n.") for mark, end in zip(marks, ends, strict=True)}
-    return _real(found, answer) if len(found) > 1 else {}
+    result = {mark[1]: tail[mark.end() : end].strip(" ,\n.") for mark, end in zip(marks, ends, strict=True)}
+    return _real(result, answer) if len(result) > 1 else {}
 
 
 def check_letter(row: Row, answer: str, options: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from qwenla_jax.evals.task import Item
 
 FORMS = ("structured", "plain")
 _PLACE = "{question}"
-_IN_PICTURE = "Answer the question that the picture shows."
+_IN_IMAGE = "Answer the question that the picture shows."
 _LINE_BREAK = re.compile(r"\\n(?![a-z])")  # MathVision writes some line breaks so, and LaTeX has \ne and \nu
 
 
@@ -32,7 +32,7 @@ def check_form(form: str) -> None:
 def prompt_of(task: str, item: Item, form: str) -> str:
     """The user's text, "" where the item has no question.
 
-    The pictures come first, as in training. Placeholders of pictures go, or become "(picture 2)" where there are
+    The images come first, as in training. Placeholders of images go, or become "(image 2)" where there are
     several.
 
     Args:
@@ -43,7 +43,7 @@ def prompt_of(task: str, item: Item, form: str) -> str:
     text = _LINE_BREAK.sub("\n", item.question) if task == "mathvision" else item.question
     text = without_placeholders(re.sub(r"<image\s+(\d+)>", r"<image\1>", text))
     if task == "mmmu_pro" and item.kind == "vision":
-        text = _IN_PICTURE  # question and options stand in the picture; the file's text of them is for the scorer
+        text = _IN_IMAGE  # question and options stand in the image; the file's text of them is for the scorer
     if not text or form == "structured":
         return text
     if form == "plain":

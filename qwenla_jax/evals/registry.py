@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwenla_jax.evals.benchmarks import chair_task, mathvision_task, mmbench_mmstar, mmhal, mmmu, pope_mme
-from qwenla_jax.evals.images import coco_pictures, with_pictures
+from qwenla_jax.evals.images import coco_images, with_images
 from qwenla_jax.evals.lettered import LETTERS
 from qwenla_jax.evals.result import Result
 from qwenla_jax.evals.table_files import Row, read_rows
@@ -20,8 +20,8 @@ _LETTERS = frozenset(LETTERS)
 @functools.cache
 def tasks() -> Mapping[str, Task]:
     """The benchmarks by the names that the command line takes."""
-    found = (
-        Task("chair", chair_task.chair_ids, chair_task.chair_item, chair_task.score_chair, chair_task.read_pictures),
+    result = (
+        Task("chair", chair_task.chair_ids, chair_task.chair_item, chair_task.score_chair, chair_task.read_images),
         Task("pope", pope_mme.pope_ids, pope_mme.pope_item, pope_mme.score_pope),
         Task("mme", pope_mme.mme_ids, pope_mme.mme_item, pope_mme.score_mme),
         Task("mmhal", mmhal.mmhal_ids, mmhal.mmhal_item, mmhal.score_mmhal),
@@ -36,7 +36,7 @@ def tasks() -> Mapping[str, Task]:
             mathvision_task.score_mathvision,
         ),
     )
-    return {task.name: task for task in found}
+    return {task.name: task for task in result}
 
 
 def task_of(name: str) -> Task:
@@ -59,14 +59,14 @@ def questions_of(
       name: the benchmark.
       gold: files of its questions.
       settings: how they are read.
-      images: folder of the pictures that the files name; None: each file's own folder.
+      images: folder of the images that the files name; None: each file's own folder.
 
     Raises:
       FileNotFoundError, ValueError: as in `tables.read_rows` and `Task.items`.
     """
-    rows = [row for path in gold for row in with_pictures(read_rows(path), images or path.parent)]
+    rows = [row for path in gold for row in with_images(read_rows(path), images or path.parent)]
     items = task_of(name).items(rows, settings)
-    return Questions(coco_pictures(items, images) if name == "chair" and images is not None else items)
+    return Questions(coco_images(items, images) if name == "chair" and images is not None else items)
 
 
 def _rows(paths: Sequence[Path]) -> list[Row]:
@@ -99,21 +99,21 @@ def score_answers(
     for one in answers:
         splits.setdefault(str(one.item.details.get("split", "")), []).append(one)
     ordered = sorted(splits, key=lambda split: -len(splits[split]))
-    found = {split: task_of(name).score(splits[split], settings) for split in ordered}
+    output = {split: task_of(name).score(splits[split], settings) for split in ordered}
     counts, notes = dict(counts), dict(notes)
     # Its options' cell is empty, or the letter is wrong: nobody can answer it, and it counts as it does officially.
     if odd := sum(bool(one.item.options) and one.item.answer in _LETTERS - one.item.options.keys() for one in answers):
         counts["whose_right_letter_is_no_option"] = odd
-    if len(found) == 1:
-        (whole,) = found.values()
+    if len(output) == 1:
+        (whole,) = output.values()
         return dataclasses.replace(whole, counts=counts | whole.counts, notes=notes | whole.notes)
-    rows = {row["id"]: row for result in found.values() for row in result.rows}
+    rows = {row["id"]: row for result in output.values() for row in result.rows}
     labels = {split: split or "without a split" for split in ordered}
-    for split, result in found.items():
+    for split, result in output.items():
         counts |= {f"{key}/{labels[split]}": number for key, number in result.counts.items()}
         notes |= result.notes
     figures = {
-        f"{key}/{labels[split]}": figure for split, result in found.items() for key, figure in result.figures.items()
+        f"{key}/{labels[split]}": figure for split, result in output.items() for key, figure in result.figures.items()
     }
     return Result(name, figures, counts, notes, tuple(rows[one.item.id] for one in answers))
 

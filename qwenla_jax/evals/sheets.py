@@ -65,12 +65,12 @@ def _check_size(path: Path) -> None:
 
 def _lines(sheet: Any) -> list[tuple[Any, ...]]:
     sheet.reset_dimensions()  # what the file says of its size is not believed: lines would be filled up to it
-    found: list[tuple[Any, ...]] = []
+    result: list[tuple[Any, ...]] = []
     cells = 0
     for number, line in enumerate(sheet.iter_rows(values_only=True), 1):
         cells += len(line)
         if number > MAX_ROWS or cells > MAX_CELLS:
             raise _TooLarge(f"has more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
-        if not found or line.count(None) < len(line):
-            found.append(line)
-    return found
+        if not result or line.count(None) < len(line):
+            result.append(line)
+    return result

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.parquet import is_parquet, read_parquet, stored_pictures
-from qwenla_jax.data.datasets.raw_record import Picture
+from qwenla_jax.data.datasets.parquet import is_parquet, read_parquet, stored_images
+from qwenla_jax.data.datasets.raw_record import RawImage
 from qwenla_jax.evals.sheets import xlsx_lines
 from qwenla_jax.utils.json_files import check_file, loads_all, read_bytes
 
@@ -39,14 +39,14 @@ class Row:
       number: its place in the file from 0.
       source: the file's folder and name without its ending, which tell some benchmarks' parts apart.
       values: what it holds; empty cells are left out.
-      pictures: its pictures, unopened.
+      images: its images, unopened.
     """
 
     where: str
     number: int
     source: str
     values: Mapping[str, Any]
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[RawImage, ...] = ()
 
     def text(self, *keys: str) -> str | None:
         """The first of these values that is there, as text: whole numbers without ".0"; None where there is none."""
@@ -64,12 +64,12 @@ class Row:
         Raises:
           ValueError: none of them is there.
         """
-        found = self.text(*keys)
-        if found is None:
+        result = self.text(*keys)
+        if result is None:
             names = list(self.values)
             held = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
             raise ValueError(f"{self.where}: lacks {' or '.join(keys)}; it has {held or 'nothing'}")
-        return found
+        return result
 
     def below(self, other: Row) -> Row:
         """This row with what it lacks taken from another one."""
@@ -85,11 +85,11 @@ def read_rows(path: Path) -> list[Row]:
     """
     source = f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
     if is_parquet(path):
-        found = []
+        result = []
         for number, row in enumerate(read_parquet(path)):
-            pictures = tuple(each for column in row.counts for each in stored_pictures(row, column))
-            found.append(Row(row.where, number, source, _filled(row.values), pictures))
-        return found
+            images = tuple(each for column in row.counts for each in stored_images(row, column))
+            result.append(Row(row.where, number, source, _filled(row.values), images))
+        return result
     readers = {".tsv": _tsv, ".xlsx": _xlsx, ".json": _json, ".jsonl": _json, ".txt": _columns}
     if path.suffix not in readers:
         raise ValueError(f"{path}: cannot read {path.suffix or 'this'}; expected {', '.join(readers)} or .parquet")
@@ -150,7 +150,7 @@ def _objects(path: Path, rows: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _tsv(path: Path) -> list[dict[str, Any]]:
     check_file(path)
-    before = csv.field_size_limit(sys.maxsize)  # pictures in base64 stand in cells
+    before = csv.field_size_limit(sys.maxsize)  # images in base64 stand in cells
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             rows = [line for line in csv.reader(lines, delimiter="\t") if line]

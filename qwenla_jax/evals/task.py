@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.raw_record import Picture
-from qwenla_jax.data.images.decode import open_picture
+from qwenla_jax.data.datasets.raw_record import RawImage
+from qwenla_jax.data.images.decode import open_image
 from qwenla_jax.data.record import Record
 from qwenla_jax.evals.result import Result
 from qwenla_jax.evals.table_files import PREDICTION_KEYS, Row, some
@@ -36,7 +36,7 @@ class Item:
       options: letter -> text, in order.
       kind: category, subject or split that figures are told apart by.
       details: what else the score needs.
-      pictures: unopened, in order.
+      images: unopened, in order.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Item:
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kind: str = ""
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[RawImage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +124,15 @@ class Task:
           ValueError: a row lacks something, two have one id, or there is none.
         """
         if self.read is not None:
-            found = self.read(rows, settings or Settings())
+            result = self.read(rows, settings or Settings())
         else:
-            found = [self.item(row, name) for row in rows for name in self.ids(row)]
-        _check_ids([item.id for item in found], "question")
-        return found
+            result = [self.item(row, name) for row in rows for name in self.ids(row)]
+        _check_ids([item.id for item in result], "question")
+        return result
 
 
 class Questions:
-    """A task's items as a random-access source of records, for a model to answer; pictures open when asked for."""
+    """A task's items as a random-access source of records, for a model to answer; images open when asked for."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = tuple(items)
@@ -142,12 +142,12 @@ class Questions:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The items, pictures unopened."""
+        """The items, images unopened."""
         return self._items
 
     def __getitem__(self, index: int) -> Record:
         item = self._items[index]
-        images = tuple(open_picture(picture.read(), f"{item.id}: {picture.name}") for picture in item.pictures)
+        images = tuple(open_image(image.read(), f"{item.id}: {image.name}") for image in item.images)
         answer = item.answer if isinstance(item.answer, str) else item.answer[0]
         return Record(item.id, images, item.question, answer, None, item.kind, options=tuple(item.options.values()))
 
@@ -187,9 +187,9 @@ def join(
     _check_ids([name for name, _ in names], "prediction")
     by_id.update(names)
     if gold is not None and task.read is None:
-        found = {name: row for row in gold for name in task.ids(row)}
+        result = {name: row for row in gold for name in task.ids(row)}
         _check_ids([name for row in gold for name in task.ids(row)], "question")
-        items = [task.item(row.below(by_id[name]) if name in by_id else row, name) for name, row in found.items()]
+        items = [task.item(row.below(by_id[name]) if name in by_id else row, name) for name, row in result.items()]
     else:
         items = task.items(predictions if gold is None else gold, settings)
     items = items[:size]
@@ -246,10 +246,10 @@ def _with_ids(task: Task, predictions: Sequence[Row], gold: Sequence[Row] | None
 
 def _prediction(row: Row, field: str | None) -> str:
     keys = PREDICTION_KEYS if field is None else (field,)
-    found = next((row.values[key] for key in keys if key in row.values), None)
-    if found is None and any(key in row.values for key in keys):
+    result = next((row.values[key] for key in keys if key in row.values), None)
+    if result is None and any(key in row.values for key in keys):
         return ""
-    if isinstance(found, list | dict) or found is None:
+    if isinstance(result, list | dict) or result is None:
         row.need(*keys)
-        raise ValueError(f"{row.where}: the prediction is a {type(found).__name__}; expected text")
+        raise ValueError(f"{row.where}: the prediction is a {type(result).__name__}; expected text")
     return row.text(*[key for key in keys if key in row.values][:1]) or ""

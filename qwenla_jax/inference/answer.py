@@ -1,4 +1,4 @@
-"""One answer to one question, with where it looked again and how much attention its pictures got."""
+"""One answer to one question, with where it looked again and how much attention its images got."""
 
 from __future__ import annotations
 
@@ -61,29 +61,29 @@ class VisualAttention:
 
 
 @dataclass(frozen=True)
-class KeptTokens:
-    """What an insertion shows of one picture.
+class SelectedTokens:
+    """What an insertion shows of one image.
 
     Attributes:
-      picture: its number in the question, from 0.
-      rows, cols: the picture's grid of visual tokens.
+      image: its number in the question, from 0.
+      rows, cols: the image's grid of visual tokens.
       kept: (row, col) of the tokens that are shown, in raster order.
     """
 
-    picture: int
+    image: int
     rows: int
     cols: int
-    kept: tuple[tuple[int, int], ...]
+    selected: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class LookAgain:
-    """One insertion: the pictures' visual tokens stand right before this `<REFLECTION>` again.
+class Insertion:
+    """One insertion: the images' visual tokens stand right before this `<REFLECTION>` again.
 
     Attributes:
       position: index of the `<REFLECTION>` token in the response's tokens, in which inserted tokens do not count.
       offset: index of that tag's first character in the response's text.
-      pictures: every picture of the question, with what is shown of it.
+      images: every image of the question, with what is shown of it.
       before: attention of the response tokens since the insertion before this one (from its tag on), or since the
         response's start; None where the tag is the first token.
       after: attention of the reflection's tokens, from its tag to its closing tag; where it is not closed, to the
@@ -92,27 +92,27 @@ class LookAgain:
 
     position: int
     offset: int
-    pictures: tuple[KeptTokens, ...]
+    images: tuple[SelectedTokens, ...]
     before: VisualAttention | None
     after: VisualAttention
 
     @property
-    def kept_tokens(self) -> int:
-        """Visual tokens that are shown, of all pictures together."""
-        return sum(len(one.kept) for one in self.pictures)
+    def selected_tokens(self) -> int:
+        """Visual tokens that are shown, of all images together."""
+        return sum(len(one.selected) for one in self.images)
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens that there are."""
-        return sum(one.rows * one.cols for one in self.pictures)
+        return sum(one.rows * one.cols for one in self.images)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""
         return {
             "position": self.position,
             "offset": self.offset,
-            "pictures": [asdict(one) | {"kept": [list(cell) for cell in one.kept]} for one in self.pictures],
-            "kept_tokens": self.kept_tokens,
+            "images": [asdict(one) | {"kept": [list(cell) for cell in one.selected]} for one in self.images],
+            "selected_tokens": self.selected_tokens,
             "visual_tokens": self.visual_tokens,
             "before": None if self.before is None else self.before.to_dict(),
             "after": self.after.to_dict(),
@@ -128,31 +128,31 @@ class Answer:
       token_ids: the response's tokens, the stop token included; inserted tokens are no part of them.
       sections: the complete sections, reflections included, in order; see `text.sections.parse`.
       reattention: the insertions in order.
-      refused: reflections that would have looked again, had `max_insertions` not been spent.
+      skipped: reflections that would have looked again, had `max_insertions` not been spent.
       stopped: whether the model ended the response itself; False where `max_new_tokens` cut it off.
       seconds: wall-clock time from the question to the answer, compilation included where there was any.
       question: as it was asked.
-      images: the pictures as a viewer shows them.
+      images: the images as a viewer shows them.
     """
 
     text: str
     token_ids: list[int]
     sections: list[Section]
-    reattention: list[LookAgain]
-    refused: int
+    reattention: list[Insertion]
+    skipped: int
     stopped: bool
     seconds: float
     question: str
     images: tuple[Image.Image, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON can hold it, without question and pictures."""
+        """The answer as JSON can hold it, without question and images."""
         return {
             "text": self.text,
             "token_ids": list(self.token_ids),
             "sections": [asdict(section) for section in self.sections],
-            "reattention": [look.to_dict() for look in self.reattention],
-            "refused": self.refused,
+            "reattention": [insertion.to_dict() for insertion in self.reattention],
+            "skipped": self.skipped,
             "stopped": self.stopped,
             "seconds": self.seconds,
         }
@@ -171,7 +171,7 @@ def _over(share: float, even: float) -> float | None:
 _WIDEST_MAP = 36  # cells of a terminal's map; a larger grid is drawn by blocks
 
 
-_LARGEST_PICTURE = 480  # pixels of a side in HTML
+_LARGEST_IMAGE = 480  # pixels of a side in HTML
 
 
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
@@ -191,8 +191,8 @@ _STYLE = """
 .qla .tag { font-family: monospace; font-size: .85em; opacity: .65; }
 .qla .reflection .tag { color: #b87a00; opacity: 1; font-weight: bold; }
 .qla .look { margin: .5em 0 0 1em; font-size: .9em; }
-.qla .picture { position: relative; display: inline-block; margin: .3em .6em .3em 0; line-height: 0; }
-.qla .picture svg { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
+.qla .image { position: relative; display: inline-block; margin: .3em .6em .3em 0; line-height: 0; }
+.qla .image svg { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
 .qla .note { font-size: .85em; opacity: .7; }
 """
 
@@ -204,35 +204,35 @@ class Piece:
     Attributes:
       name: of the section; None for text outside of every complete section, in which tags stand as they came.
       text: what is in it, a section's tags left out.
-      look: the insertion that stands right before it.
+      insertion: the one that stands right before it.
     """
 
     name: str | None
     text: str
-    look: LookAgain | None
+    insertion: Insertion | None
 
 
 def pieces(answer: Answer) -> Iterator[Piece]:
     """The whole text in order, cut at sections and insertions; blanks between sections are left out."""
-    looks = {look.offset: look for look in answer.reattention}
+    insertions = {insertion.offset: insertion for insertion in answer.reattention}
 
     def outside(start: int, end: int) -> Iterator[Piece]:
-        cuts = [start, *(at for at in sorted(looks) if start < at < end), end]
+        cuts = [start, *(at for at in sorted(insertions) if start < at < end), end]
         for first, last in zip(cuts, cuts[1:], strict=False):
             text = answer.text[first:last].strip()
             if text:
-                yield Piece(None, text, looks.get(first))
+                yield Piece(None, text, insertions.get(first))
 
     done = 0
     for section in answer.sections:
         yield from outside(done, section.start)
-        yield Piece(section.name, section.text.strip(), looks.get(section.start))
+        yield Piece(section.name, section.text.strip(), insertions.get(section.start))
         done = section.end
     yield from outside(done, len(answer.text))
 
 
 def show(answer: Answer, file: TextIO | None = None) -> None:
-    """Shows an answer where one is looking: in a notebook with its pictures, elsewhere as text.
+    """Shows an answer where one is looking: in a notebook with its images, elsewhere as text.
 
     Args:
       answer: from `qwenla_jax.ask`.
@@ -257,14 +257,15 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def look_line(look: LookAgain) -> str:
+def insertion_line(insertion: Insertion) -> str:
     """What one insertion shows, on one line."""
-    return f"looked again at token {look.position}: {look.kept_tokens} of {look.visual_tokens} visual tokens kept"
+    shown = f"{insertion.selected_tokens} of {insertion.visual_tokens} visual tokens kept"
+    return f"looked again at token {insertion.position}: {shown}"
 
 
-def attention_line(look: LookAgain) -> str:
+def attention_line(insertion: Insertion) -> str:
     """How much attention went to visual tokens before an insertion and in its reflection, on one line."""
-    before, after = look.before, look.after
+    before, after = insertion.before, insertion.after
     was, was_ratio = ("-", "-") if before is None else (f"{before.total:.1%}", _times(before.ratio))
     return (
         f"attention on visual tokens: {was} -> {after.total:.1%} (original {after.original:.1%}, inserted "
@@ -276,25 +277,25 @@ def note_line(answer: Answer) -> str:
     """One line about the whole answer."""
     count = len(answer.token_ids)
     parts = [f"{count} token{'s' if count != 1 else ''} in {answer.seconds:.1f} s"]
-    if answer.refused:
-        parts.append(f"{answer.refused} more reflection{'s' if answer.refused != 1 else ''} without looking again")
+    if answer.skipped:
+        parts.append(f"{answer.skipped} more reflection{'s' if answer.skipped != 1 else ''} without looking again")
     if not answer.stopped:
         parts.append("cut off by the longest length allowed")
     return "; ".join(parts)
 
 
-def token_map(kept: KeptTokens) -> list[str]:
+def token_map(selected: SelectedTokens) -> list[str]:
     """The grid as lines: "#" where tokens are kept, "." where not, "+" for a block of which some are."""
-    step = -(-max(kept.rows, kept.cols) // _WIDEST_MAP)
-    chosen = set(kept.kept)
+    step = -(-max(selected.rows, selected.cols) // _WIDEST_MAP)
+    chosen = set(selected.selected)
     lines = []
-    for top in range(0, kept.rows, step):
+    for top in range(0, selected.rows, step):
         line = ""
-        for left in range(0, kept.cols, step):
+        for left in range(0, selected.cols, step):
             block = [
                 (row, col) in chosen
-                for row in range(top, min(top + step, kept.rows))
-                for col in range(left, min(left + step, kept.cols))
+                for row in range(top, min(top + step, selected.rows))
+                for col in range(left, min(left + step, selected.cols))
             ]
             line += "#" if all(block) else "+" if any(block) else "."
         lines.append(" ".join(line))
@@ -311,13 +312,13 @@ def to_text(answer: Answer, color: bool = False) -> str:
     paint = (lambda code, text: f"{code}{text}{_RESET}") if color else (lambda code, text: text)
     lines = []
     for piece in pieces(answer):
-        if piece.look is not None:
-            lines.append(paint(_YELLOW, f"[{look_line(piece.look)}]"))
-            for kept in piece.look.pictures:
-                if len(piece.look.pictures) > 1:
-                    lines.append(f"    picture {kept.picture}")
-                lines += [paint(_YELLOW, f"    {line}") for line in token_map(kept)]
-            lines.append(paint(_YELLOW, f"[{attention_line(piece.look)}]"))
+        if piece.insertion is not None:
+            lines.append(paint(_YELLOW, f"[{insertion_line(piece.insertion)}]"))
+            for selected in piece.insertion.images:
+                if len(piece.insertion.images) > 1:
+                    lines.append(f"    image {selected.image}")
+                lines += [paint(_YELLOW, f"    {line}") for line in token_map(selected)]
+            lines.append(paint(_YELLOW, f"[{attention_line(piece.insertion)}]"))
         text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece.text)
         if piece.name is None:
             lines.append(_TAG.sub(lambda tag: paint(_DIM, tag[0]), text))
@@ -329,18 +330,19 @@ def to_text(answer: Answer, color: bool = False) -> str:
 
 
 def to_html(answer: Answer) -> str:
-    """The answer as one piece of HTML: pictures, kept tokens outlined, text by sections. All text is escaped."""
-    pictures = [_picture_data(image) for image in answer.images]
-    frames = "".join(_figure(data, image) for data, image in zip(pictures, answer.images, strict=True))
+    """The answer as one piece of HTML: images, kept tokens outlined, text by sections. All text is escaped."""
+    images = [_image_data(image) for image in answer.images]
+    frames = "".join(_figure(data, image) for data, image in zip(images, answer.images, strict=True))
     parts = [f"<style>{_STYLE}</style>", frames, f'<div class="question">{_escaped(answer.question)}</div>']
     for piece in pieces(answer):
-        if piece.look is not None:
+        if piece.insertion is not None:
             shown = "".join(
-                _figure(pictures[kept.picture], answer.images[kept.picture], kept) for kept in piece.look.pictures
+                _figure(images[selected.image], answer.images[selected.image], selected)
+                for selected in piece.insertion.images
             )
             parts.append(
-                f'<div class="look">{_escaped(look_line(piece.look))}<br>{shown}<br>'
-                f"{_escaped(attention_line(piece.look))}</div>"
+                f'<div class="look">{_escaped(insertion_line(piece.insertion))}<br>{shown}<br>'
+                f"{_escaped(attention_line(piece.insertion))}</div>"
             )
         if piece.name is None:
             body = _TAG.split(piece.text)
@@ -367,27 +369,27 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
 
-def _picture_data(image: Image.Image) -> str:
+def _image_data(image: Image.Image) -> str:
     small = image.copy()
-    small.thumbnail((_LARGEST_PICTURE, _LARGEST_PICTURE))
+    small.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _figure(data: str, image: Image.Image, kept: KeptTokens | None = None) -> str:
-    """A picture, with the tokens that an insertion keeps outlined and the others darkened."""
+def _figure(data: str, image: Image.Image, selected: SelectedTokens | None = None) -> str:
+    """An image, with the tokens that an insertion keeps outlined and the others darkened."""
     scale = 240 / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     overlay = ""
-    if kept is not None:
-        every = [(row, col) for row in range(kept.rows) for col in range(kept.cols)]
-        chosen = set(kept.kept)
+    if selected is not None:
+        every = [(row, col) for row in range(selected.rows) for col in range(selected.cols)]
+        chosen = set(selected.selected)
         square = lambda cells: "".join(f"M{col} {row}h1v1h-1z" for row, col in cells)  # noqa: E731
         overlay = (
-            f'<svg viewBox="0 0 {kept.cols} {kept.rows}" preserveAspectRatio="none">'
+            f'<svg viewBox="0 0 {selected.cols} {selected.rows}" preserveAspectRatio="none">'
             f'<path class="left-out" d="{square(cell for cell in every if cell not in chosen)}" fill="#000a"/>'
-            f'<path class="kept" d="{square(kept.kept)}" fill="none" stroke="#ffb000" stroke-width="2" '
+            f'<path class="kept" d="{square(selected.selected)}" fill="none" stroke="#ffb000" stroke-width="2" '
             'vector-effect="non-scaling-stroke"/></svg>'
         )
-    return f'<span class="picture"><img src="{data}" width="{width}" height="{height}" alt="picture">{overlay}</span>'
+    return f'<span class="image"><img src="{data}" width="{width}" height="{height}" alt="image">{overlay}</span>'

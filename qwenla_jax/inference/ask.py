@@ -1,4 +1,4 @@
-"""Asks a checkpoint a question about pictures."""
+"""Asks a checkpoint a question about images."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from PIL import Image
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import Example, to_prompt_example
-from qwenla_jax.data.batching.reinsertion import BlockOptions
-from qwenla_jax.data.images.decode import open_picture
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, smart_resize, to_rgb
+from qwenla_jax.data.batching.reinsertion import ReinsertionOptions
+from qwenla_jax.data.images.decode import open_image
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, smart_resize, to_rgb
 from qwenla_jax.data.record import Record
-from qwenla_jax.inference.answer import Answer, KeptTokens, LookAgain, VisualAttention
+from qwenla_jax.inference.answer import Answer, Insertion, SelectedTokens, VisualAttention
 from qwenla_jax.inference.attention_mass import attention_mass
 from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils.unicode import half_character
 from qwenla_jax.weights.hf import Checkpoint
 
-Picture = str | os.PathLike[str] | Image.Image
+RawImage = str | os.PathLike[str] | Image.Image
 
 
 def ask(
     checkpoint: Checkpoint,
-    images: Picture | Sequence[Picture],
+    images: RawImage | Sequence[RawImage],
     question: str,
     *,
     reattention: str = "copy",
-    share: float = 0.5,
+    keep_ratio: float = 0.5,
     max_insertions: int = 2,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -54,76 +54,76 @@ def ask(
     """Asks one question and takes the answer apart.
 
     What is compiled is kept for the process: asking again compiles nothing as long as the model's configuration and the
-    options stay and prompt and pictures fall into the same buckets. An answer that looks again needs a second program,
+    options stay and prompt and images fall into the same buckets. An answer that looks again needs a second program,
     for its attention.
 
     Args:
       checkpoint: from `qwenla_jax.load`.
-      images: a picture or several, as files or Pillow's; an empty list asks without any.
+      images: an image or several, as files or Pillow's; an empty list asks without any.
       question: the user's text.
       reattention: what stands before a reflection: "none", "copy", "route" or "vision_only".
-      share: route: the share of the visual tokens that is kept, 0 to 1.
+      keep_ratio: route: the share of the visual tokens that is kept, 0 to 1.
       max_insertions: most insertions of a response; later reflections are text alone (paper silent).
       temperature: 0 is greedy.
       top_p: nucleus, above 0 and at most 1; 1 is the whole distribution.
       seed: 0 to 2**32 - 1; the answer is a function of it (and of nothing at temperature 0).
       max_new_tokens: longest response in tokens (paper: 1024 in its reinforcement learning).
-      max_pixels: larger pictures are shrunk to so many pixels; None takes the checkpoint's own bound (paper: 262,144
+      max_pixels: larger images are shrunk to so many pixels; None takes the checkpoint's own bound (paper: 262,144
         in its second supervised stage).
       system: text of a system turn; None leaves the turn out.
 
     Raises:
-      ValueError: a picture, a text, an option or the checkpoint cannot be used; named.
+      ValueError: an image, a text, an option or the checkpoint cannot be used; named.
     """
     started = time.perf_counter()
     if not question.strip():
         raise ValueError("question: it is empty; expected a text")
     for name, said in (("question", question), ("system", system)):
-        if (told := half_character(said or "")) is not None:
-            raise ValueError(f"{name}: it {told}")
+        if (message := half_character(said or "")) is not None:
+            raise ValueError(f"{name}: it {message}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}, expected a whole number from 0 to 4294967295")
     tok, processor = check_checkpoint(checkpoint)
     config = checkpoint.config
     if max_pixels is not None:
         processor = _with_max_pixels(processor, max_pixels)
-    look = LookOptions(
+    reattention = ReattentionConfig(
         mode=reattention,
-        share=share,
+        keep_ratio=keep_ratio,
         max_insertions=max_insertions,
         rows_at_once=1,
         open_id=tok.ids.reflection_open,
         close_id=tok.ids.reflection_close,
     )
-    options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), look)
+    options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), reattention)
     vision = config.vision
-    layout = PictureLayout(
+    layout = ImageLayout(
         vision.patch_size,
         vision.spatial_merge_size,
         vision.temporal_patch_size,
         vision.window_size,
         vision.tokens_per_second,
     )
-    pictures = _pictures(images, processor, layout)
-    record = Record("question", pictures, question, "", None, "")
+    imgs = _images(images, processor, layout)
+    record = Record("question", imgs, question, "", None, "")
     example = to_prompt_example(record, tok, processor, layout, system)
     batch = collate_prompts(
-        [example], _buckets(example, processor, layout), 1, BlockOptions() if look.inserts else None
+        [example], _buckets(example, processor, layout), 1, ReinsertionOptions() if reattention.inserts else None
     )
-    bias_V = forbidden_bias(config.text.vocab_size, tok.vocab_size, tok.ids.forbidden())
-    rollout = jax.device_get(_sample(config, options, checkpoint.params, *batch, bias_V, np.uint32(seed)))
+    logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
+    rollout = jax.device_get(_sample(config, options, checkpoint.params, *batch, logit_bias_V, np.uint32(seed)))
     ids = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
     text = texts_of(rollout, tok)[0]
     return Answer(
         text=text,
         token_ids=ids,
         sections=list(parse(text).sections),
-        reattention=_insertions(checkpoint, tok, look, *batch, rollout, example),
-        refused=int(rollout.refused_B[0]),
+        reattention=_insertions(checkpoint, tok, reattention, *batch, rollout, example),
+        skipped=int(rollout.skipped_B[0]),
         stopped=bool(rollout.stopped_B[0]),
         seconds=time.perf_counter() - started,
         question=question,
-        images=pictures,
+        images=imgs,
     )
 
 
@@ -151,7 +151,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettin
     return tok, processor
 
 
-class _Paid(NamedTuple):
+class _Received(NamedTuple):
     """Attention of each response token; see `train.probe.AttentionMass`. Insertions are summed."""
 
     original_R: jax.Array
@@ -168,25 +168,27 @@ def _sample(
     params: Params,
     vision: VisionBatch,
     prompts: PromptBatch,
-    bias_V: jax.Array,
+    logit_bias_V: jax.Array,
     seed: jax.Array,
 ) -> Rollout:
-    return sample(QwenVL(config), options, params, vision, prompts, bias_V, seed, np.uint32(0), np.zeros(1, np.uint32))
+    return sample(
+        QwenVL(config), options, params, vision, prompts, logit_bias_V, seed, np.uint32(0), np.zeros(1, np.uint32)
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "look"))
-def _paid(
+@functools.partial(jax.jit, static_argnames=("config", "reattention"))
+def _received(
     config: ModelConfig,
-    look: LookOptions,
+    reattention: ReattentionConfig,
     params: Params,
     vision: VisionBatch,
     prompts: PromptBatch,
     ids_BxR: jax.Array,
     length_B: jax.Array,
-    kept_BxExX: jax.Array,
-) -> _Paid:
-    mass = attention_mass(QwenVL(config), params, vision, prompts, ids_BxR, length_B, look, kept_BxExX)
-    return _Paid(
+    selected_BxExX: jax.Array,
+) -> _Received:
+    mass = attention_mass(QwenVL(config), params, vision, prompts, ids_BxR, length_B, reattention, selected_BxExX)
+    return _Received(
         mass.original_BxR[0],
         mass.inserted_BxExR[0].sum(0),
         mass.even_original_BxR[0],
@@ -197,63 +199,74 @@ def _paid(
 def _insertions(
     checkpoint: Checkpoint,
     tok: Tokenizer,
-    look: LookOptions,
+    reattention: ReattentionConfig,
     vision: VisionBatch,
     prompts: PromptBatch,
     rollout: Rollout,
     example: Example,
-) -> list[LookAgain]:
+) -> list[Insertion]:
     """What stands before which reflection; the response is run once more for its attention."""
     turns, length = int(rollout.inserted_B[0]), int(rollout.length_B[0])
     if not turns:
         return []
     ids_R = rollout.ids_BxR[0, :length]
-    open_R = np.flatnonzero(ids_R == look.open_id)
-    close_R = np.flatnonzero(ids_R == look.close_id)
+    open_R = np.flatnonzero(ids_R == reattention.open_id)
+    close_R = np.flatnonzero(ids_R == reattention.close_id)
     # Not all of the room that sampling needed, yet of few sizes, for each of them is compiled.
     padded_BxR = np.zeros((1, _power_of_two(length, 64)), np.int32)
     padded_BxR[0, :length] = ids_R
-    kept_BxExX = rollout.kept_BxExX[:, : _power_of_two(turns)]
-    paid = jax.device_get(
-        _paid(checkpoint.config, look, checkpoint.params, vision, prompts, padded_BxR, rollout.length_B, kept_BxExX)
+    selected_BxExX = rollout.selected_BxExX[:, : _power_of_two(turns)]
+    received = jax.device_get(
+        _received(
+            checkpoint.config,
+            reattention,
+            checkpoint.params,
+            vision,
+            prompts,
+            padded_BxR,
+            rollout.length_B,
+            selected_BxExX,
+        )
     )
 
     def mean(first: int, end: int) -> VisualAttention:
-        return VisualAttention(*(float(values_R[first:end].mean()) for values_R in paid))
+        return VisualAttention(*(float(values_R[first:end].mean()) for values_R in received))
 
-    found = []
+    result = []
     since = 0
     for turn, position in enumerate(open_R[:turns].tolist()):
         ends = [length, *(close_R[close_R > position] + 1)[:1], *open_R[open_R > position][:1]]
-        found.append(
-            LookAgain(
+        result.append(
+            Insertion(
                 position=position,
                 offset=len(tok.decode(ids_R[:position].tolist())),
-                pictures=_kept(kept_BxExX[0, turn], vision, prompts, example),
+                images=_kept(selected_BxExX[0, turn], vision, prompts, example),
                 before=mean(since, position) if position > since else None,
                 after=mean(position, min(ends)),
             )
         )
         since = position
-    return found
+    return result
 
 
-def _kept(kept_X: np.ndarray, vision: VisionBatch, prompts: PromptBatch, example: Example) -> tuple[KeptTokens, ...]:
-    """From slots of the pictures' block to cells of their grids."""
+def _kept(
+    selected_X: np.ndarray, vision: VisionBatch, prompts: PromptBatch, example: Example
+) -> tuple[SelectedTokens, ...]:
+    """From slots of the images' block to cells of their grids."""
     assert prompts.block is not None
-    token_X = prompts.visual_QxP[0, prompts.block.source_QxX[0, np.flatnonzero(kept_X)]]
+    token_X = prompts.visual_QxP[0, prompts.block.source_QxX[0, np.flatnonzero(selected_X)]]
     number_X, cell_X = np.divmod(token_X[token_X >= 0], vision.gather_IxM.shape[1])  # delimiters are no visual tokens
     out = []
     for number, frame in enumerate(example.frames):
         cells = sorted(cell_X[number_X == number].tolist())
-        out.append(KeptTokens(number, frame.rows, frame.cols, tuple(divmod(cell, frame.cols) for cell in cells)))
+        out.append(SelectedTokens(number, frame.rows, frame.cols, tuple(divmod(cell, frame.cols) for cell in cells)))
     return tuple(out)
 
 
-def _pictures(
-    images: Picture | Sequence[Picture], processor: ProcessorSettings, layout: PictureLayout
+def _images(
+    images: RawImage | Sequence[RawImage], processor: ProcessorSettings, layout: ImageLayout
 ) -> tuple[Image.Image, ...]:
-    """The pictures as RGB, each of a shape that the model takes."""
+    """The images as RGB, each of a shape that the model takes."""
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
     out = []
     for number, one in enumerate(several):
@@ -261,7 +274,7 @@ def _pictures(
             raise ValueError(f"images[{number}]: got {type(one).__name__}, expected a file's name or a Pillow image")
         name = f"images[{number}]" if isinstance(one, Image.Image) else os.fspath(one)
         try:
-            image = to_rgb(one) if isinstance(one, Image.Image) else open_picture(one)
+            image = to_rgb(one) if isinstance(one, Image.Image) else open_image(one)
             smart_resize(image.height, image.width, layout.token_pixels, processor.min_pixels, processor.max_pixels)
         except ValueError as error:
             raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
@@ -276,10 +289,10 @@ def _with_max_pixels(processor: ProcessorSettings, max_pixels: int) -> Processor
     return dataclasses.replace(processor, min_pixels=min(processor.min_pixels, most), max_pixels=most)
 
 
-def _buckets(example: Example, processor: ProcessorSettings, layout: PictureLayout) -> Buckets:
+def _buckets(example: Example, processor: ProcessorSettings, layout: ImageLayout) -> Buckets:
     """Sizes that do not depend on the example but for where they end, so that examples of a kind share a program."""
-    prompt, pictures = _power_of_two(len(example.ids_T), 64), _power_of_two(len(example.frames))
-    return make_buckets(layout, 1, processor.min_pixels, processor.max_pixels, prompt, prompt, pictures)
+    prompt, images = _power_of_two(len(example.ids_T), 64), _power_of_two(len(example.frames))
+    return make_buckets(layout, 1, processor.min_pixels, processor.max_pixels, prompt, prompt, images)
 
 
 def _power_of_two(size: int, least: int = 1) -> int:

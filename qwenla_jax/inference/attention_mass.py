@@ -13,9 +13,9 @@ from flax import struct
 
 from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.parallel.distributed import place, several
+from qwenla_jax.parallel.distributed import is_multiprocess, place
 from qwenla_jax.parallel.sharding import replicated
-from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions
+from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
 from qwenla_jax.reattention.splice import embed_with_sources, splice
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.types import PromptBatch, VisionBatch
@@ -28,7 +28,7 @@ class AttentionMass:
     """Attention of each response token, the mean over layers and heads.
 
     Attributes:
-      original_BxR: float32, paid to the visual tokens of the prompt's own pictures.
+      original_BxR: float32, paid to the visual tokens of the prompt's own images.
       inserted_BxExR: float32, paid to the visual tokens that insertion E shows.
       even_original_BxR, even_inserted_BxExR: float32, the share of the tokens that the response token sees which those
         visual tokens are: what they would get if attention were spread evenly (theorems 3.1 and 3.2 are about it).
@@ -49,8 +49,8 @@ def attention_mass(
     prompts: PromptBatch,
     ids_BxR: jax.Array,
     length_B: jax.Array,
-    look: LookOptions = TEXT_ONLY,
-    kept_BxExX: jax.Array | None = None,
+    reattention: ReattentionConfig = TEXT_ONLY,
+    selected_BxExX: jax.Array | None = None,
 ) -> AttentionMass:
     """Runs given responses, with their insertions, and collects where their tokens looked (paper, figures 2 and 9).
 
@@ -59,16 +59,16 @@ def attention_mass(
     meaning.
 
     Args:
-      model, look: static.
-      params, vision, prompts, ids_BxR, length_B, kept_BxExX: see `train.logprobs.response_states`.
+      model, reattention: static.
+      params, vision, prompts, ids_BxR, length_B, selected_BxExX: see `train.logprobs.response_states`.
     """
     B, R = ids_BxR.shape
     G = B // len(prompts.length_Q)
     variables = {"params": params}
     _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
-    if look.inserts:
-        assert kept_BxExX is not None
-        tokens = splice(look, prompts, ids_BxR, length_B, kept_BxExX)
+    if reattention.inserts:
+        assert selected_BxExX is not None
+        tokens = splice(reattention, prompts, ids_BxR, length_B, selected_BxExX)
         pos, bias = tokens.pos_BxTx3, tokens.bias_BxT
         x = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         slot_BxR, shown_BxExT = tokens.slot_BxR, tokens.shown_BxExT
@@ -77,9 +77,9 @@ def attention_mass(
         pos = text_positions(jnp.repeat(prompts.next_pos_Q, G), R)
         slot_BxR = jnp.broadcast_to(jnp.arange(R), (B, R))
         shown_BxExT = jnp.zeros((B, 0, R), bool)
-    paid = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").paid
+    received = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").received
     at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
-    image_BxRxP, new_BxRxT = at_response(paid["prefix"]), at_response(paid["new"])
+    image_BxRxP, new_BxRxT = at_response(received["prefix"]), at_response(received["new"])
     visual_BxP = jnp.repeat(prompts.visual_QxP >= 0, G, axis=0)
     hidden_BxT = jnp.zeros(x.shape[:2], jnp.int32) if bias is None else (bias != 0).astype(jnp.int32)
     # What a token sees: its prompt, and of the spliced response everything up to itself but what a bias hides.
@@ -97,18 +97,18 @@ def attention_mass(
     )
 
 
-def compiled_mass(runtime: Runtime, look: LookOptions) -> Callable[..., AttentionMass]:
+def compiled_mass(runtime: Runtime, reattention: ReattentionConfig) -> Callable[..., AttentionMass]:
     """`attention_mass` compiled: (params, vision, prompts, ids, lengths, kept) -> AttentionMass on the host.
 
     Args:
       runtime: the run.
-      look: how the responses looked at their pictures again.
+      reattention: how the responses looked at their images again.
     """
     whole = replicated(runtime.mesh)  # where each of several processes is to see all of it
 
-    @functools.partial(jax.jit, out_shardings=whole if several() else None)
-    def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> AttentionMass:
-        return attention_mass(runtime.model, params, vision, prompts, ids, lengths, look, kept)
+    @functools.partial(jax.jit, out_shardings=whole if is_multiprocess() else None)
+    def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, selected: Any) -> AttentionMass:
+        return attention_mass(runtime.model, params, vision, prompts, ids, lengths, reattention, selected)
 
     def call(params: Params, *args: Any) -> AttentionMass:
         args = place(args, whole)
@@ -129,8 +129,8 @@ def parts_of(ids_BxR: np.ndarray, length_B: np.ndarray, open_id: int, close_id: 
     opened_BxR = np.cumsum(ids_BxR == open_id, axis=1)
     closed_BxR = np.cumsum(ids_BxR == close_id, axis=1)
     inside_BxR = (opened_BxR > closed_BxR) | ((ids_BxR == close_id) & (opened_BxR >= closed_BxR) & (opened_BxR > 0))
-    found = {"before": opened_BxR == 0, "in": inside_BxR, "after": (opened_BxR > 0) & ~inside_BxR}
-    return {name: where & run_BxR for name, where in found.items()} | {"all": run_BxR}
+    result = {"before": opened_BxR == 0, "in": inside_BxR, "after": (opened_BxR > 0) & ~inside_BxR}
+    return {name: where & run_BxR for name, where in result.items()} | {"all": run_BxR}
 
 
 def profile(mass: AttentionMass, parts: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -144,12 +144,12 @@ def profile(mass: AttentionMass, parts: dict[str, np.ndarray]) -> dict[str, dict
     original = np.asarray(mass.original_BxR)
     inserted = np.asarray(mass.inserted_BxExR).sum(1)
     even = np.asarray(mass.even_original_BxR) + np.asarray(mass.even_inserted_BxExR).sum(1)
-    found = {}
+    result = {}
     for name, where in parts.items():
         if not where.any():
             continue
         mean = lambda x, where=where: float(x[where].mean())  # noqa: E731
         row = {"tokens": float(where.sum()), "original": mean(original), "inserted": mean(inserted), "even": mean(even)}
         row["visual"] = row["original"] + row["inserted"]
-        found[name] = row | {"ratio": row["visual"] / row["even"]}
-    return found
+        result[name] = row | {"ratio": row["visual"] / row["even"]}
+    return result

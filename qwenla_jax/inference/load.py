@@ -29,14 +29,14 @@ ADAPTER_STREAM = 0x10A
 class Start:
     """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor.
 
-    `params` has the adapters that the run asks for, and `layouts` are those of all of it.
+    `params` has the adapters that the run asks for, and `shardings` are those of all of it.
     """
 
     model: QwenVL
     params: Params
     tokenizer: Tokenizer
     processor: ProcessorSettings
-    layouts: Any
+    shardings: Any
 
 
 def tiny_config(tokenizer: Tokenizer, vocab_size: int = 512) -> ModelConfig:
@@ -85,7 +85,7 @@ def tiny_config(tokenizer: Tokenizer, vocab_size: int = 512) -> ModelConfig:
 
 
 def tiny_processor() -> ProcessorSettings:
-    """The embedded default's image processor: pictures at 112 x 112 pixels unless a run says more.
+    """The embedded default's image processor: images at 112 x 112 pixels unless a run says more.
 
     The mean is a scene's ground and not the released model's, so that an empty patch is a vector of about zeros and the
     ground does not drown the shapes.
@@ -153,13 +153,13 @@ def _placed(
 ) -> Start:
     """The start, with the adapters that the run asks for beside the base parameters."""
     kernels, rank = kernels_to_adapt(options, config), options.lora.rank or 1
-    layouts = param_shardings(config, mesh, kernels, rank)
+    shardings = param_shardings(config, mesh, kernels, rank)
     if kernels:
         key = jax.random.fold_in(jax.random.key(options.seed), ADAPTER_STREAM)
         shapes = jax.eval_shape(lambda: params)
         make = lambda key: lora.adapters(shapes, kernels, rank, options.lora.alpha, key, options.param_dtype)  # noqa: E731
-        params = _kept(options, lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(layouts))(key)))
-    return Start(QwenVL(config), params, tokenizer, processor, layouts)
+        params = _kept(options, lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(shardings))(key)))
+    return Start(QwenVL(config), params, tokenizer, processor, shardings)
 
 
 def with_adapters(options: RunOptions, params: Params, kernels: Sequence[str], key: jax.Array) -> Params:

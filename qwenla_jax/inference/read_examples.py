@@ -12,8 +12,8 @@ from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.sources.factory import sources_of
-from qwenla_jax.data.sources.skip_invalid import Skipping, TooManyBroken
-from qwenla_jax.data.sources.splits import Chosen
+from qwenla_jax.data.sources.skip_invalid import SkipInvalid, TooManyInvalid
+from qwenla_jax.data.sources.splits import SelectedRecords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Examples:
         """The example at an index.
 
         Raises:
-          ValueError: the record cannot be read, has several pictures, or its prompt or response is too long.
+          ValueError: the record cannot be read, has several images, or its prompt or response is too long.
         """
         return fitting(self.make(self.source[index]), self.data)
 
@@ -56,7 +56,7 @@ def fitting(example: Example, data: DataOptions) -> Example:
     """The example, if a run can use it.
 
     Raises:
-      ValueError: it has several pictures, or its prompt or response is too long; the message names the record.
+      ValueError: it has several images, or its prompt or response is too long; the message names the record.
     """
     n, name = example.prompt_length, f"record {example.record.id!r}"
     for what, size in (("prompt", n), ("response", len(example.ids_T) - n)):
@@ -64,7 +64,7 @@ def fitting(example: Example, data: DataOptions) -> Example:
         if size > most:
             raise TooLong(f"{name}: its {what} has {size} tokens; config.data.max_{what}_tokens is {most}")
     if len(example.record.images) > 1:
-        raise ValueError(f"{name} has {len(example.record.images)} pictures; a run takes one")
+        raise ValueError(f"{name} has {len(example.record.images)} images; a run takes one")
     return example
 
 
@@ -73,52 +73,52 @@ def usable(
     make: Callable[[Record], Example],
     data: DataOptions,
     note: Callable[[str], None] | None = None,
-) -> Skipping[Example]:
+) -> SkipInvalid[Example]:
     """The examples of a source, with the next whole one in the place of a record that cannot be used.
 
     Args:
       source: of `runtime.make_run_source`.
       make: record to example.
-      data: the run's settings. Of `max_broken` the records that the source left out already are taken.
-      note: told of each broken record when it is met first.
+      data: the run's settings. Of `max_invalid` the records that the source left out already are taken.
+      note: told of each invalid record when it is met first.
     """
-    return Skipping(Examples(source, make, data), _left(source, data), note, _advice(data))
+    return SkipInvalid(Examples(source, make, data), _left(source, data), note, _advice(data))
 
 
 def whole(source: RecordSource, make: Callable[[Record], Example], data: DataOptions) -> Iterator[Example]:
     """The usable examples of a source in its order, each once: for an evaluation, which nothing may stand twice in.
 
     Raises (when read):
-      TooManyBroken: there are more unusable records than may be.
+      TooManyInvalid: there are more unusable records than may be.
     """
     examples, most = Examples(source, make, data), _left(source, data)
-    broken: list[str] = []
+    invalid: list[str] = []
     for index in range(len(source)):
         try:
             example = examples[index]
         except ValueError as error:
-            broken.append(str(error))
-            if len(broken) > most:
-                told = "\n".join(broken[:5])
-                raise TooManyBroken(
-                    f"{len(broken)} held-out records are broken, at most {most} may be{_advice(data)}:\n{told}"
+            invalid.append(str(error))
+            if len(invalid) > most:
+                message = "\n".join(invalid[:5])
+                raise TooManyInvalid(
+                    f"{len(invalid)} held-out records are broken, at most {most} may be{_advice(data)}:\n{message}"
                 ) from error
             continue
         yield example
 
 
 def _left(source: RecordSource, data: DataOptions) -> int:
-    left_out = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, Chosen))
-    return max(0, data.max_broken - left_out)
+    left_out = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, SelectedRecords))
+    return max(0, data.max_invalid - left_out)
 
 
 def _advice(data: DataOptions) -> str:
-    return f" (config.data.max_broken is {data.max_broken}; train.py --check_data finds all)"
+    return f" (config.data.max_invalid is {data.max_invalid}; train.py --check_data finds all)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """An example, and how many broken records were met before it."""
+    """An example, and how many invalid records were met before it."""
 
     example: Example
     met: int
@@ -131,9 +131,9 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class WithMet:
-    """Examples together with the number of broken records in whose place they stand."""
+    """Examples together with the number of invalid records in whose place they stand."""
 
-    source: Skipping[Example]
+    source: SkipInvalid[Example]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -146,7 +146,7 @@ class WithMet:
 class Records:
     """The records of usable examples."""
 
-    source: Skipping[Example]
+    source: SkipInvalid[Example]
 
     def __len__(self) -> int:
         return len(self.source)

@@ -16,22 +16,22 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, collate_responses, ladder, make_buckets
 from qwenla_jax.data.batching.example import Example, to_prompt_example, to_sft_example
 from qwenla_jax.data.batching.loader import RecordSource, make_pipeline
-from qwenla_jax.data.batching.reinsertion import BlockOptions
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings
+from qwenla_jax.data.batching.reinsertion import ReinsertionOptions
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record, Split
 from qwenla_jax.data.sources.factory import make_source
-from qwenla_jax.data.sources.skip_invalid import Skipping
+from qwenla_jax.data.sources.skip_invalid import SkipInvalid
 from qwenla_jax.inference.load import start
 from qwenla_jax.inference.read_examples import Read, WithMet, usable
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import check_backend
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.parallel.distributed import place, several
+from qwenla_jax.parallel.distributed import is_multiprocess, place
 from qwenla_jax.parallel.mesh import make_mesh
 from qwenla_jax.parallel.sharding import activation_rules, batch_sharding, gathered, replicated
-from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch, VisualTokens
 
@@ -47,18 +47,18 @@ class Runtime:
       mesh: the devices.
       model: the Linen module, its configuration within.
       layouts: the parameters' shardings, those of adapters among them.
-      tokenizer, processor, layout: how text and pictures become numbers.
-      bias_V: float32 added to all logits: forbidden tokens.
+      tokenizer, processor, layout: how text and images become numbers.
+      logit_bias_V: float32 added to all logits: suppressed tokens.
     """
 
     options: RunOptions
     mesh: Mesh
     model: QwenVL
-    layouts: Any
+    shardings: Any
     tokenizer: Tokenizer
     processor: ProcessorSettings
-    layout: PictureLayout
-    bias_V: np.ndarray
+    layout: ImageLayout
+    logit_bias_V: np.ndarray
 
     def buckets(self, rows: int) -> Buckets:
         """The shapes that batches of `rows` rows may have."""
@@ -70,7 +70,7 @@ class Runtime:
             self.processor.max_pixels,
             data.max_prompt_tokens,
             data.max_prompt_tokens + data.max_response_tokens,
-            runs=self.row_shards,
+            shards=self.row_shards,
         )
 
     @property
@@ -87,22 +87,22 @@ class Runtime:
 
     def usable(
         self, source: RecordSource, with_response: bool, note: Callable[[str], None] | None = None
-    ) -> Skipping[Example]:
+    ) -> SkipInvalid[Example]:
         """The source's examples, with the next whole one in the place of a record that cannot be used.
 
-        A picture that cannot be opened, a prompt or response that is too long, and more than one picture make a record
-        unusable; together with those that the source left out there may be `data.max_broken`.
+        An image that cannot be opened, a prompt or response that is too long, and more than one image make a record
+        unusable; together with those that the source left out there may be `data.max_invalid`.
 
         Args:
           source: of `make_run_source`.
           with_response: whether examples come with their responses.
-          note: told of each broken record.
+          note: told of each invalid record.
         """
         return usable(source, self.example(with_response), self.options.data, note)
 
     def batches(
         self,
-        source: Skipping[Example],
+        source: SkipInvalid[Example],
         collate: Callable[[Sequence[Example], Buckets], Any],
         step: int,
         again: int | None = None,
@@ -116,7 +116,7 @@ class Runtime:
           again: make a pair of the batch: itself, and once more in parts of so many rows.
 
         Returns:
-          the batch, the records of its rows, and how many broken records the whole batch met.
+          the batch, the records of its rows, and how many invalid records the whole batch met.
         """
         data = self.options.data
 
@@ -145,7 +145,7 @@ class Runtime:
     ) -> Any:
         rows = rows or self.options.data.batch_size // self.options.optim.accumulation
         buckets = self.buckets(rows)
-        return stack_parts([collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)])
+        return stack_microbatches([collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)])
 
     def stack(
         self,
@@ -159,14 +159,14 @@ class Runtime:
         return self._stacked([example(record) for record in records], collate, rows)
 
     def encoder(self) -> Callable[[Params, VisionBatch], VisualTokens]:
-        """The vision tower compiled: (params, pictures of a batch in parts) -> their visual tokens in parts."""
+        """The vision tower compiled: (params, images of a batch in parts) -> their visual tokens in parts."""
         rows = batch_sharding(self.mesh, leading=1)
 
-        @functools.partial(jax.jit, in_shardings=(self.layouts, rows), out_shardings=rows)
+        @functools.partial(jax.jit, in_shardings=(self.shardings, rows), out_shardings=rows)
         def run(params: Params, vision: VisionBatch) -> VisualTokens:
             return VisualTokens(
                 jax.lax.map(lambda part: self.model.apply({"params": params}, part, method="encode"), vision),
-                vision.runs,
+                vision.shards,
             )
 
         def call(params: Params, vision: VisionBatch) -> VisualTokens:
@@ -182,13 +182,13 @@ class Runtime:
         def program(params: Params, *inputs: Any) -> Rollout:
             if self.options.mesh.gather_to_sample:
                 params = jax.tree.map(lambda x: x.astype(self.options.dtype), params)
-                params = jax.lax.with_sharding_constraint(params, gathered(self.layouts))
+                params = jax.lax.with_sharding_constraint(params, gathered(self.shardings))
             return sample(self.model, options, params, *inputs)
 
         return jax.jit(
             program,
-            in_shardings=(self.layouts, rows, rows, whole, whole, whole, rows),
-            out_shardings=whole if several() else rows,  # where each process is to see all of them
+            in_shardings=(self.shardings, rows, rows, whole, whole, whole, rows),
+            out_shardings=whole if is_multiprocess() else rows,  # where each process is to see all of them
         )
 
     def sampler(self, options: SampleOptions) -> Sampler:
@@ -200,7 +200,7 @@ class Runtime:
         def call(params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray) -> Rollout:
             vision, prompts, sample_B = place((vision, prompts, sample_B), rows)
             with self.context():
-                return compiled(params, vision, prompts, self.bias_V, seed, np.uint32(step), sample_B)
+                return compiled(params, vision, prompts, self.logit_bias_V, seed, np.uint32(step), sample_B)
 
         return call
 
@@ -212,16 +212,16 @@ class Runtime:
             temperature,
             top_p,
             self.tokenizer.ids.stop(),
-            self.look(),
+            self.reattention(),
             self.row_shards,
         )
 
-    def look(self) -> LookOptions:
-        """Whether and how this run's reflections look at the pictures again."""
+    def reattention(self) -> ReattentionConfig:
+        """Whether and how this run's reflections look at the images again."""
         own, ids = self.options.reattention, self.tokenizer.ids
-        return LookOptions(
+        return ReattentionConfig(
             mode=own.mode,
-            share=own.share,
+            keep_ratio=own.keep_ratio,
             form=own.form,
             max_insertions=own.max_insertions,
             max_inserted_tokens=own.max_inserted_tokens,
@@ -233,9 +233,9 @@ class Runtime:
     def collate_prompts(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
     ) -> tuple[VisionBatch, PromptBatch]:
-        """`data.collate.collate_prompts`, with the pictures' blocks where this run puts them in."""
+        """`data.collate.collate_prompts`, with the images' blocks where this run puts them in."""
         own = self.options.reattention
-        block = BlockOptions(own.delimiters, own.positions) if self.look().inserts else None
+        block = ReinsertionOptions(own.delimiters, own.positions) if self.reattention().inserts else None
         return collate_prompts(examples, buckets, batch_size, block)
 
     def collate_responses(
@@ -249,7 +249,7 @@ class Runtime:
             batch_size,
             response_buckets(self.options.data.max_response_tokens),
             insertion_buckets(own.max_insertions),
-            BlockOptions(own.delimiters, own.positions),
+            ReinsertionOptions(own.delimiters, own.positions),
             self.tokenizer.ids.reflection_open,
         )
 
@@ -275,7 +275,7 @@ def make_run_source(options: RunOptions, split: Split) -> RecordSource:
         correction_share=data.correction_share,
         style=data.response_style if split == "cold_start" else "structured",
         whole=data.eval_source is not None,
-        max_broken=data.max_broken,
+        max_invalid=data.max_invalid,
     )
 
 
@@ -292,7 +292,7 @@ def build(options: RunOptions) -> tuple[Runtime, Params]:
     check_rows(options, mesh)
     check_backend(options.attention, jax.default_backend())
     first = start(options, mesh)
-    runtime = assemble(options, mesh, first.model, first.layouts, first.tokenizer, first.processor)
+    runtime = assemble(options, mesh, first.model, first.shardings, first.tokenizer, first.processor)
     return runtime, first.params
 
 
@@ -311,7 +311,7 @@ def assemble(
     options: RunOptions,
     mesh: Mesh,
     model: QwenVL,
-    layouts: Any,
+    shardings: Any,
     tokenizer: Tokenizer,
     processor: ProcessorSettings,
 ) -> Runtime:
@@ -328,11 +328,11 @@ def assemble(
         options=options,
         mesh=mesh,
         model=model,
-        layouts=layouts,
+        shardings=shardings,
         tokenizer=tokenizer,
         processor=processor_of(options, processor),
         layout=layout_of(config),
-        bias_V=forbidden_bias(config.text.vocab_size, tokenizer.vocab_size, tokenizer.ids.forbidden()),
+        logit_bias_V=suppression_bias(config.text.vocab_size, tokenizer.vocab_size, tokenizer.ids.suppressed()),
     )
 
 
@@ -346,10 +346,10 @@ def processor_of(options: RunOptions, processor: ProcessorSettings) -> Processor
     )
 
 
-def layout_of(config: ModelConfig) -> PictureLayout:
+def layout_of(config: ModelConfig) -> ImageLayout:
     """How the model's vision tower wants patches."""
     vision = config.vision
-    return PictureLayout(
+    return ImageLayout(
         vision.patch_size,
         vision.spatial_merge_size,
         vision.temporal_patch_size,
@@ -358,7 +358,7 @@ def layout_of(config: ModelConfig) -> PictureLayout:
     )
 
 
-def stack_parts(batches: Sequence[Any]) -> Any:
+def stack_microbatches(batches: Sequence[Any]) -> Any:
     """Batches of one run of parts, padded to a common shape and stacked on a leading axis.
 
     Parts of one step may have fallen into different buckets; the larger one holds them all. What is padded lies behind
@@ -372,25 +372,25 @@ def stack_parts(batches: Sequence[Any]) -> Any:
 def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
     """The batch with the largest I and M of all parts: every run of frames padded, visual indexes counted anew."""
     vision, text, *rest = batch
-    runs, (frames, old) = vision.runs, vision.gather_IxM.shape
+    shards, (frames, old) = vision.shards, vision.gather_IxM.shape
     most, new = np.max([other[0].gather_IxM.shape for other in batches], axis=0)
-    room = (most - frames) // runs
+    room = (most - frames) // shards
 
     def padded(x: np.ndarray) -> np.ndarray:
-        split = x.reshape(runs, frames // runs, *x.shape[1:])
+        split = x.reshape(shards, frames // shards, *x.shape[1:])
         return np.pad(split, [(0, 0), (0, room), *[(0, 0)] * (x.ndim - 1)]).reshape(most, *x.shape[1:])
 
     name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
     index = getattr(text, name)
     frame, token = np.divmod(index, old)
-    frame += frame // (frames // runs) * room
+    frame += frame // (frames // shards) * room
     moved = np.where(index >= 0, frame * new + token, -1).astype(index.dtype)
     return jax.tree.map(padded, vision), text.replace(**{name: moved}), *rest
 
 
 def _pad_and_stack(path: Any, *arrays: np.ndarray) -> np.ndarray:
     shape = np.max([a.shape for a in arrays], axis=0)
-    fill = -1 if path[-1].name.startswith(("visual_", "source_")) else 0  # -1: no picture's token
+    fill = -1 if path[-1].name.startswith(("visual_", "source_")) else 0  # -1: no image's token
     return np.stack(
         [np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)], constant_values=fill) for a in arrays]
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from qwenla_jax.model.layers import ATTENTION_OUTPUT, HIDDEN
+from qwenla_jax.model.layers import ATTENTION_OUTPUT, MASK_VALUE
 
 # Bytes of float32 scores of one row above which its queries are worked through in blocks, and the fewest queries of a
 # block: fewer would leave a matrix unit waiting for keys. By the row, since rows lie over devices. The embedded default
@@ -63,8 +63,8 @@ def segment_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...]) -> ja
     return _attend(q_BxTxNxH, segments)[0]
 
 
-def watched_attention(
-    q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], watch: tuple[int, ...]
+def attention_with_weights(
+    q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], return_attention: tuple[int, ...]
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`segment_attention`, and what it paid to the keys of some segments. For passes without a gradient.
 
@@ -80,20 +80,20 @@ def watched_attention(
 
     def block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, ...]:
         out, lse = _attend_block(q, segments, first)
-        paid = []
-        for segment in (segments[number] for number in watch):
+        received = []
+        for segment in (segments[number] for number in return_attention):
             lay = _layout(q, segment)
             p = jnp.exp(_scores(q, segment, first) - lay.group(lse)[..., None])
-            paid.append(lay.ungroup(p).mean(2))
-        return out, *paid
+            received.append(lay.ungroup(p).mean(2))
+        return out, *received
 
     size, T = _block_size(q_BxTxNxH, segments), q_BxTxNxH.shape[1]
     if size >= T:
-        out, *paid = block(q_BxTxNxH, segments, 0)
-        return out, tuple(paid)
+        out, *received = block(q_BxTxNxH, segments, 0)
+        return out, tuple(received)
     blocks = _query_blocks(q_BxTxNxH, segments, size)
-    out, *paid = (_join(x, T) for x in jax.lax.map(lambda part: block(*_take(segments, part)), blocks))
-    return out, tuple(paid)
+    out, *received = (_join(x, T) for x in jax.lax.map(lambda part: block(*_take(segments, part)), blocks))
+    return out, tuple(received)
 
 
 class _Layout(NamedTuple):
@@ -128,15 +128,15 @@ def _layout(q_BxTxNxH: jax.Array, segment: Segment) -> _Layout:
 def _seen(segment: Segment, T: int, first: Any) -> jax.Array | None:
     """bool, broadcastable to [Q, G, T, S], for T queries from the call's query `first` on; None: everything."""
     slot_S = jnp.arange(segment.k.shape[1])
-    found = [] if segment.visible is None else [segment.visible]
+    result = [] if segment.visible is None else [segment.visible]
     if segment.length_Q is not None:
-        found.append((slot_S < segment.length_Q[:, None])[:, None, None, :])
+        result.append((slot_S < segment.length_Q[:, None])[:, None, None, :])
     if segment.causal:
-        found.append((slot_S <= first + jnp.arange(T)[:, None])[None, None])
-    if not found:
+        result.append((slot_S <= first + jnp.arange(T)[:, None])[None, None])
+    if not result:
         return None
-    seen = found[0]
-    for more in found[1:]:
+    seen = result[0]
+    for more in result[1:]:
         seen = seen & more
     return seen
 
@@ -153,17 +153,17 @@ def _scores(q_BxTxNxH: jax.Array, segment: Segment, first: Any) -> jax.Array:
     if seen is None:
         return s
     seen = jnp.broadcast_to(seen, (lay.Q, lay.G, lay.T, S))[:, None, :, :, None]
-    return jnp.where(seen, s.reshape(lay.Q, lay.K, lay.G, lay.T, lay.J, S), HIDDEN).reshape(s.shape)
+    return jnp.where(seen, s.reshape(lay.Q, lay.K, lay.G, lay.T, lay.J, S), MASK_VALUE).reshape(s.shape)
 
 
 def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, N, H] and float32 log-sum-exp [B, T, N]."""
-    layouts = [_layout(q, segment) for segment in segments]
+    shardings = [_layout(q, segment) for segment in segments]
     scores = [_scores(q, segment, first) for segment in segments]
-    tops = [lay.ungroup(s.max(-1)) for lay, s in zip(layouts, scores, strict=True)]
+    tops = [lay.ungroup(s.max(-1)) for lay, s in zip(shardings, scores, strict=True)]
     top = jnp.stack(tops).max(0) if len(tops) > 1 else tops[0]
     total, out = 0.0, 0.0
-    for lay, s, segment in zip(layouts, scores, segments, strict=True):
+    for lay, s, segment in zip(shardings, scores, segments, strict=True):
         e = jnp.exp(s - lay.group(top)[..., None])
         total = total + lay.ungroup(e.sum(-1))
         part = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
@@ -217,7 +217,7 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
         d_q, sums = _backward_block(q, segments, 0, lse, delta, d_out)
     else:
         # Behind the last query the log-sum-exp is so large that every probability is 0.
-        others = (_split(lse, 1, size, -HIDDEN), _split(delta, 1, size), _split(d_out, 1, size))
+        others = (_split(lse, 1, size, -MASK_VALUE), _split(delta, 1, size), _split(d_out, 1, size))
 
         def step(sums: Sums, part: Any) -> tuple[Sums, jax.Array]:
             d_q, more = _backward_block(*_take(segments, part[0]), *part[1])

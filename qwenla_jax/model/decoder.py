@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.model.attention import Segment, watched_attention
+from qwenla_jax.model.attention import Segment, attention_with_weights
 from qwenla_jax.model.config import TextConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
@@ -23,7 +23,7 @@ ONE_HOT_VOCAB = 2048
 # `attention.Segment`.
 Mask = tuple[jax.Array | None, jax.Array | None]
 # Number of a watched run of keys -> float32 [B, T, S], the attention paid to them, summed over the layers so far.
-Paid = dict[int, jax.Array]
+AttentionReceived = dict[int, jax.Array]
 
 
 class Decoded(NamedTuple):
@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
 
     hidden_BxTxD: jax.Array
     new: tuple[jax.Array, jax.Array]
-    paid: dict[str, jax.Array]
+    received: dict[str, jax.Array]
 
 
 class DecoderAttention(nn.Module):
@@ -58,7 +58,7 @@ class DecoderAttention(nn.Module):
         sin: jax.Array,
         masks: tuple[Mask, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
-        watch: tuple[int, ...],
+        return_attention: tuple[int, ...],
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
         cfg = self.config
         B, T, D = x_BxTxD.shape
@@ -72,16 +72,16 @@ class DecoderAttention(nn.Module):
         v = dense("v", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = nn.with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
-        runs = [*past, (k, v)]
+        shards = [*past, (k, v)]
         segments = tuple(
             Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None)
-            for (ks, vs), (length_Q, bias_QxS) in zip(runs, masks, strict=True)
+            for (ks, vs), (length_Q, bias_QxS) in zip(shards, masks, strict=True)
         )
-        if watch:
-            out, paid = watched_attention(q, segments, watch)
+        if return_attention:
+            out, received = attention_with_weights(q, segments, return_attention)
         else:
-            out, paid = attend(self.attention, q, segments), ()
-        return dense("o", D, ("heads", "embed"), False)(out.reshape(B, T, N * H)), (k, v), paid
+            out, received = attend(self.attention, q, segments), ()
+        return dense("o", D, ("heads", "embed"), False)(out.reshape(B, T, N * H)), (k, v), received
 
 
 class DecoderLayer(nn.Module):
@@ -96,23 +96,23 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[jax.Array, Paid],
+        carry: tuple[jax.Array, AttentionReceived],
         cos: jax.Array,
         sin: jax.Array,
         masks: tuple[Mask, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
-    ) -> tuple[tuple[jax.Array, Paid], tuple[jax.Array, jax.Array]]:
+    ) -> tuple[tuple[jax.Array, AttentionReceived], tuple[jax.Array, jax.Array]]:
         cfg, types = self.config, (self.dtype, self.param_dtype)
         x, total = carry
-        watch = tuple(total)
+        return_attention = tuple(total)
         x = nn.with_logical_constraint(x, ("batch", "tokens", "act_embed"))
         h = RMSNorm(cfg.rms_norm_eps, *types, name="input_norm")(x)
         attend_to = DecoderAttention(cfg, *types, self.init_scale, self.attention, name="attn")
-        h, new, paid = attend_to(h, cos, sin, masks, past, watch)
+        h, new, received = attend_to(h, cos, sin, masks, past, return_attention)
         x = x + h
         h = RMSNorm(cfg.rms_norm_eps, *types, name="post_norm")(x)
         x = x + GatedMLP(cfg.intermediate_size, False, *types, self.init_scale, name="mlp")(h)
-        return (x, {number: total[number] + p for number, p in zip(watch, paid, strict=True)}), new
+        return (x, {number: total[number] + p for number, p in zip(return_attention, received, strict=True)}), new
 
 
 class Embedding(nn.Module):
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         prefix: KeyValues | None = None,
         cache: KeyValues | None = None,
         bias_BxT: jax.Array | None = None,
-        watch: tuple[str, ...] = (),
+        return_attention: tuple[str, ...] = (),
     ) -> Decoded:
         """Run the layers over T new tokens a row.
 
@@ -214,13 +214,13 @@ class Decoder(nn.Module):
         names.append("new")
         masks.append((None, _sharded_bias(bias_BxT)))
         keys = [past[number][0].shape[2] if number < len(past) else T for number in range(len(names))]
-        watched = sorted(names.index(name) for name in watch)
-        nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in watched}
+        returns_attention = sorted(names.index(name) for name in return_attention)
+        nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in returns_attention}
         (x, total), new = self.layers((x_BxTxD, nothing), jnp.cos(angles), jnp.sin(angles), tuple(masks), tuple(past))
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
-        paid = {names[number]: sums / cfg.num_layers for number, sums in total.items()}
-        return Decoded(self.norm(x), new, paid)
+        received = {names[number]: sums / cfg.num_layers for number, sums in total.items()}
+        return Decoded(self.norm(x), new, received)
 
 
 def _sharded_bias(bias_BxS: jax.Array | None) -> jax.Array | None:

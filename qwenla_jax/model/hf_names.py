@@ -133,13 +133,13 @@ def is_ignored(name: str) -> bool:
     return name.endswith(_IGNORED_SUFFIXES)
 
 
-def compare(expected: Iterable[tuple[str, Shape]], found: Iterable[tuple[str, Shape]]) -> list[str]:
+def compare(expected: Iterable[tuple[str, Shape]], result: Iterable[tuple[str, Shape]]) -> list[str]:
     """What is missing, unexpected or misshapen, one line each; empty where all is well.
 
     Args:
       expected, found: (name, shape) pairs.
     """
-    want, have = dict(expected), dict(found)
+    want, have = dict(expected), dict(result)
     lines = [f"missing: {name} {list(want[name])}" for name in want if name not in have]
     lines += [f"unexpected: {name} {list(have[name])}" for name in have if name not in want]
     lines += [

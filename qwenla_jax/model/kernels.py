@@ -24,7 +24,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from qwenla_jax.model.attention import Segment, segment_attention
 from qwenla_jax.model.config import ModelConfig
-from qwenla_jax.model.layers import ATTENTION_OUTPUT, HIDDEN
+from qwenla_jax.model.layers import ATTENTION_OUTPUT, MASK_VALUE
 
 # A TPU's vector registers have so many lanes: head sizes, and runs of queries and keys, are padded to multiples.
 LANES = 128
@@ -129,15 +129,15 @@ def describe(choice: str, kernel: str, config: ModelConfig) -> str:
       kernel: what `kernel_here` makes of it.
       config: of the model.
     """
-    served = []
+    insert_rows = []
     for name, head in (("decoder", config.text.head_dim), ("vision tower", config.vision.head_dim)):
         large = choice != "auto" or head >= SMALLEST_HEAD
         taken = kernel == "splash" or (config.dtype != "float32" and head % 8 == 0 and head <= 128)
-        served += [name] if kernel != "xla" and large and taken else []
-    if not served:
+        insert_rows += [name] if kernel != "xla" and large and taken else []
+    if not insert_rows:
         return "attention in plain XLA"
     least = FEWEST_QUERIES if choice == "auto" else 2
-    return f"attention by {kernel} in the {' and '.join(served)} from {least} queries on"
+    return f"attention by {kernel} in the {' and '.join(insert_rows)} from {least} queries on"
 
 
 def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interpret: bool = False) -> jax.Array:
@@ -160,14 +160,14 @@ def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interp
     else:
         q = q_BxTxNxH
         k, v = (
-            jnp.concatenate([_per_row(x, B) for x in runs], axis=1)
-            for runs in ([s.k for s in segments], [s.v for s in segments])
+            jnp.concatenate([_per_row(x, B) for x in shards], axis=1)
+            for shards in ([s.k for s in segments], [s.v for s in segments])
         )
         shown = jnp.concatenate([_per_row(_shown(s), B) for s in segments], axis=1)
         ids = jnp.zeros((B, T), jnp.int32), jnp.where(shown, 0, -1)
     biases = [s.bias for s in segments if s.bias is not None]
     if biases:
-        known = jnp.stack([jnp.all((bias == 0) | (bias == HIDDEN)) for bias in biases]).all()
+        known = jnp.stack([jnp.all((bias == 0) | (bias == MASK_VALUE)) for bias in biases]).all()
         q = q + jnp.where(known, 0.0, jnp.nan).astype(q.dtype)
     tokens, keys = q.shape[1], k.shape[1]
     tile_q, tile_kv = _tile(tokens), _tile(keys)
@@ -243,7 +243,7 @@ def _shown(segment: Segment) -> jax.Array:
         shown = shown & segment.visible[:, 0, 0]
     if segment.length_Q is not None:
         shown = shown & (jnp.arange(S) < segment.length_Q[:, None])
-    return shown if segment.bias is None else shown & (segment.bias > HIDDEN / 2)
+    return shown if segment.bias is None else shown & (segment.bias > MASK_VALUE / 2)
 
 
 def _per_row(x: jax.Array, rows: int) -> jax.Array:
@@ -264,7 +264,7 @@ def _tile(length: int) -> int:
 
 
 def _many_rows_in_one(q: jax.Array, segment: Segment) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Short rows (windows of pictures) side by side in sequences of `LANES`, told apart by segment ids."""
+    """Short rows (windows of images) side by side in sequences of `LANES`, told apart by segment ids."""
     B, T = q.shape[:2]
     each = LANES // T
     count = -(-B // each)

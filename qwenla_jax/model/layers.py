@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 # Additive mask value: finite, so that a row whose keys are all hidden gives numbers and not nan, and far enough below
 # any score that its probability is exactly zero in float32 and bfloat16.
-HIDDEN = -1e30
+MASK_VALUE = -1e30
 
 # The name under which attention's results are known to the remat policies.
 ATTENTION_OUTPUT = "attention_output"

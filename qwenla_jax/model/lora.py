@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on linear layers: y = x W + scale (x A) B, with W left as it is.
 
 An adapter is three leaves beside its kernel in the parameters' tree, and a layer whose tree holds them applies them
-(`layers.Dense`). The tree and not the config says so, because then one model serves all three readers: the policy takes
-the whole tree, the reference the same arrays without these leaves (`base_of`), and an export the merged ones. The scale
-is a leaf too, so that no reader can forget it.
+(`layers.Dense`). The tree and not the config reports it, because then one model serves all three readers: the policy
+takes the whole tree, the reference the same arrays without these leaves (`base_of`), and an export the merged ones.
+The scale is a leaf too, so that no reader can forget it.
 
     lora_a      [L, in, r]    drawn as PEFT draws it
     lora_b      [L, r, out]   zero at first, so that the model begins as the base model, bit for bit
@@ -77,19 +77,19 @@ def kernels_for(config: ModelConfig, modules: Sequence[str]) -> tuple[str, ...]:
     able = [path for path in able if path != _HEAD]
     chosen: set[str] = set()
     for pattern in modules:
-        found = [path for path in paths if re.fullmatch(pattern, path)]
-        if not found:
+        result = [path for path in paths if re.fullmatch(pattern, path)]
+        if not result:
             # Without its signs an expression is near to what it was meant to match.
             plain = re.sub(r"[^\w/]+", "", pattern)
             near = difflib.get_close_matches(plain, able, n=3, cutoff=0.0)
             raise ValueError(f"config.lora.modules: {pattern!r} matches no parameter; near are {', '.join(near)}")
-        wrong = [path for path in found if path not in able]
+        wrong = [path for path in result if path not in able]
         if wrong:
             raise ValueError(
                 f"config.lora.modules: {pattern!r} matches {_few(wrong)}, which can have no adapter: only kernels of "
                 f"linear layers can, as {able[0]} (not the head, and not the patches' convolution)"
             )
-        chosen.update(found)
+        chosen.update(result)
     return tuple(path for path in able if path in chosen)
 
 

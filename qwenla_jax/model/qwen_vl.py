@@ -1,4 +1,4 @@
-"""Qwen2.5-VL whole: pictures and tokens in, hidden states and keys and values out."""
+"""Qwen2.5-VL whole: images and tokens in, hidden states and keys and values out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class QwenVL(nn.Module):
         return tokens_IxMxD.reshape(-1, tokens_IxMxD.shape[-1])
 
     def embed(
-        self, ids_BxT: jax.Array, visual_BxT: jax.Array | None, visual_ZxD: jax.Array | None, runs: int = 1
+        self, ids_BxT: jax.Array, visual_BxT: jax.Array | None, visual_ZxD: jax.Array | None, shards: int = 1
     ) -> jax.Array:
         """Embeddings of tokens, visual tokens in their places.
 
@@ -44,7 +44,7 @@ class QwenVL(nn.Module):
           ids_BxT: int32 token ids.
           visual_BxT: int32 index into `visual_ZxD`, -1 where the token is text; None for text only.
           visual_ZxD: visual tokens as `encode` returns them.
-          runs: `VisionBatch.runs` of theirs. Where an index leaves its row's run, the embedding is not a number.
+          shards: `VisionBatch.shards` of theirs. Where an index leaves its row's run, the embedding is not a number.
 
         Returns:
           [B, T, D] in the compute type.
@@ -53,11 +53,11 @@ class QwenVL(nn.Module):
         if visual_BxT is None:
             return x_BxTxD
         # Run by run, so that a device picks from its own: one index into all of them would gather them on every device.
-        index_UxN = visual_BxT.reshape(runs, -1)
-        first_Ux1 = jnp.arange(runs, dtype=index_UxN.dtype)[:, None] * (len(visual_ZxD) // runs)
+        index_UxN = visual_BxT.reshape(shards, -1)
+        first_Ux1 = jnp.arange(shards, dtype=index_UxN.dtype)[:, None] * (len(visual_ZxD) // shards)
         # Without a sign, for an index below the run would count from the run's end.
         index_UxN = jnp.where(index_UxN >= 0, index_UxN - first_Ux1, 0).astype(jnp.uint32)
-        visual_UxZxD = visual_ZxD.reshape(runs, -1, visual_ZxD.shape[-1])
+        visual_UxZxD = visual_ZxD.reshape(shards, -1, visual_ZxD.shape[-1])
         picked = jax.vmap(lambda visual, index: jnp.take(visual, index, axis=0))(visual_UxZxD, index_UxN)
         picked = picked.reshape(*visual_BxT.shape, -1)
         picked = nn.with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
@@ -70,16 +70,16 @@ class QwenVL(nn.Module):
         prefix: KeyValues | None = None,
         cache: KeyValues | None = None,
         bias_BxT: jax.Array | None = None,
-        watch: tuple[str, ...] = (),
+        return_attention: tuple[str, ...] = (),
     ) -> Decoded:
         """See `Decoder.__call__`."""
-        return self.decoder(x_BxTxD, pos_BxTx3, prefix, cache, bias_BxT, watch)
+        return self.decoder(x_BxTxD, pos_BxTx3, prefix, cache, bias_BxT, return_attention)
 
     def __call__(
         self, vision: VisionBatch, ids_BxT: jax.Array, pos_BxTx3: jax.Array, visual_BxT: jax.Array
     ) -> jax.Array:
         """Hidden states [B, T, D] of whole sequences, after the last norm."""
-        x = self.embed(ids_BxT, visual_BxT, self.encode(vision), vision.runs)
+        x = self.embed(ids_BxT, visual_BxT, self.encode(vision), vision.shards)
         return self.decode(x, pos_BxTx3).hidden_BxTxD
 
 

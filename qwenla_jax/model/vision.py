@@ -98,7 +98,7 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures to visual tokens."""
+    """Images to visual tokens."""
 
     config: VisionConfig
     dtype: str

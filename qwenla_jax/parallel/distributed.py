@@ -20,12 +20,12 @@ from jax.sharding import NamedSharding
 T = TypeVar("T")
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether there is more than one process."""
     return jax.process_count() > 1
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this process writes files and tells the console."""
     return jax.process_index() == 0
 
@@ -36,7 +36,7 @@ def gather(value: T) -> list[T]:
     Args:
       value: anything that can be pickled.
     """
-    if not several():
+    if not is_multiprocess():
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
@@ -46,13 +46,13 @@ def gather(value: T) -> list[T]:
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def from_lead(make: Callable[[], T]) -> T:
+def broadcast(make: Callable[[], T]) -> T:
     """What process 0 makes; all have to call it. What it raises is raised in all of them."""
-    if not several():
+    if not is_multiprocess():
         return make()
     made: T | None = None
     error: Exception | None = None
-    if leads():
+    if is_primary():
         try:
             made = make()
         except Exception as raised:
@@ -78,9 +78,9 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as raised:
         error = raised
-    if several():
-        told = gather(None if error is None else f"{type(error).__name__}: {error}")
-        failed = next(((number, text) for number, text in enumerate(told) if text is not None), None)
+    if is_multiprocess():
+        message = gather(None if error is None else f"{type(error).__name__}: {error}")
+        failed = next(((number, text) for number, text in enumerate(message) if text is not None), None)
         if failed is not None and error is None:
             raise ValueError(f"process {failed[0]}: {failed[1]}")
     if error is not None:
@@ -89,7 +89,7 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
 
 def place(tree: Any, layout: NamedSharding) -> Any:
     """Numpy arrays that every process has whole, laid out over the devices of all; each places its own part."""
-    if not several():
+    if not is_multiprocess():
         return tree
 
     def one(x: Any) -> Any:

@@ -100,23 +100,23 @@ def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[
       fsdp, tensor: devices along these axes of a mesh; those along data hold the same.
     """
     mesh = AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
-    layouts = jax.tree_util.tree_flatten_with_path(param_shardings(config, mesh))[0]
-    by_path = {"/".join(key.key for key in path): layout for path, layout in layouts}
-    found = {}
+    shardings = jax.tree_util.tree_flatten_with_path(param_shardings(config, mesh))[0]
+    by_path = {"/".join(key.key for key in path): layout for path, layout in shardings}
+    result = {}
     for entry in table(config):
         for path in entry.paths:
             part = by_path[path].shard_shape(entry.param_shape)
-            found[path] = part if entry.layers is None else (1, *part[1:])
-    return found
+            result[path] = part if entry.layers is None else (1, *part[1:])
+    return result
 
 
-def gathered(layouts: Any) -> Any:
+def gathered(shardings: Any) -> Any:
     """The layouts without the axis fsdp: what it splits lies whole on each of its devices."""
 
     def without(layout: NamedSharding) -> NamedSharding:
         return NamedSharding(layout.mesh, PartitionSpec(*(None if name == "fsdp" else name for name in layout.spec)))
 
-    return jax.tree.map(without, layouts)
+    return jax.tree.map(without, shardings)
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -138,9 +138,9 @@ def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     def layout_of(path: Any, leaf: Any) -> NamedSharding:
         names = tuple(map(str, path))
         for start in range(len(names)):
-            found = by_path.get(names[start:])
-            if found and found[0] == leaf.shape:
-                return found[1]
+            result = by_path.get(names[start:])
+            if result and result[0] == leaf.shape:
+                return result[1]
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(layout_of, tree)

@@ -68,8 +68,8 @@ class Sizes:
       questions: Q of a part on the chip's shard of rows.
       group: G; 1 in supervised training.
       prompt, response: tokens, the batch's buckets.
-      patches_W: patches in each window of a picture.
-      slots: patch slots of a picture, padding included.
+      patches_W: patches in each window of an image.
+      slots: patch slots of an image, padding included.
       tensor: devices that split heads and widths.
     """
 
@@ -101,7 +101,7 @@ def sizes_of(runtime: Runtime, load: Load) -> Sizes:
         prompt=buckets.fit("prompts", len(one.ids_T), "the prompt"),
         response=options.data.max_response_tokens,
         patches_W=valid_S.reshape(-1, window).sum(1),
-        slots=buckets.fit("slots", len(valid_S), "the picture"),
+        slots=buckets.fit("slots", len(valid_S), "the image"),
         tensor=mesh.shape["tensor"],
     )
 
@@ -123,8 +123,8 @@ def resident(runtime: Runtime) -> Resident:
     """The share of one chip in a run's state."""
     options = runtime.options
     params = abstract_params(runtime)
-    optimizer, layouts = state_plan(runtime, params)
-    state = abstract_state(params, optimizer, layouts)
+    optimizer, shardings = state_plan(runtime, params)
+    state = abstract_state(params, optimizer, shardings)
     kept = {"parameters": shard_bytes(state.params), "optimiser": shard_bytes(state.opt_state)}
     numbers = kept["parameters"] // SIZES[options.param_dtype]
     if options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype:
@@ -238,14 +238,14 @@ def traffic(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, list[Co
     def phase(forward: int, backward: int, tokens: float, grads: bool) -> list[Collective]:
         rounds = forward + backward
         acts = round(tokens * text.hidden_size * value)
-        found = [Collective("all-gather", weights, fsdp, 2 * rounds * A, "weights")] if fsdp > 1 else []
+        result = [Collective("all-gather", weights, fsdp, 2 * rounds * A, "weights")] if fsdp > 1 else []
         if tensor > 1:
-            found.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * rounds * A, "activations"))
+            result.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * rounds * A, "activations"))
         if grads and fsdp > 1:
-            found.append(Collective("reduce-scatter", weights, fsdp, 2 * A, "gradient"))
+            result.append(Collective("reduce-scatter", weights, fsdp, 2 * A, "gradient"))
         if grads and data > 1:
-            found.append(Collective("all-reduce", weights // fsdp, data, 2 * A, "gradient"))
-        return found
+            result.append(Collective("all-reduce", weights // fsdp, data, 2 * A, "gradient"))
+        return result
 
     reference = 1 if options.stage == "brpo" and options.brpo.beta else 0
     # A rematerialised layer runs forward again, on weights that its backward needs anyway.

@@ -125,14 +125,14 @@ def tpu_devices(topology: Topology) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError("compiling for a TPU needs its compiler: pip install 'qwenla_jax[fit]'")
     # Without these the library asks a metadata server, which only a TPU's machine has, and waits.
-    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    told |= {"TPU_ACCELERATOR_TYPE": f"{topology.chip.name}-{topology.chips}"}
+    message = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    message |= {"TPU_ACCELERATOR_TYPE": f"{topology.chip.name}-{topology.chips}"}
     # It is to compile and opens no TPU, so it needs no lock, which one process of a machine could hold.
     unlocked = {"TPU_LOAD_LIBRARY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
     try:
-        with environment({name: os.environ.get(name, value) for name, value in told.items()} | unlocked):
+        with environment({name: os.environ.get(name, value) for name, value in message.items()} | unlocked):
             return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
     except Exception as error:  # the runtime's own type
         raise ValueError(f"topology: {topology.name} is not known to the TPU compiler: {error}") from error

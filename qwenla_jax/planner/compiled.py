@@ -21,8 +21,8 @@ from qwenla_jax.model.qwen_vl import QwenVL, init_params
 from qwenla_jax.parallel.sharding import param_shardings
 from qwenla_jax.planner.published import published_config, published_processor, published_sizes
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.train.brpo.reference import kept_reference_layouts, reference_program
-from qwenla_jax.train.brpo.update import Judged
+from qwenla_jax.train.brpo.reference import reference_program, stored_reference_shardings
+from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.loop import abstract_state, state_plan
 from qwenla_jax.train.programs import update_program
 from qwenla_jax.train.train_state import TrainState
@@ -36,7 +36,7 @@ class Load:
 
     Attributes:
       prompt_tokens: tokens of a prompt, its visual tokens included; the batch takes the bucket that holds them.
-      width, height: pixels of its one picture, before the run's bounds.
+      width, height: pixels of its one image, before the run's bounds.
     """
 
     prompt_tokens: int = 512
@@ -77,8 +77,8 @@ def abstract_runtime(options: RunOptions, mesh: Mesh) -> Runtime:
     processor = tiny_processor() if tiny else published_processor()
     tokenizer = Tokenizer.from_folder(EMBEDDED).with_tags()
     config = planned_config(options)
-    layouts = param_shardings(config, mesh, kernels_to_adapt(options, config), options.lora.rank or 1)
-    return assemble(options, mesh, QwenVL(config), layouts, tokenizer, processor)
+    shardings = param_shardings(config, mesh, kernels_to_adapt(options, config), options.lora.rank or 1)
+    return assemble(options, mesh, QwenVL(config), shardings, tokenizer, processor)
 
 
 def abstract_params(runtime: Runtime) -> Any:
@@ -90,25 +90,25 @@ def abstract_params(runtime: Runtime) -> Any:
         params = init_params(config, jax.random.key(0))
         return with_adapters(options, params, kernels, jax.random.key(0)) if kernels else params
 
-    return _laid_out(jax.eval_shape(make), runtime.layouts)
+    return _laid_out(jax.eval_shape(make), runtime.shardings)
 
 
-def _laid_out(shapes: Any, layouts: Any) -> Any:
-    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, layouts)
+def _laid_out(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, shardings)
 
 
 def example(runtime: Runtime, load: Load, response_tokens: int = 0) -> Example:
     """A question of the given size, and a response where `response_tokens` is above 0: of use for its shapes only.
 
     Raises:
-      ValueError: the picture alone needs more than `load.prompt_tokens`.
+      ValueError: the image alone needs more than `load.prompt_tokens`.
     """
-    picture = Image.new("RGB", (load.width, load.height))
-    short = runtime.example(False)(Record("fit", (picture,), "?", "?", None, ""))
+    image = Image.new("RGB", (load.width, load.height))
+    short = runtime.example(False)(Record("fit", (image,), "?", "?", None, ""))
     missing = load.prompt_tokens - len(short.ids_T)
     if missing < 0:
         raise ValueError(
-            f"prompt_tokens: got {load.prompt_tokens}, but a picture of {load.width} x {load.height} pixels with the "
+            f"prompt_tokens: got {load.prompt_tokens}, but an image of {load.width} x {load.height} pixels with the "
             f"least text takes {len(short.ids_T)}"
         )
     more = missing + response_tokens
@@ -128,7 +128,7 @@ def abstract_batch(runtime: Runtime, load: Load) -> tuple[Any, ...]:
     """Shapes of the batch of one update, parts stacked on the leading axis, as the run's own collation makes them.
 
     For BRPO (vision, prompts, judged), for supervised training what its collation returns; see
-    `train.stages.batch_layouts`.
+    `train.stages.batch_shardings`.
     """
     options = runtime.options
     sft = options.stage == "sft"
@@ -136,19 +136,19 @@ def abstract_batch(runtime: Runtime, load: Load) -> tuple[Any, ...]:
     buckets = runtime.buckets(1)
     if not sft:
         batch: tuple[Any, ...] = runtime.collate_prompts(one, buckets)
-    elif runtime.look().inserts:
+    elif runtime.reattention().inserts:
         batch = runtime.collate_responses(one, buckets)
     else:
         batch = collate_sft(one, buckets)
     parts = options.optim.accumulation
     rows = options.data.batch_size // parts
-    # Every array's first axis is that of rows, or of pictures, of which a row has one.
+    # Every array's first axis is that of rows, or of images, of which a row has one.
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype), batch)
-    wide = (wide[0].replace(runs=runtime.buckets(rows).runs), *wide[1:])
-    return wide if sft else (*wide, _judged(runtime, wide[1]))
+    wide = (wide[0].replace(shards=runtime.buckets(rows).shards), *wide[1:])
+    return wide if sft else (*wide, _rollout_batch(runtime, wide[1]))
 
 
-def _judged(runtime: Runtime, prompts: PromptBatch) -> Judged:
+def _rollout_batch(runtime: Runtime, prompts: PromptBatch) -> RolloutBatch:
     """Responses of the longest kind."""
     options = runtime.options
     parts, questions = prompts.length_Q.shape
@@ -158,11 +158,13 @@ def _judged(runtime: Runtime, prompts: PromptBatch) -> Judged:
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*rows, *shape), dtype)
 
-    look, kept = runtime.look(), None
-    if look.inserts:
-        kept = array(np.bool_, look.max_insertions, prompts.block.source_QxX.shape[2])
+    reattention, kept = runtime.reattention(), None
+    if reattention.inserts:
+        kept = array(np.bool_, reattention.max_insertions, prompts.block.source_QxX.shape[2])
     one = array(np.float32)
-    return Judged(array(np.int32, longest), array(np.float32, longest), array(np.int32), one, one, one, kept_BxExX=kept)
+    return RolloutBatch(
+        array(np.int32, longest), array(np.float32, longest), array(np.int32), one, one, one, selected_BxExX=kept
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,22 +192,22 @@ def plan_programs(runtime: Runtime, load: Load) -> Planned:
     """
     options = runtime.options
     params = abstract_params(runtime)
-    optimizer, layouts = state_plan(runtime, params)
-    state = abstract_state(params, optimizer, layouts)
+    optimizer, shardings = state_plan(runtime, params)
+    state = abstract_state(params, optimizer, shardings)
     batch = abstract_batch(runtime, load)
-    bias = jax.ShapeDtypeStruct(runtime.bias_V.shape, runtime.bias_V.dtype)
+    bias = jax.ShapeDtypeStruct(runtime.logit_bias_V.shape, runtime.logit_bias_V.dtype)
     programs, reference = {}, None
     with runtime.context():
         if options.stage == "brpo":
-            vision, prompts, judged = batch
-            programs["rollout"] = lower_rollout(runtime, params, vision, prompts, judged.length_B.shape[1])
+            vision, prompts, rollout_batch = batch
+            programs["rollout"] = lower_rollout(runtime, params, vision, prompts, rollout_batch.length_B.shape[1])
             if options.brpo.beta:
                 make = reference_program(runtime)
-                reference = _laid_out(jax.eval_shape(make, params), kept_reference_layouts(runtime))
+                reference = _laid_out(jax.eval_shape(make, params), stored_reference_shardings(runtime))
                 if options.dtype != options.param_dtype and jax.tree.leaves(reference):
                     programs["reference"] = make.lower(params)
             batch = (reference, *batch)
-        programs["update"] = update_program(runtime, optimizer, layouts).lower(state, *batch, bias)
+        programs["update"] = update_program(runtime, optimizer, shardings).lower(state, *batch, bias)
     return Planned(state, reference, batch, programs)
 
 
@@ -217,7 +219,7 @@ def lower_rollout(
     sampling = runtime.sample_options(options.group_size, options.temperature, options.top_p)
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (vision, prompts))
     number = jax.ShapeDtypeStruct((), np.uint32)
-    bias = jax.ShapeDtypeStruct(runtime.bias_V.shape, runtime.bias_V.dtype)
+    bias = jax.ShapeDtypeStruct(runtime.logit_bias_V.shape, runtime.logit_bias_V.dtype)
     return runtime.sampling_program(sampling).lower(
         params, *part, bias, number, number, jax.ShapeDtypeStruct((rows,), np.uint32)
     )

@@ -101,10 +101,10 @@ def roofline(chip: Chip, work: Work, sent: float) -> tuple[float, str]:
     return times[bound], bound
 
 
-def _phase(chip: Chip, work: Work, found: Sequence[Collective], peak: float, times: int = 1, **more: Any) -> Phase:
+def _phase(chip: Chip, work: Work, result: Sequence[Collective], peak: float, times: int = 1, **more: Any) -> Phase:
     sent: dict[str, float] = collections.defaultdict(float)
     count: dict[str, int] = collections.defaultdict(int)
-    for one in found:
+    for one in result:
         if one.group > 1 and one.times:
             sent[one.kind] += one.sent * times
             count[one.kind] += one.times * times
@@ -209,8 +209,8 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         used[name] = float(memory.peak_memory_in_bytes)
         peak = used[name] + sum(kept.components.get(part, 0) for part in beside)
         times = sizes.parts if name == "rollout" else 1
-        found = collectives(compiled.as_text(), topology.chips, _dynamic_trips(runtime, name))
-        phases[name] = _phase(topology.chip, work.get(name, Work()), found, peak, times, **spent)
+        result = collectives(compiled.as_text(), topology.chips, _dynamic_trips(runtime, name))
+        phases[name] = _phase(topology.chip, work.get(name, Work()), result, peak, times, **spent)
     components: dict[str, float] = dict(kept.components)
     if phases:
         worst = max(phases, key=lambda name: phases[name].peak_bytes)
@@ -260,13 +260,13 @@ def _fit(
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    result = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def smallest(options: RunOptions, chip: Chip, load: Load) -> tuple[Topology, Fit] | None:
@@ -281,11 +281,11 @@ def fitting(options: RunOptions, chip: Chip, load: Load) -> Iterator[tuple[Topol
         if least / topology.chips > (1 - HEADROOM) * chip.hbm_bytes:
             continue
         try:
-            found = estimate(options, topology, load)
+            result = estimate(options, topology, load)
         except ValueError:
             continue
-        if found.fits:
-            yield topology, found
+        if result.fits:
+            yield topology, result
 
 
 def describe(fit: Fit, least: Topology | None) -> list[str]:

@@ -140,7 +140,7 @@ def brpo_step_work(
 
     Args:
       config: the model.
-      patches_IxW: see `vision_forward`; every picture of the step once.
+      patches_IxW: see `vision_forward`; every image of the step once.
       prompt_Q: tokens of each prompt, visual tokens included.
       response_B: tokens of each response, stop token included; B is a multiple of Q.
       num_params: trained numbers, for AdamW's traffic (parameter, gradient and two moments read, three written).

@@ -53,8 +53,8 @@ class _Instruction:
 
     def attribute(self, name: str) -> str | None:
         """The computation that an attribute names."""
-        found = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
-        return found and found[1]
+        result = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
+        return result and result[1]
 
     def operands(self) -> list[str]:
         """Names of the operands; they end at the bracket that closes the first."""
@@ -85,9 +85,9 @@ def parse(text: str) -> tuple[str, Computations]:
             computations[name] = []
             entry = name if head[1] else entry
             continue
-        found = _INSTRUCTION.match(line) if name else None
-        if found:
-            computations[name].append(_instruction(found[1], found[2]))
+        result = _INSTRUCTION.match(line) if name else None
+        if result:
+            computations[name].append(_instruction(result[1], result[2]))
     if entry is None:
         raise ValueError("the text has no ENTRY computation; expected a compiled program's `as_text()`")
     return entry, computations
@@ -160,13 +160,13 @@ def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> lis
     """
     entry, computations = parse(text)
     trips = iter(dynamic_trips)
-    found: list[Collective] = []
+    result: list[Collective] = []
 
     def visit(name: str, times: int) -> None:
         for one in computations.get(name, ()):
             kind = one.opcode.removesuffix("-start")
             if kind in KINDS:
-                found.append(_collective(one, kind, name, times, chips))
+                result.append(_collective(one, kind, name, times, chips))
             if one.opcode == "while":
                 body, condition = one.attribute("body"), one.attribute("condition")
                 count = trip_count(one, name, computations)
@@ -179,7 +179,7 @@ def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> lis
                     visit(called, times)
 
     visit(entry, 1)
-    return found
+    return result
 
 
 def _called(one: _Instruction) -> Iterator[str]:
@@ -249,13 +249,13 @@ def trip_count(loop: _Instruction, parent: str, computations: Computations) -> i
 
 def _index(one: _Instruction | None) -> int | None:
     """The number of the loop's value that this reads."""
-    found = re.search(r"index=(\d+)", one.rest) if one and one.opcode == "get-tuple-element" else None
-    return int(found[1]) if found else None
+    result = re.search(r"index=(\d+)", one.rest) if one and one.opcode == "get-tuple-element" else None
+    return int(result[1]) if result else None
 
 
 def _constant(one: _Instruction | None) -> int | None:
-    found = re.match(r"(-?\d+)\)", one.rest) if one and one.opcode == "constant" else None
-    return int(found[1]) if found else None
+    result = re.match(r"(-?\d+)\)", one.rest) if one and one.opcode == "constant" else None
+    return int(result[1]) if result else None
 
 
 def _step(name: str, index: int, body: dict[str, _Instruction]) -> int | None:

@@ -116,19 +116,19 @@ def read_results(path: Path) -> dict[tuple[str, str], Fit]:
     Raises:
       ValueError: a line that is no result, by file and number.
     """
-    found: dict[tuple[str, str], Fit] = {}
+    result: dict[tuple[str, str], Fit] = {}
     if not path.is_file():
-        return found
+        return result
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             content = loads(line, str(path))
             fit = content["fit"]
             phases = {name: Phase(**phase) for name, phase in fit["phases"].items()}
             one = Fit(**fit | {"phases": phases, "mesh": tuple(fit["mesh"])})
-            found[content["case"], one.source] = one
+            result[content["case"], one.source] = one
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}:{number}: is no result of launch/fit.py: {error!r}") from error
-    return found
+    return result
 
 
 def best(case: Case, results: Results) -> Fit:
@@ -138,11 +138,11 @@ def best(case: Case, results: Results) -> Fit:
 
 def compile_case(case: Case, path: Path, quick: bool = False) -> Fit:
     """Compiles a case and appends its result to the file."""
-    found = compile_fit(case.options, case.topology, LOADS[case.load], quick)
+    result = compile_fit(case.options, case.topology, LOADS[case.load], quick)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"case": case.key, "fit": dataclasses.asdict(found)}) + "\n")
-    return found
+        file.write(json.dumps({"case": case.key, "fit": dataclasses.asdict(result)}) + "\n")
+    return result
 
 
 def page(preset: Preset, results: Results, machine: str) -> str:
@@ -179,7 +179,7 @@ peak, traffic and compile time are the compiler's; *quickly*: with the compiler'
 moves peak and traffic somewhat{shown}. Rows marked *arithmetic* were not compiled. Operations are arithmetic
 in both. The step's time is the roofline's with every response as long as may be: no run is faster, real ones slower.
 
-The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one picture of 640 x 480 pixels (391 visual
+The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one image of 640 x 480 pixels (391 visual
 tokens); prompts of 512 tokens with responses of 1,024, or prompts of 7,168 with the same responses, 8,192 in all.
 bfloat16 with float32 parameters and moments, rematerialised layers, a frozen reference. "Gathered once": the weights
 are gathered over fsdp before they sample, not in every layer of every token. A slice fits where 10% of a chip's memory
@@ -204,8 +204,8 @@ _COMPARISON_HEAD = """## One case, three ways
 
 
 def _versions(results: Sequence[Fit]) -> str:
-    found = [fit.versions for fit in results]
-    return ", ".join(f"{name} {version}" for name, version in found[-1].items()) if found else "nothing compiled"
+    result = [fit.versions for fit in results]
+    return ", ".join(f"{name} {version}" for name, version in result[-1].items()) if result else "nothing compiled"
 
 
 def _fit_row(size: str, name: str, case: Case | None, results: Results) -> str:

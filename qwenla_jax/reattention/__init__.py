@@ -1,1 +1,1 @@
-"""Looking again: the pictures' visual tokens stand in the response once more (paper, section Visual re-attention)."""
+"""Looking again: the images' visual tokens stand in the response once more (paper, section Visual re-attention)."""

@@ -33,7 +33,7 @@ class Inserted:
 
 
 def copy_slots(prompts: PromptBatch, slot_BxY: jax.Array, next_pos_B: jax.Array) -> Inserted:
-    """Repeats slots of the prompts' pictures.
+    """Repeats slots of the prompts' images.
 
     Args:
       prompts: one a row, with their `block`.

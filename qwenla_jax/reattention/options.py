@@ -1,4 +1,4 @@
-"""When a reflection looks at the pictures again: the modes, and which tags get a block."""
+"""When a reflection looks at the images again: the modes, and which tags get a block."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.types import PictureBlock, PromptBatch
+from qwenla_jax.types import PromptBatch, ReinsertedImages
 
 MODES = ("none", "copy", "route", "vision_only")
 FORMS = ("compact", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
-class LookOptions:
+class ReattentionConfig:
     """How a response looks again (paper, section Visual re-attention; where it is silent, as said).
 
     Attributes:
       mode: "none": a reflection is text alone; "copy": all visual tokens stand before it again; "route": the most
         attended of them; "vision_only": as copy, and the reflection is closed at once.
-      share: route: m, the share of a prompt's visual tokens that is kept, rounded up to whole tokens; at 0 nothing is
+      keep_ratio: route: m, the share of the visual tokens that is kept, rounded up to whole tokens; at 0 nothing is
         put in, not even delimiters, and at 1 everything is.
       form: route: "compact" puts the kept tokens in; "bias" puts all of them in and hides the others by an additive
         attention bias. Both give the same logits.
@@ -36,7 +36,7 @@ class LookOptions:
     """
 
     mode: str = "none"
-    share: float = 0.5
+    keep_ratio: float = 0.5
     form: str = "compact"
     max_insertions: int = 4
     max_inserted_tokens: int | None = None
@@ -48,8 +48,8 @@ class LookOptions:
         """Checks the ranges."""
         if self.mode not in MODES or self.form not in FORMS:
             raise ValueError(f"mode {self.mode!r} and form {self.form!r}: expected one of {MODES} and one of {FORMS}")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share: got {self.share}, expected a number from 0 to 1")
+        if not 0 <= self.keep_ratio <= 1:
+            raise ValueError(f"keep_ratio: got {self.keep_ratio}, expected a number from 0 to 1")
         if self.max_insertions < 0 or self.rows_at_once < 1:
             raise ValueError("max_insertions must be at least 0 and rows_at_once at least 1")
         if self.max_inserted_tokens is not None and self.max_inserted_tokens < 0:
@@ -60,34 +60,34 @@ class LookOptions:
     @property
     def inserts(self) -> bool:
         """Whether anything is ever put in."""
-        return self.mode != "none" and self.max_insertions > 0 and not (self.mode == "route" and self.share == 0)
+        return self.mode != "none" and self.max_insertions > 0 and not (self.mode == "route" and self.keep_ratio == 0)
 
     @property
     def selects(self) -> bool:
         """Whether tokens are chosen by the attention that was paid to them."""
-        return self.inserts and self.mode == "route" and self.share < 1
+        return self.inserts and self.mode == "route" and self.keep_ratio < 1
 
     @property
-    def hides(self) -> bool:
+    def masks(self) -> bool:
         """Whether tokens are put in that a bias hides."""
         return self.selects and self.form == "bias"
 
 
-TEXT_ONLY = LookOptions()
+TEXT_ONLY = ReattentionConfig()
 
 
-def kept_tokens(options: LookOptions, block: PictureBlock) -> jax.Array:
+def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:
     """How many of each prompt's visual tokens an insertion shows: all, or ceil(share * all). int32 [Q]."""
     tokens_Q = jnp.sum(jnp.asarray(block.tokens_QxN), axis=1)
     if not options.selects:
         return tokens_Q
     # No floating-point product gives the ceiling for every share and number of tokens: a table of exact ones does.
-    share = exact_share(options.share)
-    kept = [math.ceil(share * tokens) for tokens in range(block.source_QxX.shape[1] + 1)]
-    return jnp.asarray(kept, jnp.int32)[tokens_Q]
+    share = exact_ratio(options.keep_ratio)
+    selected = [math.ceil(share * tokens) for tokens in range(block.source_QxX.shape[1] + 1)]
+    return jnp.asarray(selected, jnp.int32)[tokens_Q]
 
 
-def exact_share(share: float) -> Fraction:
+def exact_ratio(share: float) -> Fraction:
     """The number that was written: 0.1 is a tenth, though the float is a little more, and 1 / 3 a third.
 
     It is the fraction with a denominator up to a million that rounds to this float. There is at most one; where there
@@ -97,26 +97,26 @@ def exact_share(share: float) -> Fraction:
     return fraction if float(fraction) == share else Fraction(repr(float(share)))
 
 
-def inserted_slots(options: LookOptions, block: PictureBlock) -> jax.Array:
+def inserted_slots(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:
     """How many slots an insertion takes, hidden ones included. int32 [Q]."""
-    if not options.selects or options.hides:
+    if not options.selects or options.masks:
         return jnp.asarray(block.length_Q)
-    return block.length_Q - jnp.sum(jnp.asarray(block.tokens_QxN), axis=1) + kept_tokens(options, block)
+    return block.length_Q - jnp.sum(jnp.asarray(block.tokens_QxN), axis=1) + selected_tokens(options, block)
 
 
-def most_slots(options: LookOptions, block: PictureBlock | None) -> int:
+def most_slots(options: ReattentionConfig, block: ReinsertedImages | None) -> int:
     """The Y slots that hold an insertion of any prompt of a batch; static, from shapes alone."""
     if block is None or not options.inserts:
         return 0
     X, N = block.source_QxX.shape[1], block.tokens_QxN.shape[1]
-    return X if not options.selects or options.hides else min(X, math.ceil(exact_share(options.share) * X) + 2 * N)
+    return X if not options.selects or options.masks else min(X, math.ceil(exact_ratio(options.keep_ratio) * X) + 2 * N)
 
 
-def allowed_insertions(options: LookOptions, prompts: PromptBatch) -> jax.Array:
-    """How often the pictures of each prompt may be put into a response.
+def allowed_insertions(options: ReattentionConfig, prompts: PromptBatch) -> jax.Array:
+    """How often the images of each prompt may be put into a response.
 
     Returns:
-      int32 [Q]: the cap, or what the budget has room for if that is less; 0 for a prompt without a picture.
+      int32 [Q]: the cap, or what the budget has room for if that is less; 0 for a prompt without an image.
     """
     block = prompts.block
     if not options.inserts or block is None:
@@ -144,7 +144,9 @@ def find_insertions(
     return inserts_BxR, jnp.minimum(number_BxR, allowed_B[:, None]).astype(jnp.int32)
 
 
-def forced_tokens(options: LookOptions, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array) -> jax.Array:
+def forced_tokens(
+    options: ReattentionConfig, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array
+) -> jax.Array:
     """Tokens of given responses that were not sampled: in mode "vision_only" what follows a tag that looks.
 
     Returns:

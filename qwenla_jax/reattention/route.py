@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.model.layers import HIDDEN
-from qwenla_jax.reattention.options import LookOptions, kept_tokens
+from qwenla_jax.model.layers import MASK_VALUE
+from qwenla_jax.reattention.options import ReattentionConfig, selected_tokens
 from qwenla_jax.types import PromptBatch
 
 
@@ -18,18 +18,18 @@ def all_slots(prompts: PromptBatch) -> jax.Array:
     return jnp.arange(X) < block.length_Q[:, None]
 
 
-def select(options: LookOptions, prompts: PromptBatch, paid_BxP: jax.Array) -> jax.Array:
+def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.Array) -> jax.Array:
     """Which slots of the block an insertion shows.
 
     Equation 5 scores visual token j by (1 / L_y) sum_i attn_ij over the L_y tokens generated so far, here the mean over
     layers and heads. Dividing by L_y does not change the order, so the sum serves. The tokens are those of the prompt's
-    own pictures, in every insertion (paper silent on the attention paid to earlier insertions), and are ranked over
-    all pictures of a prompt together (paper silent). Equal scores, as before the first token, go by raster order.
+    own images, in every insertion (paper silent on the attention paid to earlier insertions), and are ranked over
+    all images of a prompt together (paper silent). Equal scores, as before the first token, go by raster order.
 
     Args:
       options: see there.
       prompts: one a row, with their `block`.
-      paid_BxP: float32, attention paid to each prompt slot by the tokens generated so far, summed over them.
+      received_BxP: float32, attention paid to each prompt slot by the tokens generated so far, summed over them.
 
     Returns:
       bool [B, X]; delimiters are always kept.
@@ -41,20 +41,20 @@ def select(options: LookOptions, prompts: PromptBatch, paid_BxP: jax.Array) -> j
     assert block is not None
     source_BxX = jnp.maximum(block.source_QxX, 0)
     visual_BxX = real_BxX & (jnp.take_along_axis(prompts.visual_QxP, source_BxX, axis=1) >= 0)
-    score_BxX = jnp.where(visual_BxX, jnp.take_along_axis(paid_BxP, source_BxX, axis=1), -jnp.inf)
+    score_BxX = jnp.where(visual_BxX, jnp.take_along_axis(received_BxP, source_BxX, axis=1), -jnp.inf)
     order_BxX = jnp.argsort(-score_BxX, axis=1, stable=True)
     rank_BxX = jnp.argsort(order_BxX, axis=1, stable=True)
-    most_B = kept_tokens(options, block)
+    most_B = selected_tokens(options, block)
     return jnp.where(visual_BxX, rank_BxX < most_B[:, None], real_BxX)
 
 
-def compact(kept_BxX: jax.Array, slots: int) -> jax.Array:
+def compact(selected_BxX: jax.Array, slots: int) -> jax.Array:
     """The kept slots in their order, int32 [B, slots], -1 behind the last; there are at most `slots` of them."""
-    order_BxX = jnp.argsort(~kept_BxX, axis=1, stable=True)[:, :slots]
-    count_B = kept_BxX.sum(1)
+    order_BxX = jnp.argsort(~selected_BxX, axis=1, stable=True)[:, :slots]
+    count_B = selected_BxX.sum(1)
     return jnp.where(jnp.arange(order_BxX.shape[1]) < count_B[:, None], order_BxX, -1).astype(jnp.int32)
 
 
-def hiding_bias(kept_BxX: jax.Array) -> jax.Array:
+def hiding_bias(selected_BxX: jax.Array) -> jax.Array:
     """The additive attention bias that hides what is not kept: float32 [B, X]."""
-    return jnp.where(kept_BxX, 0.0, HIDDEN).astype(jnp.float32)
+    return jnp.where(selected_BxX, 0.0, MASK_VALUE).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The one splice that sampling and training share: which tokens stand where once pictures are put in."""
+"""The one splice that sampling and training share: which tokens stand where once images are put in."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from flax import struct
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.block import Inserted, copy_slots
-from qwenla_jax.reattention.options import LookOptions, allowed_insertions, find_insertions, most_slots
+from qwenla_jax.reattention.options import ReattentionConfig, allowed_insertions, find_insertions, most_slots
 from qwenla_jax.reattention.route import all_slots, compact, hiding_bias, select
 from qwenla_jax.types import PromptBatch
 
 
-def insertion(options: LookOptions, prompts: PromptBatch, kept_BxX: jax.Array, next_pos_B: jax.Array) -> Inserted:
+def insertion(
+    options: ReattentionConfig, prompts: PromptBatch, selected_BxX: jax.Array, next_pos_B: jax.Array
+) -> Inserted:
     """The tokens that an insertion puts in.
 
     Args:
       options: see there.
       prompts: one a row, with their `block`.
-      kept_BxX: bool, what the insertion shows, from `route.select`.
+      selected_BxX: bool, what the insertion shows, from `route.select`.
       next_pos_B: int32, the position at which it begins.
     """
     slots = most_slots(options, prompts.block)
-    if not options.hides:
-        return copy_slots(prompts, compact(kept_BxX, slots), next_pos_B)
+    if not options.masks:
+        return copy_slots(prompts, compact(selected_BxX, slots), next_pos_B)
     everything = copy_slots(prompts, compact(all_slots(prompts), slots), next_pos_B)
-    return everything.replace(bias_BxY=hiding_bias(kept_BxX))
+    return everything.replace(bias_BxY=hiding_bias(selected_BxX))
 
 
 def embed_with_sources(
@@ -83,22 +85,22 @@ class Spliced:
 
 
 def splice(
-    options: LookOptions, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array, kept_BxExX: jax.Array
+    options: ReattentionConfig, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array, selected_BxExX: jax.Array
 ) -> Spliced:
-    """Puts the pictures into given responses, as the sampler does.
+    """Puts the images into given responses, as the sampler does.
 
     Args:
       options: see there.
       prompts: Q prompts with their `block`.
       ids_BxR: int32 responses, B = Q * G; row b answers prompt b // G.
       length_B: int32.
-      kept_BxExX: bool, what insertion E shows. A response with more reflections than E gets E insertions.
+      selected_BxExX: bool, what insertion E shows. A response with more reflections than E gets E insertions.
 
     Returns:
       T = R + E * Y slots a row, Y as `trigger.most_slots`.
     """
     B, R = ids_BxR.shape
-    E = kept_BxExX.shape[1]
+    E = selected_BxExX.shape[1]
     Y = most_slots(options, prompts.block)
     T = R + E * Y
     prompts = one_a_row(prompts, B)
@@ -112,7 +114,7 @@ def splice(
         # Where the tag stands, with what was put in before it; a row without this insertion puts it out of the way.
         at_B, found_B = jnp.argmax(tag_BxR, axis=1), tag_BxR.any(1)
         take = lambda x, at_B=at_B: jnp.take_along_axis(x, at_B[:, None], axis=1)[:, 0]  # noqa: E731
-        tokens = insertion(options, prompts, kept_BxExX[:, e], take(pos_BxR))
+        tokens = insertion(options, prompts, selected_BxExX[:, e], take(pos_BxR))
         parts.append((jnp.where(found_B, take(slot_BxR), T), tokens))
         behind_BxR = turn_BxR > e
         slot_BxR = slot_BxR + behind_BxR * tokens.length_B[:, None]
@@ -134,7 +136,7 @@ def splice(
     blocks = [tokens for _, tokens in parts]
     text_pos_BxRx3 = jnp.broadcast_to(pos_BxR[..., None], (B, R, 3)).astype(jnp.int32)
     bias_BxT = None
-    if options.hides:
+    if options.masks:
         bias_BxT = place(0.0, jnp.zeros((B, R), jnp.float32), [b.bias_BxY for b in blocks])
     shown = [
         place(False, None, [b.visual_BxY & (b.bias_BxY == 0) & (n == e) for n, b in enumerate(blocks)])
@@ -153,7 +155,7 @@ def splice(
 
 
 def replay_selection(
-    options: LookOptions,
+    options: ReattentionConfig,
     model: QwenVL,
     params: Params,
     prompts: PromptBatch,
@@ -182,23 +184,23 @@ def replay_selection(
     B = len(ids_BxR)
     asked = one_a_row(prompts, B)
     everything_BxX = all_slots(asked)
-    kept_BxExX = jnp.repeat(everything_BxX[:, None], max_insertions, axis=1)
+    selected_BxExX = jnp.repeat(everything_BxX[:, None], max_insertions, axis=1)
     if not options.selects:
-        return kept_BxExX
+        return selected_BxExX
     params, prefix, prompt_QxPxD = jax.lax.stop_gradient((params, prefix, prompt_QxPxD))
     variables = {"params": params}
     allowed_B = jnp.minimum(allowed_insertions(options, asked), max_insertions)
     _, turn_BxR = find_insertions(ids_BxR, length_B, allowed_B, options.open_id)
 
-    def turn(e: jax.Array, kept_BxExX: jax.Array) -> jax.Array:
-        tokens = splice(options, prompts, ids_BxR, length_B, kept_BxExX)
+    def turn(e: jax.Array, selected_BxExX: jax.Array) -> jax.Array:
+        tokens = splice(options, prompts, ids_BxR, length_B, selected_BxExX)
         x_BxTxD = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         decoded = model.apply(
             variables, x_BxTxD, tokens.pos_BxTx3, prefix, None, tokens.bias_BxT, ("prefix",), method="decode"
         )
-        paid_BxRxP = jnp.take_along_axis(decoded.paid["prefix"], tokens.slot_BxR[..., None], axis=1)
+        received_BxRxP = jnp.take_along_axis(decoded.received["prefix"], tokens.slot_BxR[..., None], axis=1)
         before_BxR = (turn_BxR <= e) & (jnp.arange(ids_BxR.shape[1]) < length_B[:, None])
-        paid_BxP = jnp.sum(paid_BxRxP * before_BxR[..., None], axis=1)
-        return kept_BxExX.at[:, e].set(select(options, asked, paid_BxP))
+        received_BxP = jnp.sum(received_BxRxP * before_BxR[..., None], axis=1)
+        return selected_BxExX.at[:, e].set(select(options, asked, received_BxP))
 
-    return jax.lax.fori_loop(0, jnp.minimum(turn_BxR.max(), max_insertions), turn, kept_BxExX)
+    return jax.lax.fori_loop(0, jnp.minimum(turn_BxR.max(), max_insertions), turn, selected_BxExX)

@@ -1,4 +1,4 @@
-"""A stand-in for the released base model, at tiny scale: it reads pictures and answers in plain text, without tags.
+"""A stand-in for the released base model, at tiny scale: it reads images and answers in plain text, without tags.
 
 The paper's pipeline begins with Qwen2.5-VL-7B-Instruct. `--config=configs/base.py` trains the embedded architecture
 from random parameters on captions, workings and boxed answers of rendered scenes, so that stages 1 and 4 have a start.

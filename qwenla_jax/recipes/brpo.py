@@ -54,7 +54,7 @@ def _large(preset: str) -> RunOptions:
         remat="full",
         data=DataOptions(
             source=None,
-            max_broken=100,  # one in a hundred
+            max_invalid=100,  # one in a hundred
             batch_size=16,
             max_prompt_tokens=8192 - 1024,
             max_response_tokens=1024,

@@ -51,7 +51,7 @@ def _large(preset: str) -> RunOptions:
         remat="full",
         data=DataOptions(
             source=None,
-            max_broken=20,  # one in a hundred
+            max_invalid=20,  # one in a hundred
             batch_size=64,
             max_prompt_tokens=4096,
             max_response_tokens=1024,

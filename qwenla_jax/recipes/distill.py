@@ -40,7 +40,7 @@ def _large(preset: str) -> DistillOptions:
         param_dtype="bfloat16",  # nothing is updated here
         data=QuestionOptions(
             source=None,
-            max_broken=400,  # one in a hundred
+            max_invalid=400,  # one in a hundred
             size=40_000,
             batch_size=32,
             max_prompt_tokens=8192 - 1024,

@@ -59,7 +59,7 @@ def large(preset: str, reattention: ReattentionOptions) -> RunOptions:
         remat="full",
         data=DataOptions(
             source=None,
-            max_broken=400,  # one in a hundred
+            max_invalid=400,  # one in a hundred
             batch_size=64,
             max_prompt_tokens=4096,
             max_response_tokens=1024,

@@ -10,4 +10,4 @@ from qwenla_jax.recipes import sft_copy
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return sft_copy.options(preset, ReattentionOptions(mode="route", share=0.5), "sft_route")
+    return sft_copy.options(preset, ReattentionOptions(mode="route", keep_ratio=0.5), "sft_route")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from qwenla_jax.text.answers.algebra import math_matches
-from qwenla_jax.text.answers.match import bare_matches, extract_conclusion, matches
+from qwenla_jax.text.answers.match import exact_matches, extract_conclusion, matches
 
-MATCHES = ("usual", "bare")
+MATCHES = ("normalized", "exact")
 
 
 def accuracy_reward(
-    response: str, answer: str, options: Sequence[str] = (), *, match: str = "usual", math: bool = False
+    response: str, answer: str, options: Sequence[str] = (), *, match: str = "normalized", math: bool = False
 ) -> float:
     """1.0 where the content of the conclusion matches the right answer, else 0.0 (paper, section BRPO).
 
@@ -31,8 +31,8 @@ def accuracy_reward(
     conclusion = extract_conclusion(response)
     if conclusion is None:
         return 0.0
-    if match == "bare":
-        return float(bare_matches(conclusion, answer))
+    if match == "exact":
+        return float(exact_matches(conclusion, answer))
     return float(matches(conclusion, answer, options) or (math and math_matches(conclusion, answer, options)))
 
 
@@ -46,5 +46,5 @@ def check_match(match: str, math: bool) -> None:
         raise ValueError(f"match: {match!r}; want one of {', '.join(MATCHES)}")
     if not isinstance(math, bool):
         raise ValueError(f"math: {math!r}; want True or False")
-    if math and match == "bare":
+    if math and match == "exact":
         raise ValueError("math: True with match bare, which compares letter by letter; want match usual, or no math")

@@ -46,7 +46,7 @@ class RewardSettings:
     overlong_buffer: int = 0
     max_tokens: int = 0
     extra: tuple[tuple[str, float], ...] = ()
-    match: str = "usual"
+    match: str = "normalized"
     math: bool = False
 
     def __post_init__(self) -> None:

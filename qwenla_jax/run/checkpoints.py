@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/STEP` with the state's arrays and a JSON record of the settings and versions it
 was made with. Orbax writes into a temporary name and renames it when everything is on disk, so that a folder under its
-final name is whole; `seals/STEP.json` has the checksums of its files, so that one that was damaged since is known.
+final name is whole; `checksums/STEP.json` has the checksums of its files, so that one that was corrupt since is known.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from qwenla_jax.run import checksums
 from qwenla_jax.run.workdir import RUN_FILE, Hold, WorkdirError
 
 CHECKPOINT_FOLDER = "checkpoints"
-SEAL_FOLDER = "seals"
-DAMAGED_FOLDER = "damaged"
+CHECKSUM_FOLDER = "checksums"
+CORRUPT_FOLDER = "corrupt"
 
-# Settings that may change between a checkpoint and the run that goes on from it: they say how long, how often and on
+# Settings that may change between a checkpoint and the run that continues from it: they say how long, how often and on
 # how many devices, not what is computed. A changed `steps` stretches the learning rate's schedule to the new length.
 FREE_KEYS = (
-    *("preset", "steps", "data.threads", "data.max_broken", "data.leaks", "mesh"),
+    *("preset", "steps", "data.threads", "data.max_invalid", "data.leaks", "mesh"),
     *("eval", "checkpoint", "log", "guard", "rewards.pool"),
 )
 
@@ -47,7 +47,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used for this run; the message names the folder and what is wrong."""
 
 
-class Damaged(CheckpointError):
+class Corrupt(CheckpointError):
     """A checkpoint's files cannot be read."""
 
 
@@ -71,14 +71,14 @@ def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> 
     """
     defaults = dict(_flat(to_dict(RunOptions())))
     old, new = dict(_flat(saved)), dict(_flat(current))
-    found = []
+    result = []
     for key in sorted({*old, *new}):
         if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
             continue
         a, b = (side.get(key, defaults.get(key, _ABSENT)) for side in (old, new))
         if a != b:
-            found.append(f"config.{key}: {a!r} in the checkpoint, {b!r} now")
-    return found
+            result.append(f"config.{key}: {a!r} in the checkpoint, {b!r} now")
+    return result
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -91,10 +91,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def versions() -> dict[str, str]:
     """Python and the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
-        found[name] = importlib.metadata.version(name)
-    return found
+        result[name] = importlib.metadata.version(name)
+    return result
 
 
 class Checkpoints:
@@ -102,9 +102,9 @@ class Checkpoints:
 
     Args:
       workdir: folder of the run; checkpoints go to its subfolder `checkpoints`, checksums of their files to `seals`,
-        and what is damaged to `damaged`.
+        and what is corrupt to `corrupt`.
       options: settings of this run; `options.checkpoint` says how often and how many.
-      note: told what is found damaged, and what could not be written.
+      note: told what is found corrupt, and what could not be written.
       hold: on the run's folder, where a run works in it: nothing is written where it was lost.
 
     Saving is asynchronous: `save` returns when the arrays are copied to the host; a thread waits for the write, takes
@@ -125,7 +125,7 @@ class Checkpoints:
         self._note = note
         self._checked: set[int] = set()
         self._ratings: dict[int, float] = {}
-        self._sealing: threading.Thread | None = None
+        self._writing_checksums: threading.Thread | None = None
         self._failure: Exception | None = None
         self._lost = False  # the folder was deleted: the manager is closed for good
         self._manager = self._open()
@@ -140,40 +140,40 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint's step, as `_latest_step` finds it; the same for all processes."""
-        found = distributed.from_lead(self._latest_step)
-        if not distributed.leads():
+        result = distributed.broadcast(self._latest_step)
+        if not distributed.is_primary():
             self._manager.reload()
-        return found
+        return result
 
     def _latest_step(self) -> int | None:
         """The newest whole checkpoint's step, None where there has never been one.
 
-        A checkpoint whose files are not what was written is moved to `damaged`, which is said, and the one before it
+        A checkpoint whose files are not what was written is moved to `corrupt`, which is said, and the one before it
         counts. One without checksums counts: the run was ended while they were taken, after the write itself.
 
         Raises:
           CheckpointError: there have been checkpoints, and none is left that can be used.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        sealed = {int(path.stem) for path in self._seals() if path.stem.isdecimal()}
-        for step in sorted({*steps, *sealed}, reverse=True):
+        with_checksums = {int(path.stem) for path in self._checksums() if path.stem.isdecimal()}
+        for step in sorted({*steps, *with_checksums}, reverse=True):
             if step in self._checked:
                 return step
             if step not in steps:
                 self._set_aside(step, "the folder is gone, or not whole")
                 continue
             fault = None
-            if self._seal_path(step).exists():
-                fault = checksums.damage(self._seal_path(step), self._folder / str(step))
+            if self._checksum_path(step).exists():
+                fault = checksums.damage(self._checksum_path(step), self._folder / str(step))
             else:
                 self._note(f"{self._folder / str(step)} has no checksums: the run ended while they were taken")
             if fault is None:
                 self._checked.add(step)
                 return step
             self._set_aside(step, fault)
-        lost = self._workdir / DAMAGED_FOLDER
-        if steps or sealed or (lost.is_dir() and any(lost.iterdir())):
-            known = sorted({*steps, *sealed, *(int(path.name.split("-")[0]) for path in lost.glob("[0-9]*-*"))})
+        lost = self._workdir / CORRUPT_FOLDER
+        if steps or with_checksums or (lost.is_dir() and any(lost.iterdir())):
+            known = sorted({*steps, *with_checksums, *(int(path.name.split("-")[0]) for path in lost.glob("[0-9]*-*"))})
             raise CheckpointError(
                 f"{self._workdir}: none of its checkpoints ({', '.join(map(str, known))}) can be used; what is left "
                 f"of them is in {lost}. Take another work folder, or delete this one to begin anew"
@@ -182,7 +182,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the best rated checkpoint that is kept, the newest of equals; None where none is rated."""
-        rated = {step: checksums.rating(self._seal_path(step)) for step in self._manager.all_steps()}
+        rated = {step: checksums.rating(self._checksum_path(step)) for step in self._manager.all_steps()}
         known = [(rating, step) for step, rating in rated.items() if rating is not None]
         return max(known)[1] if known else None
 
@@ -193,30 +193,30 @@ class Checkpoints:
         """
         self._ratings[step] = rating
         self._join()
-        if distributed.leads() and self._seal_path(step).exists():
+        if distributed.is_primary() and self._checksum_path(step).exists():
             try:
-                checksums.rate(self._seal_path(step), rating)
+                checksums.rate(self._checksum_path(step), rating)
             except (ValueError, OSError) as error:
                 self._note(f"{error}; the checkpoint of step {step} is not rated")
 
-    def _seals(self) -> list[Path]:
-        return sorted((self._workdir / SEAL_FOLDER).glob("*.json"))
+    def _checksums(self) -> list[Path]:
+        return sorted((self._workdir / CHECKSUM_FOLDER).glob("*.json"))
 
-    def _seal_path(self, step: int) -> Path:
-        return self._workdir / SEAL_FOLDER / f"{step}.json"
+    def _checksum_path(self, step: int) -> Path:
+        return self._workdir / CHECKSUM_FOLDER / f"{step}.json"
 
     def _set_aside(self, step: int, fault: str) -> None:
-        folder = self._workdir / DAMAGED_FOLDER
+        folder = self._workdir / CORRUPT_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         number = next(n for n in itertools.count() if not (folder / f"{step}-{n}").exists())
         place = folder / f"{step}-{number}"
         place.mkdir()
         if (self._folder / str(step)).exists():
             os.replace(self._folder / str(step), place / "checkpoint")
-        if self._seal_path(step).exists():
-            os.replace(self._seal_path(step), place / "seal.json")
+        if self._checksum_path(step).exists():
+            os.replace(self._checksum_path(step), place / "seal.json")
         self._manager.reload()
-        self._note(f"the checkpoint {self._folder / str(step)} is damaged: {fault}; it is now in {place}")
+        self._note(f"the checkpoint {self._folder / str(step)} is corrupt: {fault}; it is now in {place}")
 
     def due(self, step: int) -> bool:
         """Whether `step` (counted from 1) is one to save: every `checkpoint.every` steps, and the last."""
@@ -237,8 +237,8 @@ class Checkpoints:
         """
         self.wait()
         if self._hold is not None:
-            distributed.from_lead(self._hold.check)
-        if distributed.from_lead(lambda: step in self._manager.all_steps()):
+            distributed.broadcast(self._hold.check)
+        if distributed.broadcast(lambda: step in self._manager.all_steps()):
             return
         record = {
             "step": step,
@@ -251,7 +251,7 @@ class Checkpoints:
         size = sum(x.nbytes for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
         try:
             self._folder.mkdir(exist_ok=True)  # somebody may have deleted it
-            free = distributed.from_lead(lambda: shutil.disk_usage(self._folder).free)
+            free = distributed.broadcast(lambda: shutil.disk_usage(self._folder).free)
         except OSError as error:
             raise SaveError(f"{self._folder / str(step)} could not be written: {error}") from error
         if free < 1.02 * size:
@@ -262,11 +262,11 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
         except Exception as error:  # of many types, by whatever part of the write failed
             raise self._failed(step, error) from error
-        self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
-        self._sealing.start()
+        self._writing_checksums = threading.Thread(target=self._write_checksums, args=(step,), daemon=True)
+        self._writing_checksums.start()
 
     def _failed(self, step: int, error: Exception) -> SaveError:
-        # A manager raises the same error again at every later call, so that it cannot be gone on with.
+        # A manager raises the same error again at every later call, so that it cannot be resumed.
         with contextlib.suppress(Exception):
             self._manager.close()
         for rest in self._folder.glob("*orbax-checkpoint-tmp*"):
@@ -280,19 +280,19 @@ class Checkpoints:
         self._manager = self._open()
         return SaveError(f"{self._folder / str(step)} could not be written: {type(error).__name__}: {error}")
 
-    def _seal(self, step: int) -> None:
+    def _write_checksums(self, step: int) -> None:
         """Runs in a thread of its own, which whoever touches the checkpoints next waits for."""
         try:
             self._manager.wait_until_finished()
-            if not distributed.leads():
+            if not distributed.is_primary():
                 return
-            checksums.write(self._seal_path(step), self._folder / str(step), self._ratings.get(step))
+            checksums.write(self._checksum_path(step), self._folder / str(step), self._ratings.get(step))
             self._checked.add(step)
             newest = sorted(self._manager.all_steps())[-self._options.checkpoint.keep :]
             for old in set(self._manager.all_steps()) - {*newest, self.best_step()}:
                 # Its seal first: a seal without a checkpoint tells of a loss.
-                self._seal_path(old).unlink(missing_ok=True)
-                if distributed.several():  # Orbax would wait for the others, which need not know
+                self._checksum_path(old).unlink(missing_ok=True)
+                if distributed.is_multiprocess():  # Orbax would wait for the others, which need not know
                     shutil.rmtree(self._folder / str(old))
                     self._manager.reload()
                 else:
@@ -310,20 +310,20 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         except (OSError, ValueError, KeyError) as error:
-            raise Damaged(f"{self._folder / str(step)}: the settings cannot be read: {error}") from error
+            raise Corrupt(f"{self._folder / str(step)}: the settings cannot be read: {error}") from error
 
     def check(self, step: int | None = None) -> None:
-        """Refuses to go on from a checkpoint that was made with other settings.
+        """Refuses to continue from a checkpoint that was made with other settings.
 
         Raises:
           CheckpointError: naming every setting that matters and differs.
         """
         step = self._step(step)
-        found = config_differences(self.meta(step)["config"], to_dict(self._options))
-        if found:
+        result = config_differences(self.meta(step)["config"], to_dict(self._options))
+        if result:
             raise CheckpointError(
                 f"{self._folder / str(step)} was made with other settings; "
-                "take those, or a new work folder:\n" + "\n".join(found)
+                "take those, or a new work folder:\n" + "\n".join(result)
             )
 
     def restore(self, like: Any, step: int | None = None) -> Any:
@@ -344,10 +344,10 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"{self._folder / str(step)}: the state cannot be restored: {error}") from error
+            raise Corrupt(f"{self._folder / str(step)}: the state cannot be restored: {error}") from error
 
     def restore_newest(self, like: Any) -> tuple[Any, int]:
-        """The newest state that can be read, and its step; damaged ones are set aside, as in `latest_step`.
+        """The newest state that can be read, and its step; corrupt ones are set aside, as in `latest_step`.
 
         Raises:
           CheckpointError: as `latest_step` and `restore`, for other reasons than damage.
@@ -357,13 +357,13 @@ class Checkpoints:
             fault: str | None = None
             try:
                 state = self.restore(like, step)
-            except Damaged as error:
+            except Corrupt as error:
                 fault = str(error)
             faults = [one for one in distributed.gather(fault) if one is not None]
             if not faults:
                 return state, step
             self._checked.discard(step)
-            if distributed.leads():
+            if distributed.is_primary():
                 self._set_aside(step, faults[0])
         raise CheckpointError(f"{self._folder}: there is no checkpoint")
 
@@ -376,7 +376,7 @@ class Checkpoints:
         try:
             saved = dict(_named(self._manager.item_metadata(step)["state"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"{folder}: the list of arrays cannot be read: {error}") from error
+            raise Corrupt(f"{folder}: the list of arrays cannot be read: {error}") from error
         wanted = dict(_named(target))
         problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
         problems += [f"{name}: in the checkpoint, but not in this run" for name in saved.keys() - wanted.keys()]
@@ -391,15 +391,15 @@ class Checkpoints:
 
     def _step(self, step: int | None) -> int:
         known = self._manager.all_steps()
-        found = self._manager.latest_step() if step is None else step
-        if found is None or found not in known:
+        result = self._manager.latest_step() if step is None else step
+        if result is None or result not in known:
             raise CheckpointError(f"{self._folder}: there is no checkpoint{'' if step is None else f' of step {step}'}")
-        return found
+        return result
 
     def _join(self) -> None:
-        if self._sealing is not None:
-            self._sealing.join()
-            self._sealing = None
+        if self._writing_checksums is not None:
+            self._writing_checksums.join()
+            self._writing_checksums = None
 
     def wait(self) -> None:
         """Returns when the last save is on disk with its checksums; raises SaveError where it failed."""
@@ -409,7 +409,7 @@ class Checkpoints:
             raise failure
 
     def close(self) -> None:
-        """Waits for the last save, says where it failed, and lets go of threads and files."""
+        """Waits for the last save, says where it failed, and releases threads and files."""
         try:
             self.wait()
         except SaveError as error:

@@ -1,4 +1,4 @@
-"""Checksums of checkpoint folders, so that a damaged one is known before it is used."""
+"""Checksums of checkpoint folders, so that a corrupt one is known before it is used."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ VERSION = 1
 
 def digest(folder: Path) -> dict[str, list[int | str]]:
     """Size in bytes and SHA-256 of every file below a folder, by its path relative to it."""
-    found: dict[str, list[int | str]] = {}
+    result: dict[str, list[int | str]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = [
+                result[path.relative_to(folder).as_posix()] = [
                     path.stat().st_size,
                     hashlib.file_digest(file, "sha256").hexdigest(),
                 ]
-    return found
+    return result
 
 
 def write(path: Path, folder: Path, rating: float | None) -> None:
@@ -45,10 +45,10 @@ def rate(path: Path, rating: float) -> None:
 def rating(path: Path) -> float | None:
     """The rating in a seal; None where there is none, or no seal that can be read."""
     try:
-        found = json_files.read_object(path).get("rating")
+        result = json_files.read_object(path).get("rating")
     except (OSError, ValueError):
         return None
-    return float(found) if type(found) in (int, float) and abs(found) <= 1e30 else None
+    return float(result) if type(result) in (int, float) and abs(result) <= 1e30 else None
 
 
 def damage(path: Path, folder: Path) -> str | None:

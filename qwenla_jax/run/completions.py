@@ -21,7 +21,7 @@ from PIL import Image
 from qwenla_jax.text.special_tokens import REFLECTION_CLOSE, REFLECTION_OPEN, TAGS
 
 COMPLETIONS_FOLDER = "completions"
-LARGEST_SIDE = 336  # pixels of a picture in the page; larger ones are shrunk to keep the file small
+LARGEST_SIDE = 336  # pixels of an image in the page; larger ones are shrunk to keep the file small
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8886;--soft:#8881;--plus:#0072b2;--minus:#b34700;--mark:#f5c24f55}
@@ -56,7 +56,7 @@ class Completion:
     """One sampled response and what it earned.
 
     Attributes:
-      images: pictures of the question.
+      images: images of the question.
       prompt: the question as text.
       answer: the right answer.
       response: the sampled text, tags included.
@@ -79,7 +79,7 @@ class Completion:
 def write_completions(workdir: str | os.PathLike[str], step: int, rows: Sequence[Completion]) -> Path:
     """Writes `completions/step_000100.html` and renews `completions/index.html`; returns the step's file.
 
-    Rows that follow each other with the same pictures and prompt stand under one question. A step written again
+    Rows that follow each other with the same images and prompt stand under one question. A step written again
     replaces its file.
 
     Raises:
@@ -113,7 +113,7 @@ def _tagged(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text safe in HTML and UTF-8: control characters become their pictures, lone surrogates a replacement mark."""
+    """Text safe in HTML and UTF-8: control characters become their images, lone surrogates a replacement mark."""
     visible = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", lambda m: chr(0x2400 + ord(m[0])), text)
     return html.escape(visible.encode("utf-8", "replace").decode("utf-8"))
 
@@ -132,8 +132,8 @@ def _questions(rows: Sequence[Completion]) -> Iterator[list[Completion]]:
 
 def _section(group: Sequence[Completion], names: Sequence[str]) -> str:
     first = group[0]
-    pictures = "".join(
-        f'<img src="{_data_uri(image)}" alt="picture {i} of the question">' for i, image in enumerate(first.images, 1)
+    images = "".join(
+        f'<img src="{_data_uri(image)}" alt="image {i} of the question">' for i, image in enumerate(first.images, 1)
     )
     labels = [*names, "reward", "advantage"]
     head = "".join(f'<th scope="col">{_escape(label)}</th>' for label in labels)
@@ -147,7 +147,7 @@ def _section(group: Sequence[Completion], names: Sequence[str]) -> str:
         )
         lines.append(f'<tr><td class="text">{response_html(row.response)}{note}</td>{cells}</tr>\n')
     return (
-        f'<section><div class="question">{pictures}<div><h2>Question</h2><p>{_escape(first.prompt)}</p>'
+        f'<section><div class="question">{images}<div><h2>Question</h2><p>{_escape(first.prompt)}</p>'
         f"<h2>Right answer</h2><p>{_escape(first.answer)}</p></div></div>\n"
         f'<table><thead><tr><th scope="col" class="text">response</th>{head}</tr></thead>\n'
         f"<tbody>{''.join(lines)}</tbody></table></section>\n"

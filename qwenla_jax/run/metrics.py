@@ -74,17 +74,17 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
     if not path.exists():
         return [], b""
     *lines, torn = json_files.read_bytes(path).split(b"\n")
-    found = []
+    result = []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         try:
             row = json_files.loads(line, where)
         except ValueError as error:
-            raise ValueError(f"{error}; delete the line to go on") from error
+            raise ValueError(f"{error}; delete the line to continue") from error
         if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError(f"{where}: expected a JSON object with an integer `step`; delete the line to go on")
-        found.append((row["step"], line))
-    return found, torn
+            raise ValueError(f"{where}: expected a JSON object with an integer `step`; delete the line to continue")
+        result.append((row["step"], line))
+    return result, torn
 
 
 def truncate(path: Path, last_step: int) -> int:
@@ -197,7 +197,7 @@ class MetricWriter:
                 self._board.flush()
             except OSError as error:
                 self._board = None
-                self._note(f"TensorBoard's file: {error.strerror}; it ends here, {METRICS_FILE} goes on")
+                self._note(f"TensorBoard's file: {error.strerror}; it ends here, {METRICS_FILE} continues")
         if self._progress is not None:
             self._progress.show(int(step), numbers)
 

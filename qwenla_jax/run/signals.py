@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A run that was asked to end did so, and can be gone on with; `number` is the signal's."""
+    """A run that was asked to end did so, and can be resumed; `number` is the signal's."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)

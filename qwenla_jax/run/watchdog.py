@@ -12,7 +12,7 @@ from types import TracebackType
 
 import jax
 
-from qwenla_jax.parallel.distributed import several
+from qwenla_jax.parallel.distributed import is_multiprocess
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed when it is tried again
 REPORT = "stalled.txt"
@@ -35,7 +35,7 @@ class Watchdog:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def beat(self, doing: str) -> None:
+    def heartbeat(self, doing: str) -> None:
         """Something moved; from here on the run is busy with `doing`."""
         self._last, self._doing = time.monotonic(), doing
 
@@ -59,7 +59,7 @@ class Watchdog:
         print(text, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         try:
-            number = f"-{jax.process_index()}" if several() else ""
+            number = f"-{jax.process_index()}" if is_multiprocess() else ""
             with (self._workdir / REPORT).with_stem(Path(REPORT).stem + number).open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()

@@ -18,7 +18,7 @@ from qwenla_jax.utils import json_files
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
 # What a run writes beside them. A folder that has one of these and no RUN_FILE is somebody else's.
-OWN = ("metrics.jsonl", "tensorboard", "checkpoints", "seals", "completions", "evaluations", "capsules", "hf")
+OWN = ("metrics.jsonl", "tensorboard", "checkpoints", "checksums", "completions", "evaluations", "step_dumps", "hf")
 
 
 class WorkdirError(ValueError):
@@ -54,11 +54,11 @@ class Hold:
           WorkdirError: it is not.
         """
         try:
-            found = self._read()
+            result = self._read()
         except OSError:
             return  # a file system that does not answer has not lost the folder
-        if found != self._marker:
-            what = f"{RUN_FILE} is gone" if found is None else "another run has begun in it"
+        if result != self._marker:
+            what = f"{RUN_FILE} is gone" if result is None else "another run has begun in it"
             raise WorkdirError(
                 f"{self._workdir}: the work folder was deleted or replaced while the run was in it ({what}); the run "
                 "ends here, and nothing more is written"

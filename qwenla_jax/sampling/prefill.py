@@ -13,14 +13,14 @@ from qwenla_jax.types import PromptBatch, VisionBatch
 def encode_prompts(
     model: QwenVL, params: Params, vision: VisionBatch, prompts: PromptBatch
 ) -> tuple[jax.Array, KeyValues, jax.Array]:
-    """Runs pictures and prompts once.
+    """Runs images and prompts once.
 
     Returns:
       the hidden state [Q, D] of each prompt's last token, the prompts' keys and values, and their embeddings [Q, P, D].
     """
     variables = {"params": params}
     visual_ZxD = model.apply(variables, vision, method="encode")
-    x_QxPxD = model.apply(variables, prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, vision.runs, method="embed")
+    x_QxPxD = model.apply(variables, prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, vision.shards, method="embed")
     decoded = model.apply(variables, x_QxPxD, prompts.pos_QxPx3, method="decode")
     last_Qx1x1 = (prompts.length_Q - 1)[:, None, None]
     hidden_QxD = jnp.take_along_axis(decoded.hidden_BxTxD, last_Qx1x1, axis=1)[:, 0]

@@ -16,28 +16,28 @@ class SampleState:
     Attributes:
       hidden_BxD: the hidden state that predicts each row's next token.
       cache: keys and values of the row's own tokens; `cache.length_B` is the next free slot.
-      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because a picture put
+      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because a image put
         into the sequence moves it by another amount than it moves the length.
-      paid_BxP: float32, attention that the row's tokens have paid to each slot of its prompt, summed; [B, 0] where
+      received_BxP: float32, attention that the row's tokens have paid to each slot of its prompt, summed; [B, 0] where
         nothing is chosen by it.
-      waiting_B: bool, the row has sampled a tag before which the pictures are to be put in, and they are not yet.
+      pending_B: bool, the row has sampled a tag before which the images are to be put in, and they are not yet.
       closing_B: bool, the row's next token is `</REFLECTION>` whatever the model says.
-      ids_BxR, logp_BxR, length_B, stopped_B, inserted_B, refused_B, kept_BxExX: the growing `types.Rollout`.
+      ids_BxR, logp_BxR, length_B, stopped_B, inserted_B, skipped_B, selected_BxExX: the growing `types.Rollout`.
     """
 
     hidden_BxD: jax.Array
     cache: KeyValues
     next_pos_B: jax.Array
-    paid_BxP: jax.Array
-    waiting_B: jax.Array
+    received_BxP: jax.Array
+    pending_B: jax.Array
     closing_B: jax.Array
     ids_BxR: jax.Array
     logp_BxR: jax.Array
     length_B: jax.Array
     stopped_B: jax.Array
     inserted_B: jax.Array
-    refused_B: jax.Array
-    kept_BxExX: jax.Array
+    skipped_B: jax.Array
+    selected_BxExX: jax.Array
 
     @property
     def live_B(self) -> jax.Array:
@@ -45,7 +45,7 @@ class SampleState:
         return ~self.stopped_B & (self.length_B < self.ids_BxR.shape[1])
 
 
-class Chosen:
+class RowSubset:
     """Some rows of a batch whose rows lie over devices in equal runs: as many of each run, so that none moves.
 
     Args:

@@ -1,4 +1,4 @@
-"""From logits to a token: forbidden tokens, temperature, nucleus, and keys that belong to the token alone."""
+"""From logits to a token: suppressed tokens, temperature, nucleus, and keys that belong to the token alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwenla_jax.model.layers import HIDDEN
+from qwenla_jax.model.layers import MASK_VALUE
 
 
-def forbidden_bias(vocab_size: int, known_tokens: int, forbidden: Iterable[int]) -> np.ndarray:
+def suppression_bias(vocab_size: int, known_tokens: int, suppressed: Iterable[int]) -> np.ndarray:
     """What is added to the logits, in sampling and in training alike, so that some tokens never come.
 
     Args:
@@ -24,10 +24,10 @@ def forbidden_bias(vocab_size: int, known_tokens: int, forbidden: Iterable[int])
     Returns:
       float32 [V], 0 or a number so low that the probability is exactly 0.
     """
-    bias_V = np.zeros(vocab_size, np.float32)
-    bias_V[known_tokens:] = HIDDEN
-    bias_V[list(forbidden)] = HIDDEN
-    return bias_V
+    logit_bias_V = np.zeros(vocab_size, np.float32)
+    logit_bias_V[known_tokens:] = MASK_VALUE
+    logit_bias_V[list(suppressed)] = MASK_VALUE
+    return logit_bias_V
 
 
 def token_keys(seed: jax.Array, step: jax.Array, sample_B: jax.Array, token_B: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
     equal_BxV = logits_BxV == least_Bx1
     less_B = jnp.sum(logits_BxV < least_Bx1, axis=-1)
     kept_BxV = equal_BxV & (jnp.cumsum(equal_BxV, axis=-1) > (hidden_B - less_B)[:, None])
-    return jnp.where((logits_BxV > least_Bx1) | kept_BxV, logits_BxV, HIDDEN)
+    return jnp.where((logits_BxV > least_Bx1) | kept_BxV, logits_BxV, MASK_VALUE)
 
 
 def uniforms(keys_B: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
       int32 [B], never a token that is hidden.
     """
     W, N = group_sizes(logits_BxV.shape[1])
-    logits_BxV = jnp.pad(logits_BxV, [(0, 0), (0, W * N - logits_BxV.shape[1])], constant_values=HIDDEN)
+    logits_BxV = jnp.pad(logits_BxV, [(0, 0), (0, W * N - logits_BxV.shape[1])], constant_values=MASK_VALUE)
     logits_BxWxN = logits_BxV.reshape(-1, W, N)
     weight_BxN = jnp.sum(jnp.exp(logits_BxWxN - logits_BxWxN.max((1, 2), keepdims=True)), axis=1)
     group_B = drawn(weight_BxN, uniform_Bx2[:, 0])
@@ -128,14 +128,14 @@ def group_sizes(vocab_size: int) -> tuple[int, int]:
     return (W, vocab_size // W) if vocab_size // W <= 16 * W else (near, -(-vocab_size // near))
 
 
-def choose(
-    logits_BxV: jax.Array, bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array
+def sample_token(
+    logits_BxV: jax.Array, logit_bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
 
     Args:
       logits_BxV: float32.
-      bias_V: as `forbidden_bias` makes it.
+      logit_bias_V: as `suppression_bias` makes it.
       temperature: 0 takes the most likely token.
       top_p: 1 samples from the whole distribution.
       keys_B: one key a row.
@@ -144,7 +144,7 @@ def choose(
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
       top-p; at temperature 0 under temperature 1.
     """
-    logits_BxV = (logits_BxV + bias_V) / (temperature or 1.0)
+    logits_BxV = (logits_BxV + logit_bias_V) / (temperature or 1.0)
     if temperature == 0:
         token_B = jnp.argmax(logits_BxV, axis=-1)
     else:

@@ -47,7 +47,7 @@ class Settings:
       every_arm: also ROUTE at 25% and 75%, and COPY and ROUTE without BRPO (paper, tables 5 and 4).
       questions: fresh scenes of the evaluation.
       profiled: of these, how many the attention is measured on.
-      drawn: of these, on how many pictures the attention at key words is kept for drawing.
+      drawn: of these, on how many images the attention at key words is kept for drawing.
       curve_every, curve_size: BRPO answers so many held-out scenes greedily every so many steps and at both ends, for
         the curve of accuracy over steps; 0: never.
     """
@@ -121,7 +121,7 @@ def stages_of(settings: Settings, folder: Callable[[str], Path]) -> list[Stage]:
 
     def at(share: float) -> RunOptions:
         route = settings.sft_route
-        return change(route, reattention=change(route.reattention, share=share))
+        return change(route, reattention=change(route.reattention, keep_ratio=share))
 
     base = change(settings.base, data=change(settings.base.data, source=settings.source), eval=quiet)
     stages = [
@@ -159,8 +159,8 @@ def systems_of(settings: Settings) -> list[System]:
     ]
     if settings.every_arm:
         systems += [
-            System(ROUTE_25, "sft_route_25", change(route, share=0.25)),
-            System(ROUTE_75, "sft_route_75", change(route, share=0.75)),
+            System(ROUTE_25, "sft_route_25", change(route, keep_ratio=0.25)),
+            System(ROUTE_75, "sft_route_75", change(route, keep_ratio=0.75)),
             System(RAW_COPY, "sft_raw_copy", copy),
             System(RAW_ROUTE, "sft_raw_route", route),
         ]

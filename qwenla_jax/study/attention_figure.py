@@ -1,4 +1,4 @@
-"""Attention over a picture at key words, one row a system (paper, figure 5); needs the extra `report`."""
+"""Attention over an image at key words, one row a system (paper, figure 5); needs the extra `report`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from qwenla_jax.study.collect import BASE, COPY, ROUTE, TEXT, Seed, Study, StudyError
 from qwenla_jax.study.figures import STYLE, require_matplotlib
-from qwenla_jax.study.redraw import picture_of
+from qwenla_jax.study.redraw import make_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ HEADS = {
 
 
 def figure_5(study: Study, number: int = 0) -> Figure:
-    """Attention on the picture when key words are written: the original model, text-only reflection, COPY and ROUTE.
+    """Attention on the image when key words are written: the original model, text-only reflection, COPY and ROUTE.
 
     Args:
       study: its first seed is drawn from.
@@ -43,7 +43,7 @@ def figure_5(study: Study, number: int = 0) -> Figure:
         )
     index = offered[number]
     matplotlib = require_matplotlib()
-    image = picture_of(seed.systems[BASE], index)
+    image = make_image(seed.systems[BASE], index)
     faded = Image.blend(image, Image.new("RGB", image.size, "white"), 0.35)
     maps = {name: _words(seed, name, index) for name, _ in ROWS}
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
@@ -59,7 +59,7 @@ def figure_5(study: Study, number: int = 0) -> Figure:
             axis.imshow(image, **over)
         text = seed.systems[BASE].texts[index]
         figure.suptitle(f"{text['question']} Right answer: {text['answer']}", fontsize=9.5)
-        axes[0, 0].set_title("picture", fontsize=8.5)
+        axes[0, 0].set_title("image", fontsize=8.5)
         for column, part in zip(axes[:, 1:].T, WORDS, strict=True):
             cells = [100 * total(maps[name][part]) for name, _ in ROWS]
             top = max(c.max() for c in cells)  # one scale a column: rows are to be compared, words are not

@@ -1,4 +1,4 @@
-"""Where on the picture a model looks while it writes a word: attention by visual token (paper, figure 5)."""
+"""Where on the image a model looks while it writes a word: attention by visual token (paper, figure 5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES
-from qwenla_jax.evals.benchmarks.rendered_scenes import told
+from qwenla_jax.evals.benchmarks.rendered_scenes import message
 from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime, Sampler
 from qwenla_jax.model.qwen_vl import Params
@@ -52,22 +52,22 @@ def key_words(response: str) -> tuple[KeyWord, ...]:
     sections has its answer in a box, as `configs/base.py` teaches it.
     """
     sections = parse(response).sections
-    caption = next((start for start, _ in told(response)), 0)
+    caption = next((start for start, _ in message(response)), 0)
     conclusion = next((s.start + len("<CONCLUSION>") for s in sections if s.name == "CONCLUSION"), None)
     box = _BOX.search(response, conclusion or 0)
     conclusion = conclusion if box is None else box.end()
-    found = []
+    result = []
     first = _NAMING.search(response, caption)
     if first:
-        found.append(KeyWord("caption", first.start(), first[0]))
+        result.append(KeyWord("caption", first.start(), first[0]))
     last = list(_NAMING.finditer(response, caption, len(response) if conclusion is None else conclusion))
     if len(last) > 1:
-        found.append(KeyWord("last look", last[-1].start(), last[-1][0]))
+        result.append(KeyWord("last look", last[-1].start(), last[-1][0]))
     if conclusion is not None:
         said = re.compile(r"[\w.\-]+").match(response, conclusion)
         if said:
-            found.append(KeyWord("answer", conclusion, said[0]))
-    return tuple(found)
+            result.append(KeyWord("answer", conclusion, said[0]))
+    return tuple(result)
 
 
 def token_at(ids: Sequence[int], offset: int, tokenizer: Tokenizer) -> int:
@@ -85,7 +85,7 @@ def token_at(ids: Sequence[int], offset: int, tokenizer: Tokenizer) -> int:
 def heat_maps(
     runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
 ) -> list[dict[str, Any]]:
-    """Greedy answers to the first questions, with the attention on their pictures at their key words.
+    """Greedy answers to the first questions, with the attention on their images at their key words.
 
     The attention is that of the step that writes a word (the token before it is the query), the mean over layers and
     heads, on a visual token wherever it stands: in the prompt and in all insertions so far.
@@ -93,7 +93,7 @@ def heat_maps(
     Args:
       runtime: the model with its way to look again.
       params: parameters.
-      source: questions with one picture each.
+      source: questions with one image each.
       size: how many.
       sampler: a compiled greedy one with one response a question; None compiles it.
 
@@ -102,17 +102,17 @@ def heat_maps(
       `inserted`: rows x cols shares of the attention.
 
     Raises:
-      ValueError: a question without a picture, or with several.
+      ValueError: a question without an image, or with several.
     """
     mass = jax.jit(lambda *args: _cells(runtime, *args))
-    example, found = runtime.example(with_response=False), []
+    example, result = runtime.example(with_response=False), []
     for batch in answer(runtime, params, source, size, sampler):
         r = batch.rollout
         for record in batch.records:
             if len(record.images) != 1:
-                raise ValueError(f"record {record.id!r} has {len(record.images)} pictures; expected one to draw on")
+                raise ValueError(f"record {record.id!r} has {len(record.images)} images; expected one to draw on")
         with runtime.context():
-            maps = jax.device_get(mass(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX))
+            maps = jax.device_get(mass(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX))
         for row, (record, text) in enumerate(zip(batch.records, texts_of(r, runtime.tokenizer), strict=False)):
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             grid = _grid(record, example)
@@ -126,8 +126,8 @@ def heat_maps(
                     cells = values_BxRxM[row, token - 1, : grid[0] * grid[1]].reshape(grid)
                     line[name] = np.round(cells.astype(np.float64), 6).tolist()
                 words.append(line)
-            found.append({"id": record.id, "response": text, "words": words})
-    return found
+            result.append({"id": record.id, "response": text, "words": words})
+    return result
 
 
 def _grid(record: Record, example: Any) -> tuple[int, int]:
@@ -142,12 +142,12 @@ def _cells(
     prompts: PromptBatch,
     ids_BxR: jax.Array,
     length_B: jax.Array,
-    kept_BxExX: jax.Array,
+    selected_BxExX: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of response tokens on visual tokens by their place in the picture: (original, inserted), both
+    """Attention of response tokens on visual tokens by their place in the image: (original, inserted), both
     float32 [B, R, M], the mean over layers and heads; see `train.probe.attention_mass`, which sums over them.
     """
-    model, look = runtime.model, runtime.look()
+    model, reattention = runtime.model, runtime.reattention()
     B, R = ids_BxR.shape
     G = B // len(prompts.length_Q)
     M = vision.gather_IxM.shape[1]
@@ -155,11 +155,11 @@ def _cells(
     _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     one_hot = lambda index: jax.nn.one_hot(jnp.where(index >= 0, index % M, -1), M)  # noqa: E731
     visual_BxP = jnp.repeat(prompts.visual_QxP, G, axis=0)
-    if look.inserts:
-        tokens = splice(look, prompts, ids_BxR, length_B, kept_BxExX)
+    if reattention.inserts:
+        tokens = splice(reattention, prompts, ids_BxR, length_B, selected_BxExX)
         pos, bias, slot_BxR = tokens.pos_BxTx3, tokens.bias_BxT, tokens.slot_BxR
         x = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
-        # A token that is put in repeats a slot of the prompt, which says what part of the picture it is.
+        # A token that is put in repeats a slot of the prompt, which says what part of the image it is.
         visual_BxT = jnp.take_along_axis(visual_BxP, jnp.maximum(tokens.source_BxT, 0), axis=1)
         cells_BxTxM = one_hot(visual_BxT) * tokens.shown_BxExT.any(1)[..., None]
     else:
@@ -167,7 +167,7 @@ def _cells(
         pos = text_positions(jnp.repeat(prompts.next_pos_Q, G), R)
         slot_BxR = jnp.broadcast_to(jnp.arange(R), (B, R))
         cells_BxTxM = jnp.zeros((B, R, M))
-    paid = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").paid
+    received = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").received
     at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
-    original = jnp.einsum("brp,bpm->brm", at_response(paid["prefix"]), one_hot(visual_BxP))
-    return original, jnp.einsum("brt,btm->brm", at_response(paid["new"]), cells_BxTxM)
+    original = jnp.einsum("brp,bpm->brm", at_response(received["prefix"]), one_hot(visual_BxP))
+    return original, jnp.einsum("brt,btm->brm", at_response(received["new"]), cells_BxTxM)

@@ -1,4 +1,4 @@
-"""How much a model looks: attention on visual tokens through its responses, and what it says of another picture.
+"""How much a model looks: attention on visual tokens through its responses, and what it says of another image.
 
 Everything is measured on the model's own greedy responses, run once more with the insertions they had.
 """
@@ -21,7 +21,9 @@ from qwenla_jax.train.evaluation import Answered, answer
 from qwenla_jax.train.logprobs import response_logprobs
 
 
-def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: int, bins: int = 8) -> dict[str, Any]:
+def attention_profile(
+    runtime: Runtime, params: Params, source: RecordSource, size: int, bins: int = 8
+) -> dict[str, Any]:
     """Attention on visual tokens in greedy responses (paper, figures 2 and 9).
 
     Args:
@@ -34,10 +36,10 @@ def look_profile(runtime: Runtime, params: Params, source: RecordSource, size: i
     Returns:
       `parts`: see `profile`; `positions`: one such row a bin, with `first` and `last` position.
     """
-    return looks(runtime, params, source, size, bins)[0]
+    return attention_sums(runtime, params, source, size, bins)[0]
 
 
-def looks(
+def attention_sums(
     runtime: Runtime,
     params: Params,
     source: RecordSource,
@@ -45,7 +47,7 @@ def looks(
     bins: int = 8,
     sampler: Sampler | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`look_profile`, and what it is made of by question, for intervals.
+    """`attention_profile`, and what it is made of by question, for intervals.
 
     Args:
       runtime, params, source, size, bins: as there.
@@ -56,11 +58,11 @@ def looks(
       bin) and `parts` (PARTS in the columns) the sums over a question's tokens under `tokens` (their number),
       `original`, `inserted` and `even`, all lists.
     """
-    ids, run = runtime.tokenizer.ids, compiled_mass(runtime, runtime.look())
+    ids, run = runtime.tokenizer.ids, compiled_mass(runtime, runtime.reattention())
     masses, responses, lengths, names = [], [], [], []
     for batch in answer(runtime, params, source, size, sampler):
         r = batch.rollout
-        masses.append(run(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX))
+        masses.append(run(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX))
         responses.append(r.ids_BxR)
         counted = np.arange(len(r.length_B)) < len(batch.records)
         lengths.append(np.where(counted, r.length_B, 0))
@@ -96,15 +98,15 @@ def _sums(mass: AttentionMass, where: Sequence[np.ndarray], asked_B: np.ndarray)
     return {name: np.round(x.astype(np.float64), 6).tolist() for name, x in sums.items()}
 
 
-def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: int) -> dict[str, float]:
-    """What becomes of the model's answers when each question gets the picture of another.
+def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, size: int) -> dict[str, float]:
+    """What becomes of the model's answers when each question gets the image of another.
 
     Returns:
       `logp_drop`: fall of the mean log-probability a token of its own greedy responses, in nats; `accuracy` and
-      `accuracy_swapped`: of greedy answers with the right and with the wrong picture.
+      `accuracy_swapped`: of greedy answers with the right and with the wrong image.
 
     Raises:
-      ValueError: questions without a picture, with several, or with pictures of different sizes.
+      ValueError: questions without an image, with several, or with images of different sizes.
     """
     rows = runtime.options.eval.batch_size
     logprobs = _compiled_logprobs(runtime)
@@ -112,12 +114,12 @@ def blind_probe(runtime: Runtime, params: Params, source: RecordSource, size: in
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
     for batch in answer(runtime, params, source, size, sampler):
         n = len(batch.records)
-        _require_one_picture(batch)
+        _require_one_image(batch)
         if n < 2:
             continue  # nothing to swap with
         swapped = jax.tree.map(lambda x, n=n: _rolled(x, n, 1), batch.vision)
         r = batch.rollout
-        said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
+        said = (batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX)
         own_BxR, other_BxR = (logprobs(params, vision, *said)[0] for vision in (batch.vision, swapped))
         counted_BxR = np.arange(own_BxR.shape[1]) < r.length_B[:n, None]
         drop += float(((own_BxR - other_BxR)[:n] * counted_BxR).sum())
@@ -136,15 +138,15 @@ def theorem_numbers(
 ) -> dict[str, Any]:
     """The two sides of theorem 3.1 and the two ratios of theorem 3.2, on the model's own responses.
 
-    Theorem 3.1 bounds I(y; c | x), what a response says of its picture, by about r H(y | x, c), r = L_c / (L_x + L_c +
+    Theorem 3.1 bounds I(y; c | x), what a response says of its image, by about r H(y | x, c), r = L_c / (L_x + L_c +
     L_y). Here by token: the information is log p(y_t | x, c, y_<t) less the logarithm of the mean of p(y_t | x, c',
-    y_<t) over the own and `swaps` other pictures c' (an estimate, with responses sampled at temperature 1, and from
-    above at log(1 + swaps)); the entropy is that of the distribution at t with the own picture. Theorem 3.2 says that k
+    y_<t) over the own and `swaps` other images c' (an estimate, with responses sampled at temperature 1, and from
+    above at log(1 + swaps)); the entropy is that of the distribution at t with the own image. Theorem 3.2 says that k
     more visual tokens make r' = (L_c + k) / (L_total + k) larger than r: r before and after each insertion.
 
     Args:
-      runtime, params, source, size: as in `look_profile`.
-      swaps: other pictures that the mean runs over, at least 1 and below the batch size.
+      runtime, params, source, size: as in `attention_profile`.
+      swaps: other images that the mean runs over, at least 1 and below the batch size.
       bins: equal bins of response positions.
 
     Returns:
@@ -152,23 +154,23 @@ def theorem_numbers(
       `insertions`: `count`, `r_before`, `r_after`, `rose`; None where there was none.
 
     Raises:
-      ValueError: `swaps` out of range, or questions whose pictures cannot be swapped for one another.
+      ValueError: `swaps` out of range, or questions whose images cannot be swapped for one another.
     """
     rows = runtime.options.eval.batch_size
     if not 1 <= swaps < rows:
         raise ValueError(f"swaps: got {swaps}, expected 1 to {rows - 1} (the batch size less 1)")
-    look, ids = runtime.look(), runtime.tokenizer.ids
+    reattention, ids = runtime.reattention(), runtime.tokenizer.ids
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=1.0))
-    mass = compiled_mass(runtime, look)
+    mass = compiled_mass(runtime, reattention)
     logprobs = _compiled_logprobs(runtime)
     sums: dict[str, list[np.ndarray]] = {"r": [], "information": [], "entropy": [], "bound": [], "counted": []}
     jumps: list[tuple[float, float]] = []
     for batch in answer(runtime, params, source, size, sampler):
-        _require_one_picture(batch)
+        _require_one_image(batch)
         n, r = len(batch.records), batch.rollout
         if n <= swaps:
             continue  # too few to swap with
-        said = (batch.prompts, r.ids_BxR, r.length_B, r.kept_BxExX)
+        said = (batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX)
         logp_BxR, entropy_BxR = logprobs(params, batch.vision, *said)
         likelihoods = [np.exp(logp_BxR)]
         for shift in range(1, swaps + 1):
@@ -209,11 +211,11 @@ def theorem_numbers(
 
 def _compiled_logprobs(runtime: Runtime) -> Any:
     """(params, vision, prompts, ids, lengths, kept) -> log-probabilities and entropies [B, R] on the host."""
-    look = runtime.look()
+    reattention = runtime.reattention()
 
     @jax.jit
     def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, kept: Any) -> Any:
-        scored = vision, prompts, ids, runtime.bias_V, 1.0, look, lengths, kept
+        scored = vision, prompts, ids, runtime.logit_bias_V, 1.0, reattention, lengths, kept
         return response_logprobs(runtime.model, params, *scored)
 
     def call(*args: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -223,13 +225,13 @@ def _compiled_logprobs(runtime: Runtime) -> Any:
     return call
 
 
-def _require_one_picture(batch: Answered) -> None:
+def _require_one_image(batch: Answered) -> None:
     for record in batch.records:
         if len(record.images) != 1:
-            raise ValueError(f"record {record.id!r} has {len(record.images)} pictures; only one for one can be swapped")
+            raise ValueError(f"record {record.id!r} has {len(record.images)} images; only one for one can be swapped")
     tokens = batch.prompts.visual_QxP[: len(batch.records)] >= 0
     if len(set(tokens.sum(1).tolist())) > 1:
-        raise ValueError("the questions' pictures differ in visual tokens; only equal ones can be swapped")
+        raise ValueError("the questions' images differ in visual tokens; only equal ones can be swapped")
 
 
 def _rolled(x: np.ndarray, count: int, shift: int) -> np.ndarray:

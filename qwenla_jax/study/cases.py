@@ -11,7 +11,7 @@ import re
 from PIL import Image
 
 from qwenla_jax.study.collect import COPY, ROUTE, TEXT, Study
-from qwenla_jax.study.redraw import picture_of
+from qwenla_jax.study.redraw import make_image
 from qwenla_jax.study.tables import turns
 from qwenla_jax.text.special_tokens import REFLECTION_CLOSE, REFLECTION_OPEN, TAGS
 
@@ -29,7 +29,7 @@ class Case:
 
     Attributes:
       title: what the reflection did, in the answer with COPY.
-      image: the picture.
+      image: the image.
       question, answer: with the right answer.
       responses: (system, response, whether it is right).
     """
@@ -49,15 +49,15 @@ def cases(study: Study) -> list[Case]:
     """
     one = study.of(COPY)[0]
     systems = study.seeds[0].systems
-    found = []
+    result = []
     for wanted, title, count in KINDS:
         places = [index for index, turn in enumerate(turns(one)) if turn == wanted][:count]
         for index in places:
             shown = [(name, systems[name]) for name in (TEXT, COPY, ROUTE) if name in systems]
-            found.append(
+            result.append(
                 Case(
                     title=title,
-                    image=picture_of(one, index),
+                    image=make_image(one, index),
                     question=one.texts[index]["question"],
                     answer=one.texts[index]["answer"],
                     responses=tuple(
@@ -65,7 +65,7 @@ def cases(study: Study) -> list[Case]:
                     ),
                 )
             )
-    return found
+    return result
 
 
 def case_html(case: Case) -> str:
@@ -78,7 +78,7 @@ def case_html(case: Case) -> str:
     asked = f"<p><b>{html.escape(case.question)}</b> Right answer: {html.escape(case.answer)}.</p>"
     return (
         f"<article class='case'><h3>{html.escape(case.title)}</h3><div>"
-        f"<img src='{picture_url(case.image)}' width='168' height='168' alt='{html.escape(alt, quote=True)}'>"
+        f"<img src='{image_url(case.image)}' width='168' height='168' alt='{html.escape(alt, quote=True)}'>"
         f"<div>{asked}<dl>{rows}</dl></div></div></article>"
     )
 
@@ -99,8 +99,8 @@ def marked(response: str) -> str:
     return "".join(out) + html.escape(response[last:]) + ("</mark>" if inside else "")
 
 
-def picture_url(image: Image.Image) -> str:
-    """A picture as a data URL."""
+def image_url(image: Image.Image) -> str:
+    """An image as a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

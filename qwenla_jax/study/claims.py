@@ -31,13 +31,13 @@ from qwenla_jax.study.statistics import (
     accuracy_difference,
     answers_between,
     difference,
-    look_mass,
-    look_ratio,
     middle_token,
     objects_between,
     per_seed,
     ratio,
     share,
+    visual_mass,
+    visual_ratio,
 )
 
 HOLDS, FAILS, UNKNOWN, NOT_JUDGED = "holds", "does not hold", "cannot be told", "not judged"
@@ -75,7 +75,7 @@ class Verdict:
     measure: str
     sign: int
     unit: str
-    found: Estimate
+    result: Estimate
     seeds: tuple[float, ...]
     verdict: str
     reason: str = ""
@@ -95,11 +95,11 @@ class Verdict:
         return f"{word}{why}: {number}; on the claim's side in {self.agreeing} of {len(self.seeds)} seeds."
 
 
-def decide(found: Estimate, sign: int) -> str:
+def decide(result: Estimate, sign: int) -> str:
     """RULE for one difference. An interval that ends at 0 holds 0."""
-    if not all(map(math.isfinite, (found.value, found.low, found.high))):
+    if not all(map(math.isfinite, (result.value, result.low, result.high))):
         return NOT_JUDGED
-    low, high = sorted((sign * found.low, sign * found.high))
+    low, high = sorted((sign * result.low, sign * result.high))
     return HOLDS if low > 0 else FAILS if high < 0 else UNKNOWN
 
 
@@ -113,10 +113,10 @@ def written(value: float, unit: str) -> str:
     return number + {"points": " points", "%": "%"}.get(unit, "")
 
 
-def bounds(found: Estimate, unit: str) -> str:
+def bounds(result: Estimate, unit: str) -> str:
     """The ends of its interval."""
     scale, form = (100, "+.1f") if unit in ("points", "%") else (1, "+.2f")
-    return f"[{scale * found.low:{form}}, {scale * found.high:{form}}]"
+    return f"[{scale * result.low:{form}}, {scale * result.high:{form}}]"
 
 
 def p_text(p: float) -> str:
@@ -142,15 +142,15 @@ def _judged(
 ) -> Verdict:
     try:
         after, before = parts()
-        found = estimate() if estimate is not None else difference(after, before)
+        result = estimate() if estimate is not None else difference(after, before)
         seeds = tuple(a - b for a, b in zip(per_seed(after), per_seed(before), strict=True))
     except StudyError as error:
         nothing = Estimate(math.nan, math.nan, math.nan)
         return Verdict(number, claim, paper, measure, sign, unit, nothing, (), NOT_JUDGED, str(error))
-    verdict = decide(found, sign)
+    verdict = decide(result, sign)
     if verdict == NOT_JUDGED:
         reason = "too little was counted on one side"
-    return Verdict(number, claim, paper, measure, sign, unit, found, seeds, verdict, reason)
+    return Verdict(number, claim, paper, measure, sign, unit, result, seeds, verdict, reason)
 
 
 def _accuracy(
@@ -206,7 +206,7 @@ def _learning(study: Study) -> list[Verdict]:
 
 def _length(study: Study) -> list[Verdict]:
     """Hallucination against length, late less early and long less short."""
-    found = []
+    result = []
     for letter, name, what in (("a", BASE, "plain answers"), ("b", TEXT, "text-only reflection")):
 
         def by_place(name: str = name) -> Parts:
@@ -227,38 +227,38 @@ def _length(study: Study) -> list[Verdict]:
         order = "captions name small objects first, so place is not length alone"
         more = "longer answers are about fuller scenes, so length is not length alone"
         paper = "grows (figure 1)"
-        found.append(_judged(f"3{letter}", claim, paper, long, +1, "points", by_length, reason=more))
-        found.append(_judged(f"3{letter}'", claim, paper, late, +1, "points", by_place, reason=order))
-    return found
+        result.append(_judged(f"3{letter}", claim, paper, long, +1, "points", by_length, reason=more))
+        result.append(_judged(f"3{letter}'", claim, paper, late, +1, "points", by_place, reason=order))
+    return result
 
 
 def _looking(study: Study) -> list[Verdict]:
     """Attention on visual tokens."""
-    found = []
+    result = []
     before, inside = PARTS.index("before"), PARTS.index("in")
-    measures = (("share of attention", look_mass, "points"), ("ratio to an even share", look_ratio, ""))
+    measures = (("share of attention", visual_mass, "points"), ("ratio to an even share", visual_ratio, ""))
     for letter, (measure, of, unit) in zip("ab", measures, strict=True):
 
         def decay(of: Callable[..., Ratio] = of) -> Parts:
             ones = study.of(BASE)
-            tokens = sum(m.look.positions["tokens"].sum(0) for m in ones)
+            tokens = sum(m.attention.positions["tokens"].sum(0) for m in ones)
             # The bound of bins that halves the tokens best, so that neither half is a few of the longest answers.
             cut = 1 + int(np.abs(np.cumsum(tokens)[:-1] / tokens.sum() - 0.5).argmin())
             late, early = slice(cut, None), slice(None, cut)
-            return [of(m.look.positions, late) for m in ones], [of(m.look.positions, early) for m in ones]
+            return [of(m.attention.positions, late) for m in ones], [of(m.attention.positions, early) for m in ones]
 
         claim = "visual attention decays with length in plain answers"
         words = f"{BASE}, {measure}: later half of the tokens less the earlier"
-        found.append(_judged(f"4{letter}", claim, "decays (figure 2)", words, -1, unit, decay))
+        result.append(_judged(f"4{letter}", claim, "decays (figure 2)", words, -1, unit, decay))
     for letter, (measure, of, unit) in zip("cd", measures, strict=True):
 
         def low(of: Callable[..., Ratio] = of) -> Parts:
             ones = study.of(TEXT)
-            return [of(m.look.parts, inside) for m in ones], [of(m.look.parts, before) for m in ones]
+            return [of(m.attention.parts, inside) for m in ones], [of(m.attention.parts, before) for m in ones]
 
         claim = "text-only reflection does not bring visual attention back"
         words = f"{TEXT}, {measure}: in reflections less before them"
-        found.append(_judged(f"4{letter}", claim, "stays low (figure 2)", words, -1, unit, low))
+        result.append(_judged(f"4{letter}", claim, "stays low (figure 2)", words, -1, unit, low))
     claims = (
         ("a", "COPY restores visual attention", "restored (figure 9)", COPY, TEXT),
         ("b", "ROUTE restores it", "in part (figure 9)", ROUTE, TEXT),
@@ -266,10 +266,10 @@ def _looking(study: Study) -> list[Verdict]:
     )
     for letter, claim, paper, after, other in claims:
         for mark, (measure, of, unit) in zip(("", "'"), measures, strict=True):
-            inner = lambda m, of=of: of(m.look.parts, inside)  # noqa: E731
+            inner = lambda m, of=of: of(m.attention.parts, inside)  # noqa: E731
             words = f"{measure} in reflections"
-            found.append(_number(study, f"5{letter}{mark}", claim, paper, +1, unit, words, inner, after, other))
-    return found
+            result.append(_number(study, f"5{letter}{mark}", claim, paper, +1, unit, words, inner, after, other))
+    return result
 
 
 def _results(study: Study) -> list[Verdict]:
@@ -318,8 +318,8 @@ def _overhead(study: Study) -> list[Verdict]:
 
     def one(number: str, claim: str, paper: str, after: str, before: str) -> Verdict:
         def parts() -> Parts:
-            found = over(after, before)
-            return found, [Ratio(r.under, r.under) for r in found]  # less 1: what comes on top
+            result = over(after, before)
+            return result, [Ratio(r.under, r.under) for r in result]  # less 1: what comes on top
 
         words = f"seconds an answer: {after} over {before}, less 1"
         noisy = "wall time of batches, compilation left out; the machine's other work is in it"

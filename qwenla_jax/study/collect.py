@@ -41,7 +41,7 @@ class StudyError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class AttentionSums:
     """Sums of attention over the tokens of each profiled question; see `analysis.attention.looks`.
 
     Attributes:
@@ -63,26 +63,26 @@ class Measured:
       texts: a mapping with TEXTS for each question.
       numbers: name -> float [Q] for each of NUMBERS.
       objects: for each question (token, right) of the objects that its answer names.
-      look: attention on visual tokens.
-      heat: attention on the picture at key words, see `analysis.heat.heat_maps`.
+      attention: on visual tokens.
+      heat: attention on the image at key words, see `analysis.heat.heat_maps`.
       batch_rows: answers sampled together where time was taken.
       batch_s: float, seconds of each full batch.
       source, scenes_seed: of the questions' scenes.
       mode: how it looks again.
-      share: route's m, 0 to 1.
+      keep_ratio: route's m, 0 to 1.
     """
 
     texts: tuple[Mapping[str, str], ...]
     numbers: Mapping[str, np.ndarray]
     objects: tuple[tuple[tuple[int, bool], ...], ...]
-    look: Look
+    attention: AttentionSums
     heat: tuple[Mapping[str, Any], ...]
     batch_rows: int
     batch_s: np.ndarray
     source: str
     scenes_seed: int
     mode: str
-    share: float
+    keep_ratio: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,16 +201,18 @@ def runs_in(workdir: Path) -> tuple[list[Path], list[str]]:
 
 def _seed(path: Path) -> Seed:
     folder = path / "evaluate"
-    found = sorted(folder.glob("*/scores.json"))
-    if not found:
+    result = sorted(folder.glob("*/scores.json"))
+    if not result:
         raise StudyError(f"{folder}: holds no scores.json; expected a folder for every system that was evaluated")
     systems: dict[str, Measured] = {}
     asked: list[str] = []
-    for file in found:
+    for file in result:
         name, measured = _measured(file.parent)
         ids = [text["id"] for text in measured.texts]
         if asked and ids != asked:
-            raise StudyError(f"{file.parent / 'answers.jsonl'}: other questions than {found[0].parent}; not comparable")
+            raise StudyError(
+                f"{file.parent / 'answers.jsonl'}: other questions than {result[0].parent}; not comparable"
+            )
         asked = ids
         systems[name] = measured
     return Seed(path, systems, _curve(path / "brpo" / "metrics.jsonl"))
@@ -232,14 +234,14 @@ def _measured(folder: Path) -> tuple[str, Measured]:
             texts=texts,
             numbers=numbers,
             objects=objects,
-            look=_look(folder / "attention.json"),
+            attention=_attention_sums(folder / "attention.json"),
             heat=tuple(_json(folder / "heat.json")),
             batch_rows=int(timing["rows"]),
             batch_s=np.array(timing["batch_s"], float),
             source=str(saved["of"]["source"]),
             scenes_seed=int(saved["scenes_seed"]),
             mode=look_again["mode"],
-            share=float(look_again["share"]),
+            keep_ratio=float(look_again["keep_ratio"]),
         )
     except KeyError as error:
         raise StudyError(f"{path}: no {error}") from error
@@ -264,7 +266,7 @@ def _answers(path: Path) -> tuple[tuple[dict[str, str], ...], dict[str, np.ndarr
     return tuple(texts), dict(zip(NUMBERS, np.array(numbers).T, strict=True)), tuple(objects)
 
 
-def _look(path: Path) -> Look:
+def _attention_sums(path: Path) -> AttentionSums:
     saved = _json(path)
     names = ("tokens", "original", "inserted", "even")
     try:
@@ -278,7 +280,7 @@ def _look(path: Path) -> Look:
         for name, values in arrays.items():
             if values.shape != (rows, columns):
                 raise StudyError(f"{path}: {what}.{name} has shape {values.shape}, expected {(rows, columns)}")
-    return Look(edges, positions, parts)
+    return AttentionSums(edges, positions, parts)
 
 
 def _curve(path: Path) -> Curve | None:
@@ -318,8 +320,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         text = json_files.read_bytes(path)
     except (OSError, ValueError) as error:
-        told = str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: ")
-        raise StudyError(f"{path}: not readable: {told}; expected what the pipeline saves") from error
+        message = str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: ")
+        raise StudyError(f"{path}: not readable: {message}; expected what the pipeline saves") from error
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         try:

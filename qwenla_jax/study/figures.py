@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the package does without it
     from matplotlib.figure import Figure
 
 # name: colour, marker, dash, what the legend says
-LOOKS = {
+INSERTIONS = {
     BASE: ("#000000", "o", "-", "plain (base)"),
     TEXT: ("#D55E00", "s", "--", "text-only reflection"),
     COPY: ("#0072B2", "^", "-", "COPY"),
@@ -125,7 +125,7 @@ def figure_6(study: Study) -> Figure:
     curves = _curves(study)
     figure, axes = _panels(2)
     for axis, name in zip(axes, ("tokens", "count"), strict=True):
-        _steps(axis, curves, name, 1, LOOKS[COPY][0])
+        _steps(axis, curves, name, 1, INSERTIONS[COPY][0])
         axis.set_ylim(bottom=0)
     _label(axes[0], "(a) total length of reflections", "BRPO step", "tokens a response")
     _label(axes[1], "(b) count of reflections", "BRPO step", "reflections a response")
@@ -140,7 +140,7 @@ def figure_7(study: Study) -> Figure:
       StudyError: no accuracy was measured on the way.
     """
     curves = _curves(study)
-    steps, found = st.curve_accuracy(curves)
+    steps, result = st.curve_accuracy(curves)
     if len(steps) < 2:
         raise StudyError(
             f"{study.seeds[0].path / 'brpo' / 'metrics.jsonl'}: eval/accuracy stands at {len(steps)} steps common to "
@@ -148,12 +148,12 @@ def figure_7(study: Study) -> Figure:
         )
     figure, (axis,) = _panels(1)
     _steps(axis, curves, "accuracy", 100, PAPER, "sampled in training, mean of seeds")
-    value, low, high = 100 * found.T
+    value, low, high = 100 * result.T
     axis.errorbar(
         steps,
         value,
         np.maximum(0, [value - low, high - value]),
-        color=LOOKS[COPY][0],
+        color=INSERTIONS[COPY][0],
         marker="o",
         capsize=2.5,
         label="greedy on held-out questions",
@@ -176,9 +176,9 @@ def figure_sweep(study: Study) -> Figure:
         for _, name in there
     ]
     ms = [m for m, _ in there]
-    color = LOOKS[COPY][0]
-    for axis, found, null in ((axes[0], gains, 0), (axes[1], times, 1)):
-        value, low, high = 100 * (np.array([e[:3] for e in found]).T - null)
+    color = INSERTIONS[COPY][0]
+    for axis, result, null in ((axes[0], gains, 0), (axes[1], times, 1)):
+        value, low, high = 100 * (np.array([e[:3] for e in result]).T - null)
         errors = np.nan_to_num(np.maximum(0, [value - low, high - value]))
         axis.errorbar(ms, value, errors, color=color, marker="o", capsize=2.5, label="here", zorder=3)
         axis.axhline(0, color="#000000", linewidth=0.8)
@@ -230,7 +230,7 @@ def _curve(
     axis: Any, name: str, edges: np.ndarray, parts: Sequence[st.Ratio], scale: float, counted: np.ndarray
 ) -> None:
     """A line over the bins' middles with its interval as a band; bins with too little behind them are left out."""
-    color, marker, dash, label = LOOKS[name]
+    color, marker, dash, label = INSERTIONS[name]
     value, low, high = (scale * x for x in st.ratios(parts))
     # Whole tokens: the bin from a to b holds a .. b - 1.
     middle = (edges[:-1] + edges[1:] - 1) / 2
@@ -243,13 +243,13 @@ def _attention(study: Study, names: Sequence[str]) -> Figure:
     study.require(*names)
     figure, axes = _panels(2)
     for name in names:
-        looks = [one.look for one in study.of(name)]
-        edges = looks[0].edges
-        if any(not np.array_equal(look.edges, edges) for look in looks):
+        attention_sums = [one.attention for one in study.of(name)]
+        edges = attention_sums[0].edges
+        if any(not np.array_equal(attention.edges, edges) for attention in attention_sums):
             raise StudyError(f"{name}: the seeds' attention was measured in different bins of positions")
-        tokens = sum(look.positions["tokens"].sum(0) for look in looks)
-        _curve(axes[0], name, edges, [st.look_mass(look.positions) for look in looks], 100, tokens)
-        _curve(axes[1], name, edges, [st.look_ratio(look.positions) for look in looks], 1, tokens)
+        tokens = sum(attention.positions["tokens"].sum(0) for attention in attention_sums)
+        _curve(axes[0], name, edges, [st.visual_mass(attention.positions) for attention in attention_sums], 100, tokens)
+        _curve(axes[1], name, edges, [st.visual_ratio(attention.positions) for attention in attention_sums], 1, tokens)
     axes[0].set_ylim(bottom=0)
     axes[1].axhline(1, color="#000000", linewidth=0.8, linestyle=":")
     x = "token of the answer"

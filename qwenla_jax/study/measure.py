@@ -66,7 +66,7 @@ def score(
       sampler: a greedy one with one response a question.
 
     Returns:
-      scores as `evals.scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `refused`,
+      scores as `evals.scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `skipped`,
       means a response, and `timing`: `rows` of a batch, `batch_s`, the wall time of each full one among the first
       `TIMED`; and a line an answer: question and response, `right`, `tokens` (of the response with its stop token),
       `reflection_tokens` (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their
@@ -75,13 +75,13 @@ def score(
       (`said_details`).
     """
     timed = Timed(sampler)
-    judged, lines = [], []
+    rollout_batch, lines = [], []
     tok, rows = runtime.tokenizer, runtime.options.eval.batch_size
     full = 0
     for batch in answer(runtime, params, source, len(source), timed):
         r = batch.rollout
         full += len(batch.records) == rows
-        inserted_tokens_B = np.asarray(r.kept_BxExX).sum((1, 2)).tolist()
+        inserted_tokens_B = np.asarray(r.selected_BxExX).sum((1, 2)).tolist()
         for row, (record, said_ids) in enumerate(zip(batch.records, responses_of(r), strict=False)):
             text = tok.decode(said_ids)
             caption = source.caption(len(lines))
@@ -89,21 +89,21 @@ def score(
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             said = said_objects(text, caption)
             details, wrong_details = said_details(text, source.details(len(lines)))
-            judged.append(one)
+            rollout_batch.append(one)
             lines.append(
                 {"id": record.id, "question": record.question, "answer": record.answer, "response": text}
                 | {"kind": record.kind, "right": one.right, "well_formed": one.well_formed}
-                | {"inserted": int(r.inserted_B[row]), "refused": int(r.refused_B[row])}
+                | {"inserted": int(r.inserted_B[row]), "skipped": int(r.skipped_B[row])}
                 | {"tokens": len(ids), "inserted_tokens": inserted_tokens_B[row], "reflections": one.reflections}
                 | {"reflection_tokens": sum(reflection_tokens(said_ids, tok))}
                 | {"named": one.named, "invented": one.invented, "missed": one.missed}
                 | {"details": details, "wrong_details": wrong_details}
                 | {"objects": [[token_at(ids, thing.end - 1, tok), thing.right] for thing in said]}
             )
-    scores: dict[str, Any] = summarise(judged)
-    right = sum(one.right for one in judged)
-    scores["accuracy_interval"] = list(wilson(right, len(judged))[1:])
+    scores: dict[str, Any] = summarise(rollout_batch)
+    right = sum(one.right for one in rollout_batch)
+    scores["accuracy_interval"] = list(wilson(right, len(rollout_batch))[1:])
     scores["inserted"] = sum(line["inserted"] for line in lines) / len(lines)
-    scores["refused"] = sum(line["refused"] for line in lines) / len(lines)
+    scores["skipped"] = sum(line["skipped"] for line in lines) / len(lines)
     scores["timing"] = {"rows": rows, "batch_s": timed.seconds[: full or None]}
     return scores, lines

@@ -20,10 +20,10 @@ from qwenla_jax.data.synthetic.source import scene_source
 from qwenla_jax.inference.runtime import build
 from qwenla_jax.study.arms import Settings, Stage, System, stages_of, systems_of
 from qwenla_jax.study.attention_maps import heat_maps
-from qwenla_jax.study.attention_profile import looks
+from qwenla_jax.study.attention_profile import attention_sums
 from qwenla_jax.study.collect import FINISHED, SAVED
 from qwenla_jax.study.measure import score
-from qwenla_jax.train.loop import Refused
+from qwenla_jax.train.loop import RunRefused
 from qwenla_jax.utils import json_files
 
 DONE = "done.json"
@@ -54,12 +54,12 @@ def run_pipeline(
         return (base_in if base_in is not None and stage == "base" else workdir) / stage
 
     seconds = {stage.name: _stage(stage, folder, note) for stage in stages_of(settings, folder)}
-    found, took = {}, {}
+    output, took = {}, {}
     for system in systems_of(settings):
-        found[system.name], took[system.name] = _evaluated(system, settings, folder, note)
-    result = {"systems": found, "seconds": seconds, "evaluate_seconds": took}
+        output[system.name], took[system.name] = _evaluated(system, settings, folder, note)
+    result = {"systems": output, "seconds": seconds, "evaluate_seconds": took}
     result |= {"seed": settings.seed, "questions": settings.questions}
-    (workdir / "table.md").write_text(table(found), encoding="utf-8")
+    (workdir / "table.md").write_text(table(output), encoding="utf-8")
     _write(workdir / FINISHED, result)
     return result
 
@@ -75,7 +75,7 @@ def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], No
     begun = own / BEGUN
     if own.is_dir() and any(own.iterdir()):
         if not begun.is_file() or _saved(begun) != made_from:
-            raise Refused(f"{own} was made from another {' or '.join(stage.needs)}; delete it, and it is made anew")
+            raise RunRefused(f"{own} was made from another {' or '.join(stage.needs)}; delete it, and it is made anew")
     if path.is_file():
         done = _saved(path, "options", "seconds")
         if done["options"] == wanted:
@@ -102,10 +102,10 @@ def _saved(path: Path, *keys: str) -> dict[str, Any]:
     try:
         content = json_files.read_object(path)
     except (OSError, ValueError) as error:
-        raise Refused(f"{error}; delete {path.parent}, and it is made anew") from error
+        raise RunRefused(f"{error}; delete {path.parent}, and it is made anew") from error
     lacking = [key for key in keys if key not in content]
     if lacking:
-        raise Refused(f"{path}: lacks {', '.join(lacking)}; delete {path.parent}, and it is made anew")
+        raise RunRefused(f"{path}: lacks {', '.join(lacking)}; delete {path.parent}, and it is made anew")
     return content
 
 
@@ -149,7 +149,7 @@ def _evaluated(
     source = scene_source(settings.source, seed, "held_out", settings.questions)
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
     scores, lines = score(runtime, params, source, sampler)
-    scores["attention"], by_question = looks(runtime, params, source, settings.profiled, sampler=sampler)
+    scores["attention"], by_question = attention_sums(runtime, params, source, settings.profiled, sampler=sampler)
     heat = heat_maps(runtime, params, source, settings.drawn, sampler)
     jax.clear_caches()
     own.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     kinds = sorted({key for scores in systems.values() for key in scores if key.startswith("accuracy/")})
     columns = [(head, head.lower()) for head in HEADS]
     columns[1:1] = [(key.removeprefix("accuracy/"), key) for key in kinds]
-    heads = [head for head, _ in columns] + ["reflections", "looks", "mass: before, in, after", "ratio: the same"]
+    heads = [head for head, _ in columns] + ["reflections", "insertions", "mass: before, in, after", "ratio: the same"]
     rows = ["| system | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, scores in systems.items():
         cells = []

@@ -8,8 +8,8 @@ from qwenla_jax.data.synthetic.source import scene_source
 from qwenla_jax.study.collect import Measured, StudyError
 
 
-def picture_of(one: Measured, index: int) -> Image.Image:
-    """The picture of a question, a pure function of its scene's seed and number.
+def make_image(one: Measured, index: int) -> Image.Image:
+    """The image of a question, a pure function of its scene's seed and number.
 
     Raises:
       StudyError: the scene drawn now has another question, so the answers were made by another version.

@@ -61,7 +61,7 @@ class Drawing:
       draw: makes it.
       caption: what is seen, with units.
       alt: the same for one who does not see it.
-      form: "svg", or "png" where there is a picture in it.
+      form: "svg", or "png" where there is an image in it.
     """
 
     name: str
@@ -91,7 +91,7 @@ DRAWINGS = (
     Drawing(
         "Figure 5",
         figure_5,
-        "Attention over the picture when key words are written, mean over layers and heads, for one question: the "
+        "Attention over the image when key words are written, mean over layers and heads, for one question: the "
         "original model, text-only reflection, COPY and ROUTE. A square is a visual token; attention on its copies is "
         "added to it. Each column has its own scale. Below each map: its word and its sum. Chosen: the first question "
         "that all four name key words for and COPY answers right.",
@@ -182,14 +182,14 @@ def table_html(table: Table) -> str:
 def _head(study: Study) -> str:
     count = len(study.seeds)
     one = study.seeds[0].systems[study.systems[0]]
-    profiled = len(one.look.parts["tokens"])
+    profiled = len(one.attention.parts["tokens"])
     names = html.escape(", ".join(seed.path.name for seed in study.seeds))
     lines = [
         "<h1>Qwen Look Again: what came out</h1>",
         f"<p>{count} seed{'s' if count > 1 else ''} ({names}), "
         f"{study.questions} fresh rendered scenes each, {len(study.systems)} systems: "
         f"{html.escape(', '.join(study.systems))}. Answers are greedy; attention is measured on {profiled} of the "
-        "scenes. The model is small and the pictures are simple: what the paper found at 7B need not show here, and "
+        "scenes. The model is small and the images are simple: what the paper found at 7B need not show here, and "
         "what shows here need not hold there.</p>",
     ]
     lines += [f"<p class='missing'>Left out: {html.escape(line)}</p>" for line in study.left_out]
@@ -201,8 +201,8 @@ def _head(study: Study) -> str:
 def _summary(judged: list[Verdict]) -> str:
     counts = collections.Counter(verdict.verdict for verdict in judged)
     plural = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: UNKNOWN, NOT_JUDGED: "were " + NOT_JUDGED}
-    told = ", ".join(f"{counts[kind]} {word}" for kind, word in plural.items() if counts[kind])
-    return f"<p>Of {len(judged)} measured statements: {html.escape(told)}.</p>"
+    message = ", ".join(f"{counts[kind]} {word}" for kind, word in plural.items() if counts[kind])
+    return f"<p>Of {len(judged)} measured statements: {html.escape(message)}.</p>"
 
 
 def _verdict_table(judged: list[Verdict], study: Study) -> str:

@@ -76,9 +76,9 @@ def difference(after: Sequence[Ratio], before: Sequence[Ratio]) -> Estimate:
 
 def accuracy_difference(after: Sequence[Measured], before: Sequence[Measured]) -> Estimate:
     """Share of right answers of one system less that of another; p by McNemar's exact test over all seeds."""
-    found = difference([share(one, "right") for one in after], [share(one, "right") for one in before])
+    result = difference([share(one, "right") for one in after], [share(one, "right") for one in before])
     right = [np.concatenate([one.numbers["right"] for one in side]) > 0 for side in (before, after)]
-    return found._replace(p=paired(*(side.tolist() for side in right)).p_value)
+    return result._replace(p=paired(*(side.tolist() for side in right)).p_value)
 
 
 def share(one: Measured, over: str, under: str | None = None) -> Ratio:
@@ -106,13 +106,13 @@ def answers_between(one: Measured, of: Ratio, first: float, end: float) -> Ratio
     return Ratio(of.over * here, of.under * here)
 
 
-def look_mass(sums: Mapping[str, np.ndarray], columns: slice | int | None = None) -> Ratio:
+def visual_mass(sums: Mapping[str, np.ndarray], columns: slice | int | None = None) -> Ratio:
     """Attention on visual tokens a response token, the share of all attention; `sums` is a Look's part."""
     visual = sums["original"] + sums["inserted"]
     return _columns(Ratio(visual, sums["tokens"]), columns)
 
 
-def look_ratio(sums: Mapping[str, np.ndarray], columns: slice | int | None = None) -> Ratio:
+def visual_ratio(sums: Mapping[str, np.ndarray], columns: slice | int | None = None) -> Ratio:
     """The same over what evenly spread attention would pay."""
     visual = sums["original"] + sums["inserted"]
     return _columns(Ratio(visual, sums["even"]), columns)
@@ -131,12 +131,12 @@ def per_seed(parts: Sequence[Ratio]) -> list[float]:
 def curve_accuracy(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """Steps that every seed was evaluated at, and (share, low, high) of all seeds' answers there: [K], [K, 3]."""
     steps = sorted(set.intersection(*(set(curve.eval_steps.tolist()) for curve in curves)))
-    found = []
+    result = []
     for step in steps:
         at = [int(np.flatnonzero(curve.eval_steps == step)[-1]) for curve in curves]
         right = sum(int(curve.eval_right[i]) for curve, i in zip(curves, at, strict=True))
-        found.append(wilson(right, sum(int(curve.eval_size[i]) for curve, i in zip(curves, at, strict=True))))
-    return np.array(steps, int), np.array(found, float).reshape(-1, 3)
+        result.append(wilson(right, sum(int(curve.eval_size[i]) for curve, i in zip(curves, at, strict=True))))
+    return np.array(steps, int), np.array(result, float).reshape(-1, 3)
 
 
 def middle_token(study: Study, name: str) -> float:

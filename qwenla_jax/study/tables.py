@@ -92,9 +92,9 @@ def hallucination_table(study: Study) -> Table:
         ones = study.of(name)
         sentence = [st.Ratio((one.numbers["invented"] > 0) * 1.0, np.ones(len(one.texts))) for one in ones]
         details = [st.share(one, "wrong_details", "details") for one in ones]
-        found = [st.ratio(parts) for parts in (_chair(ones), sentence, [st.recall(one) for one in ones], details)]
+        result = [st.ratio(parts) for parts in (_chair(ones), sentence, [st.recall(one) for one in ones], details)]
         means = (f"{_mean(ones, what):.2f}" for what in ("named", "details"))
-        rows.append((name, *(_percent(e) for e in found), *means))
+        rows.append((name, *(_percent(e) for e in result), *means))
     return Table(
         "Table C",
         "Objects that captions invent, in percent with 95% intervals (bootstrap over questions, all seeds): CHAIR_i of "
@@ -106,7 +106,7 @@ def hallucination_table(study: Study) -> Table:
 
 
 def ablation_table(study: Study) -> Table:
-    """Without reinforcement learning, without pictures in the reflection, without words in it (paper, table 4)."""
+    """Without reinforcement learning, without images in the reflection, without words in it (paper, table 4)."""
     study.require(TEXT, COPY)
     rows = []
     for name, (mmmu, chair) in PAPER_ABLATION.items():
@@ -186,12 +186,12 @@ def reflection_table(study: Study) -> Table:
         ones = study.of(name)
         if not any(one.numbers["reflections"].any() for one in ones):
             continue
-        told = [turn for one in ones for turn in turns(one) if turn is not None]
-        if told:
-            count = lambda before, after, told=told: sum(t == (before, after) for t in told)  # noqa: E731
+        message = [turn for one in ones for turn in turns(one) if turn is not None]
+        if message:
+            count = lambda before, after, message=message: sum(t == (before, after) for t in message)  # noqa: E731
             cells = [count(True, True), count(False, True), count(True, False), count(False, False)]
-            shown = [f"{n} ({100 * n / len(told):.1f}%)" for n in cells]
-            rows.append((name, str(len(told)), *shown))
+            shown = [f"{n} ({100 * n / len(message):.1f}%)" for n in cells]
+            rows.append((name, str(len(message)), *shown))
     return Table(
         "Table D",
         "Answers that reflect, by whether the verdict at the end of the reasoning and the conclusion are right: what "
@@ -203,16 +203,16 @@ def reflection_table(study: Study) -> Table:
 
 def turns(one: Measured) -> list[tuple[bool, bool] | None]:
     """For each answer whether the reasoning's verdict and the conclusion are right; None without a reflection."""
-    found: list[tuple[bool, bool] | None] = []
+    result: list[tuple[bool, bool] | None] = []
     for text, right in zip(one.texts, one.numbers["right"], strict=True):
         sections = parse(text["response"]).sections
         names = [section.name for section in sections]
         verdict = next((s.text.rpartition(":")[2].strip() for s in sections if s.name == "REASONING"), None)
         if verdict is None or "REFLECTION" not in names:
-            found.append(None)
+            result.append(None)
         else:
-            found.append((matches(verdict, text["answer"]), bool(right)))
-    return found
+            result.append((matches(verdict, text["answer"]), bool(right)))
+    return result
 
 
 TABLES: tuple[Callable[[Study], Table], ...] = (
@@ -249,9 +249,9 @@ def _milliseconds(ones: Sequence[Measured]) -> str:
     return f"{np.mean(np.concatenate(batches)):.2f}" if batches else "-"
 
 
-def _percent(found: Sequence[float]) -> str:
+def _percent(result: Sequence[float]) -> str:
     """A share, with its interval where there is one."""
-    value, *ends = found[:3]
+    value, *ends = result[:3]
     if not math.isfinite(value):
         return "-"
     if not ends or not math.isfinite(ends[0]):

@@ -7,32 +7,32 @@ from qwenla_jax.text.tokenizer import Tokenizer
 
 
 def build_prompt(question: str, num_visual_tokens: Sequence[int], tok: Tokenizer, system: str | None) -> list[int]:
-    """Ids of everything before the response: system turn, user turn with the pictures first, start of the answer.
+    """Ids of everything before the response: system turn, user turn with the images first, start of the answer.
 
     Args:
       question: the user's text; strings of special tokens in it stay ordinary text.
-      num_visual_tokens: for each picture its visual tokens M after the merger, in the order of the pictures.
+      num_visual_tokens: for each image its visual tokens M after the merger, in the order of the images.
       tok: the tokenizer, with all special tokens.
       system: text of the system turn; None leaves the turn out (Qwen's own template would make one up).
 
     Returns:
-      Ids; each picture is `<|vision_start|>`, M times `<|image_pad|>`, `<|vision_end|>`.
+      Ids; each image is `<|vision_start|>`, M times `<|image_pad|>`, `<|vision_end|>`.
 
     Raises:
-      ValueError: a picture has no visual token, or the tokenizer lacks a special token.
+      ValueError: an image has no visual token, or the tokenizer lacks a special token.
     """
     ids = tok.ids
     out: list[int] = []
     if system is not None:
         out += [ids.im_start, *tok.encode_plain(f"system\n{system}"), ids.im_end, *tok.encode_plain("\n")]
     out.append(ids.im_start)
-    pictures: list[int] = []
+    images: list[int] = []
     for i, num in enumerate(num_visual_tokens):
         if num < 1:
-            raise ValueError(f"num_visual_tokens[{i}]={num}: expected at least 1 visual token a picture")
-        pictures += [ids.vision_start, *[ids.image_pad] * num, ids.vision_end]
-    if pictures:
-        out += [*tok.encode_plain("user\n"), *pictures, *tok.encode_plain(question)]
+            raise ValueError(f"num_visual_tokens[{i}]={num}: expected at least 1 visual token an image")
+        images += [ids.vision_start, *[ids.image_pad] * num, ids.vision_end]
+    if images:
+        out += [*tok.encode_plain("user\n"), *images, *tok.encode_plain(question)]
     else:
         # One piece, because blanks at the start of the question would join the line break.
         out += tok.encode_plain(f"user\n{question}")
@@ -48,16 +48,16 @@ def encode_response(response: str, tok: Tokenizer) -> list[int]:
     """
     ids = tok.ids
     out = tok.encode(response)
-    banned = {*ids.forbidden(), *ids.stop(), ids.im_start}
-    found = sorted({tok.decode([index]) for index in out if index in banned})
-    if found:
-        raise ValueError(f"a response may not contain {', '.join(found)}: {response[:80]!r}")
+    banned = {*ids.suppressed(), *ids.stop(), ids.im_start}
+    result = sorted({tok.decode([index]) for index in out if index in banned})
+    if result:
+        raise ValueError(f"a response may not contain {', '.join(result)}: {response[:80]!r}")
     return [*out, ids.im_end]
 
 
 @dataclass(frozen=True)
 class Visual:
-    """A picture or a video at its place in a turn.
+    """An image or a video at its place in a turn.
 
     Attributes:
       num_tokens: its visual tokens after the merger; of a video those of all its steps.
@@ -74,7 +74,7 @@ class Turn:
 
     Attributes:
       role: "system", "user" or "assistant".
-      content: the text, or texts, pictures and videos in their order.
+      content: the text, or texts, images and videos in their order.
     """
 
     role: str
@@ -108,7 +108,7 @@ def build_conversation(
       turns: the turns, oldest first.
       tok: the tokenizer, with all special tokens.
       open_answer: end with the start of an assistant turn (the template's `add_generation_prompt`).
-      number_visuals: write "Picture 1: ", "Video 1: " before each (the template's `add_vision_id`).
+      number_visuals: write "Image 1: ", "Video 1: " before each (the template's `add_vision_id`).
 
     Returns:
       The ids, and where in them the assistant turns stand.

@@ -105,8 +105,8 @@ class TokenIds:
         """The id of `</REFLECTION>`."""
         return self.tags[REFLECTION_CLOSE]
 
-    def forbidden(self) -> tuple[int, ...]:
-        """The vision tokens, which can never be sampled: a sampled placeholder would have no picture behind it."""
+    def suppressed(self) -> tuple[int, ...]:
+        """The vision tokens, which can never be sampled: a sampled placeholder would have no image behind it."""
         return (self.vision_start, self.vision_end, self.vision_pad, self.image_pad, self.video_pad)
 
     def stop(self) -> tuple[int, int]:

@@ -15,19 +15,19 @@ def token_ends(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     Tokens that are no whole characters, next to each other, all end where the last of them does.
     """
     ends: list[int] = []
-    at, broken = 0, []
+    at, invalid = 0, []
     for index in ids:
         piece = tokenizer.decode([index])
         if "\ufffd" in piece:
-            broken.append(index)
+            invalid.append(index)
             continue
-        if broken:  # a whole character cannot complete them
-            at += len(tokenizer.decode(broken))
-            ends += [at] * len(broken)
-            broken = []
+        if invalid:  # a whole character cannot complete them
+            at += len(tokenizer.decode(invalid))
+            ends += [at] * len(invalid)
+            invalid = []
         at += len(piece)
         ends.append(at)
-    return ends + [at + len(tokenizer.decode(broken))] * len(broken)
+    return ends + [at + len(tokenizer.decode(invalid))] * len(invalid)
 
 
 def reflection_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -184,8 +184,8 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> Tokeniz
     Qwen's 22 added tokens and the ten tags take the last ids, the tags the very last. Any text encodes.
 
     Args:
-      texts: the corpus. Tags and special tokens in it are cut out, so that no merge is spent on them.
-      vocab_size: ids in all; a corpus that has too few merges in it gives fewer.
+      texts: the dataset. Tags and special tokens in it are cut out, so that no merge is spent on them.
+      vocab_size: ids in all; a dataset that has too few merges in it gives fewer.
 
     Raises:
       ValueError: `vocab_size` leaves no room for the bytes and the special tokens.
@@ -244,7 +244,7 @@ def _check_ids(file: Path, content: dict[str, Any]) -> None:
 def _transformers_class() -> Any:
     """The class of every Qwen2.5 tokenizer; AutoTokenizer, which finds it, imports torch where that is installed."""
     log = logging.getLogger("transformers")
-    log.disabled = True  # where there is no torch, the import says so
+    log.disabled = True  # where there is no torch, the import reports it
     try:
         from transformers import Qwen2Tokenizer
     finally:

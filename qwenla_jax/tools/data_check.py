@@ -10,12 +10,12 @@ from pathlib import Path
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
-from qwenla_jax.data.contamination import Prints, find_leaks, take_prints
+from qwenla_jax.data.contamination import Fingerprints, find_leaks, take_fingerprints
 from qwenla_jax.data.images.preprocess import ProcessorSettings
 from qwenla_jax.data.record import Record, Split
 from qwenla_jax.data.sources.factory import open_part
 from qwenla_jax.data.sources.spec import BUILT_IN_SOURCES, parse
-from qwenla_jax.data.sources.splits import Chosen
+from qwenla_jax.data.sources.splits import SelectedRecords
 from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
 from qwenla_jax.inference.load import model_config, tiny_processor
 from qwenla_jax.inference.read_examples import fitting
@@ -34,26 +34,26 @@ class DataCheck:
     Attributes:
       lines: the report.
       broken: records that cannot be used.
-      leaked: pictures of the training data that an evaluation has, too.
+      leaked: images of the training data that an evaluation has, too.
     """
 
     lines: tuple[str, ...]
-    broken: int
+    invalid: int
     leaked: int
 
     @property
     def ok(self) -> bool:
         """Whether nothing was found."""
-        return not self.broken and not self.leaked
+        return not self.invalid and not self.leaked
 
     def text(self) -> str:
         """The report, with its end."""
-        end = f"{self.broken} broken records, {self.leaked} leaked pictures"
+        end = f"{self.invalid} invalid records, {self.leaked} leaked images"
         return "\n".join([*self.lines, end if not self.ok else "nothing is wrong"])
 
 
 def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
-    """Reads every record of a run's training and evaluation sources, as the run would, and compares their pictures.
+    """Reads every record of a run's training and evaluation sources, as the run would, and compares their images.
 
     Args:
       options: the run's settings; its tokenizer and image processor are loaded, no model.
@@ -71,8 +71,8 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
         asked.append(("evaluation", data.eval_source or data.source, "held_out", apart))
     asked += [("against", spec, "held_out", True) for spec in against]
     lines: list[str] = []
-    broken: dict[str, None] = {}  # a row that both splits meet counts once
-    prints: dict[str, list[Prints]] = {"training": [], "evaluation": []}
+    invalid: dict[str, None] = {}  # a row that both splits meet counts once
+    prints: dict[str, list[Fingerprints]] = {"training": [], "evaluation": []}
     for role, spec, split, whole in asked:
         copied = role == "training" and sft
         check = _check(options, with_response=copied)
@@ -81,12 +81,12 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
                 lines.append(f"{role} {part.text}: made by the program, in splits of its own; nothing to check")
                 continue
             source = open_part(part, split, seed=options.seed, whole=whole)
-            assert isinstance(source, Chosen)
-            found = take_prints(source, f"{role} {part.text}", check)
-            lines += [*_told(source, found), *_hints(source, compared=not copied)]
-            broken |= dict.fromkeys([f"{where}: {message}" for where, _, message in source.faults])
-            broken |= dict.fromkeys(found.unread)
-            prints["training" if role == "training" else "evaluation"].append(found)
+            assert isinstance(source, SelectedRecords)
+            result = take_fingerprints(source, f"{role} {part.text}", check)
+            lines += [*_told(source, result), *_hints(source, compared=not copied)]
+            invalid |= dict.fromkeys([f"{where}: {message}" for where, _, message in source.faults])
+            invalid |= dict.fromkeys(result.unread)
+            prints["training" if role == "training" else "evaluation"].append(result)
     leaked = set()
     for trained in prints["training"]:
         for evaluated in prints["evaluation"]:
@@ -95,35 +95,35 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
             if report.leaks or report.same_ids:
                 lines += report.text().splitlines()
     pairs = len(prints["training"]) * len(prints["evaluation"])
-    lines.append(f"compared the pictures of {pairs} pairs of sources: {len(leaked)} of the training data leak")
-    return DataCheck(tuple(lines), len(broken), len(leaked))
+    lines.append(f"compared the images of {pairs} pairs of sources: {len(leaked)} of the training data leak")
+    return DataCheck(tuple(lines), len(invalid), len(leaked))
 
 
-def _told(source: Chosen, found: Prints) -> list[str]:
-    """What there is of a source, what was left out of it and why, and its broken records by name."""
-    split = len(source) - len(found.unread)
-    lines = [f"{found.name}: {source.total} records, of them {split} usable in this split"]
-    counts = Counter([*(reason for _, reason, _ in source.faults), *found.reasons])
-    for what, reasons in (("broken", counts), ("left out by filter", source.left_out), ("refused", source.refused)):
+def _told(source: SelectedRecords, result: Fingerprints) -> list[str]:
+    """What there is of a source, what was left out of it and why, and its invalid records by name."""
+    split = len(source) - len(result.unread)
+    lines = [f"{result.name}: {source.total} records, of them {split} usable in this split"]
+    counts = Counter([*(reason for _, reason, _ in source.faults), *result.reasons])
+    for what, reasons in (("invalid", counts), ("left out by filter", source.left_out), ("refused", source.refused)):
         lines += [f"  {what}, {reason}: {count}" for reason, count in sorted(reasons.items())]
     lines += [f"  {where}: {message}" for where, _, message in source.faults]
-    return lines + [f"  {message}" for message in found.unread]
+    return lines + [f"  {message}" for message in result.unread]
 
 
-def _hints(source: Chosen, compared: bool) -> list[str]:
-    """What is no fault and yet may not be meant: records without a picture, and answers that are hardly ever matched.
+def _hints(source: SelectedRecords, compared: bool) -> list[str]:
+    """What is no fault and yet may not be meant: records without an image, and answers that are hardly ever matched.
 
     Args:
       source: the records.
       compared: responses are compared with their answers.
     """
-    entries = [source.entry(index) for index in range(len(source))]
-    bare = sum(not entry.pictures for entry in entries)
-    long = [entry for entry in entries if compared and len(plain(entry.answer)) > _LONG_ANSWER]
-    lines = [f"  without a picture: {bare}"] if bare else []
+    raw_records = [source.raw_record(index) for index in range(len(source))]
+    bare = sum(not raw_record.images for raw_record in raw_records)
+    long = [raw_record for raw_record in raw_records if compared and len(plain(raw_record.answer)) > _LONG_ANSWER]
+    lines = [f"  without an image: {bare}"] if bare else []
     if long:
         lines.append(f"  with an answer of over {_LONG_ANSWER} characters, matched word for word only: {len(long)}")
-    return lines + [f"  {entry.where}: {entry.answer[:60]!r}..." for entry in long[:5]]
+    return lines + [f"  {raw_record.where}: {raw_record.answer[:60]!r}..." for raw_record in long[:5]]
 
 
 def _check(options: RunOptions, with_response: bool) -> Callable[[Record], object]:

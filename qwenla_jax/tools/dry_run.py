@@ -133,7 +133,7 @@ def _memory(options: RunOptions, counts: dict[str, int]) -> list[str]:
 
 
 def _told(options: RunOptions, parts: dict[str, float]) -> str:
-    told = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
+    message = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
     mesh: Any = options.mesh
     split = "split over the devices of mesh axes fsdp and tensor"
-    return f"memory that stays: {sum(parts.values()) / 1e9:.2f} GB ({told}), {split} ({mesh.fsdp} x {mesh.tensor})"
+    return f"memory that stays: {sum(parts.values()) / 1e9:.2f} GB ({message}), {split} ({mesh.fsdp} x {mesh.tensor})"

@@ -56,26 +56,26 @@ def export_run(
         check_frozen(params, options, record)
     if adapter:
         _check_adapters_alone(params, options, workdir)
-    optimizer, layouts = state_plan(runtime, params)
+    optimizer, shardings = state_plan(runtime, params)
     rules = options.optim.trainable
-    like = {"params": to_keep(abstract_state(params, optimizer, layouts), rules).params}
+    like = {"params": to_keep(abstract_state(params, optimizer, shardings), rules).params}
     if not adapted_kernels(params):
         params = {}  # the checkpoint has them all
     place = workdir / CHECKPOINT_FOLDER / str(record["step"]) / "state"
     restore = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s.sharding, dtype=s.dtype), like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore(
+        result = reader.restore(
             place.absolute(), args=ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
         )
     if adapter:
         start = options.init_from or ""
         base = str(Path(start).absolute()) if Path(start).is_dir() else start
-        own = joined(only_adapters(params), found["params"])  # the scales are not in the checkpoint
+        own = joined(only_adapters(params), result["params"])  # the scales are not in the checkpoint
         return save_adapters(target, runtime.model.config, own, base, overwrite)
     return save(
         target,
         runtime.model,
-        joined(params, found["params"]),
+        joined(params, result["params"]),
         tokenizer=runtime.tokenizer,
         processor=runtime.processor,
         system=options.data.system,

@@ -24,15 +24,15 @@ from qwenla_jax.train.brpo.reward_failures import RewardsFailed
 from qwenla_jax.train.brpo.trainer import BrpoStage
 from qwenla_jax.train.checkpointing import frozen_fingerprint
 from qwenla_jax.train.health import LOGP_BOUNDS, ON_POLICY
-from qwenla_jax.train.loop import Refused, first_state, state_plan
-from qwenla_jax.train.programs import batch_layouts, gradient_of
+from qwenla_jax.train.loop import RunRefused, first_state, state_plan
+from qwenla_jax.train.programs import batch_shardings, gradient_of
 from qwenla_jax.train.sft.trainer import SftStage
 from qwenla_jax.train.stage import Stage
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.utils.compile_counter import CompileCounter
 
 STEPS = 3  # steps taken: the first for its figures, the others to see what is compiled again
-MEMORY_SHARE = 0.95  # of a device's memory: above it, a larger batch of pictures would not fit
+MEMORY_SHARE = 0.95  # of a device's memory: above it, a larger batch of images would not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Check:
 
     name: str
     ok: bool
-    found: str
+    result: str
     expected: str
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ def examine(options: RunOptions) -> list[Check]:
     """Takes a few steps of a run, in no folder, and looks at what they did.
 
     Sampler and trainer must give the same log-probabilities (ratio 1), the policy must begin at its reference
-    (divergence 0), a picture must change what is likely, the ten tags must pass through the tokenizer, no program may
+    (divergence 0), an image must change what is likely, the ten tags must pass through the tokenizer, no program may
     be compiled that a new shape does not explain, and memory must suffice.
 
     Args:
@@ -66,16 +66,16 @@ def examine(options: RunOptions) -> list[Check]:
         source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
         runtime, params = build(options)
         reference = make_reference(runtime, params)
-        optimizer, layouts = state_plan(runtime, params)
+        optimizer, shardings = state_plan(runtime, params)
         before = frozen_fingerprint(params, options.optim.trainable) if adapted_kernels(params) else 0
-        state = first_state(params, optimizer, layouts, keep=reference is params)
+        state = first_state(params, optimizer, shardings, keep=reference is params)
         stage: Stage
         if options.stage == "sft":
-            stage = SftStage(runtime, optimizer, layouts, source, 0)
+            stage = SftStage(runtime, optimizer, shardings, source, 0)
         else:
-            stage = BrpoStage(runtime, optimizer, layouts, source, 0, reference, print)
+            stage = BrpoStage(runtime, optimizer, shardings, source, 0, reference, print)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise Refused(f"{type(error).__name__}: {error}") from error
+        raise RunRefused(f"{type(error).__name__}: {error}") from error
     checks = [_tags(runtime.tokenizer)]
     try:
         shapes: list[Any] = []
@@ -84,16 +84,16 @@ def examine(options: RunOptions) -> list[Check]:
         taught = False
         for step in range(STEPS):
             with CompileCounter() as counter:
-                state, found = stage.step(state, step, lambda doing: None)
-                found = jax.device_get(found)
-            metrics = metrics or found
-            taught |= float(found["grad_norm"]) > 0 and not found["skipped"]
+                state, result = stage.step(state, step, lambda doing: None)
+                result = jax.device_get(result)
+            metrics = metrics or result
+            taught |= float(result["grad_norm"]) > 0 and not result["skipped"]
             assert stage.inputs is not None
             shapes.append(_shapes(options, stage.inputs.batch))
             compiled.append(counter.count)
         checks += _first_step(options, metrics)
         checks.append(_compiles(shapes, compiled))
-        checks.append(_picture(runtime, state.params, reference, stage.inputs.batch))
+        checks.append(_image(runtime, state.params, reference, stage.inputs.batch))
         checks += _adapters(state, before, taught, options)
         checks.append(_memory(state, reference))
     except RewardsFailed as error:
@@ -107,18 +107,18 @@ def examine(options: RunOptions) -> list[Check]:
 def _tags(tokenizer: Tokenizer) -> Check:
     """Each tag is one token, and a whole response comes back as it was."""
     response = "".join(f"{tag}a 1" if not tag.startswith("</") else tag for tag in TAGS)
-    broken = [tag for tag in TAGS if len(tokenizer.encode(tag)) != 1 or tokenizer.decode(tokenizer.encode(tag)) != tag]
+    invalid = [tag for tag in TAGS if len(tokenizer.encode(tag)) != 1 or tokenizer.decode(tokenizer.encode(tag)) != tag]
     if tokenizer.decode(tokenizer.encode(response)) != response:
-        broken.append("a response with all of them")
-    found = f"{len(TAGS) - len(broken)} of {len(TAGS)} are" + (f"; not {', '.join(broken)}" if broken else "")
-    return Check("tags", not broken, found, "each to be one token and to come back from it")
+        invalid.append("a response with all of them")
+    result = f"{len(TAGS) - len(invalid)} of {len(TAGS)} are" + (f"; not {', '.join(invalid)}" if invalid else "")
+    return Check("tags", not invalid, result, "each to be one token and to come back from it")
 
 
 def _first_step(options: RunOptions, metrics: dict[str, Any]) -> list[Check]:
     """What must hold on policy."""
     numbers = {name: float(value) for name, value in metrics.items()}
-    told = ", ".join(f"{name} {numbers[name]:.4g}" for name in ("loss", "grad_norm", "num_tokens"))
-    finite = [Check("first update", not numbers["skipped"], told, "finite numbers, and tokens")]
+    message = ", ".join(f"{name} {numbers[name]:.4g}" for name in ("loss", "grad_norm", "num_tokens"))
+    finite = [Check("first update", not numbers["skipped"], message, "finite numbers, and tokens")]
     if options.stage == "sft":
         return finite
     bound = LOGP_BOUNDS[options.dtype]
@@ -130,9 +130,9 @@ def _first_step(options: RunOptions, metrics: dict[str, Any]) -> list[Check]:
     if options.brpo.beta:
         checks.append(Check("KL", abs(kl) <= bound**2, f"mean {kl:.2g} nats a token", f"0 within {bound**2:g}"))
     errors = {name: value for name, value in numbers.items() if name.startswith("reward_errors/") and value}
-    told = ", ".join(f"{name} {value:.0f}" for name, value in errors.items()) or "no errors"
+    message = ", ".join(f"{name} {value:.0f}" for name, value in errors.items()) or "no errors"
     spread = 1 - numbers["frac_reward_zero_std"]
-    checks.append(Check("rewards", not errors, f"{told}; {spread:.0%} of the groups differ in reward", "no errors"))
+    checks.append(Check("rewards", not errors, f"{message}; {spread:.0%} of the groups differ in reward", "no errors"))
     return finite + checks
 
 
@@ -150,16 +150,16 @@ def _compiles(shapes: list[tuple[Any, Any]], compiled: list[int]) -> Check:
         planned += asked is not None and asked not in [a for a, _ in shapes[:step]]
         planned += shape not in [s for _, s in shapes[:step]]
     later = sum(compiled[1:])
-    found = f"{compiled[0]} in the first step, {later} in the next {len(compiled) - 1}"
-    return Check("compilations", later <= planned, found, f"at most {planned} after the first, for new shapes")
+    result = f"{compiled[0]} in the first step, {later} in the next {len(compiled) - 1}"
+    return Check("compilations", later <= planned, result, f"at most {planned} after the first, for new shapes")
 
 
-def _picture(runtime: Runtime, params: Any, reference: Any, batch: tuple[Any, ...]) -> Check:
-    """The same responses with blank pictures must be another matter."""
+def _image(runtime: Runtime, params: Any, reference: Any, batch: tuple[Any, ...]) -> Check:
+    """The same responses with blank images must be another matter."""
     options, gradient = runtime.options, gradient_of(runtime)
-    look = jax.jit(
+    reattention = jax.jit(
         lambda *args: gradient(*args)[1],  # without the gradient itself nothing of it is computed
-        in_shardings=(runtime.layouts, *batch_layouts(runtime)),
+        in_shardings=(runtime.shardings, *batch_shardings(runtime)),
         out_shardings=replicated(runtime.mesh),
     )
     first = (reference,) if options.stage == "brpo" else ()
@@ -167,10 +167,10 @@ def _picture(runtime: Runtime, params: Any, reference: Any, batch: tuple[Any, ..
     vision, *rest = batch
     blank = vision.replace(patches_IxSxC=np.zeros_like(vision.patches_IxSxC))
     with runtime.context():
-        values = [float(look(params, *first, v, *rest, runtime.bias_V)[name]) for v in (vision, blank)]
-    found = f"{name} {values[0]:.4g} with the pictures, {values[1]:.4g} with blank ones"
+        values = [float(reattention(params, *first, v, *rest, runtime.logit_bias_V)[name]) for v in (vision, blank)]
+    result = f"{name} {values[0]:.4g} with the images, {values[1]:.4g} with blank ones"
     ok = abs(values[1] - values[0]) > 1e-4
-    return Check("the picture matters", ok, found, "a change of more than 0.0001")
+    return Check("the image matters", ok, result, "a change of more than 0.0001")
 
 
 def _adapters(state: TrainState, before: int, taught: bool, options: RunOptions) -> list[Check]:
@@ -185,12 +185,12 @@ def _adapters(state: TrainState, before: int, taught: bool, options: RunOptions)
     still = [path for path, leaf in own.items() if path.endswith(LORA_B) and not np.any(leaf)]
     size = sum(leaf.size for path, leaf in own.items() if not path.endswith(LORA_SCALE))
     same = frozen_fingerprint(state.params, options.optim.trainable) == before
-    found = (
+    result = (
         f"{len(kernels)} stacked kernels, {size:,} numbers, {len(still)} kernels have not moved; the frozen weights "
         f"are {'the same' if same else 'OTHERS'}"
     )
     ok = same and not (still and taught)
-    return [Check("adapters", ok, found, "all to have moved, and the frozen weights to be the same")]
+    return [Check("adapters", ok, result, "all to have moved, and the frozen weights to be the same")]
 
 
 def _memory(state: Any, reference: Any) -> Check:
@@ -202,9 +202,9 @@ def _memory(state: Any, reference: Any) -> Check:
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(s and "bytes_limit" in s for s in stats):
         share, peak = max((s["peak_bytes_in_use"] / s["bytes_limit"], s["peak_bytes_in_use"]) for s in stats)
-        found = f"{planned}; at most {peak / 1e9:.2f} GB of a device, {share:.0%} of it"
+        result = f"{planned}; at most {peak / 1e9:.2f} GB of a device, {share:.0%} of it"
     else:  # the host's memory is the device's
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         share = peak / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        found = f"{planned}; the process took at most {peak / 1e9:.2f} GB, {share:.0%} of the machine's"
-    return Check("memory", share <= MEMORY_SHARE, found, f"at most {MEMORY_SHARE:.0%}")
+        result = f"{planned}; the process took at most {peak / 1e9:.2f} GB, {share:.0%} of the machine's"
+    return Check("memory", share <= MEMORY_SHARE, result, f"at most {MEMORY_SHARE:.0%}")

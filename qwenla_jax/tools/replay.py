@@ -1,4 +1,4 @@
-"""Computes the step of a capsule again, and tells what in it was not finite."""
+"""Computes the step of a step dump again, and tells what in it was not finite."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qwenla_jax.model.trainable import param_paths, trainable_labels, trained_pa
 from qwenla_jax.parallel.sharding import replicated
 from qwenla_jax.train import step_dump
 from qwenla_jax.train.brpo.reference import make_reference
-from qwenla_jax.train.brpo.trainer import brpo_sampler, sample_parts
+from qwenla_jax.train.brpo.trainer import brpo_sampler, sample_microbatches
 from qwenla_jax.train.loop import abstract_state, state_plan
-from qwenla_jax.train.programs import batch_layouts, gradient_of, update_program
+from qwenla_jax.train.programs import batch_shardings, gradient_of, update_program
 from qwenla_jax.train.train_state import to_keep
 from qwenla_jax.train.train_state import whole as whole_state
 
@@ -30,26 +30,26 @@ class Replay:
     Attributes:
       step: its number, counted from 1.
       metrics: name -> (recorded, computed again) of all that the update computes.
-      responses_equal: whether sampling again gave the same tokens; None where nothing is sampled or it cannot be asked.
-      not_finite: parameters whose gradient is not finite, with the share of such entries.
+      identical_responses: whether sampling again gave the same tokens; None where nothing is sampled or it cannot be
+      asked. not_finite: parameters whose gradient is not finite, with the share of such entries.
     """
 
     step: int
     metrics: dict[str, tuple[float, float]]
-    responses_equal: bool | None
+    identical_responses: bool | None
     not_finite: dict[str, float]
 
     @property
     def reproduced(self) -> bool:
         """Whether all metrics came out bit for bit, and the same responses."""
         same = all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in self.metrics.values())
-        return same and self.responses_equal is not False
+        return same and self.identical_responses is not False
 
     def __str__(self) -> str:
         lines = [f"step {self.step}"]
         lines += [f"  {name}: {old:.9g} recorded, {new:.9g} now" for name, (old, new) in self.metrics.items()]
-        if self.responses_equal is not None:
-            lines.append(f"  responses sampled again: {'the same' if self.responses_equal else 'OTHERS'}")
+        if self.identical_responses is not None:
+            lines.append(f"  responses sampled again: {'the same' if self.identical_responses else 'OTHERS'}")
         for name, share in self.not_finite.items():
             lines.append(f"  gradient of {name}: {share:.1%} of its entries are not finite")
         lines.append("reproduced bit for bit" if self.reproduced else "NOT reproduced")
@@ -57,35 +57,35 @@ class Replay:
 
 
 def replay(folder: Path) -> Replay:
-    """Computes a capsule's step again, on this machine's devices, with the settings in the capsule.
+    """Computes a step dump's step again, on this machine's devices, with the settings in the step dump.
 
     The checkpoint that the run started from has to be where it was: it is the reference of BRPO.
 
     Raises:
-      ValueError: not a capsule, or settings, files or devices that do not fit any more.
+      ValueError: not a step dump, or settings, files or devices that do not fit any more.
     """
     saved = step_dump.read(folder)
     options = from_config_dict(saved.config)
     runtime, params = build(options)
     reference = make_reference(runtime, params)
-    optimizer, layouts = state_plan(runtime, params)
+    optimizer, shardings = state_plan(runtime, params)
     rules = options.optim.trainable
     state = whole_state(
-        step_dump.read_state(folder, to_keep(abstract_state(params, optimizer, layouts), rules)), params
+        step_dump.read_state(folder, to_keep(abstract_state(params, optimizer, shardings), rules)), params
     )
     inputs = saved.inputs
     first = (reference,) if options.stage == "brpo" else ()
-    moving = trained_part(runtime.layouts, trainable_labels(runtime.layouts, rules))
+    moving = trained_part(runtime.shardings, trainable_labels(runtime.shardings, rules))
     alone = jax.jit(
         gradient_of(runtime),
-        in_shardings=(runtime.layouts, *batch_layouts(runtime)),
+        in_shardings=(runtime.shardings, *batch_shardings(runtime)),
         out_shardings=(moving, replicated(runtime.mesh)),
     )
     same_responses = _sampled_again(runtime, state.params, inputs) if options.stage == "brpo" else None
     with runtime.context():
-        grads, _ = alone(state.params, *first, *inputs.batch, runtime.bias_V)
+        grads, _ = alone(state.params, *first, *inputs.batch, runtime.logit_bias_V)
         # The run's own program, as any other may round in another way; last, as it overwrites the state.
-        _, metrics = update_program(runtime, optimizer, layouts)(state, *first, *inputs.batch, runtime.bias_V)
+        _, metrics = update_program(runtime, optimizer, shardings)(state, *first, *inputs.batch, runtime.logit_bias_V)
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = {
         name: float(1 - np.isfinite(np.asarray(leaf)).mean())
@@ -94,7 +94,7 @@ def replay(folder: Path) -> Replay:
     return Replay(
         step=inputs.step + 1,
         metrics={name: (saved.metrics[name], value) for name, value in metrics.items() if name in saved.metrics},
-        responses_equal=same_responses,
+        identical_responses=same_responses,
         not_finite={name: share for name, share in bad.items() if share},
     )
 
@@ -104,9 +104,9 @@ def _sampled_again(runtime: Any, params: Any, inputs: step_dump.Inputs) -> bool 
     options = runtime.options.brpo
     if options.resample_rounds:
         return None
-    *batch, judged = inputs.batch
-    lengths = np.asarray(judged.length_B).reshape(-1)
-    rollout = sample_parts(brpo_sampler(runtime), params, tuple(batch), inputs.step, 0, len(lengths))
-    recorded = np.asarray(judged.ids_BxR).reshape(len(lengths), -1)
+    *batch, rollout_batch = inputs.batch
+    lengths = np.asarray(rollout_batch.length_B).reshape(-1)
+    rollout = sample_microbatches(brpo_sampler(runtime), params, tuple(batch), inputs.step, 0, len(lengths))
+    recorded = np.asarray(rollout_batch.ids_BxR).reshape(len(lengths), -1)
     again = np.asarray(rollout.ids_BxR)[:, : recorded.shape[1]]
     return bool(np.array_equal(lengths, rollout.length_B) and np.array_equal(recorded, again))

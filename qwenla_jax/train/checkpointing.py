@@ -15,7 +15,7 @@ from qwenla_jax.run.checkpoints import CheckpointError, Checkpoints
 from qwenla_jax.train.train_state import TrainState, fingerprint, to_keep, whole
 
 
-class Keeper:
+class TrainCheckpointer:
     """Saves and restores the state of a run.
 
     Without adapters that is all of it. With adapters it is what is trained; the frozen weights are read again from

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.loader import RecordSource
-from qwenla_jax.data.contamination import LeakReport, file_leaks, find_leaks, take_prints
+from qwenla_jax.data.contamination import LeakReport, file_leaks, find_leaks, take_fingerprints
 from qwenla_jax.data.sources.factory import sources_of
-from qwenla_jax.data.sources.splits import Chosen
+from qwenla_jax.data.sources.splits import SelectedRecords
 
 
 def guard_against_leaks(
     options: RunOptions, source: RecordSource, held_out: RecordSource, note: Callable[[str], None]
 ) -> None:
-    """Looks, before a run's first step, whether pictures of its evaluation are in what it trains on; see `data.leaks`.
+    """Looks, before a run's first step, whether images of its evaluation are in what it trains on; see `data.leaks`.
 
     Args:
       options: the run's settings.
@@ -28,28 +28,28 @@ def guard_against_leaks(
     if how == "ignore":
         return
     size = max(options.eval.final_size, options.eval.size if options.eval.every else 0)
-    for report in leak_reports(chosen_parts(source), chosen_parts(held_out), size, looks=how == "refuse"):
+    for report in leak_reports(selected_parts(source), selected_parts(held_out), size, by_content=how == "refuse"):
         if not report.leaks:
             continue
-        told = report.text(most=3)
+        message = report.text(most=3)
         if how == "refuse":
-            raise ValueError(f"config.data.leaks=refuse: {told}")
-        note(f"warning: {told}\n(train.py --check_data compares more; config.data.leaks: refuse, ignore)")
+            raise ValueError(f"config.data.leaks=refuse: {message}")
+        note(f"warning: {message}\n(train.py --check_data compares more; config.data.leaks: refuse, ignore)")
 
 
-def chosen_parts(source: RecordSource) -> list[Chosen]:
+def selected_parts(source: RecordSource) -> list[SelectedRecords]:
     """The parts of a source that come from files."""
-    return [part for part in sources_of(source).values() if isinstance(part, Chosen)]
+    return [part for part in sources_of(source).values() if isinstance(part, SelectedRecords)]
 
 
 def leak_reports(
-    trained: Sequence[Chosen], evaluated: Sequence[Chosen], size: int, looks: bool
+    trained: Sequence[SelectedRecords], evaluated: Sequence[SelectedRecords], size: int, by_content: bool
 ) -> Iterable[LeakReport]:
     """Every part of the training data beside every part of the evaluation, of which the first `size` are asked."""
-    if not looks:
+    if not by_content:
         yield from (file_leaks(one, other, size) for one in trained for other in evaluated)
     elif evaluated:
-        others = [take_prints(part, f"evaluation {part.name}", size=size) for part in evaluated]
+        others = [take_fingerprints(part, f"evaluation {part.name}", size=size) for part in evaluated]
         for part in trained:
-            prints = take_prints(part, f"training {part.name}")
+            prints = take_fingerprints(part, f"training {part.name}")
             yield from (find_leaks(prints, other) for other in others)

@@ -36,7 +36,7 @@ class Evaluation:
       well_formed: whether the response kept the format.
       lengths: tokens of the responses, stop token included.
       responses: the texts.
-      inserted, refused: times that a response looked at its pictures again, and that it could not (`types.Rollout`).
+      inserted, skipped: times that a response looked at its images again, and that it could not (`types.Rollout`).
       attention: what an `AttentionProbe` saw; empty without one.
     """
 
@@ -47,7 +47,7 @@ class Evaluation:
     lengths: list[int]
     responses: list[str] = dataclasses.field(default_factory=list)
     inserted: list[int] = dataclasses.field(default_factory=list)
-    refused: list[int] = dataclasses.field(default_factory=list)
+    skipped: list[int] = dataclasses.field(default_factory=list)
     attention: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -65,7 +65,7 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Under `eval/`: accuracy with its interval's ends, by question type, format, mean length."""
         whole = self.accuracy
-        found = {f"eval/accuracy/{kind}": part.share for kind, part in self.by_kind().items()}
+        result = {f"eval/accuracy/{kind}": part.share for kind, part in self.by_kind().items()}
         return {
             "eval/accuracy": whole.share,
             "eval/accuracy_low": whole.low,
@@ -74,7 +74,7 @@ class Evaluation:
             "eval/completions/mean_length": float(np.mean(self.lengths)),
             "eval/size": float(len(self.right)),
             "eval/reattention/inserted_mean": float(np.mean(self.inserted)),
-            **found,
+            **result,
             **{f"eval/{name}": value for name, value in self.attention.items()},
         }
 
@@ -95,7 +95,7 @@ class Evaluation:
         """
         content = json_files.read_object(path)
         kinds = {"ids": str, "kinds": str, "right": bool, "well_formed": bool, "lengths": int, "responses": str}
-        kinds |= {"inserted": int, "refused": int}
+        kinds |= {"inserted": int, "skipped": int}
         names = {field.name for field in dataclasses.fields(cls)}
         lists = [content.get(name, []) for name in kinds]
         typed = all(
@@ -115,7 +115,7 @@ class AttentionProbe:
     """Attention on visual tokens in the responses of one batch, which is the same at every evaluation."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._mass = compiled_mass(runtime, runtime.look())
+        self._mass = compiled_mass(runtime, runtime.reattention())
         self._ids = runtime.tokenizer.ids
 
     def __call__(
@@ -127,14 +127,14 @@ class AttentionProbe:
           params, vision, prompts, rollout: a batch with one response a question.
           counted: the first so many rows; the others only fill the batch.
         """
-        mass = self._mass(params, vision, prompts, rollout.ids_BxR, rollout.length_B, rollout.kept_BxExX)
+        mass = self._mass(params, vision, prompts, rollout.ids_BxR, rollout.length_B, rollout.selected_BxExX)
         ids_BxR, length_B = np.asarray(rollout.ids_BxR), np.array(rollout.length_B)
         length_B[counted:] = 0
         parts = parts_of(ids_BxR, length_B, self._ids.reflection_open, self._ids.reflection_close)
-        found = {}
+        result = {}
         for part, row in profile(mass, parts).items():
-            found |= {f"visual/attn_mass/{part}": row["visual"], f"visual/attn_ratio/{part}": row["ratio"]}
-        return found
+            result |= {f"visual/attn_mass/{part}": row["visual"], f"visual/attn_ratio/{part}": row["ratio"]}
+        return result
 
 
 class Answered(NamedTuple):
@@ -152,13 +152,13 @@ def answer(
     """Responses to the first `size` usable questions, batch by batch; greedy ones unless another sampler is given.
 
     Raises:
-      TooManyBroken: more records than `data.max_broken` cannot be used; those are left out.
+      TooManyInvalid: more records than `data.max_invalid` cannot be used; those are left out.
     """
     rows = runtime.options.eval.batch_size
     buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
     sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
-    found = itertools.islice(whole(source, to_example, runtime.options.data), size)
-    while examples := list(itertools.islice(found, rows)):
+    result = itertools.islice(whole(source, to_example, runtime.options.data), size)
+    while examples := list(itertools.islice(result, rows)):
         vision, prompts = runtime.collate_prompts(examples, buckets, rows)
         rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
         yield Answered([example.record for example in examples], vision, prompts, jax.device_get(rollout))
@@ -171,7 +171,7 @@ def evaluate(
     source: RecordSource,
     size: int,
     probe: AttentionProbe | None = None,
-    pause: Callable[[str], None] = lambda doing: None,
+    check_stop: Callable[[str], None] = lambda doing: None,
 ) -> Evaluation:
     """Answers the first `size` questions of a source (all, where it has fewer).
 
@@ -187,13 +187,13 @@ def evaluate(
     out = Evaluation([], [], [], [], [])
     match = runtime.options.rewards.match  # algebra can take for ever, so that it is left to the rewards' processes
     for batch in answer(runtime, params, source, size, sampler):
-        pause("evaluation")
+        check_stop("evaluation")
         records, rollout = batch.records, batch.rollout
         if probe is not None and not out.ids:
             out.attention.update(probe(params, batch.vision, batch.prompts, rollout, len(records)))
-        counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.refused_B], axis=1).tolist()
+        counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.skipped_B], axis=1).tolist()
         # Rows behind the last record only fill the batch.
-        for record, text, (length, inserted, refused) in zip(
+        for record, text, (length, inserted, skipped) in zip(
             records, texts_of(rollout, runtime.tokenizer), counts, strict=False
         ):
             out.ids.append(record.id)
@@ -203,5 +203,5 @@ def evaluate(
             out.lengths.append(length)
             out.responses.append(text)
             out.inserted.append(inserted)
-            out.refused.append(refused)
+            out.skipped.append(skipped)
     return out

@@ -9,23 +9,23 @@ from typing import Any
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.runtime import Runtime
-from qwenla_jax.parallel.distributed import from_lead, leads
+from qwenla_jax.parallel.distributed import broadcast, is_primary
 from qwenla_jax.run.checkpoints import Checkpoints
 from qwenla_jax.run.metrics import MetricWriter
 from qwenla_jax.train.evaluation import AttentionProbe, Evaluation, evaluate
-from qwenla_jax.train.stage import Pause
+from qwenla_jax.train.stage import CheckStop
 from qwenla_jax.utils.intervals import paired
 from qwenla_jax.utils.progress import Progress
 
 
 def write_optional(write: Callable[[], None], progress: Progress) -> None:
     """What a run can do without: a disk that refuses it does not end the run."""
-    if not leads():
+    if not is_primary():
         return
     try:
         write()
     except OSError as error:
-        progress.note(f"{error.filename}: {error.strerror}; going on without it")
+        progress.note(f"{error.filename}: {error.strerror}; continuing without it")
 
 
 class Evaluator:
@@ -39,10 +39,10 @@ class Evaluator:
         writer: MetricWriter,
         progress: Progress,
         checkpoints: Checkpoints,
-        pause: Pause,
+        check_stop: CheckStop,
     ) -> None:
         self._runtime = runtime
-        self._checkpoints, self._pause = checkpoints, pause
+        self._checkpoints, self._check_stop = checkpoints, check_stop
         self._folder = workdir / "evaluations"
         self._writer, self._progress = writer, progress
         self._source = source
@@ -55,7 +55,7 @@ class Evaluator:
     def __call__(self, params: Any, step: int, size: int) -> None:
         """Evaluates after `step` steps on the first `size` held-out questions."""
         begin = time.perf_counter()
-        result = evaluate(self._runtime, self._sampler, params, self._source, size, self._probe, self._pause)
+        result = evaluate(self._runtime, self._sampler, params, self._source, size, self._probe, self._check_stop)
         seconds = time.perf_counter() - begin
         write_optional(lambda: result.write(self._path(step)), self._progress)
         if step:
@@ -66,14 +66,14 @@ class Evaluator:
 
     def again(self, params: Any, step: int) -> None:
         """An evaluation on the way, unless it is there."""
-        if not from_lead(self._path(step).is_file):
+        if not broadcast(self._path(step).is_file):
             self(params, step, self._runtime.options.eval.size)
 
     def final(self, params: Any, step: int) -> None:
         """The evaluation before or after the run, unless it is there from before an interruption."""
         size = min(self._runtime.options.eval.final_size, len(self._source))
         path = self._path(step)
-        least = size - self._runtime.options.data.max_broken
+        least = size - self._runtime.options.data.max_invalid
 
         def there() -> bool:
             try:
@@ -82,13 +82,13 @@ class Evaluator:
                 self._progress.note(f"{error}; it is evaluated again")
                 return False
 
-        if size and not from_lead(there):
+        if size and not broadcast(there):
             self(params, step, size)
 
     def compare(self, steps: int) -> dict[str, Any]:
         """Before and after on the same questions, where both were evaluated."""
         first, last = self._path(0), self._path(steps)
-        if not (leads() and first.is_file() and last.is_file()):
+        if not (is_primary() and first.is_file() and last.is_file()):
             return {}
         try:
             before, after = Evaluation.read(first), Evaluation.read(last)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.parallel.distributed import from_lead
+from qwenla_jax.parallel.distributed import broadcast
 from qwenla_jax.run.signals import Interrupt
 from qwenla_jax.run.watchdog import Watchdog
 from qwenla_jax.run.workdir import Hold
@@ -30,7 +30,7 @@ class Guard:
 
     Args:
       options: of the run.
-      workdir: where capsules go.
+      workdir: where step_dumps go.
       hold: on that folder.
       interrupt, watchdog: entered by the run.
       done: steps done when this process began.
@@ -43,19 +43,19 @@ class Guard:
         self._interrupt, self._watchdog = interrupt, watchdog
         self._skipped = 0
 
-    def beat(self, doing: str) -> None:
+    def heartbeat(self, doing: str) -> None:
         """Tells the watchdog that something moved."""
-        self._watchdog.beat(doing)
+        self._watchdog.heartbeat(doing)
 
-    def pause(self, doing: str) -> None:
+    def check_stop(self, doing: str) -> None:
         """A safe point before `doing`.
 
         Raises:
           Stopped: the run was asked to end.
           WorkdirError: its folder is gone.
         """
-        self._watchdog.beat(doing)
-        from_lead(self._hold.check)
+        self._watchdog.heartbeat(doing)
+        broadcast(self._hold.check)
         self._interrupt.check(f"before {doing}")
 
     def urgent(self, number: int) -> bool:
@@ -63,12 +63,12 @@ class Guard:
         most = self._options.guard.max_skipped
         return self._skipped > 0 or most == 1 or (number == self._first and self._options.stage == "brpo")
 
-    def look_at(self, number: int, metrics: Mapping[str, Any], stage: Stage, state: TrainState) -> None:
+    def check(self, number: int, metrics: Mapping[str, Any], stage: Stage, state: TrainState) -> None:
         """Looks at the metrics of step `number`, without prefix.
 
         Raises:
-          Failed: the first step is not what it should be, or too many updates in a row were skipped. Then a capsule of
-            this step is written, from which it can be computed again.
+          Failed: the first step is not what it should be, or too many updates in a row were skipped. Then a step dump
+            of this step is written, from which it can be computed again.
         """
         if number == self._first and self._options.stage == "brpo" and self._options.guard.check_first_step:
             problems = first_step_problems(self._options, number, metrics)
@@ -76,7 +76,7 @@ class Guard:
                 raise Failed(
                     f"step {number} is not what the first step of BRPO must be; nothing was saved. "
                     + "; ".join(problems)
-                    + ". For more: --doctor; to go on all the same: config.guard.check_first_step=False"
+                    + ". For more: --preflight; to continue all the same: config.guard.check_first_step=False"
                 )
         self._skipped = self._skipped + 1 if float(metrics["skipped"]) == 1.0 else 0
         if self._skipped >= self._options.guard.max_skipped:
@@ -84,7 +84,7 @@ class Guard:
             raise Failed(
                 f"{self._skipped} updates in a row were skipped, the last at step {number}: {cause(metrics)}. "
                 f"Parameters and optimizer are as they were before them; {folder} holds that step: "
-                f"python launch/replay.py --capsule={folder}"
+                f"python launch/replay.py --step_dump={folder}"
             )
 
 
@@ -114,7 +114,7 @@ def cause(metrics: Mapping[str, Any]) -> str:
     """Why an update was skipped, as far as its metrics tell."""
     if not float(metrics["num_tokens"]):
         errors = {name: int(value) for name, value in metrics.items() if name.startswith("reward_errors/") and value}
-        told = ", ".join(f"{name} {count}" for name, count in errors.items())
-        return "no token counted" + (f" ({told})" if told else "")
+        message = ", ".join(f"{name} {count}" for name, count in errors.items())
+        return "no token counted" + (f" ({message})" if message else "")
     wrong = [f"{name} is {float(value)}" for name, value in metrics.items() if not math.isfinite(float(value))]
     return ", ".join(wrong) or "the gradient was not finite"

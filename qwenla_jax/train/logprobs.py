@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.parallel.sharding import row_shards
-from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions
+from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
 from qwenla_jax.reattention.splice import embed_with_sources, replay_selection, splice
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.types import PromptBatch, VisionBatch
@@ -17,7 +17,7 @@ VOCAB_CHUNK = 16384
 
 
 def token_logprobs(
-    hidden_BxTxD: jax.Array, head_DxV: jax.Array, ids_BxT: jax.Array, bias_V: jax.Array, temperature: float = 1.0
+    hidden_BxTxD: jax.Array, head_DxV: jax.Array, ids_BxT: jax.Array, logit_bias_V: jax.Array, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of given tokens and the entropy of their distributions; [B, T, V] never exists whole.
 
@@ -28,7 +28,7 @@ def token_logprobs(
       hidden_BxTxD: hidden states that predict the tokens.
       head_DxV: output matrix.
       ids_BxT: int32 tokens.
-      bias_V: float32 added to the logits (`sampling.logits.forbidden_bias`).
+      logit_bias_V: float32 added to the logits (`sampling.logits.suppression_bias`).
       temperature: divides the logits; > 0.
 
     Returns:
@@ -49,7 +49,7 @@ def token_logprobs(
     def vocab_chunk(hidden: jax.Array, ids: jax.Array, carry: tuple[jax.Array, ...], start: jax.Array):
         top, total, weighted, chosen = carry
         head = jax.lax.dynamic_slice_in_dim(head_DxV, start, vocab, axis=1).astype(hidden.dtype)
-        bias = jax.lax.dynamic_slice_in_dim(bias_V, start, vocab)
+        bias = jax.lax.dynamic_slice_in_dim(logit_bias_V, start, vocab)
         logits = (jnp.dot(hidden, head, preferred_element_type=jnp.float32) + bias) / temperature
         new_top = jax.lax.stop_gradient(jnp.maximum(top, logits.max(-1)))
         scale, e = jnp.exp(top - new_top), jnp.exp(logits - new_top[:, None])
@@ -90,20 +90,20 @@ def response_states(
     vision: VisionBatch,
     prompts: PromptBatch,
     ids_BxR: jax.Array,
-    look: LookOptions = TEXT_ONLY,
+    reattention: ReattentionConfig = TEXT_ONLY,
     length_B: jax.Array | None = None,
-    kept_BxExX: jax.Array | None = None,
+    selected_BxExX: jax.Array | None = None,
 ) -> jax.Array:
     """The hidden states that predict each token of given responses: prompts once, responses over the shared prompts.
 
     Args:
-      model, look: static.
+      model, reattention: static.
       params: parameters, the ones trained or the reference.
       vision, prompts: Q questions.
       ids_BxR: int32 responses, B = Q * G; row b answers question b // G.
-      length_B: int32, tokens of the responses; needed where `look` puts anything in.
-      kept_BxExX: bool, what each insertion shows, as a `types.Rollout` records it or `replay_selection` computes it;
-        needed where `look` puts anything in.
+      length_B: int32, tokens of the responses; needed where `reattention` puts anything in.
+      selected_BxExX: bool, what each insertion shows, as a `types.Rollout` records it or `replay_selection` computes
+        it; needed where `reattention` puts anything in.
 
     Returns:
       [B, R, D]. A tag behind an insertion is predicted by the token before the insertion, as it was sampled; inserted
@@ -114,14 +114,14 @@ def response_states(
     variables = {"params": params}
     last_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     last_Bx1xD = jnp.repeat(last_QxD, G, axis=0)[:, None]
-    if not look.inserts:
+    if not reattention.inserts:
         x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
         pos_BxTx3 = text_positions(jnp.repeat(prompts.next_pos_Q, G), R - 1)
         hidden_BxTxD = model.apply(variables, x_BxTxD, pos_BxTx3, prefix, method="decode").hidden_BxTxD
     else:
-        if length_B is None or kept_BxExX is None:
-            raise ValueError(f"mode {look.mode!r} needs the responses' lengths and what each insertion shows")
-        tokens = splice(look, prompts, ids_BxR[:, :-1], length_B, kept_BxExX)
+        if length_B is None or selected_BxExX is None:
+            raise ValueError(f"mode {reattention.mode!r} needs the responses' lengths and what each insertion shows")
+        tokens = splice(reattention, prompts, ids_BxR[:, :-1], length_B, selected_BxExX)
         x_BxTxD = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         decoded = model.apply(variables, x_BxTxD, tokens.pos_BxTx3, prefix, None, tokens.bias_BxT, method="decode")
         hidden_BxTxD = jnp.take_along_axis(decoded.hidden_BxTxD, tokens.slot_BxR[..., None], axis=1)
@@ -136,7 +136,7 @@ def response_selection(
     prompts: PromptBatch,
     ids_BxR: jax.Array,
     length_B: jax.Array,
-    look: LookOptions,
+    reattention: ReattentionConfig,
     max_insertions: int,
 ) -> jax.Array:
     """What each insertion shows in responses that nobody recorded it of; bool [B, E, X], E = `max_insertions`.
@@ -147,7 +147,7 @@ def response_selection(
     _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
     # The last token is never run: the sampler did not need it either.
     return replay_selection(
-        look, model, params, prompts, prefix, prompt_QxPxD, ids_BxR[:, :-1], length_B, max_insertions
+        reattention, model, params, prompts, prefix, prompt_QxPxD, ids_BxR[:, :-1], length_B, max_insertions
     )
 
 
@@ -157,21 +157,21 @@ def response_logprobs(
     vision: VisionBatch,
     prompts: PromptBatch,
     ids_BxR: jax.Array,
-    bias_V: jax.Array,
+    logit_bias_V: jax.Array,
     temperature: float,
-    look: LookOptions = TEXT_ONLY,
+    reattention: ReattentionConfig = TEXT_ONLY,
     length_B: jax.Array | None = None,
-    kept_BxExX: jax.Array | None = None,
+    selected_BxExX: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of responses, as the sampler computed them.
 
     Args:
-      bias_V: float32, see `sampling.logits.forbidden_bias`.
+      logit_bias_V: float32, see `sampling.logits.suppression_bias`.
       temperature: the sampler's.
-      model, params, vision, prompts, ids_BxR, look, length_B, kept_BxExX: see `response_states`.
+      model, params, vision, prompts, ids_BxR, reattention, length_B, selected_BxExX: see `response_states`.
 
     Returns:
       float32 [B, R] log-probabilities and entropies; behind a response's end they are of no meaning.
     """
-    pred_BxRxD = response_states(model, params, vision, prompts, ids_BxR, look, length_B, kept_BxExX)
-    return token_logprobs(pred_BxRxD, head_matrix(params), ids_BxR, bias_V, temperature)
+    pred_BxRxD = response_states(model, params, vision, prompts, ids_BxR, reattention, length_B, selected_BxExX)
+    return token_logprobs(pred_BxRxD, head_matrix(params), ids_BxR, logit_bias_V, temperature)

@@ -13,12 +13,12 @@ import jax
 import optax
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.data.sources.skip_invalid import TooManyBroken
+from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.inference.runtime import Runtime, build, make_run_source
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.lora import only_adapters
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.parallel.distributed import leads, several, together
+from qwenla_jax.parallel.distributed import is_multiprocess, is_primary, together
 from qwenla_jax.run.checkpoints import CheckpointError, Checkpoints, SaveError
 from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, whole_lines
 from qwenla_jax.run.signals import Interrupt, Stopped
@@ -29,7 +29,7 @@ from qwenla_jax.train.brpo.reference import make_reference
 from qwenla_jax.train.brpo.reward_failures import RewardsFailed
 from qwenla_jax.train.brpo.score import reward_settings
 from qwenla_jax.train.brpo.trainer import BrpoStage
-from qwenla_jax.train.checkpointing import Keeper
+from qwenla_jax.train.checkpointing import TrainCheckpointer
 from qwenla_jax.train.contamination_guard import guard_against_leaks
 from qwenla_jax.train.evaluator import Evaluator, write_optional
 from qwenla_jax.train.health import Failed, Guard
@@ -42,17 +42,17 @@ from qwenla_jax.weights.hf import save
 EXPORT_FOLDER = "hf"
 
 
-class Refused(Exception):
+class RunRefused(Exception):
     """A run that cannot start, for a reason that its user can mend; the message is all there is to say."""
 
 
 def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
-    """Trains to `options.steps`, going on from the newest checkpoint in `workdir` if there is one.
+    """Trains to `options.steps`, continuing from the newest checkpoint in `workdir` if there is one.
 
-    Writes to `workdir`: `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `seals/`, `completions/`, `evaluations/`, and
-    at the end `hf/`, the trained model in Hugging Face format. Everything that is computed at a step is a function of
-    the settings, the step's number and the state before it, so a run that was ended anywhere and started again is the
-    run that was not.
+    Writes to `workdir`: `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `checksums/`, `completions/`, `evaluations/`,
+    and at the end `hf/`, the trained model in Hugging Face format. Everything that is computed at a step is a function
+    of the settings, the step's number and the state before it, so a run that was ended anywhere and started again is
+    the run that was not.
 
     Args:
       options: checked settings.
@@ -70,13 +70,13 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        silent = None if leads() else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        silent = None if is_primary() else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         progress = Progress(options.steps, stream=silent)
         interrupt = stack.enter_context(Interrupt(progress.note))
         # What is cheap to refuse comes first: a wrong folder, a broken file or setting, and only then the model.
         try:
             with together(ValueError, OSError, ModuleNotFoundError):
-                if leads():
+                if is_primary():
                     stack.enter_context(opened(workdir))
                 reward_settings(options)
                 source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
@@ -90,44 +90,44 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                     guard_against_leaks(options, source, held_out, progress.note)
             runtime, params = build(options)
             reference = make_reference(runtime, params)
-            optimizer, layouts = state_plan(runtime, params)
-            keeper = Keeper(checkpoints, options, params)
+            optimizer, shardings = state_plan(runtime, params)
+            checkpointer = TrainCheckpointer(checkpoints, options, params)
             if checkpoints.latest_step() is not None:
-                state, done = keeper.restore(abstract_state(params, optimizer, layouts), params)
+                state, done = checkpointer.restore(abstract_state(params, optimizer, shardings), params)
             else:
-                state, done = first_state(params, optimizer, layouts, keep=reference is params), 0
+                state, done = first_state(params, optimizer, shardings, keep=reference is params), 0
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise RunRefused(f"{type(error).__name__}: {error}") from error
         progress.begin(done)
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
         try:
             writer = stack.enter_context(
-                MetricWriter(workdir, resume_step=done or None, progress=progress, primary=leads())
+                MetricWriter(workdir, resume_step=done or None, progress=progress, primary=is_primary())
             )
         except (ValueError, OSError) as error:
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise RunRefused(f"{type(error).__name__}: {error}") from error
         progress.note(_headline(runtime, workdir, done, params))
         del params
         guard = Guard(options, workdir, hold, interrupt, watchdog, done)
-        evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.pause)
+        evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.check_stop)
         try:
             if options.stage == "sft":
-                stage: Stage = SftStage(runtime, optimizer, layouts, source, done, progress.note)
+                stage: Stage = SftStage(runtime, optimizer, shardings, source, done, progress.note)
             else:
-                stage = BrpoStage(runtime, optimizer, layouts, source, done, reference, progress.note)
+                stage = BrpoStage(runtime, optimizer, shardings, source, done, reference, progress.note)
         except ValueError as error:
-            raise Refused(str(error)) from error
+            raise RunRefused(str(error)) from error
         stack.callback(stage.close)
         try:
-            state = _train(options, workdir, state, done, stage, writer, progress, keeper, evaluator, guard)
+            state = _train(options, workdir, state, done, stage, writer, progress, checkpointer, evaluator, guard)
             evaluator.final(state.params, options.steps)
             summary = evaluator.compare(options.steps)
             best = checkpoints.best_step()
             if best not in (None, options.steps):
                 progress.note(f"best by evaluation: the checkpoint of step {best}, which is kept")
-            guard.pause("export")
+            guard.check_stop("export")
             checkpoints.wait()
-        except (TooManyBroken, WorkdirError) as error:
+        except (TooManyInvalid, WorkdirError) as error:
             raise Failed(str(error)) from error
         export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
@@ -137,7 +137,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
 
 def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params) -> Path | str:
     """The model in Hugging Face format; of several processes none may have room for all of it."""
-    if several():
+    if is_multiprocess():
         return f"the last checkpoint, of which python convert/to_hf.py --src {workdir} --dst DIR makes such a folder"
     try:
         return save(
@@ -163,7 +163,7 @@ def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path
     if done is None:
         return
     checkpoints.check(done)
-    if leads():
+    if is_primary():
         whole_lines(workdir / METRICS_FILE)
     if done > options.steps:
         raise CheckpointError(
@@ -201,11 +201,11 @@ def state_plan(runtime: Runtime, params: Params) -> tuple[optax.GradientTransfor
     options = runtime.options
     updates = options.steps * (options.brpo.inner_updates if options.stage == "brpo" else 1)
     optimizer = make_optimizer(options.optim, updates, params, tuple(runtime.tokenizer.ids.tags.values()))
-    return optimizer, train_state.state_shardings(params, runtime.layouts, optimizer, runtime.mesh)
+    return optimizer, train_state.state_shardings(params, runtime.shardings, optimizer, runtime.mesh)
 
 
 def first_state(
-    params: Params, optimizer: optax.GradientTransformation, layouts: train_state.TrainState, keep: bool
+    params: Params, optimizer: optax.GradientTransformation, shardings: train_state.TrainState, keep: bool
 ) -> train_state.TrainState:
     """The state before the first update. Its buffers are the run's to overwrite.
 
@@ -216,17 +216,17 @@ def first_state(
     """
     if not keep:
         make = lambda params: train_state.create(params, optimizer)  # noqa: E731
-        return jax.jit(make, out_shardings=layouts, donate_argnums=0)(params)
+        return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
     copy = lambda params: train_state.create(jax.tree.map(lambda x: x + 0, params), optimizer)  # noqa: E731
-    return jax.jit(copy, out_shardings=layouts)(params)
+    return jax.jit(copy, out_shardings=shardings)(params)
 
 
 def abstract_state(
-    params: Params, optimizer: optax.GradientTransformation, layouts: train_state.TrainState
+    params: Params, optimizer: optax.GradientTransformation, shardings: train_state.TrainState
 ) -> train_state.TrainState:
     """What a checkpoint is restored into, without an array of it existing."""
     shapes = jax.eval_shape(lambda params: train_state.create(params, optimizer), params)
-    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, layouts)
+    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, shardings)
 
 
 def _train(
@@ -237,23 +237,23 @@ def _train(
     stage: Stage,
     writer: MetricWriter,
     progress: Progress,
-    keeper: Keeper,
+    checkpointer: TrainCheckpointer,
     evaluator: Evaluator,
     guard: Guard,
 ) -> train_state.TrainState:
-    checkpoints = keeper.checkpoints
-    waiting: tuple[int, dict[str, Any]] | None = None
+    checkpoints = checkpointer.checkpoints
+    pending: tuple[int, dict[str, Any]] | None = None
     whole = done  # steps that `state` has behind it
 
     def flush() -> None:
-        nonlocal waiting
-        if waiting is not None:
-            number, metrics = waiting
-            waiting = None
+        nonlocal pending
+        if pending is not None:
+            number, metrics = pending
+            pending = None
             metrics = jax.device_get(metrics)
             if number % options.log.every == 0 or number == options.steps:
                 writer.write(number, {f"train/{name}": value for name, value in metrics.items()})
-            guard.look_at(number, metrics, stage, state)
+            guard.check(number, metrics, stage, state)
 
     try:
         if not done:
@@ -262,12 +262,12 @@ def _train(
             evaluator.again(state.params, done)  # a run that was ended in the middle of it has it still to do
         last = time.perf_counter()
         for step in range(done, options.steps):
-            state, metrics = stage.step(state, step, guard.pause)
+            state, metrics = stage.step(state, step, guard.check_stop)
             whole = number = step + 1
             # Metrics are read one step late, when the device has them, so that the next step is dispatched meanwhile.
             flush()
             now = time.perf_counter()
-            waiting, last = (number, metrics | {"timing_s/step": now - last}), now
+            pending, last = (number, metrics | {"timing_s/step": now - last}), now
             progress.tick(number)
             if options.log.completions_every and number % options.log.completions_every == 0:
                 write_optional(lambda: stage.show(workdir, number), progress)  # noqa: B023
@@ -277,35 +277,35 @@ def _train(
                 if evaluates:
                     evaluator(state.params, number, options.eval.size)
                 if checkpoints.due(number):
-                    guard.pause("checkpoint")
-                    _save(keeper, number, state, progress, final=number == options.steps)
+                    guard.check_stop("checkpoint")
+                    _save(checkpointer, number, state, progress, final=number == options.steps)
                 last = time.perf_counter()
         flush()
     except (Stopped, RewardsFailed) as ended:
         flush()
         if whole > done:
-            guard.beat("checkpoint")
-            _save(keeper, whole, state, progress, final=True)
+            guard.heartbeat("checkpoint")
+            _save(checkpointer, whole, state, progress, final=True)
             checkpoints.wait()
         kept = f"step {whole} is saved in {workdir}" if whole else "no step was done yet"
         if isinstance(ended, Stopped):
-            raise Stopped(ended.number, f"{ended}; {kept}: the same command goes on from there") from None
+            raise Stopped(ended.number, f"{ended}; {kept}: the same command continues from there") from None
         raise Failed(f"{ended}. {kept[0].upper()}{kept[1:]}") from None
     return state
 
 
-def _save(keeper: Keeper, step: int, state: Any, progress: Progress, final: bool) -> None:
-    """A checkpoint that cannot be written is said; the run goes on, unless it is the last one."""
+def _save(checkpointer: TrainCheckpointer, step: int, state: Any, progress: Progress, final: bool) -> None:
+    """A checkpoint that cannot be written is said; the run continues, unless it is the last one."""
     for attempt in ("now", "again"):
         try:
-            keeper.save(step, state)
+            checkpointer.save(step, state)
             return
         except SaveError as error:
             progress.note(str(error))
             # The error may be of the write before this one: then this one has not been tried yet.
             if attempt == "again" and final:
                 raise
-    progress.note(f"going on without a checkpoint of step {step}")
+    progress.note(f"continuing without a checkpoint of step {step}")
 
 
 def _headline(runtime: Runtime, workdir: Path, done: int, params: Params) -> str:
@@ -314,7 +314,7 @@ def _headline(runtime: Runtime, workdir: Path, done: int, params: Params) -> str
     own = sum(leaf.size for leaf in jax.tree.leaves(only_adapters(params)))
     adapters = f", {own / 1e6:.2f}M of them in adapters of rank {options.lora.rank}," if own else ""
     shape = "x".join(str(n) for n in runtime.mesh.shape.values())
-    resumed = f", going on after step {done}" if done else ""
+    resumed = f", resumed after step {done}" if done else ""
     if done == options.steps:
         resumed = f", all {done} steps done already (for more: a larger config.steps, or another workdir)"
     config = runtime.model.config

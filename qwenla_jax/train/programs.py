@@ -10,7 +10,7 @@ import optax
 from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.trainable import trainable_labels
 from qwenla_jax.parallel.sharding import batch_sharding, replicated
-from qwenla_jax.train.brpo.reference import kept_reference_layouts, reference_layouts
+from qwenla_jax.train.brpo.reference import reference_shardings, stored_reference_shardings
 from qwenla_jax.train.brpo.update import make_brpo_gradient
 from qwenla_jax.train.sft.update import make_sft_gradient
 from qwenla_jax.train.train_state import Gradient, TrainState, make_update
@@ -19,38 +19,38 @@ from qwenla_jax.train.train_state import Gradient, TrainState, make_update
 def gradient_of(runtime: Runtime) -> Gradient:
     """The gradient of a run's stage."""
     options = runtime.options
-    rules, look = options.optim.trainable, runtime.look()
+    rules, reattention = options.optim.trainable, runtime.reattention()
     if options.stage == "sft":
-        return make_sft_gradient(runtime.model, rules, look)
-    gradient = make_brpo_gradient(runtime.model, options.brpo, options.data.max_response_tokens, rules, look)
+        return make_sft_gradient(runtime.model, rules, reattention)
+    gradient = make_brpo_gradient(runtime.model, options.brpo, options.data.max_response_tokens, rules, reattention)
     if options.brpo.reference == "device" or not options.brpo.beta:
         return gradient
-    layouts = reference_layouts(runtime)
-    return lambda params, kept, *rest: gradient(params, jax.device_put(kept, layouts), *rest)
+    shardings = reference_shardings(runtime)
+    return lambda params, kept, *rest: gradient(params, jax.device_put(kept, shardings), *rest)
 
 
 def tower_is_frozen(runtime: Runtime) -> bool:
-    """Whether nothing of the vision tower and its merger is trained, so that a picture has one set of tokens."""
-    labels = trainable_labels(runtime.layouts, runtime.options.optim.trainable)
+    """Whether nothing of the vision tower and its merger is trained, so that an image has one set of tokens."""
+    labels = trainable_labels(runtime.shardings, runtime.options.optim.trainable)
     return all(label == "freeze" for label in jax.tree.leaves(labels["visual"]))
 
 
-def update_program(runtime: Runtime, optimizer: optax.GradientTransformation, layouts: TrainState) -> Any:
+def update_program(runtime: Runtime, optimizer: optax.GradientTransformation, shardings: TrainState) -> Any:
     """The jitted update of a run's stage: (state, batch ...) -> new state, metrics. The old state is overwritten."""
     return jax.jit(
         make_update(gradient_of(runtime), optimizer),
-        in_shardings=(layouts, *batch_layouts(runtime)),
-        out_shardings=(layouts, replicated(runtime.mesh)),
+        in_shardings=(shardings, *batch_shardings(runtime)),
+        out_shardings=(shardings, replicated(runtime.mesh)),
         donate_argnums=0,
     )
 
 
-def batch_layouts(runtime: Runtime) -> tuple[Any, ...]:
+def batch_shardings(runtime: Runtime) -> tuple[Any, ...]:
     """Layouts of what a stage's gradient takes after the parameters.
 
-    For BRPO reference, pictures, prompts, responses, bias; for supervised training the batch and the bias.
+    For BRPO reference, images, prompts, responses, bias; for supervised training the batch and the bias.
     """
     rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
     if runtime.options.stage == "sft":
-        return *(rows,) * (3 if runtime.look().inserts else 2), whole
-    return kept_reference_layouts(runtime) if runtime.options.brpo.beta else None, rows, rows, rows, whole
+        return *(rows,) * (3 if runtime.reattention().inserts else 2), whole
+    return stored_reference_shardings(runtime) if runtime.options.brpo.beta else None, rows, rows, rows, whole

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from qwenla_jax.train.train_state import TrainState
 
-Pause = Callable[[str], None]  # told what comes next; raises where the run was asked to end
+CheckStop = Callable[[str], None]  # told what comes next; raises where the run was asked to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Stage(Protocol):
 
     inputs: Inputs | None  # of the last step
 
-    def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
+    def step(self, state: TrainState, step: int, check_stop: CheckStop) -> tuple[TrainState, dict[str, Any]]:
         """Step `step` (counted from 0); the metrics, without prefix, may still be on the device."""
 
     def show(self, workdir: Path, step: int) -> None:
         """Writes a table of what the last step looked at, where the stage has one."""
 
     def close(self) -> None:
-        """Lets go of processes."""
+        """Releases processes."""
 
 
 class Clock:
     """Seconds by phase of a step; each phase begins with a safe point."""
 
-    def __init__(self, pause: Pause) -> None:
-        self._pause = pause
+    def __init__(self, check_stop: CheckStop) -> None:
+        self._check_stop = check_stop
         self._spent: dict[str, float] = {}
         self._phase: str | None = None
         self._begin = 0.0
@@ -55,7 +55,7 @@ class Clock:
     def __call__(self, phase: str) -> None:
         """From here on `phase`; a phase may come several times."""
         self._end()
-        self._pause(phase)
+        self._check_stop(phase)
         self._phase, self._begin = phase, time.perf_counter()
 
     def _end(self) -> None:

@@ -17,24 +17,26 @@ import orbax.checkpoint as ocp
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import to_dict
-from qwenla_jax.parallel.distributed import leads
+from qwenla_jax.parallel.distributed import is_primary
 from qwenla_jax.run.checkpoints import versions
-from qwenla_jax.train.brpo.update import Judged
+from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.stage import Inputs
 from qwenla_jax.train.train_state import to_keep
-from qwenla_jax.types import PictureBlock, PromptBatch, ResponseBatch, TokenBatch, VisionBatch
+from qwenla_jax.types import PromptBatch, ReinsertedImages, ResponseBatch, TokenBatch, VisionBatch
 from qwenla_jax.utils import json_files
 
-FOLDER = "capsules"
-RECORD, ARRAYS, STATE = "capsule.json", "arrays.npz", "state"
-_STRUCTS = {cls.__name__: cls for cls in (VisionBatch, TokenBatch, PromptBatch, PictureBlock, ResponseBatch, Judged)}
+FOLDER = "step_dumps"
+RECORD, ARRAYS, STATE = "step dump.json", "arrays.npz", "state"
+_STRUCTS = {
+    cls.__name__: cls for cls in (VisionBatch, TokenBatch, PromptBatch, ReinsertedImages, ResponseBatch, RolloutBatch)
+}
 
 
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
-class Capsule:
+class StepDump:
     """What `write` saved.
 
     Attributes:
@@ -51,7 +53,7 @@ class Capsule:
 
 
 def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Mapping[str, Any], state: Any) -> Path:
-    """Writes the capsule of a step whose update left `state` as it was; returns its folder.
+    """Writes the step dump of a step whose update left `state` as it was; returns its folder.
 
     Of a state with adapters it holds what a checkpoint holds.
 
@@ -60,12 +62,12 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
     """
     assert inputs is not None
     folder = workdir / FOLDER / f"step_{inputs.step + 1:06d}"
-    if leads():
+    if is_primary():
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
     layout = [_pack(value, str(index), arrays) for index, value in enumerate(inputs.batch)]
-    if leads():
+    if is_primary():
         np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
     with ocp.StandardCheckpointer() as writer:
         writer.save((folder / STATE).absolute(), to_keep(state, options.optim.trainable), force=True)
@@ -77,16 +79,16 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
         "layout": layout,
         "rows": inputs.rows,
     }
-    if leads():
+    if is_primary():
         (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     return folder
 
 
-def read(folder: Path) -> Capsule:
+def read(folder: Path) -> StepDump:
     """What `write` saved, but for the state.
 
     Raises:
-      ValueError: the folder is no capsule; the missing or unreadable file is named.
+      ValueError: the folder is no step dump; the missing or unreadable file is named.
     """
     try:
         record = json_files.read_object(folder / RECORD)
@@ -94,13 +96,13 @@ def read(folder: Path) -> Capsule:
             batch = tuple(_unpack(layout, str(index), arrays) for index, layout in enumerate(record["layout"]))
         inputs = Inputs(record["step"], batch, record["rows"])
         metrics = {name: float(value) for name, value in record["metrics"].items()}
-        return Capsule(record["config"], inputs, metrics, folder)
+        return StepDump(record["config"], inputs, metrics, folder)
     except (*_UNREADABLE, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder}: not the capsule of a step: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{folder}: not the step dump of a step: {type(error).__name__}: {error}") from error
 
 
 def read_state(folder: Path, like: Any) -> Any:
-    """The state of a capsule, in the shapes and layouts of `like`."""
+    """The state of a step dump, in the shapes and layouts of `like`."""
     with ocp.StandardCheckpointer() as reader:
         return reader.restore((folder / STATE).absolute(), like)
 

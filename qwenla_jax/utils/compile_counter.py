@@ -1,4 +1,4 @@
-"""Counts compilations: after warm-up there should be none, whatever the pictures' sizes."""
+"""Counts compilations: after warm-up there should be none, whatever the images' sizes."""
 
 from __future__ import annotations
 

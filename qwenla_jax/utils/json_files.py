@@ -51,16 +51,16 @@ def loads_all(text: str | bytes, where: str) -> list[tuple[int, Any]]:
     """
     with _named(where):
         decoded = _decoded(text)
-    found: list[tuple[int, Any]] = []
+    result: list[tuple[int, Any]] = []
     decoder, line, counted = json.JSONDecoder(), 1, 0
     at = _blanks(decoded, 0)
     while at < len(decoded):
         line, counted = line + decoded.count("\n", counted, at), at
         with _named(f"{where}:{line}"):
             value, end = decoder.raw_decode(decoded, at)
-            found.append((line, _shallow(value, decoded, at, end)))
+            result.append((line, _shallow(value, decoded, at, end)))
         at = _blanks(decoded, end)
-    return found
+    return result
 
 
 @contextlib.contextmanager
@@ -68,8 +68,8 @@ def _named(where: str) -> Iterator[None]:
     try:
         yield
     except RecursionError as error:
-        told = f"nested more than {MAX_DEPTH} deep; expected JSON that people or programs write"
-        raise ValueError(f"{where}: {told}") from error
+        message = f"nested more than {MAX_DEPTH} deep; expected JSON that people or programs write"
+        raise ValueError(f"{where}: {message}") from error
     except ValueError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
 
@@ -81,8 +81,8 @@ def _decoded(text: str | bytes) -> str:
 
 def _blanks(text: str, at: int) -> int:
     """Index of the first character from `at` on that is none of JSON's blanks."""
-    found = _BLANKS.match(text, at)
-    return at if found is None else found.end()
+    result = _BLANKS.match(text, at)
+    return at if result is None else result.end()
 
 
 def _shallow(value: Any, text: str, start: int = 0, end: int | None = None) -> Any:
@@ -135,13 +135,13 @@ def check_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None
       OSError: nothing can be told of it.
     """
     try:
-        found = Path(path).stat()
+        result = Path(path).stat()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(result.st_mode):
         raise ValueError(f"{path}: not a regular file")
-    if found.st_size > max_bytes:
-        raise ValueError(f"{path}: {found.st_size:,} bytes; at most {max_bytes:,} are read")
+    if result.st_size > max_bytes:
+        raise ValueError(f"{path}: {result.st_size:,} bytes; at most {max_bytes:,} are read")
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

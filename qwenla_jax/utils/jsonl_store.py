@@ -80,14 +80,14 @@ def typed_lines(path: Path) -> Iterator[tuple[int, str, Row | str]]:
         if not line.strip():
             continue
         text = line.decode("utf-8", "replace").strip().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-        found: Row | str
+        result: Row | str
         try:
-            found = json_files.loads(text, "")
-            if not isinstance(found, dict):
-                found = f"holds a {type(found).__name__}, expected an object"
+            result = json_files.loads(text, "")
+            if not isinstance(result, dict):
+                result = f"holds a {type(result).__name__}, expected an object"
         except ValueError as error:
-            found = str(error).removeprefix(": ")
-        yield number, text, found
+            result = str(error).removeprefix(": ")
+        yield number, text, result
 
 
 def mend(path: Path) -> None:
@@ -100,9 +100,9 @@ def mend(path: Path) -> None:
         while keep > 0:
             start = max(0, keep - block)
             file.seek(start)
-            found = file.read(keep - start).rfind(b"\n")
-            if found >= 0:
-                keep = start + found + 1
+            result = file.read(keep - start).rfind(b"\n")
+            if result >= 0:
+                keep = start + result + 1
                 break
             keep = start
         if keep < end:
@@ -183,7 +183,7 @@ def read_settings(workdir: Path) -> Row | None:
 
 
 def image_name(record_id: str) -> str:
-    """Path of a question's picture under the run's folder; different ids have different ones, whatever they hold."""
+    """Path of a question's image under the run's folder; different ids have different ones, whatever they hold."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "_", record_id)
     # Some file systems fold case, so two ids that differ in it alone need a digest too.
     if safe != record_id.lower() or not safe or len(safe) > 80:

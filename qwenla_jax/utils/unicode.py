@@ -17,6 +17,6 @@ def half_character(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = ascii(text[error.start])
-        return f"holds half of a character ({found} at {error.start}); expected UTF-8 text"
+        result = ascii(text[error.start])
+        return f"holds half of a character ({result} at {error.start}); expected UTF-8 text"
     return None

@@ -105,7 +105,7 @@ def from_hf(plan: Plan, target: Path, note: Callable[[int], None] = lambda size:
 
     Raises:
       FileExistsError: there is something at `target` and overwrite is False.
-      OSError: reading or writing failed; the same call goes on from there.
+      OSError: reading or writing failed; the same call continues from there.
     """
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: already exists; --overwrite replaces it")
@@ -216,14 +216,14 @@ def _small_files(folder: Path) -> list[Path]:
     inside = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         inside.append(folder.resolve().parents[1] / "blobs")
-    found = []
+    result = []
     for file in sorted(folder.iterdir()):
         if not file.is_file() or file.name.endswith(_WEIGHTS) or file.stat().st_size >= _SMALL:
             continue
         if file.resolve().parent not in inside:
             raise ValueError(f"{file}: a link out of the folder, to {file.resolve()}; put a copy of the file there")
-        found.append(file)
-    return found
+        result.append(file)
+    return result
 
 
 def chunk_spans(config: ModelConfig, chunks: Mapping[str, Sequence[int]]) -> dict[str, list[orbax.Span]]:

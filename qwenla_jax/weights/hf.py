@@ -202,10 +202,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / _INDEX
     if index.is_file():
-        found = read_object(index, _MAX_INDEX).get("weight_map")
-        if not isinstance(found, dict) or not found:
+        result = read_object(index, _MAX_INDEX).get("weight_map")
+        if not isinstance(result, dict) or not result:
             raise ValueError(f"{index}: not a safetensors index: weight_map must be an object, of tensors and files")
-        return [folder / name for name in sorted({plain_name(name, ".safetensors", index) for name in found.values()})]
+        return [folder / name for name in sorted({plain_name(name, ".safetensors", index) for name in result.values()})]
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     raise FileNotFoundError(f"{folder}: has neither {_WEIGHTS} nor {_INDEX}")

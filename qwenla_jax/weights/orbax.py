@@ -118,15 +118,15 @@ def _entries(head: Any) -> list[tuple[str, str, tuple[int, ...], int, int]]:
     """
     if not isinstance(head, dict):
         raise ValueError(f"the head is a {type(head).__name__}; it must be an object")
-    found = []
+    result = []
     for name in head.keys() - {"__metadata__"}:
         entry = Section(head, "the head").section(name)
         begin, end = (*entry.wholes("data_offsets"), 0, 0)[:2]
-        found.append((name, str(entry.get("dtype")), entry.wholes("shape"), begin, end))
-    found.sort(key=lambda each: each[3:])
-    if any(begin > end for *_, begin, end in found) or [0, *(e[4] for e in found[:-1])] != [e[3] for e in found]:
+        result.append((name, str(entry.get("dtype")), entry.wholes("shape"), begin, end))
+    result.sort(key=lambda each: each[3:])
+    if any(begin > end for *_, begin, end in result) or [0, *(e[4] for e in result[:-1])] != [e[3] for e in result]:
         raise ValueError("the tensors' data_offsets do not follow each other")
-    return found
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def spans(entry: Entry, layer: int, chunks: Mapping[str, Sequence[int]]) -> list
       layer: which of its layers; 0 where it has none.
       chunks: path -> shape of a chunk of that parameter, `param_shape`s divided evenly; see `whole_chunks`.
     """
-    found = []
+    result = []
     for index, path in enumerate(entry.paths):
         own, shape = list(chunks[path]), list(entry.param_shape)
         head = [str(layer)] if entry.layers is not None else []
@@ -167,8 +167,8 @@ def spans(entry: Entry, layer: int, chunks: Mapping[str, Sequence[int]]) -> list
             for col in range(width // cols):
                 keys = [str(number) for number in (row, col)[: len(shape)][turn]]
                 chunk = f"{array_name(path)}/{'.'.join([*head, *keys])}"
-                found.append(Span(chunk, index * height + row * rows, col * cols, rows, cols, width))
-    return found
+                result.append(Span(chunk, index * height + row * rows, col * cols, rows, cols, width))
+    return result
 
 
 def whole_chunks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -182,31 +182,31 @@ def whole_chunks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def chunks_of(folder: Path, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of a chunk, as a folder's arrays have them."""
-    found = {}
+    result = {}
     for entry in table(config):
         for path in entry.paths:
             file = folder / PARAMS / array_name(path) / ".zarray"
-            found[path] = Section(read_object(file, _MAX_HEADER), str(file)).wholes("chunks")
+            result[path] = Section(read_object(file, _MAX_HEADER), str(file)).wholes("chunks")
             shape = entry.param_shape
-            if len(found[path]) != len(shape) or any(c < 1 or s % c for s, c in zip(shape, found[path], strict=True)):
-                raise ValueError(f"{file}: chunks are {list(found[path])}; they must divide {list(shape)}")
-            if entry.layers is not None and found[path][0] != 1:
-                raise ValueError(f"{file}: chunks are {list(found[path])}; the first must be 1, a layer")
-    return found
+            if len(result[path]) != len(shape) or any(c < 1 or s % c for s, c in zip(shape, result[path], strict=True)):
+                raise ValueError(f"{file}: chunks are {list(result[path])}; they must divide {list(shape)}")
+            if entry.layers is not None and result[path][0] != 1:
+                raise ValueError(f"{file}: chunks are {list(result[path])}; the first must be 1, a layer")
+    return result
 
 
 def pieces(config: ModelConfig, headers: list[Header], chunks: Mapping[str, Sequence[int]]) -> list[Piece]:
     """Every chunk of a checkpoint in the table's order. The tensors must have been checked against the config."""
     where = {name: (header.file, *entry) for header in headers for name, entry in header.tensors.items()}
-    found = []
+    result = []
     for entry in table(config):
         for layer, name in enumerate(entry.names):
             file, stored, _, begin, _ = where[name]
             dtype = _STORED[stored]
             for s in spans(entry, layer, chunks):
                 offset = begin + (s.row * s.width + s.col) * np.dtype(dtype).itemsize
-                found.append(Piece(s.chunk, name, file, offset, begin, s.rows, s.cols, s.width, dtype))
-    return found
+                result.append(Piece(s.chunk, name, file, offset, begin, s.rows, s.cols, s.width, dtype))
+    return result
 
 
 def array_name(path: str) -> str:
@@ -388,7 +388,7 @@ def read_layout(folder: Path) -> Layout:
     files = record.get("files")
     if not isinstance(files, list) or not all(isinstance(each, dict) for each in files):
         raise record.wrong("files", files, "a list of objects")
-    found = []
+    result = []
     for number, each in enumerate(files):
         text = each.get("header")
         if not isinstance(text, str):
@@ -396,7 +396,7 @@ def read_layout(folder: Path) -> Layout:
         name = plain_name(each.get("name"), ".safetensors", file)
         try:
             entries = _entries(loads(text, "header"))
-            found.append((name, text.encode(), [(canonical(n), end - begin) for n, *_, begin, end in entries]))
+            result.append((name, text.encode(), [(canonical(n), end - begin) for n, *_, begin, end in entries]))
         except ValueError as error:
             raise record.fail(f"files[{number}]", f"is not a safetensors file's: {error}") from error
     index = {}
@@ -405,10 +405,10 @@ def read_layout(folder: Path) -> Layout:
             index[plain_name(name, ".safetensors.index.json", file)] = text.encode()
         except (AttributeError, UnicodeEncodeError) as error:
             raise record.wrong(f"index.{name}", text, "a text") from error
-    if len({name for name, *_ in found}) < len(found):
+    if len({name for name, *_ in result}) < len(result):
         raise record.fail("files", "names a file twice")
     dtypes, stored = record.get("dtype"), record.get("stored")
     for name, kinds in (("dtype", dtypes), ("stored", [stored])):
         if not isinstance(kinds, list) or any(kind not in _STORED.values() for kind in kinds):
             raise record.wrong(name, kinds, f"of {', '.join(_STORED.values())}")
-    return Layout(found, dtypes, stored, index)
+    return Layout(result, dtypes, stored, index)

@@ -57,15 +57,15 @@ def save_adapters(
     for entry in table(config):
         if entry.kind != "linear":
             continue
-        found = [lora.adapter_of(params, own) for own in entry.paths]
-        if not any(found):
+        result = [lora.adapter_of(params, own) for own in entry.paths]
+        if not any(result):
             continue
         for layer, name in enumerate(entry.names):
             at = ... if entry.layers is None else layer
-            a, b = _one_module(entry, [own and (own[0][at], own[1][at]) for own in found])
+            a, b = _one_module(entry, [own and (own[0][at], own[1][at]) for own in result])
             module = f"base_model.model.{module_name(name).removesuffix('.weight')}"
             tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a, b
-        scale = float(next(np.ravel(own[2])[0] for own in found if own))
+        scale = float(next(np.ravel(own[2])[0] for own in result if own))
         sizes[_expression(entry)] = (len(a), scale * len(a))
     if not sizes:
         raise ValueError(f"{target}: the parameters have no adapters to write")

@@ -76,8 +76,8 @@ def test_no_number_is_without_bounds(cls):
 
 def test_steps_and_inner_updates_together():
     assert settings("brpo", "--config.steps=1000000000").steps == 10**9
-    told = refusal("brpo", "--config.steps=1000000000", "--config.brpo.inner_updates=3")
-    assert told == ("config.steps: got 1000000000 with 3 inner updates each, expected at most 2147483647 updates")
+    message = refusal("brpo", "--config.steps=1000000000", "--config.brpo.inner_updates=3")
+    assert message == ("config.steps: got 1000000000 with 3 inner updates each, expected at most 2147483647 updates")
 
 
 NUMBERS = ["-1", "0", "1", "2", "1e999", "-1e999", "1e-320", "nan", "inf", "0x10", "1_000", "١٢", "9" * 400, "1" * 5000]
@@ -137,13 +137,13 @@ def test_random_settings(monkeypatch, tmp_path):
         given = [argument(rng, keys[name]) for _ in range(rng.choice([1, 1, 1, 2, 4]))]
         start = time.thread_time()
         try:
-            found = settings(name, *given)
+            result = settings(name, *given)
         except ConfigError as error:
             refused += 1
             shown = [arg[:200] for arg in given]
             assert "\x1b" not in str(error) and all(len(line) < 700 for line in str(error).split("\n")), shown
         else:
-            numbers = [value for value in leaf_values(found) if isinstance(value, float)]
+            numbers = [value for value in leaf_values(result) if isinstance(value, float)]
             assert all(math.isfinite(value) for value in numbers), given
         assert not slower_than(1, start, settings, name, *given), [arg[:200] for arg in given]
     assert CASES / 3 < refused < CASES
@@ -159,7 +159,7 @@ def leaf_values(options):
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (["train.py"], "--config is missing; expected --config=configs/STAGE.py"),
         (["distill.py"], "--config is missing; expected --config=configs/distill.py"),
@@ -177,14 +177,14 @@ def leaf_values(options):
         ),
     ],
 )
-def test_one_clean_line(command, told):
+def test_one_clean_line(command, message):
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / command[0], *command[1:]],
         capture_output=True, text=True, cwd=ROOT, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1 and not done.stdout, done
     (line,) = done.stderr.splitlines()
-    assert told in line and line.isprintable() and len(line) < 600
+    assert message in line and line.isprintable() and len(line) < 600
 
 
 def test_a_mistake_in_a_config_file_is_shown_where_it_is(tmp_path):

@@ -26,48 +26,48 @@ ATTENTION = {
 }
 
 
-def flags(reflecting, pictures, *more):
-    common = [f"--model={reflecting}", f"--image={pictures[0]}", "--question=How many?", "--max_new_tokens=40"]
-    return [*common, "--reattention=route", "--share=0.3", *more]
+def flags(reflecting, images, *more):
+    common = [f"--model={reflecting}", f"--image={images[0]}", "--question=How many?", "--max_new_tokens=40"]
+    return [*common, "--reattention=route", "--keep_ratio=0.3", *more]
 
 
-def test_json(reflecting, pictures, capsys):
-    main(flags(reflecting, pictures, "--json"))
+def test_json(reflecting, images, capsys):
+    main(flags(reflecting, images, "--json"))
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    found = json.loads(out)
-    assert set(found) == {"text", "token_ids", "sections", "reattention", "refused", "stopped", "seconds"}
-    kinds = {name: type(value) for name, value in found.items()}
+    result = json.loads(out)
+    assert set(result) == {"text", "token_ids", "sections", "reattention", "skipped", "stopped", "seconds"}
+    kinds = {name: type(value) for name, value in result.items()}
     assert kinds == {
         "text": str,
         "token_ids": list,
         "sections": list,
         "reattention": list,
-        "refused": int,
+        "skipped": int,
         "stopped": bool,
         "seconds": float,
     }
-    assert all(type(token) is int for token in found["token_ids"])
-    assert [section["name"] for section in found["sections"]][:2] == ["SUMMARY", "CAPTION"]
-    for section in found["sections"]:
+    assert all(type(token) is int for token in result["token_ids"])
+    assert [section["name"] for section in result["sections"]][:2] == ["SUMMARY", "CAPTION"]
+    for section in result["sections"]:
         whole = f"<{section['name']}>{section['text']}</{section['name']}>"
-        assert found["text"][section["start"] : section["end"]] == whole
+        assert result["text"][section["start"] : section["end"]] == whole
     spec = json.loads((reflecting / "tokenizer.json").read_text())
     tag = next(token["id"] for token in spec["added_tokens"] if token["content"] == "<REFLECTION>")
-    assert len(found["reattention"]) == 2
-    for look in found["reattention"]:
-        assert found["token_ids"][look["position"]] == tag
-        (picture,) = look["pictures"]
-        assert (picture["picture"], picture["rows"], picture["cols"]) == (0, 4, 4)
-        assert len(picture["kept"]) == look["kept_tokens"] == 5  # of 16 at 0.3: 4.8, rounded up
-        assert look["visual_tokens"] == 16
-        for row, col in picture["kept"]:
+    assert len(result["reattention"]) == 2
+    for reattention in result["reattention"]:
+        assert result["token_ids"][reattention["position"]] == tag
+        (image,) = reattention["images"]
+        assert (image["image"], image["rows"], image["cols"]) == (0, 4, 4)
+        assert len(image["kept"]) == reattention["selected_tokens"] == 5  # of 16 at 0.3: 4.8, rounded up
+        assert reattention["visual_tokens"] == 16
+        for row, col in image["kept"]:
             assert 0 <= row < 4 and 0 <= col < 4
-        assert set(look["before"]) == set(look["after"]) == ATTENTION
+        assert set(reattention["before"]) == set(reattention["after"]) == ATTENTION
 
 
-def test_text(reflecting, pictures, capsys):
-    main(flags(reflecting, pictures))
+def test_text(reflecting, images, capsys):
+    main(flags(reflecting, images))
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert re.search(r"looked again at token \d+: 5 of 16 visual tokens kept", out)
@@ -77,8 +77,8 @@ def test_text(reflecting, pictures, capsys):
     assert "SUMMARY\n" in out and "REFLECTION\n" in out
 
 
-def test_the_embedded_checkpoint_answers(pictures, capsys):
-    common = [f"--image={pictures[0]}", "--question=How many?", "--reattention=none", "--max_new_tokens=64"]
+def test_the_embedded_checkpoint_answers(images, capsys):
+    common = [f"--image={images[0]}", "--question=How many?", "--reattention=none", "--max_new_tokens=64"]
     main(["--model=tiny", *common])
     assert "CONCLUSION" in capsys.readouterr().out
 
@@ -97,7 +97,7 @@ def test_every_flag_is_explained(capsys):
     ("changed", "messages"),
     [
         ("--image=none.png", ["--image: none.png: cannot be read: No such file", "PNG"]),
-        ("--image={broken}", ["--image: {broken}: is no picture that can be read", "PNG"]),
+        ("--image={broken}", ["--image: {broken}: is no image that can be read", "PNG"]),
         ("--image={cut}", ["--image: {cut}: the PNG of 112x112", "truncated"]),
         ("--image=/dev/zero", ["--image: /dev/zero: is no file"]),
         ("--image={pipe}", ["--image: {pipe}: is no file"]),
@@ -105,12 +105,12 @@ def test_every_flag_is_explained(capsys):
         ("--image={strip}", ["--image: {strip}: ", "factor of 200"]),
         ("--model=none", ["--model: none: no such folder", "Hugging Face", "tiny"]),
         ("--model={empty}", ["--model: {empty}", "config.json"]),
-        ("--model={damaged}", ["--model: {damaged}", "model.safetensors", "not a readable safetensors file"]),
+        ("--model={corrupt}", ["--model: {corrupt}", "model.safetensors", "not a readable safetensors file"]),
         ("--model={untagged}", ["--model: {untagged}", "tokenizer.json", "lacks <REFLECTION>", "answer format"]),
         ("--reattention=twice", ["--reattention", "'twice'", "none", "copy", "route", "vision_only"]),
-        ("--share=1.5", ["--share", "'1.5'", "a number of at least 0 and at most 1"]),
-        ("--share=half", ["--share", "'half'", "a number of at least 0 and at most 1"]),
-        ("--share=nan", ["--share", "'nan'"]),
+        ("--keep_ratio=1.5", ["--keep_ratio", "'1.5'", "a number of at least 0 and at most 1"]),
+        ("--keep_ratio=half", ["--keep_ratio", "'half'", "a number of at least 0 and at most 1"]),
+        ("--keep_ratio=nan", ["--keep_ratio", "'nan'"]),
         ("--question=", ["--question", "empty", "expected a text"]),
         ("--question=x\udcff?", ["--question: it holds half of a character ('\\udcff' at 1); expected UTF-8 text"]),
         ("--system=\udc80", ["--system: it holds half of a character ('\\udc80' at 0); expected UTF-8 text"]),
@@ -125,26 +125,26 @@ def test_every_flag_is_explained(capsys):
         ("--top_p=1e-300", ["--top_p", "'1e-300'"]),
         ("--seed=" + "9" * 400, ["--seed", "999...999", "at most 4294967295"]),
         ("--seed=" + "9" * 5000, ["--seed", "999...999", "at most 4294967295"]),
-        ("--share=\x1b[2J", ["--share", "\\x1b[2J"]),
+        ("--keep_ratio=\x1b[2J", ["--keep_ratio", "\\x1b[2J"]),
         ("--max_insertions=-1", ["--max_insertions", "'-1'", "of at least 0"]),
         ("--max_pixels=0", ["--max_pixels", "'0'", "of at least 1"]),
         ("--modle=tiny", ["--modle"]),
     ],
 )
-def test_refuses_in_one_line(changed, messages, tmp_path, pictures, capsys):
-    paths = {name: tmp_path / name for name in "broken cut strip empty damaged untagged pipe sparse".split()}
-    paths["broken"].write_text("no picture")
-    paths["cut"].write_bytes(pictures[0].read_bytes()[:500])
+def test_refuses_in_one_line(changed, messages, tmp_path, images, capsys):
+    paths = {name: tmp_path / name for name in "broken cut strip empty corrupt untagged pipe sparse".split()}
+    paths["broken"].write_text("no image")
+    paths["cut"].write_bytes(images[0].read_bytes()[:500])
     Image.new("RGB", (900, 3)).save(paths["strip"], "PNG")
     paths["empty"].mkdir()
     os.mkfifo(paths["pipe"])
     with open(paths["sparse"], "wb") as file:
         file.truncate(40 << 30)
-    for name in ("damaged", "untagged"):
+    for name in ("corrupt", "untagged"):
         if name in changed:
             shutil.copytree(TINY, paths[name])
-    if "damaged" in changed:
-        weights = paths["damaged"] / "model.safetensors"
+    if "corrupt" in changed:
+        weights = paths["corrupt"] / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
     if "untagged" in changed:
         file = paths["untagged"] / "tokenizer.json"
@@ -156,7 +156,7 @@ def test_refuses_in_one_line(changed, messages, tmp_path, pictures, capsys):
         tokens = spec["added_tokens_decoder"]
         spec["added_tokens_decoder"] = {i: token for i, token in tokens.items() if token["content"] != "<REFLECTION>"}
         file.write_text(json.dumps(spec))
-    argv = {"--model": "--model=tiny", "--image": f"--image={pictures[0]}", "--question": "--question=How many?"}
+    argv = {"--model": "--model=tiny", "--image": f"--image={images[0]}", "--question": "--question=How many?"}
     argv[changed.partition("=")[0]] = changed.format(**paths)
     with pytest.raises(SystemExit) as stopped:
         main(list(argv.values()))
@@ -169,8 +169,8 @@ def test_refuses_in_one_line(changed, messages, tmp_path, pictures, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--model", "--image", "--question"])
-def test_names_the_flag_that_is_missing(flag, pictures, capsys):
-    argv = [f"--image={pictures[0]}", "--model=tiny", "--question=How many?"]
+def test_names_the_flag_that_is_missing(flag, images, capsys):
+    argv = [f"--image={images[0]}", "--model=tiny", "--question=How many?"]
     with pytest.raises(SystemExit) as stopped:
         main([arg for arg in argv if not arg.startswith(flag)])
     assert stopped.value.code == 2

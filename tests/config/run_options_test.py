@@ -103,8 +103,8 @@ def test_unknown_key_names_the_nearest(key, nearest):
         ("data__source", "nowhere.jsonl",
          "config.data.source: there is no file 'nowhere.jsonl'; expected scenes, easy_vqa, an existing .jsonl file or "
          "NAME:PATH"),
-        ("rewards", {"match": "bare", "math": True},
-         "config.rewards.math: bare compares letter by letter; expected match=usual, or no math"),
+        ("rewards", {"match": "exact", "math": True},
+         "config.rewards.math: bare compares letter by letter; expected match=normalized, or no math"),
         ("init_from", "/no/such/folder",
          "config.init_from: there is no folder '/no/such/folder'; expected tiny, random:CONFIG or such a folder"),
         ("init_from", "random:/no/config.json",
@@ -187,7 +187,7 @@ def test_stage_4_carries_the_papers_settings(name):
     assert o.steps == 13 * 40_000 // o.data.batch_size
     assert o.optim.trainable == get_config(name).optim.trainable
     assert [mode for _, mode in o.optim.trainable] == ["freeze", "tags", "train"]
-    assert (o.reattention.mode, o.reattention.share) == (name.removeprefix("sft_"), 0.5)
+    assert (o.reattention.mode, o.reattention.keep_ratio) == (name.removeprefix("sft_"), 0.5)
 
 
 @pytest.mark.parametrize("name", CONFIGS + STAGE_4)

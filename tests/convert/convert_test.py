@@ -71,10 +71,10 @@ def same(one, two):
 def test_there_and_back_is_the_same_to_the_byte(official, kind, tmp_path):
     folder = official[kind]
     assert len(list(folder.glob("*.safetensors"))) == (1 if kind[1] == "1GB" else 5 if kind[0] == "float32" else 3)
-    told = []
+    message = []
     plan = convert.plan_from_hf(folder)
-    convert.from_hf(plan, tmp_path / "orbax", told.append)
-    assert sum(told) == plan.size
+    convert.from_hf(plan, tmp_path / "orbax", message.append)
+    assert sum(message) == plan.size
     assert same(qwenla_jax.load(tmp_path / "orbax").params, qwenla_jax.load(folder).params)
     convert.to_hf(tmp_path / "orbax", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(folder)
@@ -90,10 +90,10 @@ def test_cut_for_a_mesh(official, fsdp, tensor, tmp_path):
     assert chunks["decoder/layers/mlp/down/kernel"] == (1, 320 // tensor, 128 // fsdp)
     assert chunks["decoder/embed/embedding"] == (512 // tensor, 128 // fsdp)
     assert chunks["decoder/norm/scale"] == (128,) and chunks["visual/blocks/attn/q/bias"] == (1, 64 // tensor)
-    told = []
+    message = []
     plan = convert.plan_from_hf(folder, chunks=chunks)
-    convert.from_hf(plan, tmp_path / "orbax", told.append)
-    assert sum(told) == plan.size
+    convert.from_hf(plan, tmp_path / "orbax", message.append)
+    assert sum(message) == plan.size
     up = tmp_path / "orbax" / "params" / "decoder.layers.mlp.up.kernel"
     assert len([path for path in up.iterdir() if path.name[0] != "."]) == 4 * fsdp * tensor
     assert same(qwenla_jax.load(tmp_path / "orbax").params, qwenla_jax.load(folder).params)
@@ -230,7 +230,7 @@ def test_what_was_begun_from_another_source_is_not_taken_over(official, tmp_path
 def test_all_that_is_wrong_is_told_before_anything_is_written(official, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    folder = tmp_path / "broken"
+    folder = tmp_path / "invalid"
     shutil.copytree(official["bfloat16", "1GB"], folder)
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("model.norm.weight")
@@ -241,7 +241,7 @@ def test_all_that_is_wrong_is_told_before_anything_is_written(official, tmp_path
     assert status == 1 and not out
     for text in ("missing: model.norm.weight", "unexpected: extra [2]", "misshapen: visual.merger.ln_q.weight is [3]"):
         assert text in err
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    assert [path.name for path in tmp_path.iterdir()] == ["invalid"]
 
 
 def test_a_shard_that_is_cut_off_is_refused(official, tmp_path):

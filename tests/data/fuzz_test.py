@@ -1,4 +1,4 @@
-"""Damaged datasets and pictures: an error that names the file or the row, in no time and in bounded memory.
+"""Corrupt datasets and images: an error that names the file or the row, in no time and in bounded memory.
 
 Oracle: the kind of the error, the clock, the memory that the process has taken at its most. 2,000 mutations of each
 kind; `QWENLA_FUZZ=100000 pytest tests/data/fuzz_test.py` is the long form, and `QWENLA_FUZZ_SEED` repeats a seed.
@@ -17,7 +17,7 @@ from PIL import Image
 
 from qwenla_jax.data.datasets.parquet_process import parquet_process
 from qwenla_jax.data.datasets.readers import READERS
-from qwenla_jax.data.images.decode import PictureError, open_picture
+from qwenla_jax.data.images.decode import ImageError, open_image
 from qwenla_jax.data.sources.factory import make_source
 
 CASES = int(os.environ.get("QWENLA_FUZZ", "2000"))
@@ -141,7 +141,7 @@ def test_text_files(folder, name):
         path.unlink(missing_ok=True)  # some file systems write what is truncated to the disk at once
         path.write_bytes(mutation)
         if name == "jsonl":
-            return read_all(make_source(str(path), "train", seed=0, whole=True, max_broken=10**9))
+            return read_all(make_source(str(path), "train", seed=0, whole=True, max_invalid=10**9))
         return read_all(READERS[name](folder if name == "geometry3k" else path))
 
     fuzz(name, [content.encode()], read)
@@ -149,12 +149,12 @@ def test_text_files(folder, name):
 
 def test_parquet(folder):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    picture = (folder / "a.png").read_bytes()
+    img = (folder / "a.png").read_bytes()
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {"id": ["a", "b", "c"], "question": ["<image>q"] * 3, "answer": ["x", "B", "x"]}
     columns |= {"options": [["x", "y"], [], ["x", "B"]], "level": [1.0, None, 3.0]}
     images = [
-        pa.array([{"bytes": picture, "path": "a"}] * 3, kind),
+        pa.array([{"bytes": img, "path": "a"}] * 3, kind),
         pa.array([[{"bytes": None, "path": "a.png"}]] * 3, pa.list_(kind)),
         pa.array(["a.png"] * 3),
     ]
@@ -186,7 +186,7 @@ def test_parquet(folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pictures():
+def test_images():
     noise = Image.effect_noise((24, 16), 60)
     kinds = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
     saved = [(kind, noise.convert("RGB"), {}) for kind in kinds]
@@ -200,4 +200,4 @@ def test_pictures():
         out = io.BytesIO()
         image.save(out, kind, **options)
         seeds.append(out.getvalue())
-    fuzz("pictures", seeds, open_picture, refused=PictureError)
+    fuzz("images", seeds, open_image, refused=ImageError)

@@ -10,14 +10,14 @@ from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
 from qwenla_jax.text.answers.match import matches
 
-GOOD = {"id": "a", "image": "pictures/a.png", "question": "what?", "answer": "b"}
+GOOD = {"id": "a", "image": "images/a.png", "question": "what?", "answer": "b"}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "pictures" / "a.png")
-    (tmp_path / "pictures" / "broken.png").write_bytes(b"\x89PNG no")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"\x89PNG no")
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def opened(path, split, **more):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ("{", "not JSON"),
         ("[1]", "holds a list"),
@@ -72,10 +72,10 @@ def opened(path, split, **more):
         (GOOD | {"response": ["x"]}, "response is \\['x'\\]; expected text"),
         (GOOD | {"options": "red;blue"}, "options is 'red;blue'; expected a list"),
         (GOOD | {"options": ["red", 2]}, "options is \\['red', 2\\]; expected a list"),
-        (GOOD | {"image": "pictures/none.png"}, "image 'pictures/none.png': no such file"),
+        (GOOD | {"image": "images/none.png"}, "image 'images/none.png': no such file"),
         (GOOD | {"id": "first"}, "id 'first' stands at .*data.jsonl:1 already"),
         (GOOD | {"image": None}, "image is missing; expected the path"),
-        (GOOD | {"image": ["pictures/a.png"]}, "image is \\['pictures/a.png'\\]; expected text"),
+        (GOOD | {"image": ["images/a.png"]}, "image is \\['images/a.png'\\]; expected text"),
         (GOOD | {"question": "<image> and <image>?"}, "the question has places for 2 .*, the record has 1"),
         (GOOD | {"question": "<video> what?"}, "the question has a place for a video"),
         (GOOD | {"question": "x\ud800"}, "question holds half of a character \\('.ud800' at 1\\)"),
@@ -92,14 +92,14 @@ def opened(path, split, **more):
         ('{"id": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
-def test_a_broken_line_is_named(folder, line, told):
+def test_a_broken_line_is_named(folder, line, message):
     path = write(folder, GOOD | {"id": "first"}, line)
-    with pytest.raises(ValueError, match=rf"data.jsonl:2: {told}"):
+    with pytest.raises(ValueError, match=rf"data.jsonl:2: {message}"):
         opened(path, "train", whole=True)
 
 
-def test_a_broken_picture_and_an_empty_file_are_named(folder):
-    source = opened(write(folder, GOOD | {"image": "pictures/broken.png"}), "train", whole=True)
+def test_a_broken_image_and_an_empty_file_are_named(folder):
+    source = opened(write(folder, GOOD | {"image": "images/broken.png"}), "train", whole=True)
     with pytest.raises(ValueError, match="broken.png: starts like a PNG but its header is broken or cut off"):
         source[0]
     with pytest.raises(ValueError, match="holds no question"):
@@ -120,17 +120,17 @@ def test_a_tenth_is_held_out_and_nothing_is_in_both(folder):
 def test_easy_vqa_is_the_packages():
     easy_vqa = pytest.importorskip("easy_vqa")
     source = EasyVqaSource("held_out")
-    questions, answers, pictures = easy_vqa.get_test_questions()
+    questions, answers, images = easy_vqa.get_test_questions()
     assert len(source) == len(questions) == 9673
     want = sorted(zip(questions, answers, strict=True))
     got = sorted((q, a) for q, a, _ in source._rows)
     assert got == want
     record = source[0]
     assert record.images[0].size == (64, 64) and record.answer in easy_vqa.get_answers()
-    # What is put together from a picture's questions never contradicts one of their answers.
+    # What is put together from an image's questions never contradicts one of their answers.
     whole = 0
-    for question, answer, picture in source._rows[:2000]:
-        facts = source._facts[picture]
+    for question, answer, image in source._rows[:2000]:
+        facts = source._facts[image]
         if len(facts) < 2:
             continue
         whole += 1

@@ -43,7 +43,7 @@ def test_round_trips():
 
 
 @pytest.mark.parametrize(
-    "raw, told",
+    "raw, message",
     [
         ({"sampling": {"sample": 2}}, "config.sampling.sample: there is no such key; did you mean config.sampling.s"),
         ({"temperature": 2.0}, "config.temperature: there is no such key; did you mean config.sampling.temperature"),
@@ -67,9 +67,9 @@ def test_round_trips():
         ({"mesh": {"data": 0}}, "config.mesh: got data, fsdp, tensor = (0, 1, 1)"),
     ],
 )  # fmt: skip
-def test_refusals_name_key_value_and_what_is_right(raw, told):
+def test_refusals_name_key_value_and_what_is_right(raw, message):
     (line,) = refusal(raw)
-    assert line.startswith(told)
+    assert line.startswith(message)
 
 
 def test_judges_need_an_endpoint_names_a_key_and_prices(monkeypatch):

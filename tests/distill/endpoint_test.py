@@ -44,9 +44,9 @@ class Server:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
         self.play, self.heard, self.end = [WHOLE], [], False
-        threading.Thread(target=self.serve, daemon=True).start()
+        threading.Thread(target=self.run_insertions, daemon=True).start()
 
-    def serve(self):
+    def run_insertions(self):
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.socket.accept()
@@ -82,10 +82,10 @@ def row(text="x"):
     return {"id": "q", "sample": 0, "image": None, "question": "How many?", "answer": "2", "text": text}
 
 
-def drip(raw, size=1, pause=0.02):
+def drip(raw, size=1, check_stop=0.02):
     for start in range(0, len(raw), size):
         yield raw[start : start + size]
-        yield pause
+        yield check_stop
 
 
 def for_ever(first, raw):
@@ -136,17 +136,17 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_whatever_comes_is_retried_then_an_abstention_that_is_logged_and_counted(server, tmp_path, name):
-    server.play, told = HOSTILE[name]
+    server.play, message = HOSTILE[name]
     server.heard.clear()
     options = JudgeOptions(models=("a",), base_url=server.url, timeout_s=0.4, retries=1)
     log = JudgeLog(tmp_path / "log")
     begin = time.monotonic()
-    with Judges(options, log, tmp_path, KEY, lambda pause: None) as judges:
+    with Judges(options, log, tmp_path, KEY, lambda check_stop: None) as judges:
         assert judges.votes(row()) == (Vote.ABSTAIN,) and judges.stopped is None
         assert time.monotonic() - begin < 2 * 0.4 + 1
         assert len(server.heard) == log.requests == 2
         (line,) = (tmp_path / "log").read_text().splitlines()
-        assert told in json.loads(line)["error"] and len(json.loads(line)["error"]) < 300
+        assert message in json.loads(line)["error"] and len(json.loads(line)["error"]) < 300
         server.play = [WHOLE]
         assert judges.votes(row()) == (Vote.CORRECT,)
 
@@ -224,9 +224,9 @@ def test_no_cookie_is_kept_and_no_connection_used_twice(server, tmp_path):
     ],
 )
 def test_addresses(url, problem, monkeypatch):
-    found = address_problem(url)
-    assert found is None if problem is None else problem in found
-    assert "hunter2" not in (found or "")
+    result = address_problem(url)
+    assert result is None if problem is None else problem in result
+    assert "hunter2" not in (result or "")
     options = DistillOptions(verify=VerifyOptions(("judges",)), judges=JudgeOptions(("a", "b"), base_url=url))
     if problem is None:
         assert from_config_dict(to_dict(options)) == options
@@ -368,16 +368,16 @@ def test_random_exchanges(server, tmp_path):
     failed = b"HTTP/1.1 429 Slow\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nwait"
     options = JudgeOptions(models=("a",), base_url=server.url, timeout_s=0.5, retries=0)
     log = JudgeLog(tmp_path / "log")
-    with Judges(options, log, tmp_path, KEY, lambda pause: None) as judges:
-        found = []
+    with Judges(options, log, tmp_path, KEY, lambda check_stop: None) as judges:
+        result = []
         for number in range(CASES * 3 // 20):
             raw = mutated(rng.choice([WHOLE, chunked, failed]), rng)
             server.play = [part for cut in [rng.randrange(len(raw) + 1)] for part in (raw[:cut], raw[cut:])]
             judges.stopped, start = None, time.monotonic()
-            found += judges.votes(row(str(number)))
+            result += judges.votes(row(str(number)))
             assert time.monotonic() - start < 1.5, raw[:200]
             if number % 15 == 14:  # or the judges are given up
                 server.play = [WHOLE]
                 assert judges.votes(row(f"good {number}")) == (Vote.CORRECT,)
-    assert {Vote.ABSTAIN, Vote.CORRECT} <= set(found)
+    assert {Vote.ABSTAIN, Vote.CORRECT} <= set(result)
     JudgeLog(tmp_path / "log")

@@ -88,7 +88,7 @@ def test_good_lines_come_in_and_the_others_stay_named(queued, capsys):
     taken = {"id": done[0]["id"], "response": good("1")}
     write(folder / "queue.jsonl", [first, second, *rest, "{broken\n", stranger, taken, dict(second), "\n"])
     assert correct(folder, "queue.jsonl") == 5
-    told, n = capsys.readouterr().out, len(queue)
+    message, n = capsys.readouterr().out, len(queue)
     for line, text in (
         (2, f"id {second['id']!r}: concludes 'nonsense', the right answer is {second['answer']!r}"),
         (n + 1, "not JSON"),
@@ -96,8 +96,8 @@ def test_good_lines_come_in_and_the_others_stay_named(queued, capsys):
         (n + 3, f"id {done[0]['id']!r} has an accepted answer already"),
         (n + 4, f"id {second['id']!r}: concludes"),
     ):
-        assert f"refused: {folder / 'queue.jsonl'}:{line}: {text}" in told
-    assert f"taken back: 1 new, 0 replaced, 0 known before; {len(rest)} still open, 5 refused" in told
+        assert f"refused: {folder / 'queue.jsonl'}:{line}: {text}" in message
+    assert f"taken back: 1 new, 0 replaced, 0 known before; {len(rest)} still open, 5 refused" in message
     accepted = rows(folder / "accepted.jsonl")
     assert accepted[:-1] == done
     assert accepted[-1] == {key: first[key] for key in ("id", "image", "question", "answer", "kind")} | {
@@ -143,7 +143,7 @@ def test_twice_is_once_and_a_second_thought_replaces(queued, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"response": "just words"}, "the format breaks at character 0: no_tags"),
         ({"response": good("<|im_end|>")}, "holds <|im_end|>"),
@@ -153,12 +153,12 @@ def test_twice_is_once_and_a_second_thought_replaces(queued, tmp_path, capsys):
         ({"id": 5}, "id 5 is no question of this run"),
     ],
 )
-def test_refusals(queued, tmp_path, capsys, change, told):
+def test_refusals(queued, tmp_path, capsys, change, message):
     folder, queue = queued
     before = contents(folder)
     write(tmp_path / "mine.jsonl", [queue[0] | {"response": good(queue[0]["answer"])} | change])
     assert correct(folder, str(tmp_path / "mine.jsonl")) == 1
-    assert told in capsys.readouterr().out and contents(folder) == before
+    assert message in capsys.readouterr().out and contents(folder) == before
 
 
 def test_where_the_verifiers_leave_the_answer_to_judges_so_does_the_take_back(tmp_path):

@@ -111,8 +111,8 @@ def test_votes_are_those_of_the_models_in_order_and_the_request_is_whole(make, s
     assert judges.votes(row(question="How {many}?")) == (Vote.CORRECT, Vote.INCORRECT, Vote.ABSTAIN)
     path, headers, body = server.seen[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
-    picture, text = body["messages"][0]["content"]
-    head, _, data = picture["image_url"]["url"].partition(",")
+    img, text = body["messages"][0]["content"]
+    head, _, data = img["image_url"]["url"].partition(",")
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert head == "data:image/png;base64" and image.size == (1024, 51) and image.getpixel((9, 9)) == (255, 0, 0)
     for part in ("How {many}?", "Right answer: 2", "<CONCLUSION>2</CONCLUSION>"):
@@ -131,7 +131,7 @@ def test_what_was_said_is_not_asked_again_in_a_later_run(make, server, tmp_path)
     assert judges.votes(row()) == (Vote.CORRECT, Vote.ABSTAIN, Vote.INCORRECT)
     assert len(server.seen) == 3 and server.asked("a") == 1 and log.requests == 3
     assert (tmp_path / "j.jsonl").read_bytes().startswith(raw) and b"torn" not in (tmp_path / "j.jsonl").read_bytes()
-    # Another answer, or another question about the same picture, is another request; so is a new judge's setting.
+    # Another answer, or another question about the same image, is another request; so is a new judge's setting.
     judges.votes(row(text="else"))
     assert server.asked("a") == 2
     make({"a": [NO]}, temperature=0.5)[0].votes(row())
@@ -150,7 +150,7 @@ def test_failures_are_tried_again_with_growing_pauses(make, server):
 
 
 @pytest.mark.parametrize(
-    "reply, requests, told",
+    "reply, requests, message",
     [
         (FAIL, 3, "HTTP 500"),
         ((400, {}), 1, 'HTTP 400: {"error": "told"}'),
@@ -161,12 +161,12 @@ def test_failures_are_tried_again_with_growing_pauses(make, server):
         (b"[]", 3, "not a chat completion"),
     ],
 )
-def test_a_judge_that_fails_abstains_and_is_asked_again_next_time(make, server, reply, requests, told, tmp_path):
+def test_a_judge_that_fails_abstains_and_is_asked_again_next_time(make, server, reply, requests, message, tmp_path):
     judges, log = make({"a": [reply], "b": [YES]})
     assert judges.votes(row()) == (Vote.ABSTAIN, Vote.CORRECT)
     assert server.asked("a") == requests and log.requests == requests + 1 and judges.stopped is None
     failed = json.loads((tmp_path / "j.jsonl").read_text().splitlines()[0])
-    assert failed["requests"] == requests and told in failed["error"]
+    assert failed["requests"] == requests and message in failed["error"]
     judges, log = make({"a": [NO], "b": [YES]})
     assert log.failure(failed["key"]) == failed["error"] and log.said(failed["key"]) == Vote.ABSTAIN
     assert judges.votes(row()) == (Vote.INCORRECT, Vote.CORRECT)
@@ -185,7 +185,7 @@ def test_a_slow_judge_times_out(make, server):
     assert time.monotonic() - begin < 0.4
 
 
-def test_a_picture_that_is_none_is_named(make, server, tmp_path):
+def test_a_image_that_is_none_is_named(make, server, tmp_path):
     judges, _ = make({"a": [YES]})
     (tmp_path / "p.png").unlink()
     os.mkfifo(tmp_path / "p.png")

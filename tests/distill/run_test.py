@@ -35,7 +35,7 @@ from qwenla_jax.distill.run import run
 from qwenla_jax.distill.sample_answers import sample_numbers
 from qwenla_jax.text.answers.match import extract_conclusion, matches
 from qwenla_jax.text.response_format import parse
-from qwenla_jax.train.loop import Refused
+from qwenla_jax.train.loop import RunRefused
 from qwenla_jax.utils import jsonl_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ def test_samples_depend_on_seed_and_question_and_not_on_batch_or_k(whole, tmp_pa
     other = rows(tmp_path / "seed" / "samples.jsonl")
     first = {(a["id"], a["sample"]): a["text"] for a in rows(whole / "samples.jsonl")}
     assert sum(first[a["id"], a["sample"]] != a["text"] for a in other) > len(other) / 3
-    # Pictures of a file stay where they are, and the training reader finds them from the run's folder.
+    # Images of a file stay where they are, and the training reader finds them from the run's folder.
     assert not (tmp_path / "seed" / "images").exists()
     assert other[0]["image"].startswith("../images/")
     assert len(make_source(str(tmp_path / "seed" / "accepted.jsonl"), "cold_start", seed=0, whole=True)) > 0
@@ -191,7 +191,7 @@ def test_a_run_cut_at_any_byte_ends_as_the_whole_one(whole, tmp_path, cut):
     for name in RESULTS[1:]:
         if draw.random() < 0.5:
             (folder / name).unlink()
-    # Pictures come before the answers to them: those of a batch that is not on disk may be there, or half there.
+    # Images come before the answers to them: those of a batch that is not on disk may be there, or half there.
     on_disk = (whole / "samples.jsonl").read_bytes()[:size].count(b"\n") // 12 * 4
     for index in range(on_disk, 10):
         if draw.random() < 0.5:
@@ -220,18 +220,18 @@ def test_a_killed_process(whole, tmp_path):
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL and not (tmp_path / "accepted.jsonl").exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "going on after question" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and "continuing after question" in again.stdout, again.stdout + again.stderr
     assert contents(tmp_path) == contents(whole)
 
 
 def test_other_settings_are_refused_by_name(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     before = contents(tmp_path / "run")
-    with pytest.raises(Refused, match="config.sampling.temperature: 1.2 in the folder, 0.7 now"):
+    with pytest.raises(RunRefused, match="config.sampling.temperature: 1.2 in the folder, 0.7 now"):
         run(replace(SMALL, sampling=SamplingOptions(3, 0.7)), tmp_path / "run")
     assert contents(tmp_path / "run") == before
     (tmp_path / "run" / "settings.json").unlink()
-    with pytest.raises(Refused, match="settings.json is missing"):
+    with pytest.raises(RunRefused, match="settings.json is missing"):
         run(SMALL, tmp_path / "run")
 
 
@@ -240,7 +240,7 @@ def test_a_log_of_other_questions_is_refused(whole, tmp_path):
     log = tmp_path / "run" / "samples.jsonl"
     text = log.read_text().replace("scene-0-train-9", "scene-0-train-8")
     log.write_text(text)
-    with pytest.raises(Refused, match="question 9 is 'scene-0-train-8' there, but 'scene-0-train-9' in the source"):
+    with pytest.raises(RunRefused, match="question 9 is 'scene-0-train-8' there, but 'scene-0-train-9' in the source"):
         run(SMALL, tmp_path / "run")
 
 
@@ -342,7 +342,7 @@ def test_settings_are_plain_values(whole):
 
 
 def test_answers_that_look_again_part_at_the_reflection(tmp_path):
-    """With the same random numbers, what stands before the first tag does not know of the pictures behind it."""
+    """With the same random numbers, what stands before the first tag does not know of the images behind it."""
     texts = {}
     for mode in ("none", "copy"):
         options = replace(SMALL, reattention=ReattentionOptions(mode=mode))

@@ -115,7 +115,7 @@ def compare_mmstar(root: Path) -> bool:
     import pandas
 
     saved: dict[str, Any] = {}
-    helpers = {"load": pandas.read_excel, "dump": lambda found, _: saved.update(found)}
+    helpers = {"load": pandas.read_excel, "dump": lambda result, _: saved.update(result)}
     smp = stand_in("vlmeval.smp", tqdm=lambda lines: lines, get_logger=logging.getLogger, **helpers)
     official = load(root / "eval/vlmeval/evaluate/mmstar.py", **{"vlmeval": stand_in("vlmeval"), "vlmeval.smp": smp})
     official.MMStar_eval(str(root / SUBMISSION))
@@ -145,16 +145,16 @@ def compare_vlmevalkit(root: Path, mmmu: Path | None, mmstar: Path | None) -> bo
             pieces = (draw.choice(PIECES) + draw.choice(("", " ", " ")) for _ in range(draw.randint(0, 12)))
             yield "fuzzed", "".join(pieces), draw.choice(OPTIONS)
 
-    told: dict[str, list[int]] = {}
+    message: dict[str, list[int]] = {}
     for kind, text, options in answers():
         theirs = official.can_infer(text, dict(options))
         read = theirs if theirs and theirs != "Z" else None  # Z: none of the options
-        counts = told.setdefault(kind, [0, 0, 0])
+        counts = message.setdefault(kind, [0, 0, 0])
         for place, more in enumerate((1, read is not None, read != read_letter(text, options))):
             counts[place] += more
-    for kind, (number, named, differ) in told.items():
+    for kind, (number, named, differ) in message.items():
         print(f"VLMEvalKit, answers of {kind}: {number}, {named} of which name an option; {differ} read otherwise here")
-    return not any(differ for *_, differ in told.values())
+    return not any(differ for *_, differ in message.values())
 
 
 def compare_mme(root: Path) -> bool:

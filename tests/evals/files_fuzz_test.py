@@ -1,4 +1,4 @@
-"""Damaged files of questions and predictions through their readers and scorers: a result, or a refusal by name.
+"""Corrupt files of questions and predictions through their readers and scorers: a result, or a refusal by name.
 
 Oracle: the clock, the process's memory, and which errors may come. `QWENLA_FUZZ=100000 pytest
 tests/evals/files_fuzz_test.py` is the long form, and `QWENLA_FUZZ_SEED` repeats a seed.
@@ -60,7 +60,7 @@ BYTES = [b'"', b"\t", b"\n", b"\r", b"\\", b"{", b"}", b"[", b"]" * 50, b"[" * 5
 BYTES += [b"\xff", b"\x00", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"<", b">", b"&", b"<c/>", b"NaN", *NUMBERS]
 
 
-def damaged(rng, data):
+def corrupt(rng, data):
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
         at, kind = rng.randrange(len(data) + 1), rng.randrange(6)
@@ -117,7 +117,7 @@ def text_of(ending, value):
 
 
 def sheet_of(rng, folder, rows, parts):
-    """An xlsx file with a damaged part, or itself damaged; `parts` keeps the sound ones by task."""
+    """An xlsx file with a corrupt part, or itself corrupt; `parts` keeps the sound ones by task."""
     if not parts:
         write_rows(folder / "sound.xlsx", [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows])
         with zipfile.ZipFile(folder / "sound.xlsx") as archive:
@@ -125,12 +125,12 @@ def sheet_of(rng, folder, rows, parts):
     chosen = dict(parts)
     if rng.random() < 0.8:
         name = rng.choice([*parts, *[name for name in parts if "sheet" in name] * 3])
-        chosen[name] = damaged(rng, chosen[name])
+        chosen[name] = corrupt(rng, chosen[name])
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in chosen.items():
             archive.writestr(name, data)
-    return file.getvalue() if chosen != parts else damaged(rng, file.getvalue())
+    return file.getvalue() if chosen != parts else corrupt(rng, file.getvalue())
 
 
 def use(task, path):
@@ -145,8 +145,8 @@ def use(task, path):
     done = 0
     for each in (score_files, questions_of):
         try:
-            found = each(task, [path], settings=SETTINGS)
-            found.table().encode() if each is score_files else found[0]
+            result = each(task, [path], settings=SETTINGS)
+            result.table().encode() if each is score_files else result[0]
             done += 1
         except (ValueError, OSError) as error:
             assert not isinstance(error, UnicodeError) and str(error)
@@ -171,7 +171,7 @@ def test_damaged_files(tmp_path, ending):
         if ending == "xlsx":
             data = sheet_of(rng, tmp_path, ROWS[task], parts.setdefault(task, {}))
         elif rng.random() < 0.5:
-            data = damaged(rng, text_of(ending, rows))
+            data = corrupt(rng, text_of(ending, rows))
         else:
             whole = rows if rng.random() < 0.7 else {str(n): row for n, row in enumerate(rows)}
             data = text_of(ending, twisted(rng, rows if ending != "json" else whole))

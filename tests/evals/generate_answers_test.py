@@ -1,4 +1,4 @@
-"""A model's answers to a benchmark: restarts, modes, questions with several pictures or none, and the score.
+"""A model's answers to a benchmark: restarts, modes, questions with several images or none, and the score.
 
 Oracles: an uninterrupted run's bytes; the sampler on one question alone; scoring the saved file.
 """
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = 10
 SMALL = {"batch_size": 3, "max_response_tokens": 64, "max_prompt_tokens": 256}
 FLAGS = [f"--{name}={value}" for name, value in SMALL.items()]
-NONE, SEVERAL, OF_ANOTHER = 4, 7, 8  # questions with no picture, with two, with that of question 2
+NONE, SEVERAL, OF_ANOTHER = 4, 7, 8  # questions with no image, with two, with that of question 2
 
 
 def png(image):
@@ -36,7 +36,7 @@ def png(image):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def write_gold(path, broken=()):
+def write_gold(path, invalid=()):
     """Open questions about scenes as VLMEvalKit's table."""
     source = SceneSource(3, "held_out", SIZE)
     lines = ["index\tid\tquestion\tquestion_type\tanswer\timage"]
@@ -47,7 +47,7 @@ def write_gold(path, broken=()):
             SEVERAL: repr([png(record.images[0]), png(source[0].images[0].resize((56, 84)))]).replace("'", '""'),
             OF_ANOTHER: "2",
         }.get(index, png(record.images[0]))
-        image = "A" * 100 if index in broken else image
+        image = "A" * 100 if index in invalid else image
         image = f'"{image}"' if index == SEVERAL else image
         lines.append(f"{index}\tq{index}\t{record.question}\topen\t{record.answer}\t{image}")
     path.write_text("\n".join(lines) + "\n")
@@ -110,20 +110,20 @@ def contents(folder):
 
 def test_every_question_is_answered_in_its_order(whole):
     folder, summary, notes = whole
-    found = rows(folder / "predictions.jsonl")
-    assert [row["id"] for row in found] == [f"q{n}" for n in range(SIZE)]
-    assert all(1 <= row["tokens"] <= 64 for row in found) and rows(folder / "unusable.jsonl") == []
-    assert set(found[0]) == {"id", "prediction", "tokens", "stopped", "inserted", "refused", "kind"}
-    assert summary["without_a_picture"] == 1 and summary["with_several_pictures"] == 1
+    result = rows(folder / "predictions.jsonl")
+    assert [row["id"] for row in result] == [f"q{n}" for n in range(SIZE)]
+    assert all(1 <= row["tokens"] <= 64 for row in result) and rows(folder / "unusable.jsonl") == []
+    assert set(result[0]) == {"id", "prediction", "tokens", "stopped", "inserted", "skipped", "kind"}
+    assert summary["without_a_image"] == 1 and summary["with_several_images"] == 1
     assert summary["batches"] == 4 and 2 <= summary["shapes"] <= 4
     logged = rows(folder / "answers.jsonl")
     assert logged[0]["id"] == f"q{SEVERAL}"  # the largest first
-    assert sorted(row["id"] for row in logged) == sorted(row["id"] for row in found)
+    assert sorted(row["id"] for row in logged) == sorted(row["id"] for row in result)
     assert any(note.startswith("compiled ") for note in notes)
 
 
 def test_answers_are_those_of_each_question_alone(whole, gold):
-    """What a question is answered does not depend on its neighbours in the batch; picture 8 is that of question 2."""
+    """What a question is answered does not depend on its neighbours in the batch; image 8 is that of question 2."""
     import numpy as np
 
     from qwenla_jax.data.record import Record
@@ -133,12 +133,12 @@ def test_answers_are_those_of_each_question_alone(whole, gold):
     runtime, params = module.build(run_options(options))
     source = SceneSource(3, "held_out", SIZE)
     two = (source[SEVERAL].images[0], source[0].images[0].resize((56, 84)))
-    pictures = {NONE: (), SEVERAL: two, OF_ANOTHER: source[2].images}
+    images = {NONE: (), SEVERAL: two, OF_ANOTHER: source[2].images}
     items = module.asked_items(options, [gold])
     buckets = module.buckets_of(runtime, options, module.measure(runtime, options, items)[0])
     sampler = runtime.sampler(runtime.sample_options(1, 0.0, 1.0))
     for index in (0, NONE, SEVERAL, OF_ANOTHER):
-        record = Record("x", pictures.get(index, source[index].images), source[index].question, "", None, "")
+        record = Record("x", images.get(index, source[index].images), source[index].question, "", None, "")
         vision, prompts = runtime.collate_prompts([runtime.example(False)(record)], buckets, 3)
         rollout = sampler(params, vision, prompts, 0, np.zeros(3, np.uint32))
         assert texts_of(rollout, runtime.tokenizer)[0] == rows(whole[0] / "predictions.jsonl")[index]["prediction"]
@@ -158,9 +158,9 @@ def test_a_foreign_log_and_other_settings_are_refused(whole, gold, tmp_path):
     for name, content in contents(whole[0]).items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="other settings") as error:
-        answer(gold, tmp_path, share=0.25, reattention="route")
-    told = ["--reattention: 'none' in the folder, 'route' now", "--share: 0.5 in the folder, 0.25 now"]
-    assert str(error.value).splitlines()[1:] == told
+        answer(gold, tmp_path, keep_ratio=0.25, reattention="route")
+    message = ["--reattention: 'none' in the folder, 'route' now", "--keep_ratio: 0.5 in the folder, 0.25 now"]
+    assert str(error.value).splitlines()[1:] == message
     other = tmp_path / "questions.tsv"
     other.write_text(gold.read_text().replace("open", "opened", 1))
     with pytest.raises(ValueError, match="--gold: .*questions.tsv"):
@@ -198,14 +198,14 @@ def test_looking_again_changes_answers_from_the_reflection_on(gold, tmp_path, mo
     tag = "<REFLECTION>"
     assert [r["prediction"].partition(tag)[0] for r in before] == [r["prediction"].partition(tag)[0] for r in after]
     reflecting = [row for row in after if tag in row["prediction"]]
-    assert reflecting and all(row["inserted"] + row["refused"] >= 1 for row in reflecting)
+    assert reflecting and all(row["inserted"] + row["skipped"] >= 1 for row in reflecting)
     assert summary["insertions"] == sum(row["inserted"] for row in after) >= 1
-    assert after[NONE]["inserted"] == 0  # it has no picture to look at
+    assert after[NONE]["inserted"] == 0  # it has no image to look at
     assert all(row["inserted"] == 0 for row in before)
 
 
 def test_unusable_questions_are_named_and_counted(tmp_path):
-    gold = write_gold(tmp_path / "questions.tsv", broken=(1, 6))
+    gold = write_gold(tmp_path / "questions.tsv", invalid=(1, 6))
     with pytest.raises(ValueError, match=r"2 of 10 questions cannot be used, such as 'q1', 'q6': .*missing=wrong"):
         answer(gold, tmp_path / "out")
     assert not (tmp_path / "out" / "settings.json").exists()
@@ -213,9 +213,9 @@ def test_unusable_questions_are_named_and_counted(tmp_path):
     assert evaluate.main([*flags, "--missing=wrong"]) == 0
     out = tmp_path / "out"
     assert [(row["id"], row["reason"]) for row in rows(out / "unusable.jsonl")] == [("q1", "format"), ("q6", "format")]
-    found = json.loads((out / "score.json").read_text())
-    assert found["counts"]["without_prediction_as_wrong"] == 2 and found["counts"]["questions"] == SIZE
-    assert found["generation"]["unusable"] == found["generation"]["unusable/format"] == 2
+    result = json.loads((out / "score.json").read_text())
+    assert result["counts"]["without_prediction_as_wrong"] == 2 and result["counts"]["questions"] == SIZE
+    assert result["generation"]["unusable"] == result["generation"]["unusable/format"] == 2
     assert len(rows(out / "predictions.jsonl")) == SIZE - 2
 
 
@@ -229,10 +229,10 @@ def test_a_prompt_too_long_and_a_question_without_text(whole, gold, tmp_path):
 
 
 def rows_tokens(gold):
-    """The longest prompt of a question with one picture."""
+    """The longest prompt of a question with one image."""
     options = make_options({"task": "mmmu", **SMALL}, [gold])
     usable, _ = module.measure(module.build(run_options(options))[0], options, module.asked_items(options, [gold]))
-    return max(one.prompt for one in usable if one.pictures < 2)
+    return max(one.prompt for one in usable if one.images < 2)
 
 
 def test_the_command_answers_and_scores(gold, tmp_path, capsys):
@@ -253,22 +253,22 @@ def test_the_command_answers_and_scores(gold, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--model=tiny"], "--workdir is missing"),
         (["--model=nowhere", "--workdir=x"], "--model: nowhere: no such folder"),
         (["--model=tiny", "--workdir=x", "--prompt=short"], "prompt: got 'short', expected structured, plain, or"),
         (["--model=tiny", "--workdir=x", "--reattention=look"], "--reattention: got 'look'"),
-        (["--model=tiny", "--workdir=x", "--share=2"], "--share: got 2"),
+        (["--model=tiny", "--workdir=x", "--keep_ratio=2"], "--keep_ratio: got 2"),
         (["--model=tiny", "--workdir=x", "--score=a.json"], "expected either --score=FILE, or --model=DIR"),
         ([], "expected either --score=FILE, or --model=DIR"),
-        (["--score=a.json", "--share=0.5"], "--share, --workdir: only with --model"),
+        (["--score=a.json", "--keep_ratio=0.5"], "--keep_ratio, --workdir: only with --model"),
     ],
 )
-def test_wrong_flags_are_refused_by_name(gold, tmp_path, monkeypatch, capsys, flags, told):
+def test_wrong_flags_are_refused_by_name(gold, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     assert evaluate.main(["--task=mmmu", f"--gold={gold}", *flags]) == 2
-    assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_scoring_alone_does_not_start_jax(gold, whole):
@@ -291,8 +291,8 @@ def test_a_killed_command_ends_as_if_it_had_not_been(gold, whole, tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    found = contents(tmp_path)
-    assert {name: found[name] for name in contents(whole[0])} == contents(whole[0])
+    result = contents(tmp_path)
+    assert {name: result[name] for name in contents(whole[0])} == contents(whole[0])
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_mathvision_goes_through(shared_data, tmp_path):
     flags = ["--task=mathvision", f"--gold={gold}", "--model=tiny", f"--workdir={tmp_path}", "--size=6"]
     flags += ["--max_pixels=12544", "--max_response_tokens=32", "--max_prompt_tokens=512", "--batch_size=3"]
     assert evaluate.main([*flags, "--prompt=plain", "--noalgebra"]) == 0
-    found = json.loads((tmp_path / "score.json").read_text())
-    assert found["counts"]["questions"] == found["generation"]["answered"] == 6
+    result = json.loads((tmp_path / "score.json").read_text())
+    assert result["counts"]["questions"] == result["generation"]["answered"] == 6
     ids = [json.loads(line)["id"] for line in gold.read_text().splitlines()[:6]]
     assert [row["id"] for row in rows(tmp_path / "predictions.jsonl")] == ids

@@ -1,4 +1,4 @@
-"""Pictures of rows: files, base64, another row's. Oracle: the pictures that were written."""
+"""Images of rows: files, base64, another row's. Oracle: the images that were written."""
 
 import base64
 import io
@@ -30,8 +30,8 @@ def arrays(record):
     return [np.asarray(image) for image in record.images]
 
 
-def same(found, wanted):
-    return len(found) == len(wanted) and all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+def same(result, wanted):
+    return len(result) == len(wanted) and all(np.array_equal(a, b) for a, b in zip(result, wanted, strict=True))
 
 
 @pytest.fixture
@@ -49,60 +49,67 @@ def table(tmp_path):
 @pytest.mark.parametrize("task", ["mmstar", "mmbench", "mmmu", "mathvision"])
 def test_base64_lists_and_indexes(table, task):
     two = f"['{base(RED)}', '{base(NOISE)}']"
-    found = table([(0, base(NOISE)), (1, two), (2, "0"), (1000000, "1"), (4, "1000000"), (5, "['0', '2']")], task)
+    result = table([(0, base(NOISE)), (1, two), (2, "0"), (1000000, "1"), (4, "1000000"), (5, "['0', '2']")], task)
     wanted = [[NOISE], [RED, NOISE], [NOISE], [RED, NOISE], [RED, NOISE], [NOISE, NOISE]]
-    assert all(same(arrays(found[n]), pixels) for n, pixels in enumerate(wanted))
+    assert all(same(arrays(result[n]), pixels) for n, pixels in enumerate(wanted))
 
 
-def test_what_is_no_picture_is_told_when_it_is_asked_for(table):
-    found = table([(0, "1"), (1, "0"), (2, "77"), (3, "!" * 80), (4, "no.png"), (5, "../a.png"), (6, "6")])
-    told = ["none of its own", "none of its own", "there is none", "neither base64", "cannot be read", "expected one"]
-    for number, text in enumerate([*told, "none of its own"]):
+def test_what_is_no_image_is_told_when_it_is_asked_for(table):
+    result = table([(0, "1"), (1, "0"), (2, "77"), (3, "!" * 80), (4, "no.png"), (5, "../a.png"), (6, "6")])
+    message = [
+        "none of its own",
+        "none of its own",
+        "there is none",
+        "neither base64",
+        "cannot be read",
+        "expected one",
+    ]
+    for number, text in enumerate([*message, "none of its own"]):
         with pytest.raises(ValueError, match=text) as error:
-            found[number]
+            result[number]
         assert error.value.reason.startswith("picture_")
         assert ("no.png" if number == 4 else "t.tsv") in str(error.value)
 
 
 def test_rows_that_name_rows_that_name_rows(table):
     chain = [(0, base(NOISE)), *((n, str(n - 1)) for n in range(1, 2000))]
-    found = table(chain)
-    assert all(same(arrays(found[n]), [NOISE]) for n in (0, 1, 8))
+    result = table(chain)
+    assert all(same(arrays(result[n]), [NOISE]) for n in (0, 1, 8))
     for n in (9, 1999):
         with pytest.raises(ValueError, match="after 8 others that name the next"):
-            found[n]
-    # Each row names the one before it ten times: 10^8 pictures.
-    found = table([(0, base(NOISE)), *((n, str([str(n - 1)] * 10)) for n in range(1, 9))])
-    assert len(found[2].images) == 100
-    with pytest.raises(ValueError, match="row 9: has more than 256 pictures"):
-        found[8]
+            result[n]
+    # Each row names the one before it ten times: 10^8 images.
+    result = table([(0, base(NOISE)), *((n, str([str(n - 1)] * 10)) for n in range(1, 9))])
+    assert len(result[2].images) == 100
+    with pytest.raises(ValueError, match="row 9: has more than 256 images"):
+        result[8]
 
 
-def test_a_missing_cell_that_became_a_text_is_no_picture(table):
+def test_a_missing_cell_that_became_a_text_is_no_image(table):
     assert not table([(0, "nan"), (1, "<NA>")])[0].images
 
 
 def test_files_beside_the_questions_and_in_a_folder(tmp_path):
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "images"
     for name, pixels in {"a.png": RED, "OCR/b.png": BLUE, "OCR/images/c.png": GREEN}.items():
-        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
-        (pictures / name).write_bytes(encoded(pixels))
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(encoded(pixels))
     mme = tmp_path / "OCR.txt"
     mme.write_text("".join(f"{name}\tIs it? Please answer yes or no.\tYes\n" for name in ("a.png", "b.png", "c.png")))
-    found = questions_of("mme", [mme], images=pictures)
-    assert [same(arrays(found[n]), [each]) for n, each in enumerate((RED, BLUE, GREEN))] == [True] * 3
+    result = questions_of("mme", [mme], images=images)
+    assert [same(arrays(result[n]), [each]) for n, each in enumerate((RED, BLUE, GREEN))] == [True] * 3
     rows = [{"question": "q", "gt_answer": "a", "image_src": "https://host/x/a.png"}]
     hal = tmp_path / "hal.json"
     hal.write_text(json.dumps(rows))
-    assert same(arrays(questions_of("mmhal", [hal], images=pictures)[0]), [RED])
-    (pictures / "COCO_val2014_000000000042.jpg").write_bytes(encoded(NOISE))
+    assert same(arrays(questions_of("mmhal", [hal], images=images)[0]), [RED])
+    (images / "COCO_val2014_000000000042.jpg").write_bytes(encoded(NOISE))
     chair = tmp_path / "chair.json"
     chair.write_text(json.dumps({"42": ["dog"]}))
-    assert same(arrays(questions_of("chair", [chair], images=pictures)[0]), [NOISE])
+    assert same(arrays(questions_of("chair", [chair], images=images)[0]), [NOISE])
     (tmp_path / "d.png").write_bytes(encoded(GREEN))
     mmmu = tmp_path / "mmmu.jsonl"
     row = {"id": "validation_Art_1", "question": "q", "answer": "3", "question_type": "short-answer"}
-    mmmu.write_text(json.dumps({**row, "image_1": "d.png", "image_2": "pictures/a.png"}))
+    mmmu.write_text(json.dumps({**row, "image_1": "d.png", "image_2": "images/a.png"}))
     assert same(arrays(questions_of("mmmu", [mmmu])[0]), [GREEN, RED])
 
 
@@ -115,8 +122,8 @@ def test_files_beside_the_questions_and_in_a_folder(tmp_path):
         (
             "mmmu",
             Item("1", "See <image 1>.\n(A) <image 2>\n(B) no", options={"A": "", "B": "no"}),
-            "See (picture 1).\n(A) (picture 2)\n(B) no",
-            "See (picture 1).\n(A) (picture 2)\n(B) no\nAnswer with the letter of one option.",
+            "See (image 1).\n(A) (image 2)\n(B) no",
+            "See (image 1).\n(A) (image 2)\n(B) no\nAnswer with the letter of one option.",
         ),
         (
             "mathvision",

@@ -94,6 +94,6 @@ def test_values_of_random_latex():
     pairs = [(mathvision_answer(soup(rng)), "\\frac{1}{2}") for _ in range(CASES // 20)]
     pairs = [(got, want) for got, want in pairs if same_text(got, want) is None]
     start = time.monotonic()
-    found = same_values([("1/2", "0.5"), *pairs, ("1/2", "0.5")])
-    assert found[0] and found[-1] and set(found) <= {True, False, None}
+    result = same_values([("1/2", "0.5"), *pairs, ("1/2", "0.5")])
+    assert result[0] and result[-1] and set(result) <= {True, False, None}
     assert time.monotonic() - start < 20 + 3 * DEADLINE_S * len(pairs)

@@ -107,14 +107,14 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, ending):
         pytest.importorskip("pandas").DataFrame(rows).to_csv(path, sep="\t", index=False)
     else:
         path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
-    found = read_rows(path)
-    assert [(row.text("index"), row.text("question"), row.text("prediction")) for row in found] == [
+    result = read_rows(path)
+    assert [(row.text("index"), row.text("question"), row.text("prediction")) for row in result] == [
         ("5", 'a "b"', "x\ny"), ("6", "c", "d"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.csv", "x", "cannot read .csv; expected .tsv, .xlsx"),
         ("a.json", "{", "a.json:1: not JSON"),
@@ -132,10 +132,10 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, ending):
         ("a.jsonl", "{}\n" + '{"a":' * 200_000, "a.jsonl:2: nested more than 100 deep"),
     ],
 )
-def test_bad_files_are_refused_by_name(tmp_path, name, content, told):
+def test_bad_files_are_refused_by_name(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         read_rows(path)
     assert str(path) in str(error.value)
 
@@ -153,13 +153,13 @@ def test_objects_of_json_however_they_stand(tmp_path):
     for ending in ("json", "jsonl"):
         for name, text in texts.items():
             (tmp_path / f"a.{ending}").write_text(text + "\n")
-            found = [dict(row.values) for row in read_rows(tmp_path / f"a.{ending}")]
-            assert found == (rows[:1] if name.startswith("one") else rows), (ending, name)
+            result = [dict(row.values) for row in read_rows(tmp_path / f"a.{ending}")]
+            assert result == (rows[:1] if name.startswith("one") else rows), (ending, name)
     # One object of other keys is a row in JSON lines, and holds rows by their ids in JSON.
     for ending, wanted in (("jsonl", [{"a": "B", "b": "C"}]), ("json", [{"id": "a", "prediction": "B"}, {"id": "b"}])):
         (tmp_path / f"a.{ending}").write_text('{"a": "B", "b": "C"}')
-        found = [dict(row.values) for row in read_rows(tmp_path / f"a.{ending}")]
-        assert [one.items() >= other.items() for one, other in zip(found, wanted, strict=True)] == [True] * len(wanted)
+        result = [dict(row.values) for row in read_rows(tmp_path / f"a.{ending}")]
+        assert [one.items() >= other.items() for one, other in zip(result, wanted, strict=True)] == [True] * len(wanted)
 
 
 def test_short_rows_lack_their_last_cells_and_cost_nothing(tmp_path):
@@ -245,7 +245,7 @@ def test_questions_are_records(tmp_path):
     assert record.question == "q\n(A) red\n(B) blue"
 
 
-def test_pictures_of_parquet_open(tmp_path):
+def test_images_of_parquet_open(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     import io
 
@@ -274,9 +274,9 @@ def test_command_prints_json_and_a_table(tmp_path, capsys):
     )
     arguments = ["--task=mmmu", f"--score={said}", f"--gold={gold}"]
     assert evaluate.main([*arguments, "--json", f"--details={tmp_path / 'd.jsonl'}"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["task"] == "mmmu" and found["figures"]["accuracy"]["value"] == 100.0
-    assert found["figures"]["accuracy"]["low"] == pytest.approx(43.85, abs=0.01)  # Wilson: 1 / (1 + 1.96^2 / 3)
+    result = json.loads(capsys.readouterr().out)
+    assert result["task"] == "mmmu" and result["figures"]["accuracy"]["value"] == 100.0
+    assert result["figures"]["accuracy"]["low"] == pytest.approx(43.85, abs=0.01)  # Wilson: 1 / (1 + 1.96^2 / 3)
     assert [json.loads(line)["right"] for line in (tmp_path / "d.jsonl").read_text().splitlines()] == [True] * 3
     assert evaluate.main(arguments) == 0
     assert "100.00  [43.85, 100.00]" in capsys.readouterr().out

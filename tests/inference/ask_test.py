@@ -1,6 +1,6 @@
 """Questions and answers against transformers, which knows nothing of looking again.
 
-Greedy text-only answers are those of its `generate`; with COPY they are greedy over the prompt in which the pictures
+Greedy text-only answers are those of its `generate`; with COPY they are greedy over the prompt in which the images
 are given once more; attention is its own attention weights.
 """
 
@@ -84,7 +84,7 @@ class Official:
         return SimpleNamespace(ids=np.array(ids), slots=slots, logits=out.logits[0].numpy(), attention=attention_TxT)
 
     def greedy(self, tokens, cap):
-        """The pictures are given again as soon as a tag comes."""
+        """The images are given again as soon as a tag comes."""
         response = []
         while len(response) < tokens and not (response and response[-1] in self.stop):
             logits_V = self.run(response, cap).logits[-1]
@@ -107,15 +107,15 @@ def test_text_alone_is_what_transformers_generates(index):
     assert answer.token_ids == expected
     assert answer.stopped == (expected[-1] in official.stop)
     assert answer.text == official.tok.decode([i for i in expected if i not in official.stop])
-    assert answer.reattention == [] and answer.refused == 0
+    assert answer.reattention == [] and answer.skipped == 0
 
 
 @pytest.mark.parametrize(
     ("which", "question", "reflections"), [([1], QUESTIONS[0], CAP), ([0, 1], "Is there a red circle?", CAP + 1)]
 )
-def test_copy_is_the_prompt_with_the_pictures_given_again(reflecting, pictures, which, question, reflections):
-    """Greedy tokens; then where it looked, and the attention that the pictures got."""
-    files, number = [pictures[i] for i in which], len(which)
+def test_copy_is_the_prompt_with_the_images_given_again(reflecting, imgs, which, question, reflections):
+    """Greedy tokens; then where it looked, and the attention that the images got."""
+    files, number = [imgs[i] for i in which], len(which)
     official = Official(reflecting, opened(files), question)
     expected = official.greedy(TOKENS, CAP)
     assert expected[:-1].count(official.open) >= reflections, "the checkpoint of this test is to reflect often"
@@ -124,29 +124,29 @@ def test_copy_is_the_prompt_with_the_pictures_given_again(reflecting, pictures, 
     answer = qwenla_jax.ask(checkpoint, images, question, max_insertions=CAP, max_new_tokens=TOKENS)
     assert answer.token_ids == expected
     tags = [at for at, token in enumerate(expected) if token == official.open]
-    assert [look.position for look in answer.reattention] == tags[:CAP]
-    assert answer.refused == len([at for at in tags[CAP:] if at < TOKENS - 1])
+    assert [reattention.position for reattention in answer.reattention] == tags[:CAP]
+    assert answer.skipped == len([at for at in tags[CAP:] if at < TOKENS - 1])
     assert not answer.stopped
-    for look in answer.reattention:
-        assert answer.text[look.offset :].startswith("<REFLECTION>")
-        assert answer.text[: look.offset].count("<REFLECTION>") == answer.reattention.index(look)
-        assert [(one.rows, one.cols) for one in look.pictures] == official.grids
-        assert [one.picture for one in look.pictures] == list(range(number))
-        for one in look.pictures:
-            assert one.kept == tuple((row, col) for row in range(one.rows) for col in range(one.cols))
+    for reattention in answer.reattention:
+        assert answer.text[reattention.offset :].startswith("<REFLECTION>")
+        assert answer.text[: reattention.offset].count("<REFLECTION>") == answer.reattention.index(reattention)
+        assert [(one.rows, one.cols) for one in reattention.images] == official.grids
+        assert [one.image for one in reattention.images] == list(range(number))
+        for one in reattention.images:
+            assert one.selected == tuple((row, col) for row in range(one.rows) for col in range(one.cols))
 
     # Attention on visual tokens before and in each reflection, from transformers' own weights.
     ran = official.run(expected, CAP)
     visual = np.flatnonzero(ran.ids == official.image)
     own, again = visual[visual < len(official.prompt)], visual[visual >= len(official.prompt)]
     since = 0
-    for look in answer.reattention:
-        closed = next(at for at in range(look.position, TOKENS) if expected[at] == official.close)
-        assert official.open not in expected[look.position + 1 : closed]
-        spans = {"before": (since, look.position), "after": (look.position, closed + 1)}
+    for reattention in answer.reattention:
+        closed = next(at for at in range(reattention.position, TOKENS) if expected[at] == official.close)
+        assert official.open not in expected[reattention.position + 1 : closed]
+        spans = {"before": (since, reattention.position), "after": (reattention.position, closed + 1)}
         for name, (first, end) in spans.items():
             rows = ran.slots[first:end]
-            got = getattr(look, name)
+            got = getattr(reattention, name)
             even_own = np.mean([(own <= row).sum() / (row + 1) for row in rows])
             even_again = np.mean([(again <= row).sum() / (row + 1) for row in rows])
             paid_own = ran.attention[rows][:, own].sum(1).mean()
@@ -158,41 +158,41 @@ def test_copy_is_the_prompt_with_the_pictures_given_again(reflecting, pictures, 
             )
             assert got.total == pytest.approx(paid_own + paid_again, abs=1e-5)
             assert got.ratio == pytest.approx((paid_own + paid_again) / (even_own + even_again), abs=1e-4)
-        since = look.position
+        since = reattention.position
     assert answer.reattention[0].before.inserted == 0 and answer.reattention[0].before.ratio_inserted is None
     assert answer.reattention[0].after.inserted > 0
 
 
-def test_route_keeps_the_most_attended_cells(reflecting, pictures):
+def test_route_keeps_the_most_attended_cells(reflecting, images):
     share = 0.4
     answer = qwenla_jax.ask(
         qwenla_jax.load(reflecting),
-        list(pictures),
+        list(images),
         QUESTIONS[1],
         reattention="route",
-        share=share,
+        keep_ratio=share,
         max_insertions=CAP,
         max_new_tokens=TOKENS,
     )
-    official = Official(reflecting, opened(pictures), QUESTIONS[1])
+    official = Official(reflecting, opened(images), QUESTIONS[1])
     cells = [(n, *divmod(i, cols)) for n, (rows, cols) in enumerate(official.grids) for i in range(rows * cols)]
-    look = answer.reattention[0]
+    reattention = answer.reattention[0]
     # What the tokens before the first tag attended to.
-    ran = official.run(answer.token_ids[: look.position], 0)
+    ran = official.run(answer.token_ids[: reattention.position], 0)
     own = np.flatnonzero(ran.ids == official.image)
     best = np.argsort(-ran.attention[ran.slots][:, own].sum(0), kind="stable")[: math.ceil(share * len(own))]
-    assert {(one.picture, *cell) for one in look.pictures for cell in one.kept} == {cells[i] for i in best}
-    for look in answer.reattention:
-        assert look.kept_tokens == math.ceil(share * len(own)) and look.visual_tokens == len(own)
-        for one in look.pictures:
-            assert all(0 <= row < one.rows and 0 <= col < one.cols for row, col in one.kept)
-            assert list(one.kept) == sorted(set(one.kept))
+    assert {(one.image, *cell) for one in reattention.images for cell in one.selected} == {cells[i] for i in best}
+    for reattention in answer.reattention:
+        assert reattention.selected_tokens == math.ceil(share * len(own)) and reattention.visual_tokens == len(own)
+        for one in reattention.images:
+            assert all(0 <= row < one.rows and 0 <= col < one.cols for row, col in one.selected)
+            assert list(one.selected) == sorted(set(one.selected))
 
 
 def test_asking_again_compiles_nothing(reflecting):
     checkpoint = qwenla_jax.load(reflecting)
-    ask = lambda picture, question: qwenla_jax.ask(  # noqa: E731
-        checkpoint, picture, question, max_insertions=CAP, max_new_tokens=TOKENS
+    ask = lambda image, question: qwenla_jax.ask(  # noqa: E731
+        checkpoint, image, question, max_insertions=CAP, max_new_tokens=TOKENS
     )
     scene = make_scene(7, 5, 2).image
     first = ask(scene, "How many?")
@@ -203,7 +203,7 @@ def test_asking_again_compiles_nothing(reflecting):
         same = ask(scene, "How many?")
     assert compiled.count == 0
     assert first.token_ids == same.token_ids
-    assert other.reattention[0].pictures[0].rows < other.reattention[0].pictures[0].cols
+    assert other.reattention[0].images[0].rows < other.reattention[0].images[0].cols
 
 
 def test_a_seed_decides_at_a_temperature(reflecting):
@@ -227,7 +227,7 @@ def test_a_seed_decides_at_a_temperature(reflecting):
         ({"system": "\udcff"}, "system: it holds half of a character"),
         ({"images": "none.png"}, "none.png: cannot be read: No such file"),
         ({"images": "/dev/zero"}, "/dev/zero: is no file"),
-        ({"share": 1.5}, "share: got 1.5, expected a number from 0 to 1"),
+        ({"keep_ratio": 1.5}, "keep_ratio: got 1.5, expected a number from 0 to 1"),
         ({"reattention": "twice"}, "mode 'twice'"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"top_p": 0.0}, "top_p above 0"),
@@ -235,8 +235,8 @@ def test_a_seed_decides_at_a_temperature(reflecting):
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"max_pixels": 0}, "max_pixels: got 0"),
         ({"images": [3]}, r"images\[0\]: got int"),
-        ({"images": Image.new("RGB", (900, 3))}, r"images\[0\]: a picture's sides"),
-        ({"images": Image.new("F", (9, 9))}, r"images\[0\]: a picture of mode 'F'"),
+        ({"images": Image.new("RGB", (900, 3))}, r"images\[0\]: an image's sides"),
+        ({"images": Image.new("F", (9, 9))}, r"images\[0\]: an image of mode 'F'"),
     ],
 )
 def test_refuses(changes, message):

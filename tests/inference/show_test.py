@@ -13,8 +13,8 @@ from PIL import Image
 import qwenla_jax
 from qwenla_jax.inference.answer import (
     Answer,
-    KeptTokens,
-    LookAgain,
+    Insertion,
+    SelectedTokens,
     VisualAttention,
     pieces,
     show,
@@ -31,13 +31,13 @@ TEXT = (
 
 
 def make_answer(text=TEXT, question="<b>How many?</b>", size=(60, 30)):
-    kept = ((0, 0), (0, 2), (1, 1))
+    selected = ((0, 0), (0, 2), (1, 1))
     offsets = [match.start() for match in re.finditer("<REFLECTION>", text)]
-    looks = [
-        LookAgain(
+    insertions = [
+        Insertion(
             position=10 * turn,
             offset=offset,
-            pictures=(KeptTokens(0, 2, 3, kept),),
+            images=(SelectedTokens(0, 2, 3, selected),),
             before=VisualAttention(0.2, 0.0, 0.25, 0.0) if turn else None,
             after=VisualAttention(0.1, 0.3, 0.2, 0.2),
         )
@@ -47,8 +47,8 @@ def make_answer(text=TEXT, question="<b>How many?</b>", size=(60, 30)):
         text=text,
         token_ids=list(range(40)),
         sections=list(parse(text).sections),
-        reattention=looks,
-        refused=1,
+        reattention=insertions,
+        skipped=1,
         stopped=False,
         seconds=1.25,
         question=question,
@@ -99,15 +99,15 @@ def test_html_outlines_the_kept_tokens():
     svgs = read.named("svg")
     assert [svg["viewbox"] for svg in svgs] == ["0 0 3 2"] * 2
     corners = {(int(y), int(x)) for x, y in re.findall(r"M(\d+) (\d+)h1v1h-1z", read.named("path", "kept")[0]["d"])}
-    assert corners == set(answer.reattention[0].pictures[0].kept)
+    assert corners == set(answer.reattention[0].images[0].selected)
     rest = {(int(y), int(x)) for x, y in re.findall(r"M(\d+) (\d+)", read.named("path", "left-out")[0]["d"])}
     assert rest == {(0, 1), (1, 0), (1, 2)}
-    pictures = read.named("img")
-    assert len(pictures) == 3  # as asked, and once an insertion
-    kind, _, data = pictures[0]["src"].partition(",")
+    images = read.named("img")
+    assert len(images) == 3  # as asked, and once an insertion
+    kind, _, data = images[0]["src"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (60, 30)
-    assert int(pictures[0]["width"]) == 2 * int(pictures[0]["height"])
+    assert int(images[0]["width"]) == 2 * int(images[0]["height"])
     assert all(attrs.get("src", "data:").startswith("data:") for _, attrs in read.elements)
 
 
@@ -121,8 +121,8 @@ def test_html_has_the_sections_with_their_tags():
 
 
 def test_pieces_hold_the_whole_text_in_order():
-    found = [(piece.name, piece.text, piece.look and piece.look.position) for piece in pieces(make_answer())]
-    assert found == [
+    result = [(piece.name, piece.text, piece.insertion and piece.insertion.position) for piece in pieces(make_answer())]
+    assert result == [
         ("SUMMARY", "count", None),
         ("REASONING", "a < b & <script>alert(1)</script>", None),
         ("REFLECTION", "again\x1b[31m", 0),
@@ -193,12 +193,12 @@ def test_what_a_terminal_cannot_write_is_replaced():
 
 
 @pytest.mark.parametrize(
-    ("rows", "cols", "kept", "expected"),
+    ("rows", "cols", "selected", "expected"),
     [
         (1, 4, [(0, 3)], [". . . #"]),
         (3, 2, [(0, 0), (2, 1)], ["# .", ". .", ". #"]),
         (3, 72, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 71)], ["#" + " ." * 35, "." + " ." * 34 + " +"]),
     ],
 )
-def test_token_map(rows, cols, kept, expected):
-    assert token_map(KeptTokens(0, rows, cols, tuple(kept))) == expected
+def test_token_map(rows, cols, selected, expected):
+    assert token_map(SelectedTokens(0, rows, cols, tuple(selected))) == expected

@@ -35,8 +35,8 @@ SLICE = ["--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--service_acco
 
 def test_manifest(stage):
     stage.stub("kubectl", reads=True)
-    found = stage.run(sys.executable, GKE, *FLAGS, *SLICE, "--", *NASTY, LINES)
-    assert found.returncode == 0, found.stderr
+    result = stage.run(sys.executable, GKE, *FLAGS, *SLICE, "--", *NASTY, LINES)
+    assert result.returncode == 0, result.stderr
     ((argv, text),) = stage.calls_with_input()
     assert argv == ["kubectl", "apply", "-f", "-"]
     document = yaml.safe_load(text)
@@ -90,9 +90,9 @@ def test_dry_run_prints_what_is_run(stage):
 
 def test_one_host_is_not_distributed(stage):
     flags = [*FLAGS, "--accelerator=tpu-v6e-slice", "--topology=2x4", "--chips_per_host=8", "--dry_run", "--", *NASTY]
-    found = stage.run(sys.executable, GKE, *flags)
-    assert "--distributed" not in found.stdout and '"google.com/tpu": 8' not in found.stdout
-    assert "google.com/tpu: 8" in found.stdout and "parallelism: 1" in found.stdout
+    result = stage.run(sys.executable, GKE, *flags)
+    assert "--distributed" not in result.stdout and '"google.com/tpu": 8' not in result.stdout
+    assert "google.com/tpu: 8" in result.stdout and "parallelism: 1" in result.stdout
 
 
 def test_xpk(stage):
@@ -111,20 +111,22 @@ def test_xpk(stage):
     # xpk puts it on one line of a container's command, in which Kubernetes expands too; then bash reads it.
     line = call[-1].removeprefix("--command=")
     assert line.isprintable()
-    told = stage.run("bash", "-c", f"python() {{ printf '%s\\0' \"$@\"; }}; {expanded(line)}").stdout.split("\0")[:-1]
-    assert told == ["launch/train.py", "--distributed", "--workdir=/mnt/gcs/my-bucket/runs/it's one", *NASTY, LINES]
+    message = stage.run("bash", "-c", f"python() {{ printf '%s\\0' \"$@\"; }}; {expanded(line)}").stdout.split("\0")[
+        :-1
+    ]
+    assert message == ["launch/train.py", "--distributed", "--workdir=/mnt/gcs/my-bucket/runs/it's one", *NASTY, LINES]
 
 
 def test_no_kubectl(stage):
-    found = stage.run(sys.executable, GKE, *FLAGS, *SLICE, "--", *NASTY, PATH=str(stage.bin))
-    assert found.returncode != 0 and "there is no program 'kubectl' here" in found.stderr
+    result = stage.run(sys.executable, GKE, *FLAGS, *SLICE, "--", *NASTY, PATH=str(stage.bin))
+    assert result.returncode != 0 and "there is no program 'kubectl' here" in result.stderr
 
 
 @pytest.mark.parametrize(("topology", "chips", "hosts"), [("1x1", 1, 1), ("4x4", 8, 2), ("4x4x8", 4, 32)])
 def test_hosts(stage, topology, chips, hosts):
     flags = [*FLAGS, "--accelerator=tpu-v5p-slice", f"--topology={topology}", f"--chips_per_host={chips}", "--dry_run"]
-    found = stage.run(sys.executable, GKE, *flags, "--", *NASTY)
-    assert f"parallelism: {hosts}\n" in found.stdout and f"completions: {hosts}\n" in found.stdout
+    result = stage.run(sys.executable, GKE, *flags, "--", *NASTY)
+    assert f"parallelism: {hosts}\n" in result.stdout and f"completions: {hosts}\n" in result.stdout
 
 
 WRONG = ["gs://b", "gs://bucket", "gs://bucket/", "gs://bucket//x", "s3://bucket/x", "gs://bucket/../../etc"]
@@ -134,8 +136,8 @@ WRONG += ["gs://bucket/\nb", "gs://bucket/a\n", "gs://bucket/a\x1b[2J", "gs://bu
 
 @pytest.mark.parametrize("workdir", WRONG)
 def test_work_folders_outside_of_a_bucket(stage, workdir):
-    found = stage.run(sys.executable, GKE, *FLAGS, *SLICE, f"--workdir={workdir}", "--dry_run", "--", *NASTY)
-    assert found.returncode != 0 and f"--workdir: got {workdir!r}" in found.stderr
+    result = stage.run(sys.executable, GKE, *FLAGS, *SLICE, f"--workdir={workdir}", "--dry_run", "--", *NASTY)
+    assert result.returncode != 0 and f"--workdir: got {workdir!r}" in result.stderr
 
 
 def test_a_work_folder_with_dots_in_its_names(stage):
@@ -146,9 +148,9 @@ def test_a_work_folder_with_dots_in_its_names(stage):
 @pytest.mark.parametrize("flag", ["name", "image", "accelerator", "topology", "namespace", "service_account"])
 def test_flags_of_several_lines(stage, flag):
     flags = [*FLAGS, *SLICE, f"--{flag}=a\nb: c", "--dry_run", "--", *NASTY]
-    found = stage.run(sys.executable, GKE, *flags)
-    assert found.returncode != 0 and not found.stdout
-    assert found.stderr == f"submit.py: --{flag}: got 'a\\nb: c', expected one line without control characters\n"
+    result = stage.run(sys.executable, GKE, *flags)
+    assert result.returncode != 0 and not result.stdout
+    assert result.stderr == f"submit.py: --{flag}: got 'a\\nb: c', expected one line without control characters\n"
 
 
 def test_image_holds_what_the_job_runs():

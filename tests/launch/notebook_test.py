@@ -31,20 +31,20 @@ def test_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    looks = nbformat.v4.new_code_cell(
-        "print(json.dumps({'answer': answer.text, 'kept': [look.kept_tokens for look in answer.reattention],"
-        " 'routed': [look.kept_tokens for look in routed.reattention], 'tokens': look.visual_tokens,"
+    insertions = nbformat.v4.new_code_cell(
+        "print(json.dumps({'answer': answer.text, 'kept': [look.selected_tokens for look in answer.reattention],"
+        " 'routed': [look.selected_tokens for look in routed.reattention], 'tokens': look.visual_tokens,"
         " 'package': qwenla_jax.__file__}))"
     )
-    notebook.cells.append(looks)
+    notebook.cells.append(insertions)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / "launch")}}).execute()
 
-    found = json.loads(looks.outputs[0].text)
-    assert found["answer"].strip() and "<REFLECTION>" in found["answer"]
+    result = json.loads(insertions.outputs[0].text)
+    assert result["answer"].strip() and "<REFLECTION>" in result["answer"]
     # A scene of 112 x 112 pixels has 4 x 4 visual tokens of 28 x 28.
-    assert found["tokens"] == 16
-    assert set(found["kept"]) == {16} and set(found["routed"]) == {4}
-    assert Path(found["package"]).is_relative_to(ROOT)
+    assert result["tokens"] == 16
+    assert set(result["kept"]) == {16} and set(result["routed"]) == {4}
+    assert Path(result["package"]).is_relative_to(ROOT)
 
     workdir = tmp_path / "runs" / "notebook"
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -112,8 +112,8 @@ def test_several_lines_reach_the_training(stage):
     one, two = stage.calls()
     command = one[-1].removeprefix("--command=")
     stage.forget()
-    told = stage.run("bash", "-c", f"bash() {{ printf '%s\\0' \"$@\"; }}; {command}").stdout.split("\0")[:-1]
-    assert one == two and told == [WORKER, "start", "--workdir=/nfs/x", *NASTY, LINES]
+    message = stage.run("bash", "-c", f"bash() {{ printf '%s\\0' \"$@\"; }}; {command}").stdout.split("\0")[:-1]
+    assert one == two and message == [WORKER, "start", "--workdir=/nfs/x", *NASTY, LINES]
 
 
 class Host:
@@ -173,9 +173,9 @@ class Host:
 
 @pytest.fixture
 def host(stage):
-    found = Host(stage)
-    yield found
-    pid = found.home / "qwenla_jax.run" / "pid"
+    result = Host(stage)
+    yield result
+    pid = result.home / "qwenla_jax.run" / "pid"
     if pid.is_file():
         try:
             os.kill(int(pid.read_text()), signal.SIGKILL)
@@ -199,7 +199,7 @@ def test_run_on_a_host(stage, host):
     assert json.loads(argv.read_text()) == expected
 
     again = host.ssh(command)
-    assert again.returncode == 3 and "going on already" in again.stderr
+    assert again.returncode == 3 and "continuing already" in again.stderr
     update = host.ssh(f"bash {WORKER} install tpu 3.12")
     assert update.returncode == 3 and "stop it first" in update.stderr
 
@@ -248,8 +248,8 @@ def test_install_on_a_host(stage, host):
     command = stage.calls()[-1][-1].removeprefix("--command=")
     (stage.bin / "mkdir").unlink()
     stage.forget()
-    found = host.ssh(command)
-    assert found.returncode == 0, found.stderr
+    result = host.ssh(command)
+    assert result.returncode == 0, result.stderr
     new = str(host.home / "qwenla_jax.new")
     venv = str(host.home / "qwenla_jax.venv")
     assert stage.calls() == [
@@ -263,8 +263,8 @@ def test_install_on_a_host(stage, host):
 def test_mount_takes_buckets_only(host):
     host.install()
     for name in ("../x", "a/../b", "..", "", "-x", "A"):
-        found = host.ssh(f"bash {WORKER} mount {shlex.quote(name)}")
-        assert found.returncode == 2 and f"'{name}' is no name of a bucket" in found.stderr
+        result = host.ssh(f"bash {WORKER} mount {shlex.quote(name)}")
+        assert result.returncode == 2 and f"'{name}' is no name of a bucket" in result.stderr
     assert not (host.home / "mnt").exists()
 
 
@@ -273,8 +273,8 @@ def test_mount(stage, host):
     stage.script("sudo", '#!/bin/sh\nexec "$@"\n')
     stage.stub("gcsfuse")
     stage.script("mountpoint", "#!/bin/sh\nexit 1\n")
-    found = host.ssh(f"bash {WORKER} mount my-bucket")
-    assert found.returncode == 0, found.stderr
+    result = host.ssh(f"bash {WORKER} mount my-bucket")
+    assert result.returncode == 0, result.stderr
     folder = host.home / "mnt" / "my-bucket"
     assert stage.calls() == [["gcsfuse", "--implicit-dirs", "my-bucket", str(folder)]]
     assert list(folder.iterdir()) == []
@@ -284,8 +284,8 @@ def test_mount(stage, host):
     assert len(stage.calls()) == 1
     # A bucket of the other kind: folders in it cannot be renamed.
     stage.script("mv", "#!/bin/sh\nexit 1\n")
-    found = host.ssh(f"bash {WORKER} mount my-bucket")
-    assert found.returncode == 1 and "--enable-hierarchical-namespace" in found.stderr
+    result = host.ssh(f"bash {WORKER} mount my-bucket")
+    assert result.returncode == 1 and "--enable-hierarchical-namespace" in result.stderr
     assert list(folder.iterdir()) == []
 
 
@@ -296,8 +296,8 @@ def resume(stage, *more):
 
 def collapsed(calls):
     """Calls with repetitions of the same one dropped, and without those that only look."""
-    looks = [*LOOK, STATUS]
-    calls = [call for call in calls if call not in looks and "--porcelain" not in call]
+    insertions = [*LOOK, STATUS]
+    calls = [call for call in calls if call not in insertions and "--porcelain" not in call]
     return [call for before, call in zip([None, *calls], calls, strict=False) if call != before]
 
 
@@ -310,12 +310,12 @@ def test_resume_after_a_preemption(stage):
     both = "qwenla_jax running\nqwenla_jax running"
     stage.plays("gcloud", ["ssh", " status;"], both, "qwenla_jax absent\nqwenla_jax absent", both, done)
     # The request is active, its node preempted: it is made again; then it is suspended, and made once more.
-    found = resume(stage)
-    assert found.returncode == 0, found.stderr
+    result = resume(stage)
+    assert result.returncode == 0, result.stderr
     again = [DELETE, CREATE]
     assert collapsed(stage.calls()) == [*again, *again, *install(), start("--distributed")]
-    assert "slice lost: PREEMPTED" in found.stderr and "slice lost: SUSPENDED" in found.stderr
-    assert f"the run is done: {WORKDIR}" in found.stderr
+    assert "slice lost: PREEMPTED" in result.stderr and "slice lost: SUSPENDED" in result.stderr
+    assert f"the run is done: {WORKDIR}" in result.stderr
 
 
 def test_resume_from_nothing(stage):
@@ -336,8 +336,8 @@ def test_resume_from_nothing(stage):
     stage.plays("gcloud", ["queued-resources", "describe"], "ACCEPTED", "ACTIVE")
     stage.plays("gcloud", ["tpu-vm", "describe"], "READY")
     stage.plays("gcloud", ["ssh", " status;"], "qwenla_jax absent", "qwenla_jax running", "qwenla_jax ended 0")
-    found = resume(stage, "--spot")
-    assert found.returncode == 0, found.stderr
+    result = resume(stage, "--spot")
+    assert result.returncode == 0, result.stderr
     assert collapsed(stage.calls()) == [[*CREATE, "--spot"], *install(), start("--distributed")]
 
 
@@ -362,8 +362,8 @@ def test_resume_starts_again(stage, states, expected):
     stage.plays("gcloud", ["queued-resources", "describe"], "ACTIVE")
     stage.plays("gcloud", ["tpu-vm", "describe"], "READY")
     stage.plays("gcloud", ["ssh", " status;"], *states)
-    found = resume(stage)
-    assert found.returncode == 0, found.stderr
+    result = resume(stage)
+    assert result.returncode == 0, result.stderr
     assert collapsed(stage.calls()) == expected
 
 
@@ -372,13 +372,13 @@ def test_resume_gives_up(stage):
     stage.plays("gcloud", ["queued-resources", "describe"], "ACTIVE")
     stage.plays("gcloud", ["tpu-vm", "describe"], "READY")
     stage.plays("gcloud", ["ssh", " status;"], "qwenla_jax ended 1")
-    found = resume(stage, "--attempts=3")
-    assert found.returncode == 1 and "failure 3 of 3" in found.stderr
+    result = resume(stage, "--attempts=3")
+    assert result.returncode == 1 and "failure 3 of 3" in result.stderr
     assert stage.calls().count(start("--distributed")) == 3
     # Nothing is made or deleted because gcloud cannot be asked.
     stage.forget()
     stage.parts.clear()
     stage.plays("gcloud", ["queued-resources", "describe"], "", status=1, err="ERROR: your credentials are gone")
-    found = resume(stage, "--attempts=2")
-    assert found.returncode == 1 and "your credentials are gone" in found.stderr
+    result = resume(stage, "--attempts=2")
+    assert result.returncode == 1 and "your credentials are gone" in result.stderr
     assert collapsed(stage.calls()) == []

@@ -26,21 +26,21 @@ TOOLS = ("gcloud", "kubectl", "xpk", "sbatch", "srun", "scontrol", "git", "ssh",
 
 def shellcheck():
     beside = Path(sys.executable).with_name("shellcheck")
-    found = beside if beside.is_file() else shutil.which("shellcheck")
-    assert found, "shellcheck is missing; it comes with: pip install -e '.[test]'"
-    return str(found)
+    result = beside if beside.is_file() else shutil.which("shellcheck")
+    assert result, "shellcheck is missing; it comes with: pip install -e '.[test]'"
+    return str(result)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(path):
-    found = subprocess.run([shellcheck(), "-x", str(path)], cwd=ROOT, text=True, capture_output=True, check=False)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run([shellcheck(), "-x", str(path)], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_shellcheck_finds_faults(tmp_path):
     (tmp_path / "bad.sh").write_text("#!/usr/bin/env bash\nrm -rf $1/*\n")
-    found = subprocess.run([shellcheck(), tmp_path / "bad.sh"], text=True, capture_output=True, check=False)
-    assert found.returncode == 1 and "SC2086" in found.stdout
+    result = subprocess.run([shellcheck(), tmp_path / "bad.sh"], text=True, capture_output=True, check=False)
+    assert result.returncode == 1 and "SC2086" in result.stdout
 
 
 def command(script):
@@ -113,10 +113,10 @@ def command(script):
 )
 def test_wrong_flags(stage, script, arguments, named):
     stage.stub(*TOOLS)
-    found = stage.run(*command(script), *arguments)
-    assert found.returncode != 0
-    assert named in found.stderr
-    assert "Traceback" not in found.stderr
+    result = stage.run(*command(script), *arguments)
+    assert result.returncode != 0
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
     assert stage.calls() == []
 
 
@@ -136,9 +136,9 @@ def test_dry_run_runs_nothing(stage, script, arguments):
     stage.stub(*TOOLS)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     before = sorted(stage.home.rglob("*"))
-    found = stage.run(*command(script), *arguments[:at], "--dry_run", *arguments[at:])
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.strip()
+    result = stage.run(*command(script), *arguments[:at], "--dry_run", *arguments[at:])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
     assert stage.calls() == []
     assert sorted(stage.home.rglob("*")) == before
 
@@ -165,5 +165,5 @@ def test_readme_commands(stage):
         words = shlex.split(line)
         at = words.index("--")
         script, *flags = words[words[0] == "python" : at]
-        found = stage.run(*command(ROOT / script), *flags, "--dry_run", *words[at:])
-        assert found.returncode == 0, found.stderr
+        result = stage.run(*command(ROOT / script), *flags, "--dry_run", *words[at:])
+        assert result.returncode == 0, result.stderr

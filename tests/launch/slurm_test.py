@@ -111,8 +111,8 @@ def test_a_dry_run_is_lines_of_commands_and_comments(stage):
 
 def test_one_gpu_is_not_distributed(stage):
     stage.stub("sbatch", "mkdir")
-    found = stage.run("bash", SLURM, "--dry_run", "--gpus_per_node=1", "--workdir=/x", "--", *NASTY)
-    assert "--distributed" not in found.stdout
+    result = stage.run("bash", SLURM, "--dry_run", "--gpus_per_node=1", "--workdir=/x", "--", *NASTY)
+    assert "--distributed" not in result.stdout
 
 
 class Job:

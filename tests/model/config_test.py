@@ -70,8 +70,8 @@ CARDS = {
 def test_released_files(shared_data, size):
     config = ModelConfig.from_hf(shared_data / "configs" / f"qwen2_5_vl_{size}.json")
     t, v = config.text, config.vision
-    found = (t.hidden_size, t.num_layers, t.num_heads, t.num_kv_heads, t.intermediate_size, t.vocab_size)
-    assert (*found, v.intermediate_size) == CARDS[size]
+    result = (t.hidden_size, t.num_layers, t.num_heads, t.num_kv_heads, t.intermediate_size, t.vocab_size)
+    assert (*result, v.intermediate_size) == CARDS[size]
     assert t.head_dim == 128 and t.mrope_section == (16, 24, 24) and t.rope_theta == 1e6 and t.rms_norm_eps == 1e-6
     assert t.tie_word_embeddings == (size == "3b")
     assert (v.depth, v.head_dim, v.full_attention_layers, v.tokens_per_second) == (32, 80, (7, 15, 23, 31), 2)

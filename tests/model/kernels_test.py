@@ -13,7 +13,7 @@ import pytest
 from models import CLOSE, OPEN, VOCAB, looking_questions, small_model
 
 from qwenla_jax.model import attention, kernels
-from qwenla_jax.model.attention import Segment, segment_attention, watched_attention
+from qwenla_jax.model.attention import Segment, attention_with_weights, segment_attention
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import (
     attend,
@@ -24,9 +24,9 @@ from qwenla_jax.model.kernels import (
     refusal,
     splash_attention,
 )
-from qwenla_jax.model.layers import HIDDEN
+from qwenla_jax.model.layers import MASK_VALUE
 from qwenla_jax.model.qwen_vl import QwenVL
-from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 
 INTERPRETED = functools.partial(splash_attention, interpret=True)
@@ -55,7 +55,7 @@ def call(name, dtype=jnp.float32):
     prefix = Segment(make(Q, P, K, H), make(Q, P, K, H), length_Q=jnp.array([P, 33], jnp.int32))
     cache = Segment(make(B, S, K, H), make(B, S, K, H), length_Q=jnp.array([S, 0, 7, 3], jnp.int32))
     new = Segment(make(B, T, K, H), make(B, T, K, H), causal=True)
-    hide = lambda size: jnp.asarray(np.where(rng.random((B, size)) < 0.3, HIDDEN, 0.0), jnp.float32)  # noqa: E731
+    hide = lambda size: jnp.asarray(np.where(rng.random((B, size)) < 0.3, MASK_VALUE, 0.0), jnp.float32)  # noqa: E731
     if name == "prompts":
         return make(B, T, N, H), (new,), np.ones((B, T), bool)
     if name == "responses":
@@ -63,7 +63,7 @@ def call(name, dtype=jnp.float32):
     if name == "hidden":
         return make(B, T, N, H), (prefix, new.replace(bias=hide(T))), np.ones((B, T), bool)
     if name == "nothing":  # the first prompt is empty, and the first tokens of its rows are hidden
-        bias = hide(T).at[:2, :5].set(HIDDEN).at[:2, 5].set(0.0)
+        bias = hide(T).at[:2, :5].set(MASK_VALUE).at[:2, 5].set(0.0)
         alive = np.ones((B, T), bool)
         alive[:2, :5] = False
         empty = prefix.replace(length_Q=jnp.array([0, 33], jnp.int32))
@@ -180,15 +180,15 @@ def test_blocks_of_queries_with_a_mask_of_their_own_and_watched(monkeypatch):
     visible = rng.random((2, 2, 20, 70)) < 0.5
     segments = (segments[0].replace(visible=jnp.asarray(visible)), *segments[1:])
     weight = normal(rng, *q.shape)
-    found = []
+    result = []
     for size in (attention.SCORE_BYTES, 1):
         monkeypatch.setattr(attention, "SCORE_BYTES", size)
         monkeypatch.setattr(attention, "LEAST_QUERIES", 8)
-        out, paid = jax.jit(lambda q, segments: watched_attention(q, segments, (0, 2)))(q, segments)
+        out, received = jax.jit(lambda q, segments: attention_with_weights(q, segments, (0, 2)))(q, segments)
         gradient = jax.jit(jax.grad(lambda q, segments: jnp.sum(weight * segment_attention(q, segments))))
-        found.append((out, *paid, gradient(q, segments)))
-    assert [x.shape for x in found[1][1:3]] == [(4, 20, 70), (4, 20, 20)]
-    for one, other in zip(*found, strict=True):
+        result.append((out, *received, gradient(q, segments)))
+    assert [x.shape for x in result[1][1:3]] == [(4, 20, 70), (4, 20, 20)]
+    for one, other in zip(*result, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -247,8 +247,8 @@ def test_what_no_kernel_takes():
     assert [refusal("cudnn", x, (new,)) for x in (wide, few)] == ["head size 256", "head size 20"]
     short = new.replace(length_Q=jnp.zeros(4, jnp.int32))
     assert refusal("cudnn", q.astype(jnp.bfloat16), (short,)) == "masked keys in order"
-    for runs in ((prefix, prefix, new), (prefix, prefix), (prefix.replace(length_Q=None), new), (prefix, short)):
-        assert refusal("cudnn", q.astype(jnp.bfloat16), runs) == "several runs of keys"
+    for shards in ((prefix, prefix, new), (prefix, prefix), (prefix.replace(length_Q=None), new), (prefix, short)):
+        assert refusal("cudnn", q.astype(jnp.bfloat16), shards) == "several runs of keys"
 
 
 def test_which_kernel_a_backend_gets():
@@ -269,8 +269,8 @@ def test_which_kernel_a_backend_gets():
 def test_what_a_person_is_told():
     config = small()[0].config
     assert describe("auto", "xla", config) == describe("auto", "splash", config) == "attention in plain XLA"
-    told = "attention by splash in the decoder and vision tower from 2 queries on"
-    assert describe("splash", "splash", config) == told
+    message = "attention by splash in the decoder and vision tower from 2 queries on"
+    assert describe("splash", "splash", config) == message
     assert describe("cudnn", "cudnn", config) == "attention in plain XLA"  # float32
     with pytest.raises(ValueError, match="attention 'flash' is not one of auto, xla, splash, cudnn"):
         ModelConfig(**(vars(config) | {"attention": "flash"}))
@@ -291,7 +291,9 @@ def test_auto_takes_the_kernel_for_large_calls_alone(monkeypatch):
 
 def test_a_model_with_the_kernel_computes_the_same(monkeypatch):
     """Vision tower, prompts, shared prefix, hidden slots of ROUTE, responses: log-probabilities and their gradient."""
-    look = LookOptions("route", form="bias", max_insertions=2, rows_at_once=4, open_id=OPEN, close_id=CLOSE)
+    reattention = ReattentionConfig(
+        "route", form="bias", max_insertions=2, rows_at_once=4, open_id=OPEN, close_id=CLOSE
+    )
     vision, prompts, _ = looking_questions(2)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 80, (4, 10)).astype(np.int32)
@@ -304,22 +306,26 @@ def test_a_model_with_the_kernel_computes_the_same(monkeypatch):
         return INTERPRETED(q, segments)
 
     monkeypatch.setattr(kernels, "splash_attention", counted)
-    found = []
+    result = []
     model, params = small()
-    kept = jax.jit(lambda params: response_selection(model, params, vision, prompts, ids, length, look, 2))(params)
+    kept = jax.jit(lambda params: response_selection(model, params, vision, prompts, ids, length, reattention, 2))(
+        params
+    )
     for choice in ("xla", "splash"):
         model = QwenVL(dataclasses.replace(model.config, attention=choice))
 
         def loss(params, model=model):
-            logp, _ = response_logprobs(model, params, vision, prompts, ids, jnp.zeros(VOCAB), 1.0, look, length, kept)
+            logp, _ = response_logprobs(
+                model, params, vision, prompts, ids, jnp.zeros(VOCAB), 1.0, reattention, length, kept
+            )
             counts = np.arange(10) < length[:, None]
             return jnp.sum(jnp.where(counts, logp, 0.0)), logp * counts
 
         run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        found.append(jax.device_get(run(params)))
+        result.append(jax.device_get(run(params)))
         assert bool(calls) == (choice == "splash")
-    assert {runs for _, runs in calls} == {1, 2} and {tokens for tokens, _ in calls} >= {16, 24}
-    ((_, logp), gradient), ((_, logp1), gradient1) = found
+    assert {shards for _, shards in calls} == {1, 2} and {tokens for tokens, _ in calls} >= {16, 24}
+    ((_, logp), gradient), ((_, logp1), gradient1) = result
     np.testing.assert_allclose(logp, logp1, atol=1e-5)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient1), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4, rtol=1e-4)

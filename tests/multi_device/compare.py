@@ -38,9 +38,9 @@ from qwenla_jax.model.qwen_vl import QwenVL, init_params  # noqa: E402
 from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
 from qwenla_jax.parallel.sharding import param_shardings  # noqa: E402
 from qwenla_jax.sampling import sampler as loop  # noqa: E402
-from qwenla_jax.sampling.token import forbidden_bias  # noqa: E402
+from qwenla_jax.sampling.token import suppression_bias  # noqa: E402
 from qwenla_jax.train.brpo.reference import make_reference  # noqa: E402
-from qwenla_jax.train.brpo.update import Judged  # noqa: E402
+from qwenla_jax.train.brpo.update import RolloutBatch  # noqa: E402
 from qwenla_jax.train.optimizer import make_optimizer  # noqa: E402
 from qwenla_jax.train.programs import update_program  # noqa: E402
 from qwenla_jax.train.train_state import create, state_shardings  # noqa: E402
@@ -122,39 +122,39 @@ def make_runtime(way, sizes, devices):
     """A run's fixed parts around a small model; of the tokenizer there are ids only."""
     options, config = make_options(way, sizes), make_config(way)
     mesh = make_mesh(options.mesh, devices)
-    layouts = param_shardings(config, mesh, kernels_to_adapt(options, config), way.rank or 1)
-    bias = forbidden_bias(way.vocab, way.vocab, [IMAGE, VIDEO, START, END])
+    shardings = param_shardings(config, mesh, kernels_to_adapt(options, config), way.rank or 1)
+    bias = suppression_bias(way.vocab, way.vocab, [IMAGE, VIDEO, START, END])
     bias[OPEN] += 4.0
     ids = types.SimpleNamespace(reflection_open=OPEN, reflection_close=CLOSE, stop=lambda: (STOP,))
-    return Runtime(options, mesh, QwenVL(config), layouts, types.SimpleNamespace(ids=ids), None, None, bias)
+    return Runtime(options, mesh, QwenVL(config), shardings, types.SimpleNamespace(ids=ids), None, None, bias)
 
 
 def compute(way, sizes, devices):
     """Responses, and an update's metrics, gradient and parameters."""
     runtime = make_runtime(way, sizes, devices)
-    options, looks = runtime.options, runtime.look().inserts
-    params, old = (jax.device_put(start(way), runtime.layouts) for _ in range(2))
-    vision, prompts = looking_questions(Q)[:2] if looks else questions(Q)
-    vision = vision.replace(runs=runtime.row_shards)
+    options, insertions = runtime.options, runtime.reattention().inserts
+    params, old = (jax.device_put(start(way), runtime.shardings) for _ in range(2))
+    vision, prompts = looking_questions(Q)[:2] if insertions else questions(Q)
+    vision = vision.replace(shards=runtime.row_shards)
     numbers = np.arange(Q * G, dtype=np.uint32)
-    inputs = (params, vision, prompts, runtime.bias_V, np.uint32(0), np.uint32(0), numbers)
+    inputs = (params, vision, prompts, runtime.logit_bias_V, np.uint32(0), np.uint32(0), numbers)
     with runtime.context():
         sampler = runtime.sampling_program(runtime.sample_options(G, 1.0)).lower(*inputs).compile(accepted(QUICK))
         rollout = sampler(*inputs)
         optimizer = make_optimizer(options.optim, 10, params)
-        states = state_shardings(params, runtime.layouts, optimizer, runtime.mesh)
+        states = state_shardings(params, runtime.shardings, optimizer, runtime.mesh)
         state = jax.jit(lambda p: create(p, optimizer), out_shardings=states)(old)
-        judged = Judged(
+        rollout_batch = RolloutBatch(
             ids_BxR=np.asarray(rollout.ids_BxR),
             logp_BxR=np.asarray(rollout.logp_BxR),
             length_B=np.asarray(rollout.length_B),
             advantage_B=np.random.default_rng(0).normal(size=Q * G).astype(np.float32),
             counted_B=np.ones(Q * G, np.float32),
             trained_B=np.ones(Q * G, np.float32),
-            kept_BxExX=np.asarray(rollout.kept_BxExX) if looks else None,
+            selected_BxExX=np.asarray(rollout.selected_BxExX) if insertions else None,
         )
-        batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged))
-        arguments = (state, make_reference(runtime, params), *batch, runtime.bias_V)
+        batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, rollout_batch))
+        arguments = (state, make_reference(runtime, params), *batch, runtime.logit_bias_V)
         update = update_program(runtime, optimizer, states).lower(*arguments).compile(accepted(QUICK))
         new, metrics = update(*arguments)
     first = new.opt_state.inner_states["train"].inner_state[1][0].mu
@@ -171,7 +171,7 @@ def compare(way, sizes, reference):
     """Fails where a mesh of these sizes gives something else than one device."""
     rollout, *results = compute(way, sizes, 8)
     rollout1, *results1 = reference
-    for name in ("ids_BxR", "length_B", "inserted_B", "kept_BxExX"):
+    for name in ("ids_BxR", "length_B", "inserted_B", "selected_BxExX"):
         assert np.array_equal(getattr(rollout, name), getattr(rollout1, name)), (name, sizes)
     results, results1 = ([other, rollout.logp_BxR] for other, rollout in ((results, rollout), (results1, rollout1)))
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(results), jax.tree.leaves(results1), strict=True):

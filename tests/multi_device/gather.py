@@ -28,7 +28,7 @@ source = make_run_source(options, "train")
 batch = runtime.stack([source[i] for i in range(4)], runtime.collate_prompts, False)
 vision, prompts = jax.tree.map(lambda x: x[0], batch)
 sampling = runtime.sample_options(2, 1.0)
-inputs = (params, vision, prompts, runtime.bias_V, np.uint32(0), np.uint32(0), np.arange(8, dtype=np.uint32))
+inputs = (params, vision, prompts, runtime.logit_bias_V, np.uint32(0), np.uint32(0), np.arange(8, dtype=np.uint32))
 ids, sent = [], []
 for once in (False, True):
     mesh = dataclasses.replace(options.mesh, gather_to_sample=once)
@@ -40,9 +40,9 @@ for once in (False, True):
             .compile(compiler_options=accepted({"xla_backend_optimization_level": 0}))
         )
         ids.append(np.asarray(compiled(*inputs).ids_BxR))
-    found = collectives(compiled.as_text(), 4, [8])
+    result = collectives(compiled.as_text(), 4, [8])
     # What moves while tokens are sampled, of arrays as large as a layer's matrix.
-    sent.append(sum(one.sent for one in found if one.kind == "all-gather" and one.payload >= 128 * 64 * 4))
+    sent.append(sum(one.sent for one in result if one.kind == "all-gather" and one.payload >= 128 * 64 * 4))
 assert np.array_equal(*ids), ids
 assert sent[1] < sent[0] / 2, sent
 print("equal")

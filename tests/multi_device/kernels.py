@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 from qwenla_jax.config.run_options import MeshOptions  # noqa: E402
 from qwenla_jax.model import kernels  # noqa: E402
 from qwenla_jax.model.attention import Segment, segment_attention  # noqa: E402
-from qwenla_jax.model.layers import HIDDEN  # noqa: E402
+from qwenla_jax.model.layers import MASK_VALUE  # noqa: E402
 from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
 from qwenla_jax.parallel.sharding import activation_rules  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
@@ -42,7 +42,7 @@ def inputs(Q, B, N, K, hidden):
     """Queries, keys and values, and what hides keys."""
     rng = np.random.default_rng(Q + B + N)
     make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    bias = jnp.asarray(np.where(rng.random((B, T)) < 0.3, HIDDEN, 0.0), jnp.float32) if hidden else None
+    bias = jnp.asarray(np.where(rng.random((B, T)) < 0.3, MASK_VALUE, 0.0), jnp.float32) if hidden else None
     length = jnp.asarray(rng.integers(1, P + 1, Q), jnp.int32)
     return make(B, T, N, H), (make(Q, P, K, H), make(Q, P, K, H)), (make(B, T, K, H), make(B, T, K, H)), length, bias
 

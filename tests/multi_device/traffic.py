@@ -31,7 +31,7 @@ class Sent:
 
 def sent(text):
     """All arrays that the program's collectives make."""
-    found = []
+    result = []
     for instructions in parse(text)[1].values():
         for one in instructions:
             kind = one.opcode.removesuffix("-start")
@@ -39,8 +39,8 @@ def sent(text):
                 where = re.search(r'op_name="([^"]*)"', one.rest)
                 for dtype, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", one.type)):
                     shape = tuple(int(n) for n in dims.split(",") if n)
-                    found.append(Sent(kind, dtype, shape, group_size(one.rest, 8), where[1] if where else ""))
-    return found
+                    result.append(Sent(kind, dtype, shape, group_size(one.rest, 8), where[1] if where else ""))
+    return result
 
 
 # Newer releases of jax name the gather of a layer's parameter by the slice of the stack that gives it.
@@ -57,24 +57,24 @@ class Parts:
     """
 
     def __init__(self, runtime, params):
-        self.layer, self.kept, self.whole = set(), set(), set()
-        together = jax.tree.leaves(gathered(runtime.layouts))
+        self.layer, self.selected, self.whole = set(), set(), set()
+        together = jax.tree.leaves(gathered(runtime.shardings))
         for (path, leaf), layout, full in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(runtime.layouts), together, strict=True
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(runtime.shardings), together, strict=True
         ):
             stacked = any(key.key in ("layers", "blocks") for key in path)
             cut = lambda shape, stacked=stacked: shape[1:] if stacked else shape  # noqa: E731
             self.layer.add(cut(full.shard_shape(leaf.shape)))
-            self.kept.add(cut(layout.shard_shape(leaf.shape)))
+            self.selected.add(cut(layout.shard_shape(leaf.shape)))
             if layout.shard_shape(leaf.shape) == leaf.shape:
                 self.whole.add(leaf.shape)
 
 
-def check_gathers(found, runtime, params):
+def check_gathers(result, runtime, params):
     """No logits of the whole vocabulary, no keys and values, no stack of parameters, no rows of other devices."""
     mesh, text, parts = runtime.mesh.shape, runtime.model.config.text, Parts(runtime, params)
-    for one in found:
-        parameter = one.shape in parts.layer | parts.kept
+    for one in result:
+        parameter = one.shape in parts.layer | parts.selected
         # A vocabulary that does not divide over tensor is whole on every device; its products may be split by width.
         partial = text.vocab_size % mesh["tensor"] and one.kind == "all-reduce" and one.group == mesh["tensor"]
         whole = one.shape[-1:] == (text.vocab_size,)
@@ -106,21 +106,21 @@ def is_query(one, text):
     return "layers/attn/" in one.where and (one.shape[-1] == shared or one.shape[-2:] == (shared, text.head_dim))
 
 
-def in_layers(found, kind, path):
+def in_layers(result, kind, path):
     """The collectives of one product in the decoder's layers."""
-    return [one for one in found if one.kind == kind and f"layers/{path}" in one.where]
+    return [one for one in result if one.kind == kind and f"layers/{path}" in one.where]
 
 
-def check_layers(found, runtime):
+def check_layers(result, runtime):
     """In every layer: parameters whole over fsdp for their product, and sums of partial products over tensor."""
     mesh, text = runtime.mesh.shape, runtime.model.config.text
     gate = (text.hidden_size, text.intermediate_size // mesh["tensor"])
-    gathers = in_layers(found, "all-gather", "mlp/gate/dot_general")
-    gathers += [one for one in found if one.kind == "all-gather" and one.shape == gate and one.where.endswith(SLICE)]
+    gathers = in_layers(result, "all-gather", "mlp/gate/dot_general")
+    gathers += [one for one in result if one.kind == "all-gather" and one.shape == gate and one.where.endswith(SLICE)]
     assert bool(gathers) == (mesh["fsdp"] > 1), gathers
     assert all(one.group == mesh["fsdp"] and "while/body" in one.where for one in gathers), gathers
     for path, size in (("attn/o", text.num_heads), ("mlp/down", text.intermediate_size)):
-        sums = [one for one in in_layers(found, "all-reduce", f"{path}/dot_general") if "transpose" not in one.where]
+        sums = [one for one in in_layers(result, "all-reduce", f"{path}/dot_general") if "transpose" not in one.where]
         divides = mesh["tensor"] > 1 and size % mesh["tensor"] == 0
         assert bool(sums) == divides, (path, sums)
         widths = (text.hidden_size, runtime.options.lora.rank)
@@ -129,25 +129,25 @@ def check_layers(found, runtime):
 
 def check_sampler(text, runtime, params):
     """See the module."""
-    found = sent(text)
-    check_gathers(found, runtime, params)
-    check_layers(found, runtime)
+    result = sent(text)
+    check_gathers(result, runtime, params)
+    check_layers(result, runtime)
     # What looks again copies from the row's own prompt: beside the layers' own traffic only embeddings are looked up.
-    for one in found:
+    for one in result:
         if "branch_1_fun" in one.where and "QwenVL.decode" not in one.where:
             assert "embed/embed/dot_general" in one.where or math.prod(one.shape) <= 1, f"rows that wait: {one}"
     # Between devices that have other rows nothing is summed; they only agree on when a loop ends.
     rows = runtime.mesh.shape["data"] * runtime.mesh.shape["fsdp"]
-    for one in found:
+    for one in result:
         if one.kind == "all-reduce" and one.group == rows != runtime.mesh.shape["tensor"]:
             assert one.shape == (), f"rows meet: {one}"
 
 
 def check_update(text, runtime, params):
     """See the module."""
-    found = sent(text)
-    check_gathers(found, runtime, params)
-    check_layers(found, runtime)
+    result = sent(text)
+    check_gathers(result, runtime, params)
+    check_layers(result, runtime)
     # The gradients of gate and up, or of their adapters B, are summed over all rows. The CPU's compiler writes a
     # reduce-scatter as an all-reduce and a slice; over data and fsdp it is one sum or one after the other.
     mesh, text, rank = runtime.mesh.shape, runtime.model.config.text, runtime.options.lora.rank
@@ -155,16 +155,16 @@ def check_update(text, runtime, params):
     shapes = {(rank, width)} if rank else {(text.hidden_size // n, width) for n in (1, mesh["fsdp"])}
     sums = [
         one
-        for one in found
+        for one in result
         if one.kind in ("all-reduce", "reduce-scatter") and "transpose" in one.where and one.shape in shapes
     ]
     devices = mesh["data"] * mesh["fsdp"]
     assert math.prod(one.group for one in sums) == devices**2, f"gradients are not summed over {devices}: {sums}"
 
 
-def check_layouts(state, layouts, first, runtime):
+def check_layouts(state, shardings, first, runtime):
     """The state lies as it should, parameters are split over fsdp and tensor, and moments as their parameters."""
-    for leaf, layout in zip(jax.tree.leaves(state), jax.tree.leaves(layouts), strict=True):
+    for leaf, layout in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (leaf.sharding, layout)
     mesh, text, layers = runtime.mesh.shape, runtime.model.config.text, state.params["decoder"]["layers"]
     own = lambda leaf: leaf.addressable_shards[0].data.shape  # noqa: E731

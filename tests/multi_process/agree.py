@@ -21,28 +21,28 @@ from qwenla_jax.run.workdir import Hold, WorkdirError  # noqa: E402
 
 port, me = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"localhost:{port}", 2, me)
-assert distributed.several() and distributed.leads() == (me == 0)
+assert distributed.is_multiprocess() and distributed.is_primary() == (me == 0)
 
-told = distributed.gather({"from": me, "text": "é" * (1000 * me)})
-assert told == [{"from": 0, "text": ""}, {"from": 1, "text": "é" * 1000}]
-assert distributed.from_lead(lambda: f"by {me}") == "by 0"
+message = distributed.gather({"from": me, "text": "é" * (1000 * me)})
+assert message == [{"from": 0, "text": ""}, {"from": 1, "text": "é" * 1000}]
+assert distributed.broadcast(lambda: f"by {me}") == "by 0"
 for text in ("all of them", "again"):
     try:
-        distributed.from_lead(lambda text=text: (_ for _ in ()).throw(WorkdirError(text)))
+        distributed.broadcast(lambda text=text: (_ for _ in ()).throw(WorkdirError(text)))
         raise SystemExit("nothing was raised")
     except WorkdirError as error:
         assert str(error) == text
 parts = distributed.gather(list(range(7))[distributed.share(7)])
 assert parts == [[0, 1, 2], [3, 4, 5, 6]]
 
-told = ""
+message = ""
 try:
     with distributed.together(ValueError):
         if me == 1:
             raise ValueError("only here")
 except ValueError as error:
-    told = str(error)
-assert distributed.gather(told) == ["process 1: ValueError: only here", "only here"]
+    message = str(error)
+assert distributed.gather(message) == ["process 1: ValueError: only here", "only here"]
 with distributed.together(ValueError):
     pass
 

@@ -45,9 +45,9 @@ def begin(workdir, count, args):
 
 
 def end(processes, status=0):
-    told = [process.communicate(timeout=900)[0] for process in processes]
-    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(told)[-4000:]
-    return told
+    message = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(message)[-4000:]
+    return message
 
 
 def metrics(workdir):
@@ -62,8 +62,8 @@ def state(workdir, step):
     with ocp.StandardCheckpointer() as reader:
         folder = workdir / "checkpoints" / str(step) / "state"
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        found = reader.metadata(folder).item_metadata.tree
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found)
+        result = reader.metadata(folder).item_metadata.tree
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), result)
         return jax.tree_util.tree_flatten_with_path(reader.restore(folder, like))[0]
 
 
@@ -74,7 +74,7 @@ def test_processes_agree():
         subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for number in range(2)
     ]
-    assert all("agreed" in told for told in end(both))
+    assert all("agreed" in message for message in end(both))
 
 
 @pytest.mark.slow
@@ -87,10 +87,12 @@ def test_two_processes_are_one_also_when_one_is_told_to_end(tmp_path):
         assert all(process.poll() is None for process in both), end(both)
         time.sleep(0.1)
     both[1].send_signal(signal.SIGTERM)
-    told = end(both, 143)
-    assert "the same command goes on from there" in told[0] and "the same command goes on from there" in told[1]
-    told = end(begin(tmp_path / "two", 2, BRPO))
-    assert "going on after step" in told[0] and "step 3/3" in told[0] and "step 3/3" not in told[1]
+    message = end(both, 143)
+    assert (
+        "the same command continues from there" in message[0] and "the same command continues from there" in message[1]
+    )
+    message = end(begin(tmp_path / "two", 2, BRPO))
+    assert "resumed after step" in message[0] and "step 3/3" in message[0] and "step 3/3" not in message[1]
     want, got = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [row["step"] for row in got] == [row["step"] for row in want] == [0, 1, 2, 3, 3]
     for a, b in zip(want, got, strict=True):
@@ -103,5 +105,5 @@ def test_two_processes_are_one_also_when_one_is_told_to_end(tmp_path):
         np.testing.assert_allclose(other, value, rtol=1e-5, atol=1e-6, err_msg=str(path))
     # One writer: what belongs to a run is there once.
     assert not (tmp_path / "two" / "hf").exists() and (tmp_path / "one" / "hf").is_dir()
-    kept = [sorted(path.stem for path in (tmp_path / "two" / name).iterdir()) for name in ("seals", "checkpoints")]
+    kept = [sorted(path.stem for path in (tmp_path / "two" / name).iterdir()) for name in ("checksums", "checkpoints")]
     assert kept[0] == kept[1] == ["2", "3"]

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, picture_to_patches
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, image_to_patches
 from qwenla_jax.types import PromptBatch, VisionBatch
 
 CONTINUATION = 64
@@ -26,10 +26,10 @@ CASES = {
     "single token": [[(1, 1)]],
     "partial windows": [[(5, 6)]],
     "whole windows": [[(4, 8)]],
-    "two pictures": [[(3, 2), (2, 5)]],
+    "two images": [[(3, 2), (2, 5)]],
     "padded batch": [[(2, 3)], [(5, 1), (2, 2)], [(3, 4)]],
     "wide": [[(1, 9)]],
-    "one without a picture": [[(4, 3)], []],
+    "one without an image": [[(4, 3)], []],
 }
 
 
@@ -154,11 +154,11 @@ def build(arch: Architecture) -> Any:
     rng = np.random.default_rng([2306, arch.seed])
     with torch.no_grad():
         for name, param in sorted(model.named_parameters()):
-            param.copy_(torch.from_numpy(_draw(rng, name, tuple(param.shape), arch.tied)))
+            param.copy_(torch.from_numpy(_sample_groups(rng, name, tuple(param.shape), arch.tied)))
     return model
 
 
-def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
+def _sample_groups(rng: np.random.Generator, name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
     normal = rng.standard_normal(shape)
     if name.endswith(("norm.weight", "layernorm.weight", "norm1.weight", "norm2.weight", "ln_q.weight")):
         value = 1 + 0.3 * normal
@@ -173,7 +173,7 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], tied: boo
 
 
 def settings(arch: Architecture) -> ProcessorSettings:
-    """Image processor settings under which a picture keeps its size."""
+    """Image processor settings under which an image keeps its size."""
     return ProcessorSettings(
         min_pixels=1,
         max_pixels=10**7,
@@ -184,8 +184,8 @@ def settings(arch: Architecture) -> ProcessorSettings:
     )
 
 
-def pictures(arch: Architecture, grids: list[tuple[int, int]], rng: np.random.Generator) -> list[Image.Image]:
-    """Coarse random pictures, one a grid: neighbouring pixels are alike, as in photographs."""
+def random_images(arch: Architecture, grids: list[tuple[int, int]], rng: np.random.Generator) -> list[Image.Image]:
+    """Coarse random images, one a grid: neighbouring pixels are alike, as in photographs."""
     side, out = arch.patch * 2, []
     for rows, cols in grids:
         coarse = rng.integers(0, 256, (rows * 3, cols * 3, 3), dtype=np.uint8)
@@ -202,14 +202,14 @@ def inputs(arch: Architecture, extra_slots: int = 1) -> SimpleNamespace:
 
     Returns:
       `hf`: what transformers' model takes (rows padded on the left); `vision` and `prompts`: ours (padded on the
-      right); `length_Q`; `grids`: (rows, cols) of all pictures in order.
+      right); `length_Q`; `grids`: (rows, cols) of all images in order.
     """
     torch = pytest.importorskip("torch")
     pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     rng = np.random.default_rng([2307, arch.seed])
     image, start, end = arch.vocab - 1, arch.vocab - 3, arch.vocab - 4
     config = settings(arch)
-    layout = PictureLayout(arch.patch, 2, arch.temporal, arch.window * arch.patch * 2)
+    layout = ImageLayout(arch.patch, 2, arch.temporal, arch.window * arch.patch * 2)
     rows_ids, rows_grids, images = [], [], []
     for grids in CASES[arch.case]:
         ids = rng.integers(0, arch.vocab - 4, int(rng.integers(2, 6))).tolist()
@@ -217,8 +217,8 @@ def inputs(arch: Architecture, extra_slots: int = 1) -> SimpleNamespace:
             ids += [start, *[image] * (r * c), end, *rng.integers(0, arch.vocab - 4, int(rng.integers(1, 5))).tolist()]
         rows_ids.append(ids + rng.integers(0, arch.vocab - 4, 3).tolist())
         rows_grids.append(grids)
-        images += pictures(arch, grids, rng)
-    frames = [picture_to_patches(picture, config, layout) for picture in images]
+        images += random_images(arch, grids, rng)
+    frames = [image_to_patches(img, config, layout) for img in images]
     S = max(len(f.valid_S) for f in frames) + extra_slots * layout.window_slots
     M = max(f.num_visual_tokens for f in frames) + extra_slots
     count, values = len(frames) + extra_slots, frames[0].patches_SxC.shape[1]

@@ -1,7 +1,7 @@
 """The whole gradient of BRPO, vision tower included, against torch's autograd through transformers.
 
 The objective is written here a second time, from the paper's formula and on transformers' logits: G responses of each
-question, in which the pictures stand again, under a policy, the one that sampled, and a reference of other weights.
+question, in which the images stand again, under a policy, the one that sampled, and a reference of other weights.
 """
 
 import copy
@@ -16,10 +16,10 @@ from official import CAP, Official, ids_of, responses, with_block
 
 import qwenla_jax
 from qwenla_jax.config.run_options import BrpoOptions
-from qwenla_jax.reattention.options import LookOptions
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.brpo.loss import advantages
-from qwenla_jax.train.brpo.update import Judged, make_brpo_gradient
+from qwenla_jax.train.brpo.update import RolloutBatch, make_brpo_gradient
 
 G, R = 3, 14
 OPTIONS = BrpoOptions(group_size=G, temperature=0.8, beta=0.2, clip_low=0.15, clip_high=0.3)
@@ -47,17 +47,17 @@ def random_kept(prompts, grids_Q, share, rng):
     At random, as nothing in the gradient may depend on why they were chosen: what a rollout recorded is replayed.
     """
     block = prompts.block
-    kept, kept_BxExX = [], np.zeros((len(grids_Q) * G, CAP, block.source_QxX.shape[1]), bool)
-    for b, kept_ExX in enumerate(kept_BxExX):
+    selected, selected_BxExX = [], np.zeros((len(grids_Q) * G, CAP, block.source_QxX.shape[1]), bool)
+    for b, kept_ExX in enumerate(selected_BxExX):
         q = b // G
         x = block.length_Q[q]
         visual = np.flatnonzero(prompts.visual_QxP[q][block.source_QxX[q, :x]] >= 0)
         count = plain.share_of(share, sum(r * c for r, c in grids_Q[q]))
-        kept.append([set(rng.permutation(len(visual))[:count].tolist()) for _ in range(CAP)])
+        selected.append([set(rng.permutation(len(visual))[:count].tolist()) for _ in range(CAP)])
         kept_ExX[:, :x] = True
-        for own, kept_X in zip(kept[b], kept_ExX, strict=True):
-            kept_X[[slot for n, slot in enumerate(visual) if n not in own]] = False
-    return kept, kept_BxExX
+        for own, selected_X in zip(selected[b], kept_ExX, strict=True):
+            selected_X[[slot for n, slot in enumerate(visual) if n not in own]] = False
+    return selected, selected_BxExX
 
 
 def changed(model, seed):
@@ -86,17 +86,17 @@ def test_every_parameters_gradient(oracle, tmp_path, mode, share, seed):
     trained_B = np.ones(B, np.float32)
     trained_B[1] = 0  # cut off: it counts as a response, and its tokens do not
     reward_B = rng.normal(size=B)
-    kept, kept_BxExX = random_kept(prompts, oracle.cases[arch.case], share, rng)
+    selected, selected_BxExX = random_kept(prompts, oracle.cases[arch.case], share, rng)
 
     def official(name):
         """Log-probabilities of each response, a list of tensors [length]."""
-        one, found = Official(models[name], arch, batch, oracle), []
+        one, result = Official(models[name], arch, batch, oracle), []
         for b, ids_R in enumerate(ids_BxR):
             ids = ids_R[: length_B[b]].tolist()
-            logits = one.logits(b // G, ids) if mode == "copy" else one.kept_logits(b // G, ids, kept[b])[0]
+            logits = one.logits(b // G, ids) if mode == "copy" else one.kept_logits(b // G, ids, selected[b])[0]
             logits = logits[:-1].index_fill(1, torch.tensor(suppressed), -torch.inf) / OPTIONS.temperature
-            found.append(logits.log_softmax(-1)[torch.arange(len(ids)), ids])
-        return found
+            result.append(logits.log_softmax(-1)[torch.arange(len(ids)), ids])
+        return result
 
     with torch.no_grad():
         old, ref = official("old"), official("ref")
@@ -108,21 +108,21 @@ def test_every_parameters_gradient(oracle, tmp_path, mode, share, seed):
         models[name].save_pretrained(tmp_path / name)
         model, params[name] = qwenla_jax.load(tmp_path / name)
     open_id, close_id = ids_of(arch)
-    look = LookOptions(mode, share=share, max_insertions=CAP, open_id=open_id, close_id=close_id)
+    reattention = ReattentionConfig(mode, keep_ratio=share, max_insertions=CAP, open_id=open_id, close_id=close_id)
     everyone_B = np.ones(B, bool)
-    judged = Judged(
+    rollout_batch = RolloutBatch(
         ids_BxR=ids_BxR,
         logp_BxR=np.stack([np.pad(logp_R.numpy(), (0, R - len(logp_R))) for logp_R in old]),
         length_B=length_B,
         advantage_B=advantages(reward_B[:, None], np.ones(1), everyone_B, G, std_eps=OPTIONS.std_eps)[0],
         counted_B=everyone_B.astype(np.float32),
         trained_B=trained_B,
-        kept_BxExX=kept_BxExX,
+        selected_BxExX=selected_BxExX,
     )
-    one_part = jax.tree.map(lambda x: np.asarray(x)[None], (batch.vision, prompts, judged))
-    gradient = jax.jit(make_brpo_gradient(model, OPTIONS, R, look=look))
-    bias_V = forbidden_bias(arch.vocab, arch.vocab, suppressed)
-    grads, metrics = gradient(params["policy"], params["ref"], *one_part, bias_V)
+    one_part = jax.tree.map(lambda x: np.asarray(x)[None], (batch.vision, prompts, rollout_batch))
+    gradient = jax.jit(make_brpo_gradient(model, OPTIONS, R, reattention=reattention))
+    logit_bias_V = suppression_bias(arch.vocab, arch.vocab, suppressed)
+    grads, metrics = gradient(params["policy"], params["ref"], *one_part, logit_bias_V)
     np.testing.assert_allclose(metrics["loss"], loss.item(), atol=2e-6)
     # Both sides of the clip, and a reference that matters.
     assert min(metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]) > 0 and metrics["kl"] > 1e-3

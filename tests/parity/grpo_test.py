@@ -182,10 +182,10 @@ def test_advantages(scale, total, invalid):
             valid[[1, 6, 9, 13, 14, 15, 16, 17, 18, 19]] = False  # of the last two groups one response, and none
             rewards[~valid] = np.nan
         want, zero = trl_advantages(rewards, weights, 4, scale, total)
-        got, equal_Q = advantages(rewards, weights, valid, 4, std_eps=1e-4, scale=scale, total=total)
+        got, zero_std_Q = advantages(rewards, weights, valid, 4, std_eps=1e-4, scale=scale, total=total)
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
         assert np.abs(want).max() > 0.5 and not got[~valid].any()
-        assert equal_Q.tolist() == [False, True, False, invalid, invalid]
+        assert zero_std_Q.tolist() == [False, True, False, invalid, invalid]
         if scale == "group" and total == "raw":
             # TRL's deviation of fewer than two rewards is nan, ours 0; its flag is for the log alone.
-            assert np.array_equal(np.repeat(equal_Q[:3], 4), zero[:12])
+            assert np.array_equal(np.repeat(zero_std_Q[:3], 4), zero[:12])

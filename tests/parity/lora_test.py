@@ -20,7 +20,7 @@ from qwenla_jax.model import lora
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.weights.peft import save_adapters
 
-SEED = 12  # three prompts, one of them with two pictures; heads of the released size
+SEED = 12  # three prompts, one of them with two images; heads of the released size
 RANK, ALPHA = 3, 5
 ALL_LINEAR = ("(decoder/layers|visual/(blocks|merger))/.*/kernel",)
 # Ours -> the module of transformers, written down here a second time. Query, key and value of the tower are one there.
@@ -41,12 +41,12 @@ TARGETS = (
 
 def their_adapters(model):
     """PEFT's matrices by module: module -> (A [r, in], B [out, r]), as parameters of torch."""
-    found = {}
+    result = {}
     for name, value in model.named_parameters():
         if ".lora_" in name:
             module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-            found.setdefault(module, {})[rest[0]] = value
-    return found
+            result.setdefault(module, {})[rest[0]] = value
+    return result
 
 
 def ours_from(theirs, shapes, read):
@@ -142,8 +142,8 @@ def test_logits_and_gradients_are_pefts(pair):
     value.backward()
 
     def weighed(own):
-        found = forward(model, lora.joined(params, own), batch.vision, batch.prompts)
-        return sum(jnp.sum(found[q, : len(w)] * w) for q, w in enumerate(weights))
+        result = forward(model, lora.joined(params, own), batch.vision, batch.prompts)
+        return sum(jnp.sum(result[q, : len(w)] * w) for q, w in enumerate(weights))
 
     own = lora.only_adapters(params)
     grads = flatten_dict(jax.jit(jax.grad(weighed))(own), sep="/")
@@ -171,19 +171,19 @@ def test_a_merged_export_is_the_model_with_adapters(pair, tmp_path):
         np.testing.assert_allclose(one[q, P - n :], other[q, P - n :], atol=1e-4, rtol=0)
     # Rounded once: bfloat16 of the sum in exact numbers, where rounding the product first would give others.
     qwenla_jax.save(tmp_path / "rounded", model, params, dtype="bfloat16")
-    base, found = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "rounded"))
+    base, result = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "rounded"))
     own = their_adapters(theirs)
     same, twice = [], []
     for module, sides in own.items():
         name = released(module)
         wide = base[name].astype(np.float64)
         more = ALPHA / RANK * sides["B"].detach().double().numpy() @ sides["A"].detach().double().numpy()
-        same.append(np.mean(found[name] == (wide + more).astype(ml_dtypes.bfloat16)))
+        same.append(np.mean(result[name] == (wide + more).astype(ml_dtypes.bfloat16)))
         rough = wide.astype(ml_dtypes.bfloat16).astype(np.float64) + more.astype(ml_dtypes.bfloat16).astype(np.float64)
-        twice.append(np.mean(found[name] == rough.astype(ml_dtypes.bfloat16)))
+        twice.append(np.mean(result[name] == rough.astype(ml_dtypes.bfloat16)))
     assert np.mean(same) > 0.999 and np.mean(twice) < 0.9, (np.mean(same), np.mean(twice))
     for name in base.keys() - {released(module) for module in own}:
-        assert np.array_equal(found[name], base[name].astype(ml_dtypes.bfloat16)), name
+        assert np.array_equal(result[name], base[name].astype(ml_dtypes.bfloat16)), name
 
 
 @pytest.mark.parametrize(

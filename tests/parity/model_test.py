@@ -9,7 +9,7 @@ import pytest
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 
 COUNT = 24
 SEEDS = [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(COUNT)]
@@ -73,7 +73,7 @@ def _official_visual(model, hf):
 
 
 def _visual_rows(batch, visual_ZxD):
-    """Our visual tokens of all pictures one after the other, without padding."""
+    """Our visual tokens of all images one after the other, without padding."""
     M = batch.vision.gather_IxM.shape[1]
     rows = [np.asarray(visual_ZxD[i * M : i * M + r * c], np.float32) for i, (r, c) in enumerate(batch.grids)]
     return np.concatenate(rows)
@@ -103,20 +103,20 @@ def test_random_architecture(oracle, saved, seed):
     visual_ZxD, logits = _forward(model, params, batch.vision, *_extend(batch.prompts, continuation.numpy()))
     np.testing.assert_allclose(_visual_rows(batch, visual_ZxD), _official_visual(official, hf), atol=TOLERANCE, rtol=0)
     logits = np.asarray(logits)
-    bias_V = forbidden_bias(arch.vocab, arch.vocab, range(arch.vocab - 4, arch.vocab))
+    logit_bias_V = suppression_bias(arch.vocab, arch.vocab, range(arch.vocab - 4, arch.vocab))
     for q, n in enumerate(batch.length_Q):
         ours, theirs = logits[q, : n + oracle.tokens], expected[q, P - n :]
         assert 0.3 < theirs.std() < 5  # otherwise the tolerance would mean little
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
         # Every token of the continuation is the most likely one of the whole forward pass too.
-        best = np.argmax(ours[n - 1 : -1] + bias_V, axis=-1)
+        best = np.argmax(ours[n - 1 : -1] + logit_bias_V, axis=-1)
         np.testing.assert_array_equal(best, continuation[q].numpy())
 
     # The sampler, with its cache and its prompt padded on the right.
     options = SampleOptions(1, oracle.tokens, 0.0, 1.0, (arch.vocab - 1,))
     run = jax.jit(functools.partial(sample, model, options))
     samples = np.arange(len(batch.length_Q), dtype=np.uint32)
-    rollout = run(params, batch.vision, batch.prompts, bias_V, np.uint32(0), np.uint32(0), samples)
+    rollout = run(params, batch.vision, batch.prompts, logit_bias_V, np.uint32(0), np.uint32(0), samples)
     np.testing.assert_array_equal(rollout.ids_BxR, continuation.numpy())
     assert not rollout.stopped_B.any()
 

@@ -1,4 +1,4 @@
-"""200 real questions with their pictures: ids and pixel values as transformers makes them of the same files.
+"""200 real questions with their images: ids and pixel values as transformers makes them of the same files.
 
 The ids' oracle is the released chat template (the copy that TRL brings along), rendered and tokenized by transformers;
 the pixels' oracle is its image processor with the published settings, free and under the paper's two caps.
@@ -13,21 +13,21 @@ import pytest
 from PIL import Image, ImageOps
 
 from qwenla_jax.data.batching.example import to_prompt_example
-from qwenla_jax.data.images.decode import open_picture
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, smart_resize
+from qwenla_jax.data.images.decode import open_image
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, smart_resize
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.tokenizer import Tokenizer
 
 COUNT = 200
 SYSTEM = "You are a helpful assistant."
-LAYOUT = PictureLayout()
+LAYOUT = ImageLayout()
 CAPS = {"published": None, "BRPO": 640 * 480, "SFT": 262_144}
-# Free, a large picture takes seconds on both sides: those beyond are compared under the caps only.
+# Free, a large image takes seconds on both sides: those beyond are compared under the caps only.
 FREE_PIXELS = 400_000
 
 
 def _pairs(data):
-    """(name, question, path) from three sets, in their files' order; those of one picture, which their path names."""
+    """(name, question, path) from three sets, in their files' order; those of one image, which their path names."""
     for line in (data / "mathvision" / "test.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         yield f"mathvision {row['id']}", row["question"], data / "mathvision" / row["image"]
@@ -48,9 +48,9 @@ def _pairs(data):
 @pytest.fixture(scope="module")
 def pairs(shared_data):
     """200 of the pairs, spread over the three sets."""
-    found = list(_pairs(shared_data))
-    assert len(found) >= COUNT and all(path.is_file() for _, _, path in found)
-    chosen = [found[i] for i in np.linspace(0, len(found) - 1, COUNT).round().astype(int)]
+    result = list(_pairs(shared_data))
+    assert len(result) >= COUNT and all(path.is_file() for _, _, path in result)
+    chosen = [result[i] for i in np.linspace(0, len(result) - 1, COUNT).round().astype(int)]
     assert len({(question, path) for _, question, path in chosen}) == COUNT
     assert {name.split()[0] for name, _, _ in chosen} == {"mathvision", "we_math", "scemqa"}
     return chosen
@@ -100,10 +100,10 @@ def test_ids_and_pixels(pairs, published, tokenizers, template, shared_data, cap
     settings = published if CAPS[cap] is None else dataclasses.replace(published, max_pixels=CAPS[cap])
     compared = shrunk = 0
     for name, question, path in pairs:
-        picture = open_picture(path, name)
-        if CAPS[cap] is None and picture.width * picture.height > FREE_PIXELS:
+        image = open_image(path, name)
+        if CAPS[cap] is None and image.width * image.height > FREE_PIXELS:
             continue
-        record = Record(name, (picture,), question, "", None, "question")
+        record = Record(name, (image,), question, "", None, "question")
         # None has the template make up its system turn; another text replaces it.
         for given, ours in ((None, SYSTEM), ("Answer in the five sections.", "Answer in the five sections.")):
             example = to_prompt_example(record, tok, settings, LAYOUT, ours)
@@ -116,7 +116,7 @@ def test_ids_and_pixels(pairs, published, tokenizers, template, shared_data, cap
         merged = frame.patches_SxC.reshape(-1, 4, 1176)[frame.gather_M].reshape(-1, 1176)
         np.testing.assert_array_equal(merged, expected, err_msg=name)
         compared += 1
-        shrunk += smart_resize(picture.height, picture.width, 28, 3136, 12_845_056) != (
+        shrunk += smart_resize(image.height, image.width, 28, 3136, 12_845_056) != (
             frame.rows * 28,
             frame.cols * 28,
         )

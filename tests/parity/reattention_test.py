@@ -13,14 +13,14 @@ from official import CAP, Official, ids_of, responses, with_block
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention import splice
-from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.reattention.route import select
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_selection, response_states
 
 TOLERANCE = 1e-4
-# Odd grids, two pictures, padded batches, rows without a picture, one to four KV heads, tied and untied.
+# Odd grids, two images, padded batches, rows without an image, one to four KV heads, tied and untied.
 FAST, SLOW = (5, 12), (3, 4, 7, 14, 15)
 
 
@@ -29,16 +29,16 @@ def cases(fast, slow):
     return [*fast, *(pytest.param(*values, marks=pytest.mark.slow) for values in slow)]
 
 
-def ours(model, params, vision, prompts, ids_BxR, look, kept=None):
+def ours(model, params, vision, prompts, ids_BxR, reattention, selected=None):
     """Logits that predict each response token, and what was kept."""
 
     @jax.jit
     def run(params, vision, prompts, ids_BxR):
         length_B = np.full(len(ids_BxR), ids_BxR.shape[1], np.int32)
-        chosen = kept
-        if chosen is None and look.inserts:
-            chosen = response_selection(model, params, vision, prompts, ids_BxR, length_B, look, CAP)
-        states = response_states(model, params, vision, prompts, ids_BxR, look, length_B, chosen)
+        chosen = selected
+        if chosen is None and reattention.inserts:
+            chosen = response_selection(model, params, vision, prompts, ids_BxR, length_B, reattention, CAP)
+        states = response_states(model, params, vision, prompts, ids_BxR, reattention, length_B, chosen)
         return logits_of(params, states), chosen
 
     return jax.device_get(run(params, vision, prompts, ids_BxR))
@@ -46,14 +46,16 @@ def ours(model, params, vision, prompts, ids_BxR, look, kept=None):
 
 def look_options(arch, **changes):
     open_id, close_id = ids_of(arch)
-    return LookOptions(**{"mode": "copy", "max_insertions": CAP, "open_id": open_id, "close_id": close_id} | changes)
+    return ReattentionConfig(
+        **{"mode": "copy", "max_insertions": CAP, "open_id": open_id, "close_id": close_id} | changes
+    )
 
 
 def kept_sets(c, q, kept_ExX):
     """The visual tokens of question q that each insertion shows, by their number within the prompt."""
     own = np.flatnonzero(c.prompts.visual_QxP[q] >= 0).tolist()
     source_X = c.prompts.block.source_QxX[q]
-    return [{own.index(s) for s in source_X[np.flatnonzero(kept_X)] if s in own} for kept_X in kept_ExX]
+    return [{own.index(s) for s in source_X[np.flatnonzero(selected_X)] if s in own} for selected_X in kept_ExX]
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def case(oracle, saved):
 
 @pytest.mark.parametrize("seed", cases(FAST, [(seed,) for seed in SLOW]))
 @torch.no_grad()
-def test_copy_is_the_picture_given_again(case, seed):
+def test_copy_is_the_image_given_again(case, seed):
     c = case(seed)
     Q = len(c.prompts.length_Q)
     ids_BxR = responses(c.arch, Q, 20, seed)
@@ -89,7 +91,7 @@ def test_copy_is_the_picture_given_again(case, seed):
     for q in range(Q):
         expected = c.hf.logits(q, ids_BxR[q])[:-1].numpy()
         np.testing.assert_allclose(logits[q], expected, atol=TOLERANCE, rtol=0)
-        if c.hf.rows[q].grids:  # the tolerance sees the pictures
+        if c.hf.rows[q].grids:  # the tolerance sees the images
             assert np.abs(c.hf.logits(q, ids_BxR[q], tags=0)[:-1].numpy() - expected).max() > 100 * TOLERANCE
 
 
@@ -102,29 +104,31 @@ SAMPLED = cases(
 
 @pytest.mark.parametrize("seed, share, form", SAMPLED)
 def test_sampling_is_greedy_over_the_expanded_prompt(case, seed, share, form):
-    """The tag is made likely enough that it comes; rows get their pictures at different steps."""
+    """The tag is made likely enough that it comes; rows get their images at different steps."""
     c = case(seed)
     Q, tokens = len(c.prompts.length_Q), c.oracle.tokens
-    bias_V = forbidden_bias(c.arch.vocab, c.arch.vocab, range(c.arch.vocab - 4, c.arch.vocab))
-    pictured = next(q for q, row in enumerate(c.hf.rows) if row.grids)
-    while ids_of(c.arch)[0] not in c.hf.greedy(pictured, 24, bias_V):
-        bias_V[ids_of(c.arch)[0]] += 0.5
-    mode = {} if share is None else {"mode": "route", "share": share, "form": form}
-    look = look_options(c.arch, rows_at_once=2, **mode)
-    options = SampleOptions(1, tokens, 0.0, 1.0, (c.arch.vocab - 1,), look)
+    logit_bias_V = suppression_bias(c.arch.vocab, c.arch.vocab, range(c.arch.vocab - 4, c.arch.vocab))
+    imaged = next(q for q, row in enumerate(c.hf.rows) if row.grids)
+    while ids_of(c.arch)[0] not in c.hf.greedy(imaged, 24, logit_bias_V):
+        logit_bias_V[ids_of(c.arch)[0]] += 0.5
+    mode = {} if share is None else {"mode": "route", "keep_ratio": share, "form": form}
+    reattention = look_options(c.arch, rows_at_once=2, **mode)
+    options = SampleOptions(1, tokens, 0.0, 1.0, (c.arch.vocab - 1,), reattention)
     run = jax.jit(functools.partial(sample, c.model, options))
-    rollout = run(c.params, c.vision, c.prompts, bias_V, np.uint32(0), np.uint32(0), np.arange(Q, dtype=np.uint32))
-    expected = [c.hf.greedy(q, tokens, bias_V, share) for q in range(Q)]
+    rollout = run(
+        c.params, c.vision, c.prompts, logit_bias_V, np.uint32(0), np.uint32(0), np.arange(Q, dtype=np.uint32)
+    )
+    expected = [c.hf.greedy(q, tokens, logit_bias_V, share) for q in range(Q)]
     np.testing.assert_array_equal(rollout.ids_BxR, expected)
     tags = [row[:-1].count(ids_of(c.arch)[0]) for row in expected]
-    assert tags[pictured] > 0
+    assert tags[imaged] > 0
     for q, row in enumerate(c.hf.rows):
         assert rollout.inserted_B[q] == (min(tags[q], CAP) if row.grids else 0)
-        assert rollout.refused_B[q] == tags[q] - rollout.inserted_B[q]
+        assert rollout.skipped_B[q] == tags[q] - rollout.inserted_B[q]
         if share is not None:
             with torch.no_grad():
-                kept = c.hf.routed(q, expected[q][:-1], share)[1]
-            assert kept_sets(c, q, rollout.kept_BxExX[q])[: len(kept)] == kept
+                selected = c.hf.routed(q, expected[q][:-1], share)[1]
+            assert kept_sets(c, q, rollout.selected_BxExX[q])[: len(selected)] == selected
 
 
 ROUTED = cases(
@@ -139,24 +143,24 @@ def test_route_is_the_most_attended_tokens_at_their_positions(case, monkeypatch,
     """Scores, the kept set, and the logits of the whole response, before and after the insertions."""
     found_ExBxP = []
 
-    def recorded(options, prompts, paid_BxP):
-        jax.debug.callback(lambda x: found_ExBxP.append(np.asarray(x)), paid_BxP, ordered=True)
-        return select(options, prompts, paid_BxP)
+    def recorded(options, prompts, received_BxP):
+        jax.debug.callback(lambda x: found_ExBxP.append(np.asarray(x)), received_BxP, ordered=True)
+        return select(options, prompts, received_BxP)
 
     monkeypatch.setattr(splice, "select", recorded)
     c = case(seed)
     Q = len(c.prompts.length_Q)
     ids_BxR = responses(c.arch, Q, 20, seed)
-    look = look_options(c.arch, mode="route", share=share, form=form)
-    logits, kept_BxExX = ours(c.model, c.params, c.vision, c.prompts, ids_BxR, look)
+    reattention = look_options(c.arch, mode="route", keep_ratio=share, form=form)
+    logits, selected_BxExX = ours(c.model, c.params, c.vision, c.prompts, ids_BxR, reattention)
     jax.effects_barrier()
     by_attention = 0
     for q, row in enumerate(c.hf.rows):
-        expected, kept, scores = c.hf.routed(q, ids_BxR[q].tolist(), share)
+        expected, selected, scores = c.hf.routed(q, ids_BxR[q].tolist(), share)
         own = np.flatnonzero(c.prompts.visual_QxP[q] >= 0)
-        for e, (want, score_M) in enumerate(zip(kept, scores, strict=True)):
+        for e, (want, score_M) in enumerate(zip(selected, scores, strict=True)):
             np.testing.assert_allclose(found_ExBxP[e][q][own], score_M, rtol=TOLERANCE, atol=1e-6)
-            assert kept_sets(c, q, kept_BxExX[q])[e] == want
+            assert kept_sets(c, q, selected_BxExX[q])[e] == want
             assert len(want) == plain.share_of(share, len(own))
             by_attention += want != set(range(len(want)))
         np.testing.assert_allclose(logits[q], expected[:-1], atol=TOLERANCE, rtol=0)
@@ -174,4 +178,4 @@ def test_the_ends_of_route(case, seed):
     copied, blind = (run(look_options(c.arch, mode=mode))[0] for mode in ("copy", "none"))
     for form in ("compact", "bias"):
         for share, same in ((1.0, copied), (0.0, blind)):
-            np.testing.assert_array_equal(run(look_options(c.arch, mode="route", share=share, form=form))[0], same)
+            np.testing.assert_array_equal(run(look_options(c.arch, mode="route", keep_ratio=share, form=form))[0], same)

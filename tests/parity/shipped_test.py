@@ -11,12 +11,12 @@ import pytest
 import qwenla_jax
 from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example
-from qwenla_jax.data.images.preprocess import PictureLayout
+from qwenla_jax.data.images.preprocess import ImageLayout
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 
 FOLDER = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 QUESTIONS = 4 * (
@@ -45,8 +45,8 @@ def _official(folder, scenes):
     texts = []
     for scene, question, (_, h, w) in zip(scenes, QUESTIONS, pixels["image_grid_thw"].tolist(), strict=True):
         assert scene.image.size == (112, 112)
-        picture = "<|vision_start|>" + "<|image_pad|>" * (h * w // 4) + "<|vision_end|>"
-        texts.append(f"<|im_start|>user\n{picture}{question}<|im_end|>\n<|im_start|>assistant\n")
+        img = "<|vision_start|>" + "<|image_pad|>" * (h * w // 4) + "<|vision_end|>"
+        texts.append(f"<|im_start|>user\n{img}{question}<|im_end|>\n<|im_start|>assistant\n")
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     inputs = {
@@ -69,14 +69,14 @@ def case():
     def ours(dtype):
         loaded = qwenla_jax.load(FOLDER, dtype=dtype)
         v, tok = loaded.config.vision, loaded.tokenizer
-        layout = PictureLayout(v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size)
+        layout = ImageLayout(v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size)
         records = [
             Record(str(i), (scene.image,), question, "", None, "count")
             for i, (scene, question) in enumerate(zip(scenes, QUESTIONS, strict=True))
         ]
         examples = [to_prompt_example(record, tok, loaded.processor, layout) for record in records]
         vision, prompts = collate_prompts(examples, make_buckets(layout, len(records), 112 * 112, 112 * 112, 128, 256))
-        bias_V = forbidden_bias(loaded.config.text.vocab_size, tok.vocab_size, tok.ids.forbidden())
+        logit_bias_V = suppression_bias(loaded.config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
         options = SampleOptions(1, NEW_TOKENS, 0.0, 1.0, tok.ids.stop())
         rows = np.arange(len(records), dtype=np.uint32)
         run = jax.jit(functools.partial(sample, loaded.model, options))
@@ -89,9 +89,9 @@ def case():
         return SimpleNamespace(
             tokenizer=tok,
             prompts=prompts,
-            bias_V=bias_V,
+            logit_bias_V=logit_bias_V,
             greedy=lambda: jax.device_get(
-                run(loaded.params, vision, prompts, bias_V, np.uint32(0), np.uint32(0), rows)
+                run(loaded.params, vision, prompts, logit_bias_V, np.uint32(0), np.uint32(0), rows)
             ),
             logits=lambda *tokens: np.asarray(logits(loaded.params, vision, *tokens)),
         )
@@ -99,12 +99,12 @@ def case():
     return SimpleNamespace(official=official, inputs=inputs, ours=ours)
 
 
-def _greedy(official, inputs, bias_V):
+def _greedy(official, inputs, logit_bias_V):
     """transformers' greedy answers, until the stop tokens of the checkpoint's own generation_config.json."""
     import torch
 
     with torch.no_grad():
-        unsampled = np.flatnonzero(bias_V).tolist()
+        unsampled = np.flatnonzero(logit_bias_V).tolist()
         out = official.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, suppress_tokens=unsampled)
     return out[:, inputs["input_ids"].shape[1] :].numpy()
 
@@ -121,7 +121,7 @@ def test_float32(case):
 
     stop = case.official.generation_config.eos_token_id
     assert set(stop) == set(ours.tokenizer.ids.stop())
-    out, rollout = _greedy(case.official, case.inputs, ours.bias_V), ours.greedy()
+    out, rollout = _greedy(case.official, case.inputs, ours.logit_bias_V), ours.greedy()
     for q, length in enumerate(rollout.length_B):
         assert rollout.ids_BxR[q, :length].tolist() == out[q, :length].tolist()
         assert bool(rollout.stopped_B[q]) == (int(out[q, length - 1]) in stop)
@@ -158,7 +158,7 @@ def test_bfloat16(case):
     ours = case.ours("bfloat16")
     # Loaded anew: `to` would round the frequencies of RoPE too, which transformers keeps in float32.
     official = type(case.official).from_pretrained(FOLDER, dtype=torch.bfloat16).eval()
-    text_QxR = _greedy(official, case.inputs, ours.bias_V)
+    text_QxR = _greedy(official, case.inputs, ours.logit_bias_V)
     R = text_QxR.shape[1]
     stops_QxR = np.isin(text_QxR, ours.tokenizer.ids.stop())
     said_QxR = np.cumsum(stops_QxR, axis=1) - stops_QxR == 0
@@ -170,17 +170,20 @@ def test_bfloat16(case):
         inputs[name] = torch.nn.functional.pad(inputs[name], (0, R), value=value)
     with torch.no_grad():
         exact, theirs = (
-            model(**inputs).logits[:, -R - 1 : -1].float().numpy() + ours.bias_V for model in (case.official, official)
+            model(**inputs).logits[:, -R - 1 : -1].float().numpy() + ours.logit_bias_V
+            for model in (case.official, official)
         )
     tokens, slot_QxR = _behind(ours.prompts, text_QxR)
-    found = np.take_along_axis(ours.logits(*tokens), slot_QxR[..., None] - 1, axis=1) + ours.bias_V
-    error, their_error = (np.sqrt(np.mean((x - exact)[said_QxR][:, ours.bias_V == 0] ** 2)) for x in (found, theirs))
+    result = np.take_along_axis(ours.logits(*tokens), slot_QxR[..., None] - 1, axis=1) + ours.logit_bias_V
+    error, their_error = (
+        np.sqrt(np.mean((x - exact)[said_QxR][:, ours.logit_bias_V == 0] ** 2)) for x in (result, theirs)
+    )
     assert error < RMS_RATIO * their_error, (error, their_error)
 
     # The sampler's text up to its first difference, and what is likeliest behind transformers' text.
     sampled_QxR = ours.greedy().ids_BxR[:, :R] != text_QxR
     first_QxR = sampled_QxR & (np.cumsum(sampled_QxR, axis=1) == 1)
-    differs_QxR = (first_QxR | (found.argmax(2) != text_QxR)) & said_QxR
+    differs_QxR = (first_QxR | (result.argmax(2) != text_QxR)) & said_QxR
     best = np.argsort(-exact, axis=2)[..., :2]
     gap_QxR = -np.diff(np.take_along_axis(exact, best, axis=2))[..., 0]
     clear_QxR = said_QxR & (gap_QxR > GAP)

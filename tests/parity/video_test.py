@@ -13,18 +13,18 @@ import qwenla_jax
 from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
 from qwenla_jax.data.batching.mrope_positions import VideoGrid, visual_positions
-from qwenla_jax.data.images.preprocess import PictureLayout, picture_to_patches
+from qwenla_jax.data.images.preprocess import ImageLayout, image_to_patches
 from qwenla_jax.data.images.video import video_to_patches
 from qwenla_jax.data.record import Clip, Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.types import VisionBatch
 
 NEW_TOKENS = 12
 TOLERANCE = 1e-4  # of visual tokens and logits in float32, absolute; both are of order 1
-# seed of the architecture -> what stands in the prompt: (rows, columns) of a picture, or (frames, fps, rows, columns).
+# seed of the architecture -> what stands in the prompt: (rows, columns) of an image, or (frames, fps, rows, columns).
 CASES = {
     2: [(6, 2.0, 3, 5)],
     5: [(4, 1.0, 5, 6)],
@@ -73,7 +73,7 @@ def _prompt(oracle, arch, wanted):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng([5, arch.seed])
     config = oracle.settings(arch)
-    layout = PictureLayout(arch.patch, 2, arch.temporal, arch.window * arch.patch * 2)
+    layout = ImageLayout(arch.patch, 2, arch.temporal, arch.window * arch.patch * 2)
     side, image, video = arch.patch * 2, arch.vocab - 1, arch.vocab - 2
     ids, grids, steps = rng.integers(0, arch.vocab - 4, 3).tolist(), [], []
     hf = {name: [] for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")}
@@ -85,7 +85,7 @@ def _prompt(oracle, arch, wanted):
         frames = (frames + rng.integers(0, 30, frames.shape)).clip(0, 255).astype(np.uint8)
         assert frames.shape[1:3] == (rows * side, cols * side)
         if fps is None:
-            steps.append(picture_to_patches(Image.fromarray(frames[0]), config, layout))
+            steps.append(image_to_patches(Image.fromarray(frames[0]), config, layout))
             grids.append((rows, cols))
             hf["pixel_values"].append(_official_patches(frames, config))
             hf["image_grid_thw"].append([1, rows * 2, cols * 2])
@@ -192,9 +192,10 @@ def test_steps_do_not_see_each_other(oracle, saved):
 
 
 def test_a_long_clip_from_the_record_to_the_last_token():
-    """20 seconds at 2 frames a second beside a picture, by the path of the data; the shipped checkpoint, greedily.
+    """20 seconds at 2 frames a second beside an image, by the path of the data; the shipped checkpoint, greedily.
 
-    `generate` goes on behind the last token of the prompt, where a response is trained on, too; not at its rope delta.
+    `generate` continues behind the last token of the prompt, where a response is trained on, too; not at its rope
+    delta.
     """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -204,16 +205,16 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     model, params, tok, processor = loaded.model, loaded.params, loaded.tokenizer, loaded.processor
     v = model.config.vision
     sizes = (v.patch_size, v.spatial_merge_size, v.temporal_patch_size, v.window_size, v.tokens_per_second)
-    layout = PictureLayout(*sizes)
+    layout = ImageLayout(*sizes)
     frames = np.stack([np.asarray(make_scene(3, 5, index).image) for index in range(40)])
-    picture = make_scene(3, 5, 99).image
-    ours = Record("clip", (picture,), "How many objects are there?", "", None, "", videos=(Clip(frames, 2.0),))
+    image = make_scene(3, 5, 99).image
+    ours = Record("clip", (image,), "How many objects are there?", "", None, "", videos=(Clip(frames, 2.0),))
     example = to_prompt_example(ours, tok, processor, layout)
     n = len(example.ids_T)
 
     kinds = (example.ids_T == tok.ids.image_pad) + 2 * (example.ids_T == tok.ids.video_pad)
     inputs = {
-        "pixel_values": torch.from_numpy(_official_patches(np.asarray(picture)[None], processor)),
+        "pixel_values": torch.from_numpy(_official_patches(np.asarray(image)[None], processor)),
         "pixel_values_videos": torch.from_numpy(_official_patches(frames, processor)),
         "image_grid_thw": torch.tensor([[1, 8, 8]]),
         "video_grid_thw": torch.tensor([[20, 8, 8]]),
@@ -231,19 +232,19 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     beyond = n + int(delta[0]) - example.next_pos
     assert beyond > 10 and example.next_pos == example.pos_Tx3[-1, 0] + 1
 
-    unsampled = [*tok.ids.forbidden(), *tok.ids.stop(), *range(tok.vocab_size, model.config.text.vocab_size)]
+    unsampled = [*tok.ids.suppressed(), *tok.ids.stop(), *range(tok.vocab_size, model.config.text.vocab_size)]
     with torch.no_grad():
         out = official.generate(
             **typed(ids), **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, suppress_tokens=unsampled
         )
         theirs = official(**typed(out), **inputs).logits[0].numpy()
-    bias_V = forbidden_bias(model.config.text.vocab_size, tok.vocab_size, unsampled)
+    logit_bias_V = suppression_bias(model.config.text.vocab_size, tok.vocab_size, unsampled)
     buckets = make_buckets(layout, 21, 112 * 112, 112 * 112, n, n, 21)
     vision, prompts = collate_prompts([example], buckets)
     run = jax.jit(functools.partial(sample, model, SampleOptions(1, NEW_TOKENS, 0.0, 1.0, tok.ids.stop())))
-    rollout = run(params, vision, prompts, bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
+    rollout = run(params, vision, prompts, logit_bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
     assert rollout.ids_BxR[0].tolist() == out[0, n:].tolist()
-    want = jax.nn.log_softmax(theirs[n - 1 : -1] + bias_V)[np.arange(NEW_TOKENS), out[0, n:].numpy()]
+    want = jax.nn.log_softmax(theirs[n - 1 : -1] + logit_bias_V)[np.arange(NEW_TOKENS), out[0, n:].numpy()]
     np.testing.assert_allclose(rollout.logp_BxR[0], want, atol=TOLERANCE, rtol=0)
 
     # The response as it is trained on, and the prompt's logits; from the delta's position on they would be others.
@@ -253,5 +254,5 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     _, logits = _forward(model, params, vision, prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP)
     np.testing.assert_allclose(np.asarray(logits)[0, :n], theirs[:n], atol=TOLERANCE * theirs.std(), rtol=0)
     moved = prompts.replace(next_pos_Q=prompts.next_pos_Q + beyond)
-    other = run(params, vision, moved, bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
+    other = run(params, vision, moved, logit_bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
     assert np.abs(other.logp_BxR[0, 1] - want[1]) > 10 * TOLERANCE

@@ -16,7 +16,7 @@ from qwenla_jax.inference.runtime import build, make_run_source
 from qwenla_jax.parallel.mesh import AXES, make_mesh
 from qwenla_jax.parallel.sharding import gathered, row_shards
 from qwenla_jax.planner.compiled import Load, abstract_batch, abstract_runtime, plan_programs
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train import logprobs
 
 
@@ -63,27 +63,27 @@ def test_a_batch_of_shapes_is_what_the_run_collates():
         records = [source[i] for i in range(8)]
         if not sft:
             real = runtime.stack(records, runtime.collate_prompts, False)
-        elif runtime.look().inserts:
+        elif runtime.reattention().inserts:
             real = runtime.stack(records, runtime.collate_responses, True)
         else:
             real = runtime.stack(records, collate_sft, True)
-        found = abstract_batch(runtime, Load(64, 112, 112))
-        for mine, his in zip(jax.tree.leaves(found[: len(real)]), jax.tree.leaves(real), strict=True):
+        result = abstract_batch(runtime, Load(64, 112, 112))
+        for mine, his in zip(jax.tree.leaves(result[: len(real)]), jax.tree.leaves(real), strict=True):
             # Lengths are the planned ones and not these records'; axes, types and rows are the same.
             assert mine.dtype == his.dtype and mine.ndim == his.ndim and mine.shape[:2] == his.shape[:2]
-        assert jax.tree.structure(found[: len(real)]) == jax.tree.structure(
+        assert jax.tree.structure(result[: len(real)]) == jax.tree.structure(
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), real)
         )
 
 
 def test_sizes_of_the_papers_batch():
-    vision, prompts, judged = abstract_batch(one_device(LARGE), Load(512))
+    vision, prompts, rollout_batch = abstract_batch(one_device(LARGE), Load(512))
     # 640 x 480 becomes 23 x 17 visual tokens; 6 x 5 windows of 64 slots are 1,920, the next bucket is 2,048.
     assert vision.gather_IxM.shape == (2, 8, 391)
     assert vision.patches_IxSxC.shape == (2, 8, 2048, 1176)
     assert prompts.ids_QxP.shape == (2, 8, 512)
-    assert judged.ids_BxR.shape == (2, 64, 1024)
-    with pytest.raises(ValueError, match="prompt_tokens: got 200, but a picture of 640 x 480"):
+    assert rollout_batch.ids_BxR.shape == (2, 64, 1024)
+    with pytest.raises(ValueError, match="prompt_tokens: got 200, but an image of 640 x 480"):
         abstract_batch(one_device(LARGE), Load(200))
 
 
@@ -129,7 +129,7 @@ def test_chunks_do_not_become_more_with_the_mesh():
         with jax.sharding.use_abstract_mesh(mesh):
             assert row_shards() == shards
             text = str(
-                jax.make_jaxpr(lambda h, w, i: logprobs.token_logprobs(h, w, i, forbidden_bias(96, 96, [])))(
+                jax.make_jaxpr(lambda h, w, i: logprobs.token_logprobs(h, w, i, suppression_bias(96, 96, [])))(
                     jax.ShapeDtypeStruct((B, 1024, 8), "float32"),
                     jax.ShapeDtypeStruct((8, 96), "float32"),
                     jax.ShapeDtypeStruct((B, 1024), "int32"),
@@ -142,6 +142,6 @@ def test_chunks_do_not_become_more_with_the_mesh():
 
 
 def test_gathered_layouts_leave_only_the_heads_split():
-    layouts = one_device(LARGE).layouts
-    specs = {name: layout.spec for name, layout in gathered(layouts)["decoder"]["layers"]["attn"]["q"].items()}
+    shardings = one_device(LARGE).shardings
+    specs = {name: layout.spec for name, layout in gathered(shardings)["decoder"]["layers"]["attn"]["q"].items()}
     assert specs == {"kernel": PartitionSpec(None, None, "tensor"), "bias": PartitionSpec(None, "tensor")}

@@ -28,6 +28,6 @@ def program(x):
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 spread = jax.shard_map(program, mesh=mesh, in_specs=PartitionSpec("b"), out_specs=PartitionSpec(), check_vma=False)
 text = jax.jit(spread).lower(jax.ShapeDtypeStruct((80, 6), jnp.float32)).compile().as_text()
-found = sorted((one.kind, one.payload, one.group, one.times) for one in collectives(text, 8))
-assert found == [("all-gather", 80 * 6 * 4, 2, 1), ("all-reduce", 40 * 6 * 4, 4, 3)], (found, text)
+result = sorted((one.kind, one.payload, one.group, one.times) for one in collectives(text, 8))
+assert result == [("all-gather", 80 * 6 * 4, 2, 1), ("all-reduce", 40 * 6 * 4, 4, 3)], (result, text)
 print("as known")

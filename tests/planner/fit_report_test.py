@@ -61,8 +61,8 @@ def test_a_mesh_is_chosen_that_rows_and_heads_divide_over(size, chips, rows, mes
         with pytest.raises(ValueError, match="28 heads do not divide"):
             arithmetic.choose_mesh(options, published_config(size), chips)
         return
-    found = arithmetic.choose_mesh(options, published_config(size), chips)
-    assert (found.data, found.fsdp, found.tensor) == mesh
+    result = arithmetic.choose_mesh(options, published_config(size), chips)
+    assert (result.data, result.fsdp, result.tensor) == mesh
 
 
 def test_a_mesh_that_is_asked_for_is_kept():
@@ -134,8 +134,8 @@ def test_the_tiny_model_compiles_for_a_tpu():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     others = [subprocess.Popen([sys.executable, "-c", HOLDS], **pipes, cwd=ROOT) for _ in range(2)]
     try:
-        told = [other.stdout.readline() for other in others]
-        assert told == [b"4\n"] * 2, [other.communicate()[1].decode()[-2000:] for other in others]
+        message = [other.stdout.readline() for other in others]
+        assert message == [b"4\n"] * 2, [other.communicate()[1].decode()[-2000:] for other in others]
         assert len(tpu_devices(parse_topology("v5e:2x2"))) == 4
     finally:
         for other in others:

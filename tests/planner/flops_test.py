@@ -23,7 +23,7 @@ CONFIG = small_model()[0].config
 
 @pytest.fixture(scope="module")
 def counted():
-    """(forward, forward and backward): what torch counts for one picture of 4 windows and 20 tokens, all pairs."""
+    """(forward, forward and backward): what torch counts for one image of 4 windows and 20 tokens, all pairs."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from torch.utils.flop_counter import FlopCounterMode
@@ -66,13 +66,13 @@ def test_products_by_hand():
 
 def test_decoding_does_the_products_of_one_causal_pass():
     prompt_B, response_B = np.array([5, 5, 9, 9]), np.array([4, 2, 1, 6])
-    found = decode(CONFIG.text, prompt_B, response_B, group=2)
+    result = decode(CONFIG.text, prompt_B, response_B, group=2)
     # Token t of a response sees its prompt and t tokens of its own, itself included; the last is never fed.
     pairs = sum(p + t for p, r in zip(prompt_B, response_B, strict=True) for t in range(1, r))
-    assert found.flops == decoder_forward(CONFIG.text, 9, pairs, 0).flops
+    assert result.flops == decoder_forward(CONFIG.text, 9, pairs, 0).flops
     # The weights are read in every one of the 5 rounds.
     once = decoder_forward(CONFIG.text, 1, 0, 0).bytes - 4 * CONFIG.text.num_layers * _passing(CONFIG.text)
-    assert found.bytes > 5 * once
+    assert result.bytes > 5 * once
 
 
 def _passing(text):

@@ -12,8 +12,8 @@ from qwenla_jax.planner.published import published_config, published_processor, 
 @pytest.mark.parametrize("name", published_sizes())
 def test_a_size_is_what_its_file_says(shared_data, name):
     want = ModelConfig.from_hf(shared_data / "configs" / f"qwen2_5_vl_{name}.json")
-    found = published_config(name)
-    assert dataclasses.replace(found, dtype=want.dtype, param_dtype=want.param_dtype) == want
+    result = published_config(name)
+    assert dataclasses.replace(result, dtype=want.dtype, param_dtype=want.param_dtype) == want
 
 
 def test_the_processor_is_what_its_file_says(shared_data):

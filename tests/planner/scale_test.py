@@ -37,9 +37,9 @@ def test_a_result_comes_back_from_its_file(tmp_path, cases, monkeypatch):
     for case in cases:
         scale.compile_case(case, path)
         scale.compile_case(case, path, True)
-    found = scale.read_results(path)
-    assert found == {(case.key, one.source): one for case in cases for one in (FIT, QUICK)}
-    assert [scale.best(case, found).peak_bytes for case in cases] == [9e9, 9e9]
+    result = scale.read_results(path)
+    assert result == {(case.key, one.source): one for case in cases for one in (FIT, QUICK)}
+    assert [scale.best(case, result).peak_bytes for case in cases] == [9e9, 9e9]
     assert len({case.key for case in cases}) == 2
 
 
@@ -57,17 +57,17 @@ def test_what_was_compiled_and_is_too_small_gives_way(monkeypatch):
     monkeypatch.setattr(scale, "published_sizes", lambda: ("7b",))
     both = [(parse_topology(name), FIT) for name in ("v5p:2x2x1", "v5p:2x2x2")]
     monkeypatch.setattr(scale, "fitting", lambda options, chip, load: iter(both))
-    found, order = {}, []
+    result, order = {}, []
     for free in (0.05, 0.02, 0.07, 0.01):
-        ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, found)
+        ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, result)
         order.append((case.topology.name, case.options.optim.accumulation))
-        found[case.key, "compiled quickly"] = dataclasses.replace(QUICK, fits=False, headroom=free)
+        result[case.key, "compiled quickly"] = dataclasses.replace(QUICK, fits=False, headroom=free)
     parts = LARGE.optim.accumulation
     assert order == [(name, n) for n in (parts, 1) for name in ("v5p:2x2x1", "v5p:2x2x2")] and parts != 1
-    ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, found)  # none fits; the one with 7% free is told
+    ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, result)  # none fits; the one with 7% free is told
     assert (case.topology.name, case.options.optim.accumulation) == ("v5p:2x2x1", 1)
-    found[case.key, "compiled"] = FIT  # at full effort it does
-    ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, found)
+    result[case.key, "compiled"] = FIT  # at full effort it does
+    ((_, _, _, case),) = scale.fit_cases(lambda size: LARGE, result)
     assert case.topology.name == "v5p:2x2x1"
 
 
@@ -103,10 +103,10 @@ def test_more_chips_are_told_at_one_effort(cases, monkeypatch):
     more = dataclasses.replace(grown, topology=parse_topology("v5p:4x8x8"))
     monkeypatch.setattr(scale, "scaling_cases", lambda preset: [grown, more])
     one = [(grown.key, "compiled"), (grown.key, "compiled quickly"), (more.key, "compiled quickly")]
-    found = dict(zip(one, (FIT, QUICK, QUICK), strict=True))
+    result = dict(zip(one, (FIT, QUICK, QUICK), strict=True))
     head = "## More chips"
-    rows = scale.page(lambda size: LARGE, found, "a machine").split(head)[1].split("##")[0].splitlines()[-3:-1]
+    rows = scale.page(lambda size: LARGE, result, "a machine").split(head)[1].split("##")[0].splitlines()[-3:-1]
     assert [row.split(" | ")[-1] for row in rows] == ["compiled quickly |"] * 2
-    del found[grown.key, "compiled quickly"]  # without one: the most exact of each
-    rows = scale.page(lambda size: LARGE, found, "a machine").split(head)[1].splitlines()[-2:]
+    del result[grown.key, "compiled quickly"]  # without one: the most exact of each
+    rows = scale.page(lambda size: LARGE, result, "a machine").split(head)[1].splitlines()[-2:]
     assert [row.split(" | ")[-1] for row in rows] == ["compiled |", "compiled quickly |"]

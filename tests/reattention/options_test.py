@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from models import CLOSE, OPEN, looking_questions
 
-from qwenla_jax.reattention.options import LookOptions, allowed_insertions, find_insertions, forced_tokens
+from qwenla_jax.reattention.options import ReattentionConfig, allowed_insertions, find_insertions, forced_tokens
 
 
-def look(**changes):
-    return LookOptions(**{"mode": "copy", "max_insertions": 3, "open_id": OPEN, "close_id": CLOSE} | changes)
+def reattention(**changes):
+    return ReattentionConfig(**{"mode": "copy", "max_insertions": 3, "open_id": OPEN, "close_id": CLOSE} | changes)
 
 
 def by_hand(ids, length, allowed):
     """A tag looks while some are allowed and a token comes after it."""
     inserts, turns, used = [], [], 0
     for t, token in enumerate(ids):
-        looks = token == OPEN and t + 1 < length and used < allowed
-        used += looks
-        inserts.append(looks)
+        insertions = token == OPEN and t + 1 < length and used < allowed
+        used += insertions
+        inserts.append(insertions)
         turns.append(used)
     return inserts, turns
 
@@ -42,8 +42,8 @@ def test_tags_are_found_as_a_loop_finds_them():
 def test_what_follows_a_tag_that_looks_is_forced_in_one_mode():
     _, prompts, grids = looking_questions(4)
     ids, length, _ = responses(12, 9, 1)
-    assert not np.asarray(forced_tokens(look(), prompts, ids, length)).any()
-    forced = np.asarray(forced_tokens(look(mode="vision_only"), prompts, ids, length))
+    assert not np.asarray(forced_tokens(reattention(), prompts, ids, length)).any()
+    forced = np.asarray(forced_tokens(reattention(mode="vision_only"), prompts, ids, length))
     for b in range(12):
         want, _ = by_hand(ids[b], length[b], 3 if grids[b // 3] else 0)
         assert forced[b].tolist() == [False, *want[:-1]]
@@ -55,15 +55,15 @@ def test_cap_and_budget():
     """The blocks take 6, 10, 6 and 0 slots; at half, 4, 7, 4 and 0."""
     _, prompts, _ = looking_questions(4)
     assert prompts.block.length_Q.tolist() == [6, 10, 6, 0]
-    allowed = lambda **changes: allowed_insertions(look(**changes), prompts).tolist()  # noqa: E731
+    allowed = lambda **changes: allowed_insertions(reattention(**changes), prompts).tolist()  # noqa: E731
     assert allowed() == [3, 3, 3, 0]
     assert allowed(max_inserted_tokens=12) == [2, 1, 2, 0]
     assert allowed(max_inserted_tokens=9) == [1, 0, 1, 0]
     assert allowed(max_inserted_tokens=0) == [0, 0, 0, 0]
-    half = {"mode": "route", "share": 0.5, "max_inserted_tokens": 12}
+    half = {"mode": "route", "keep_ratio": 0.5, "max_inserted_tokens": 12}
     assert allowed(**half) == [3, 1, 3, 0]
     assert allowed(**half, form="bias") == [2, 1, 2, 0]  # hidden tokens take their slots too
-    assert allowed(max_insertions=0) == allowed(mode="none") == allowed(mode="route", share=0.0) == [0, 0, 0, 0]
+    assert allowed(max_insertions=0) == allowed(mode="none") == allowed(mode="route", keep_ratio=0.0) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_cap_and_budget():
     [
         ({"mode": "paste"}, "mode 'paste'"),
         ({"form": "sparse"}, "form 'sparse'"),
-        ({"share": 1.5}, "share: got 1.5, expected a number from 0 to 1"),
+        ({"keep_ratio": 1.5}, "keep_ratio: got 1.5, expected a number from 0 to 1"),
         ({"max_insertions": -1}, "max_insertions must be at least 0"),
         ({"rows_at_once": 0}, "rows_at_once at least 1"),
         ({"max_inserted_tokens": -2}, "max_inserted_tokens: got -2"),
@@ -80,4 +80,4 @@ def test_cap_and_budget():
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        look(**changes)
+        reattention(**changes)

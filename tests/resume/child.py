@@ -35,7 +35,7 @@ OPTIONS = RunOptions(
     data=DataOptions(batch_size=2),
     optim=OptimOptions(learning_rate=1e-3, schedule="cosine"),
     # Two updates a step and questions in the place of those that teach nothing: more state that could be lost.
-    brpo=BrpoOptions(group_size=4, inner_updates=2, drop_equal_groups=True, resample_rounds=2),
+    brpo=BrpoOptions(group_size=4, inner_updates=2, drop_zero_std_groups=True, resample_rounds=2),
     rewards=RewardOptions(target_length=10.0, pool=PoolOptions(workers=1)),
     eval=EvalOptions(every=4, size=4, final_size=4, batch_size=4, attention=False),
     checkpoint=CheckpointOptions(every=3, keep=2),
@@ -49,30 +49,30 @@ def tell(text: str) -> None:
 
 
 def main(workdir: Path) -> int:
-    pause, step = health.Guard.pause, trainer.BrpoStage.step
+    check_stop, step = health.Guard.check_stop, trainer.BrpoStage.step
 
     def told_pause(self, doing):
         tell(f"phase {doing}")
-        pause(self, doing)
+        check_stop(self, doing)
 
-    def told_step(self, state, number, pause):
-        state, metrics = step(self, state, number, pause)
-        judged = self.inputs.batch[-1]
-        tokens = np.concatenate([np.asarray(judged.ids_BxR).ravel(), np.asarray(judged.length_B).ravel()])
+    def told_step(self, state, number, check_stop):
+        state, metrics = step(self, state, number, check_stop)
+        rollout_batch = self.inputs.batch[-1]
+        tokens = np.concatenate([np.asarray(rollout_batch.ids_BxR).ravel(), np.asarray(rollout_batch.length_B).ravel()])
         rewards = [row["rewards"].get("total") for row in self.inputs.rows]
         line = {"step": number, "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(), "rewards": rewards}
         with (workdir / "trace.jsonl").open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
         return state, metrics
 
-    health.Guard.pause, trainer.BrpoStage.step = told_pause, told_step
+    health.Guard.check_stop, trainer.BrpoStage.step = told_pause, told_step
     tell("phase start")
     try:
         loop.run(OPTIONS, workdir)
     except Stopped as stopped:
         tell(f"stopped {stopped}")
         return 128 + stopped.number
-    except (loop.Refused, Failed) as error:
+    except (loop.RunRefused, Failed) as error:
         tell(f"refused {error}")
         return 1
     tell("done")

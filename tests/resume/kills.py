@@ -4,7 +4,7 @@
 
 Every kill is SIGKILL, SIGTERM, or SIGTERM twice, in one of the phases of a run. A run that comes to its end must have
 the parameters, the optimizer's state, the sampled tokens and the rewards of the one that was left alone, to the last
-bit, and no checkpoint may ever be found damaged.
+bit, and no checkpoint may ever be found corrupt.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ def launch(workdir: Path, cache: Path | None, kill: Kill | None) -> tuple[int, l
 
 def trace(workdir: Path) -> dict[int, dict]:
     """The steps of a run; one that was computed several times must have come out the same."""
-    found: dict[int, dict] = {}
+    result: dict[int, dict] = {}
     for text in (workdir / "trace.jsonl").read_text().splitlines():
         row = json.loads(text)
-        assert found.setdefault(row["step"], row) == row, f"step {row['step']} came out in two ways in {workdir}"
-    return found
+        assert result.setdefault(row["step"], row) == row, f"step {row['step']} came out in two ways in {workdir}"
+    return result
 
 
 def final_arrays(workdir: Path) -> dict[str, bytes]:
@@ -128,7 +128,7 @@ def same(workdir: Path, alone: Path) -> None:
     assert not different, f"{workdir} differs in {different[:5]}"
     for name in ("model.safetensors", "config.json"):
         assert (workdir / "hf" / name).read_bytes() == (alone / "hf" / name).read_bytes(), f"{workdir}: hf/{name}"
-    assert not (workdir / "damaged").exists(), f"{workdir}: a checkpoint was found damaged"
+    assert not (workdir / "corrupt").exists(), f"{workdir}: a checkpoint was found corrupt"
 
 
 def torture(kills: int, seed: int, base: Path, note=print) -> collections.Counter:

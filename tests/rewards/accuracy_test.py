@@ -27,7 +27,7 @@ def test_accuracy_reward(response, answer, expected):
 
 
 @pytest.mark.parametrize(
-    ("conclusion", "answer", "options", "usual", "bare"),
+    ("conclusion", "answer", "options", "usual", "exact"),
     [
         ("3", "3", (), 1.0, 1.0),
         (" 3 ", "3", (), 1.0, 1.0),
@@ -40,11 +40,11 @@ def test_accuracy_reward(response, answer, expected):
         ("", "", (), 0.0, 0.0),
     ],
 )
-def test_ways_to_match(conclusion, answer, options, usual, bare):
+def test_ways_to_match(conclusion, answer, options, usual, exact):
     response = f"<CONCLUSION>{conclusion}</CONCLUSION>"
     assert accuracy_reward(response, answer, options) == usual
-    assert accuracy_reward(response, answer, options, match="bare") == bare
-    assert accuracy_reward(conclusion, answer, options, match="bare") == 0.0
+    assert accuracy_reward(response, answer, options, match="exact") == exact
+    assert accuracy_reward(conclusion, answer, options, match="exact") == 0.0
 
 
 def test_math():
@@ -56,7 +56,7 @@ def test_math():
     assert accuracy_reward("", "3", math=True) == 0.0
 
 
-@pytest.mark.parametrize("ways", [{"match": "fuzzy"}, {"math": 1}, {"match": "bare", "math": True}])
+@pytest.mark.parametrize("ways", [{"match": "fuzzy"}, {"math": 1}, {"match": "exact", "math": True}])
 def test_refused(ways):
     with pytest.raises(ValueError, match="match|math"):
         accuracy_reward("<CONCLUSION>3</CONCLUSION>", "3", **ways)

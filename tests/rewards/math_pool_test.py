@@ -67,7 +67,7 @@ def test_without_the_library_the_pool_does_not_start(tmp_path, monkeypatch):
 
 
 def _descendants(pid):
-    found = []
+    result = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat", encoding="utf-8") as file:
@@ -75,5 +75,5 @@ def _descendants(pid):
         except OSError:
             continue
         if parent == pid:
-            found += [int(name), *_descendants(int(name))]
-    return found
+            result += [int(name), *_descendants(int(name))]
+    return result

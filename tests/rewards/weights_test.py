@@ -12,7 +12,7 @@ THREE = "<CONCLUSION>3</CONCLUSION>"
 
 
 def reflection(length: int) -> str:
-    return f"<REFLECTION>{'look ' * length}</REFLECTION>"
+    return f"<REFLECTION>{'reattention ' * length}</REFLECTION>"
 
 
 SETTINGS = RewardSettings(target_length=10.0)
@@ -42,7 +42,7 @@ def test_sum_by_hand(name):
 
 def test_defaults_are_the_papers():
     settings = RewardSettings()
-    assert dataclasses.astuple(settings) == (1.0, 1.0, 1.0, 100.0, None, False, 0.0, 0, 0, (), "usual", False)
+    assert dataclasses.astuple(settings) == (1.0, 1.0, 1.0, 100.0, None, False, 0.0, 0, 0, (), "normalized", False)
     assert settings.weights() == {"format": 1.0, "accuracy": 1.0, "balance": 1.0, "overlong": 0.0}
     assert score(record(HEAD + reflection(100) + THREE), settings) == RewardScores(1.0, 1.0, 1.0, 0.0, 3.0, 1, 100, {})
 
@@ -74,8 +74,8 @@ def test_match_reaches_accuracy_and_balance():
     settings = dataclasses.replace(SETTINGS, balance_only_if_correct=True)
     right = record(HEAD + reflection(5) + "<CONCLUSION>blue</CONCLUSION>", "B", options=("red", "blue"))
     assert [score(right, settings).accuracy, score(right, settings).balance] == [1.0, 0.5]
-    bare = dataclasses.replace(settings, match="bare")
-    assert [score(right, bare).accuracy, score(right, bare).balance] == [0.0, 0.0]
+    exact = dataclasses.replace(settings, match="exact")
+    assert [score(right, exact).accuracy, score(right, exact).balance] == [0.0, 0.0]
 
 
 def test_math_reaches_accuracy_and_balance():

@@ -1,4 +1,4 @@
-"""Oracle: html.parser reads the page back: no injected element, the text as sampled, the picture's own pixels."""
+"""Oracle: html.parser reads the page back: no injected element, the text as sampled, the image's own pixels."""
 
 import base64
 import io
@@ -54,14 +54,14 @@ class Page(HTMLParser):
             self.marks[-1] += data
 
 
-def picture(value=0, size=(20, 12)):
+def noise_image(value=0, size=(20, 12)):
     pixels = np.random.default_rng(value).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def row(response="<SUMMARY>s</SUMMARY>", image=None, advantage=0.5, prompt="How many?", **rewards):
     return Completion(
-        images=(image or picture(),),
+        images=(image or noise_image(),),
         prompt=prompt,
         answer="3",
         response=response,
@@ -89,8 +89,8 @@ def test_numbers_signs_and_colours(tmp_path):
     assert [s for s in page.spans if s != "tag"] == ["plus", "minus", "zero", "zero"]
 
 
-def test_the_picture_is_inside_and_stands_once_a_question(tmp_path):
-    one, other = picture(1), picture(2, (900, 300))
+def test_the_image_is_inside_and_stands_once_a_question(tmp_path):
+    one, other = noise_image(1), noise_image(2, (900, 300))
     rows = [row(image=one), row(image=one, response="b"), row(image=other)]
     page = Page(write_completions(tmp_path, 1, rows).read_text(encoding="utf-8"))
     assert len(page.images) == 2 and len(page.cells) == 3 * 6

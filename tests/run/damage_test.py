@@ -1,4 +1,4 @@
-"""Damaged checkpoints: the one before is used, and said, or the run is refused by name.
+"""Corrupt checkpoints: the one before is used, and said, or the run is refused by name.
 
 Oracle: files cut, flipped and deleted by hand; the bytes of the arrays that were saved first.
 """
@@ -53,7 +53,7 @@ def run(two_saved, tmp_path):
 
 def files(workdir, step):
     below = sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
-    return [*below, workdir / "seals" / f"{step}.json"]
+    return [*below, workdir / "checksums" / f"{step}.json"]
 
 
 def cut(path):
@@ -86,11 +86,11 @@ def test_every_file_of_the_newest_checkpoint(harm, two_saved, tmp_path):
         said = []
         with Checkpoints(workdir, OPTIONS, said.append) as checkpoints:
             state, step = checkpoints.restore_newest(state_of(0))
-            whole = harm is Path.unlink and name.parts[0] == "seals"
+            whole = harm is Path.unlink and name.parts[0] == "checksums"
             assert step == (8 if whole else 4), (name, said)
             assert same_bits(state, state_of(step)) and str(workdir / "checkpoints" / "8") in said[0]
-            assert ("has no checksums" if whole else "is damaged") in said[0]
-            # What was damaged does not stand in the way of the same step, done again.
+            assert ("has no checksums" if whole else "is corrupt") in said[0]
+            # What was corrupt does not stand in the way of the same step, done again.
             checkpoints.save(8, state_of(88))
         with Checkpoints(workdir, OPTIONS) as checkpoints:
             state, step = checkpoints.restore_newest(state_of(0))
@@ -106,8 +106,8 @@ def test_a_whole_folder_that_is_gone(run):
 
 
 def test_damage_that_no_checksum_tells_of(run):
-    """Ended while the checksums were taken, then damaged: found while it is read."""
-    (run / "seals" / "8.json").unlink()
+    """Ended while the checksums were taken, then corrupt: found while it is read."""
+    (run / "checksums" / "8.json").unlink()
     for path in files(run, 8)[:-1]:
         if "ocdbt" in path.as_posix() or path.parent.name == "d":
             cut(path)
@@ -123,9 +123,9 @@ def test_none_left_is_refused_and_stays_refused(run):
         flip(max(files(run, step)[:-1], key=lambda path: path.stat().st_size))
     for _ in range(2):
         with Checkpoints(run, OPTIONS) as checkpoints:
-            with pytest.raises(CheckpointError, match=r"none of its checkpoints \(4, 8\) can be used.*damaged"):
+            with pytest.raises(CheckpointError, match=r"none of its checkpoints \(4, 8\) can be used.*corrupt"):
                 checkpoints.latest_step()
-    assert {path.name for path in (run / "damaged").iterdir()} == {"4-0", "8-0"}
+    assert {path.name for path in (run / "corrupt").iterdir()} == {"4-0", "8-0"}
 
 
 def test_the_best_is_kept_whatever_its_age(tmp_path):
@@ -139,20 +139,20 @@ def test_the_best_is_kept_whatever_its_age(tmp_path):
         assert checkpoints.best_step() == 8
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
     assert kept == [8, 16, 20] and not said
-    assert sorted(path.stem for path in (tmp_path / "seals").iterdir()) == ["16", "20", "8"]
-    assert json.loads((tmp_path / "seals" / "20.json").read_text())["rating"] == 0.5
+    assert sorted(path.stem for path in (tmp_path / "checksums").iterdir()) == ["16", "20", "8"]
+    assert json.loads((tmp_path / "checksums" / "20.json").read_text())["rating"] == 0.5
     with Checkpoints(tmp_path, OPTIONS) as checkpoints:
         assert checkpoints.best_step() == 8 and same_bits(checkpoints.restore(state_of(0), 8), state_of(8))
 
 
 def test_checksums_are_sha256_of_the_files(run):
-    content = json.loads((run / "seals" / "8.json").read_text())["files"]
-    told = {name: checksum for name, (_, checksum) in content.items()}
+    content = json.loads((run / "checksums" / "8.json").read_text())["files"]
+    message = {name: checksum for name, (_, checksum) in content.items()}
     lines = subprocess.run(
-        ["sha256sum", *told], cwd=run / "checkpoints" / "8", capture_output=True, text=True, check=True
+        ["sha256sum", *message], cwd=run / "checkpoints" / "8", capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert {line.split(maxsplit=1)[1]: line.split()[0] for line in lines} == told
-    assert checksums.damage(run / "seals" / "8.json", run / "checkpoints" / "8") is None
+    assert {line.split(maxsplit=1)[1]: line.split()[0] for line in lines} == message
+    assert checksums.damage(run / "checksums" / "8.json", run / "checkpoints" / "8") is None
 
 
 def test_other_settings_are_refused_and_not_taken_for_damage(run):
@@ -160,7 +160,7 @@ def test_other_settings_are_refused_and_not_taken_for_damage(run):
     with Checkpoints(run, other) as checkpoints:
         with pytest.raises(CheckpointError, match="config.optim.b1: 0.9 in the checkpoint, 0.5 now"):
             checkpoints.restore_newest(state_of(0))
-    assert not (run / "damaged").exists()
+    assert not (run / "corrupt").exists()
 
 
 def test_too_little_space_is_said_before_anything_is_written(run, monkeypatch):
@@ -209,8 +209,8 @@ def test_only_the_checkpoints_deleted(run):
 
 def test_seals_that_somebody_changed(run):
     for content in ("[" * 10**5, "[]", '{"rating": "good"}', '{"rating": 1e999}', '{"rating": ' + "9" * 400 + "}", "{"):
-        (run / "seals" / "4.json").write_text(content)
-        (run / "seals" / "8.json").write_text('{"files": {"x": [' + "9" * 400 + ", 3]}}")
+        (run / "checksums" / "4.json").write_text(content)
+        (run / "checksums" / "8.json").write_text('{"files": {"x": [' + "9" * 400 + ", 3]}}")
         said = []
         with Checkpoints(Path(shutil.copytree(run, run.parent / "copy")), OPTIONS, said.append) as checkpoints:
             assert checkpoints.best_step() is None

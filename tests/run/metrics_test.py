@@ -24,14 +24,14 @@ def strict(line):
 
 def events(workdir):
     """All events, by file name; a record is: length (8 bytes), checksum (4), payload, checksum (4)."""
-    found = []
+    result = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            found.append(Event.FromString(data[12 : 12 + length]))
+            result.append(Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
-    return found
+    return result
 
 
 def scalars(workdir):
@@ -159,7 +159,7 @@ said = [line for line in console.getvalue().splitlines() if not line.startswith(
 print(len(said), *said, sep="\\n")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    told = done.stdout.splitlines()
-    assert done.returncode == 0 and told[0] == "True True", done.stdout + done.stderr
-    assert told[1] == "2" and "File too large; metrics wait in memory" in told[2]
-    assert "TensorBoard's file: File too large; it ends here" in told[3]
+    message = done.stdout.splitlines()
+    assert done.returncode == 0 and message[0] == "True True", done.stdout + done.stderr
+    assert message[1] == "2" and "File too large; metrics wait in memory" in message[2]
+    assert "TensorBoard's file: File too large; it ends here" in message[3]

@@ -23,12 +23,12 @@ with Interrupt(said.append) as interrupt:
 """
 
 
-def run(body, *signals, pause=0.3):
+def run(body, *signals, check_stop=0.3):
     child = subprocess.Popen([sys.executable, "-c", HEAD + body], text=True, stdout=subprocess.PIPE)
     assert child.stdout.readline() == "ready\n"
     begin = time.monotonic()
     for number in signals:
-        time.sleep(pause)
+        time.sleep(check_stop)
         child.send_signal(number)
     rest = child.stdout.read()
     return child.wait(), rest, time.monotonic() - begin

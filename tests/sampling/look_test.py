@@ -11,18 +11,18 @@ import pytest
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_questions, small_model
 
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention.options import LookOptions
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 from qwenla_jax.utils.compile_counter import CompileCounter
 from qwenla_jax.utils.compiler_options import accepted
 
 Q, G, R, CAP = 4, 3, 14, 2
-BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
+BIAS = suppression_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
 BIAS[OPEN] += 3.0
-COPY = LookOptions("copy", max_insertions=CAP, rows_at_once=2, open_id=OPEN, close_id=CLOSE)
-ROUTE = dataclasses.replace(COPY, mode="route", share=0.5)
+COPY = ReattentionConfig("copy", max_insertions=CAP, rows_at_once=2, open_id=OPEN, close_id=CLOSE)
+ROUTE = dataclasses.replace(COPY, mode="route", keep_ratio=0.5)
 HIDING = dataclasses.replace(ROUTE, form="bias")
 SHUT = dataclasses.replace(COPY, mode="vision_only")
 # A block takes 4 to 12 slots: some prompts have room for two, some for one, some for none.
@@ -44,25 +44,27 @@ def moved():
 
 
 @functools.cache
-def sampler(look, temperature):
-    options = SampleOptions(G, R, temperature, 1.0, (STOP, 95), look)
+def sampler(reattention, temperature):
+    options = SampleOptions(G, R, temperature, 1.0, (STOP, 95), reattention)
     return jax.jit(functools.partial(sample, model()[0], options), compiler_options=accepted(ROUND_ALIKE))
 
 
 @functools.cache
-def trainer(look, temperature):
-    def run(params, vision, prompts, ids_BxR, length_B, kept_BxExX):
+def trainer(reattention, temperature):
+    def run(params, vision, prompts, ids_BxR, length_B, selected_BxExX):
         return response_logprobs(
-            model()[0], params, vision, prompts, ids_BxR, BIAS, temperature, look, length_B, kept_BxExX
+            model()[0], params, vision, prompts, ids_BxR, BIAS, temperature, reattention, length_B, selected_BxExX
         )[0]
 
     return jax.jit(run)
 
 
 @functools.cache
-def selector(look):
+def selector(reattention):
     def run(params, vision, prompts, ids_BxR, length_B):
-        return response_selection(model()[0], params, vision, prompts, ids_BxR, length_B, look, look.max_insertions)
+        return response_selection(
+            model()[0], params, vision, prompts, ids_BxR, length_B, reattention, reattention.max_insertions
+        )
 
     return jax.jit(run)
 
@@ -79,28 +81,30 @@ def in_full():
     return run
 
 
-def draw(look, vision, prompts, temperature=1.0, params=None, numbers=None, step=0):
+def draw(reattention, vision, prompts, temperature=1.0, params=None, numbers=None, step=0):
     numbers = np.arange(len(prompts.length_Q) * G) if numbers is None else np.asarray(numbers)
     params = model()[1] if params is None else params
-    run = sampler(look, temperature)
+    run = sampler(reattention, temperature)
     return jax.device_get(run(params, vision, prompts, BIAS, np.uint32(0), np.uint32(step), numbers.astype(np.uint32)))
 
 
-def allowed(look, prompts, q):
+def allowed(reattention, prompts, q):
     """Insertions that question `q` has room for, by hand."""
-    tokens, pictures = int(prompts.block.tokens_QxN[q].sum()), int((prompts.block.tokens_QxN[q] > 0).sum())
-    if not pictures:
+    tokens, images = int(prompts.block.tokens_QxN[q].sum()), int((prompts.block.tokens_QxN[q] > 0).sum())
+    if not images:
         return 0
-    if look.max_inserted_tokens is None:
-        return look.max_insertions
-    return min(look.max_insertions, look.max_inserted_tokens // (tokens + 2 * pictures))
+    if reattention.max_inserted_tokens is None:
+        return reattention.max_insertions
+    return min(reattention.max_insertions, reattention.max_inserted_tokens // (tokens + 2 * images))
 
 
-def visual_kept(prompts, q, kept_X):
+def visual_kept(prompts, q, selected_X):
     """Numbers of the visual tokens among the slots that were kept."""
     n = int(prompts.block.length_Q[q])
     own = np.flatnonzero(prompts.visual_QxP[q] >= 0).tolist()
-    return {own.index(s) for s, k in zip(prompts.block.source_QxX[q, :n], kept_X[:n], strict=True) if k and s in own}
+    return {
+        own.index(s) for s, k in zip(prompts.block.source_QxX[q, :n], selected_X[:n], strict=True) if k and s in own
+    }
 
 
 def tags_of(rollout, row):
@@ -117,26 +121,28 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("look", "temperature"), CASES)
-def test_sampler_trainer_and_the_sequence_in_full_agree(look, temperature):
+@pytest.mark.parametrize(("reattention", "temperature"), CASES)
+def test_sampler_trainer_and_the_sequence_in_full_agree(reattention, temperature):
     """Also with other parameters, as after an update."""
     vision, prompts, grids = looking_questions(Q)
     counts, refused, forced = [], 0, 0
     for step, params in enumerate((model()[1], moved()), 1):
-        rollout = draw(look, vision, prompts, temperature, params, step=step)
+        rollout = draw(reattention, vision, prompts, temperature, params, step=step)
         ids, length = rollout.ids_BxR, rollout.length_B
         counted = np.arange(R) < length[:, None]
-        logp = np.asarray(trainer(look, temperature)(params, vision, prompts, ids, length, rollout.kept_BxExX))
+        logp = np.asarray(
+            trainer(reattention, temperature)(params, vision, prompts, ids, length, rollout.selected_BxExX)
+        )
         rows = []
         for b in range(Q * G):
-            q, n, most = b // G, int(length[b]), allowed(look, prompts, b // G)
+            q, n, most = b // G, int(length[b]), allowed(reattention, prompts, b // G)
             used = min(tags_of(rollout, b), most)
-            assert rollout.inserted_B[b] == used and rollout.refused_B[b] == tags_of(rollout, b) - used
+            assert rollout.inserted_B[b] == used and rollout.skipped_B[b] == tags_of(rollout, b) - used
             counts.append(tags_of(rollout, b) if grids[q] else -1)
-            refused += int(rollout.refused_B[b]) if grids[q] else 0
-            kept = [visual_kept(prompts, q, rollout.kept_BxExX[b, e]) for e in range(used)]
-            rows.append(plain.write_out(prompts, grids, q, ids[b, :n], most, kept))
-            if look.mode == "vision_only":
+            refused += int(rollout.skipped_B[b]) if grids[q] else 0
+            selected = [visual_kept(prompts, q, rollout.selected_BxExX[b, e]) for e in range(used)]
+            rows.append(plain.write_out(prompts, grids, q, ids[b, :n], most, selected))
+            if reattention.mode == "vision_only":
                 first = np.flatnonzero(ids[b, : n - 1] == OPEN)[:used] + 1
                 assert (ids[b, first] == CLOSE).all() and not rollout.logp_BxR[b, first].any()
                 counted[b, first], forced = False, forced + len(first)
@@ -150,7 +156,7 @@ def test_sampler_trainer_and_the_sequence_in_full_agree(look, temperature):
             np.testing.assert_allclose(rollout.logp_BxR[b, :n][at], want[at], atol=1e-5, rtol=0)
         assert np.abs((logp - rollout.logp_BxR) * counted).max() < 1e-5
     assert {0, 1, 2} <= set(counts) and max(counts) > CAP and refused > 0
-    assert bool(forced) == (look.mode == "vision_only")
+    assert bool(forced) == (reattention.mode == "vision_only")
 
 
 def test_the_budget_gives_some_prompts_fewer_than_the_cap():
@@ -159,55 +165,57 @@ def test_the_budget_gives_some_prompts_fewer_than_the_cap():
     assert len(room) == 3 and max(room) < TIGHT.max_insertions
 
 
-@pytest.mark.parametrize("look", [ROUTE, HIDING], ids=["compact", "bias"])
-def test_route_records_what_teacher_forcing_and_the_definition_give(look):
+@pytest.mark.parametrize("reattention", [ROUTE, HIDING], ids=["compact", "bias"])
+def test_route_records_what_teacher_forcing_and_the_definition_give(reattention):
     """The definition: attention matrices in numpy, averaged, summed over the tokens so far, the best ceil(m M)."""
     vision, prompts, grids = looking_questions(Q, seed=2)
     net, params = model()
     visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))
-    rollout = draw(look, vision, prompts, 0.7 if look is ROUTE else 1.0)
-    again = np.asarray(selector(look)(params, vision, prompts, rollout.ids_BxR, rollout.length_B))
+    rollout = draw(reattention, vision, prompts, 0.7 if reattention is ROUTE else 1.0)
+    again = np.asarray(selector(reattention)(params, vision, prompts, rollout.ids_BxR, rollout.length_B))
     compared, first = 0, 0
     for b in range(Q * G):
         q, n, used = b // G, int(rollout.length_B[b]), int(rollout.inserted_B[b])
-        assert np.array_equal(again[b, :used], rollout.kept_BxExX[b, :used])
-        assert not rollout.kept_BxExX[b, used:].any()
-        want = plain.choose(params, net.config.text, visual_ZxD, prompts, grids, q, rollout.ids_BxR[b, :n], CAP, 0.5)
-        got = [visual_kept(prompts, q, rollout.kept_BxExX[b, e]) for e in range(used)]
+        assert np.array_equal(again[b, :used], rollout.selected_BxExX[b, :used])
+        assert not rollout.selected_BxExX[b, used:].any()
+        want = plain.sample_token(
+            params, net.config.text, visual_ZxD, prompts, grids, q, rollout.ids_BxR[b, :n], CAP, 0.5
+        )
+        got = [visual_kept(prompts, q, rollout.selected_BxExX[b, e]) for e in range(used)]
         assert got == want, (b, got, want)
         compared += used
-        first += sum(kept != set(range(len(kept))) for kept in got)
+        first += sum(selected != set(range(len(selected))) for selected in got)
         delimiters = [x for x, s in enumerate(prompts.block.source_QxX[q]) if s >= 0 and prompts.visual_QxP[q, s] < 0]
-        assert rollout.kept_BxExX[b, :used][:, delimiters].all()
+        assert rollout.selected_BxExX[b, :used][:, delimiters].all()
     assert compared >= 6 and first >= 4
 
 
 def test_no_share_is_text_alone():
     vision, prompts, _ = looking_questions(Q)
-    nothing = draw(dataclasses.replace(ROUTE, share=0.0), vision, prompts)
-    text = draw(LookOptions(), vision, prompts.replace(block=None))
-    assert (text.ids_BxR == OPEN).any() and nothing.kept_BxExX.shape[1] == 0
+    nothing = draw(dataclasses.replace(ROUTE, keep_ratio=0.0), vision, prompts)
+    text = draw(ReattentionConfig(), vision, prompts.replace(block=None))
+    assert (text.ids_BxR == OPEN).any() and nothing.selected_BxExX.shape[1] == 0
     for one, other in ((nothing.ids_BxR, text.ids_BxR), (nothing.logp_BxR, text.logp_BxR)):
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("look", [COPY, HIDING], ids=["copy", "route-bias"])
-def test_a_rows_text_is_independent_of_its_neighbours(look):
+@pytest.mark.parametrize("reattention", [COPY, HIDING], ids=["copy", "route-bias"])
+def test_a_rows_text_is_independent_of_its_neighbours(reattention):
     vision, prompts, _ = looking_questions(Q, seed=1)
-    whole = draw(look, vision, prompts)
+    whole = draw(reattention, vision, prompts)
     assert (whole.inserted_B > 0).sum() > 2
     order = np.array([2, 0, 3, 1])
     numbers = (order[:, None] * G + np.arange(G)).reshape(-1)
-    other = draw(look, vision, jax.tree.map(lambda x: x[order], prompts), numbers=numbers)
+    other = draw(reattention, vision, jax.tree.map(lambda x: x[order], prompts), numbers=numbers)
     same_rows(other, jax.tree.map(lambda x: x[numbers], whole), slice(None))
     strangers = jax.tree.map(lambda a, b: np.concatenate([a[:2], b[2:]]), prompts, looking_questions(Q, seed=6)[1])
-    alone = draw(look, vision, strangers)
+    alone = draw(reattention, vision, strangers)
     same_rows(alone, whole, slice(2 * G))
     assert not np.array_equal(alone.ids_BxR[2 * G :], whole.ids_BxR[2 * G :])
 
 
 def same_rows(one, other, rows):
-    for name in ("ids_BxR", "length_B", "inserted_B", "refused_B", "kept_BxExX", "stopped_B"):
+    for name in ("ids_BxR", "length_B", "inserted_B", "skipped_B", "selected_BxExX", "stopped_B"):
         np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name)[rows], err_msg=name)
     np.testing.assert_allclose(one.logp_BxR[rows], other.logp_BxR[rows], atol=1e-6, rtol=0)
 
@@ -223,21 +231,21 @@ def test_how_many_rows_are_served_together_changes_nothing(rows):
 
 
 def test_no_compilation_after_the_first_batch():
-    """Other texts, other pictures, other lengths, other numbers of reflections, in the same buckets."""
+    """Other texts, other images, other lengths, other numbers of reflections, in the same buckets."""
     run = functools.partial(draw, HIDING)
     seen = []
     for seed in range(2, 8):
         vision, prompts, _ = looking_questions(Q, seed=seed)
         with CompileCounter() as counter:
             rollout = run(vision, prompts, step=seed)
-            kept = selector(HIDING)(model()[1], vision, prompts, rollout.ids_BxR, rollout.length_B)
-            trainer(HIDING, 1.0)(model()[1], vision, prompts, rollout.ids_BxR, rollout.length_B, kept)
+            selected = selector(HIDING)(model()[1], vision, prompts, rollout.ids_BxR, rollout.length_B)
+            trainer(HIDING, 1.0)(model()[1], vision, prompts, rollout.ids_BxR, rollout.length_B, selected)
         seen.append((counter.count, int(rollout.inserted_B.sum())))
     assert all(count == 0 for count, _ in seen[1:]), seen
     assert len({inserted for _, inserted in seen}) > 2
     vision, prompts, _ = looking_questions(Q, prompt=32)
     with CompileCounter() as counter:
-        trainer(HIDING, 1.0)(model()[1], vision, prompts, rollout.ids_BxR, rollout.length_B, kept)
+        trainer(HIDING, 1.0)(model()[1], vision, prompts, rollout.ids_BxR, rollout.length_B, selected)
     assert counter.count > 0  # the negative control
 
 

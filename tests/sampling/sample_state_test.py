@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache, grow
-from qwenla_jax.sampling.sample_state import Chosen
+from qwenla_jax.sampling.sample_state import RowSubset
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
@@ -15,7 +15,7 @@ def test_take_and_put_are_fancy_indexing(shards, rows):
     rng = np.random.default_rng([shards, rows])
     B = 16
     for wanted in (rng.random(B) < 0.3, rng.random(B) < 0.8, np.zeros(B, bool), np.ones(B, bool)):
-        chosen = Chosen(jnp.asarray(wanted), shards, rows)
+        chosen = RowSubset(jnp.asarray(wanted), shards, rows)
         run = np.arange(B).reshape(shards, -1)
         each = rows // shards
         want = [[b for b in part if wanted[b]] + [b for b in part if not wanted[b]] for part in run]

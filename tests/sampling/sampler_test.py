@@ -12,10 +12,10 @@ from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs
 
-BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE, IMAGE + 1, START, START + 1])
+BIAS = suppression_bias(VOCAB, VOCAB, [IMAGE, IMAGE + 1, START, START + 1])
 OPTIONS = SampleOptions(group_size=3, max_new_tokens=12, temperature=0.7, top_p=1.0, stop_ids=(STOP, 95))
 
 
@@ -91,7 +91,7 @@ def test_a_rows_text_is_independent_of_its_neighbours():
     whole = draw(OPTIONS, vision, prompts)
     order = np.array([2, 0, 3, 1])
     numbers = (order[:, None] * 3 + np.arange(3)).reshape(-1)
-    swapped = jax.tree.map(lambda x: x[order], prompts)  # `visual` still names the pictures where they lie
+    swapped = jax.tree.map(lambda x: x[order], prompts)  # `visual` still names the images where they lie
     other = draw(OPTIONS, vision, swapped, numbers=numbers)
     assert np.array_equal(other.ids_BxR, whole.ids_BxR[numbers])
     assert np.array_equal(other.length_B, whole.length_B[numbers])
@@ -101,7 +101,7 @@ def test_a_rows_text_is_independent_of_its_neighbours():
     assert not np.array_equal(alone.ids_BxR[3:], whole.ids_BxR[3:])
 
 
-def test_the_pictures_matter():
+def test_the_images_matter():
     vision, prompts = questions(2)
     rollout = draw(OPTIONS, vision, prompts)
     shuffled = jax.tree.map(lambda x: x[::-1], vision)

@@ -8,14 +8,14 @@ from scipy import stats
 from transformers import TopPLogitsWarper
 
 from qwenla_jax.sampling.token import (
-    HIDDEN,
-    choose,
+    MASK_VALUE,
     draw,
     drawn,
-    forbidden_bias,
     group_sizes,
     nucleus,
     rising_sums,
+    sample_token,
+    suppression_bias,
     token_keys,
     uniforms,
 )
@@ -36,16 +36,16 @@ def test_nucleus_is_transformers(top_p, ties, monkeypatch):
     sort = torch.sort
     monkeypatch.setattr(torch, "sort", lambda x, descending: sort(x, descending=descending, stable=True))
     want = TopPLogitsWarper(top_p)(None, torch.tensor(logits)).numpy()
-    assert np.array_equal(np.sort(np.maximum(as_it_is, HIDDEN), -1), np.sort(got, -1))
-    assert np.array_equal(got, np.maximum(want, HIDDEN))
+    assert np.array_equal(np.sort(np.maximum(as_it_is, MASK_VALUE), -1), np.sort(got, -1))
+    assert np.array_equal(got, np.maximum(want, MASK_VALUE))
 
 
 def test_samples_follow_the_distribution():
     logits = np.array([[0.0, 1.0, 2.0, -1.0, 0.5, 3.0]], np.float32)
-    bias = forbidden_bias(6, 6, [2])
+    bias = suppression_bias(6, 6, [2])
     rows = 20_000
     keys = token_keys(3, 5, np.arange(rows, dtype=np.uint32), np.zeros(rows, np.int32))
-    tokens, logp = choose(np.repeat(logits, rows, 0), bias, 0.7, 1.0, keys)
+    tokens, logp = sample_token(np.repeat(logits, rows, 0), bias, 0.7, 1.0, keys)
     p = np.exp(logits[0] / 0.7) * [1, 1, 0, 1, 1, 1]
     p /= p.sum()
     counts = np.bincount(np.asarray(tokens), minlength=6)
@@ -57,7 +57,7 @@ def test_samples_follow_the_distribution():
 
 def test_forbidden_tokens_are_never_taken_even_at_the_ends():
     """8 tokens are groups of 4, 0 2 4 6 and 1 3 5 7, of which 2 and 4, and 1 and 5, may come with the same weight."""
-    bias = forbidden_bias(8, 6, [0, 3])
+    bias = suppression_bias(8, 6, [0, 3])
     assert group_sizes(8) == (4, 2)
     ends = np.array([0.0, 2.0**-64, 0.25, 0.75, 1.0], np.float32)
     pairs = np.stack(np.meshgrid(ends, ends, indexing="ij"), -1).reshape(-1, 2)
@@ -68,7 +68,7 @@ def test_forbidden_tokens_are_never_taken_even_at_the_ends():
 def test_greedy_takes_the_likeliest_allowed_token():
     logits = np.array([[1.0, 5.0, 3.0]], np.float32)
     keys = token_keys(0, 0, np.zeros(1, np.uint32), np.zeros(1))
-    tokens, logp = choose(logits, forbidden_bias(3, 3, [1]), 0.0, 1.0, keys)
+    tokens, logp = sample_token(logits, suppression_bias(3, 3, [1]), 0.0, 1.0, keys)
     assert tokens.tolist() == [2]
     np.testing.assert_allclose(np.asarray(logp), [3 - np.log(np.exp(1) + np.exp(3))], rtol=1e-6)
 
@@ -112,7 +112,7 @@ def test_the_distribution_that_is_drawn_from_is_the_one_asked_for(vocab, spread)
     """The probability of every token, the tail among them, from the float32 numbers that it is drawn by."""
     logits = np.random.default_rng(0).normal(size=vocab).astype(np.float32) * np.float32(spread)
     W, N = group_sizes(vocab)
-    padded = np.concatenate([logits, np.full(W * N - vocab, HIDDEN, np.float32)]).reshape(W, N)
+    padded = np.concatenate([logits, np.full(W * N - vocab, MASK_VALUE, np.float32)]).reshape(W, N)
     weights = np.asarray(jax.jit(lambda x: jax.numpy.exp(x - x.max()).sum(0))(padded))
     within = np.asarray(jax.jit(lambda x: jax.numpy.exp(x - x.max(0)))(padded))
     share = (boundaries(weights[None])[0] * boundaries(within.T).T).reshape(-1)[:vocab]
@@ -153,7 +153,7 @@ def test_one_token_that_dominates_leaves_the_others_their_share():
         edges = np.array([0.5e-17, 0.5e-9, 1.5e-9, 3e-9, 1 - 2.0**-24, 1.0], np.float32)
         assert np.array_equal(drawn(np.tile(weights, (6, 1)), edges), 8 + apart * np.array([2, 0, 3, 1, 1, 1]))
         with np.errstate(divide="ignore"):
-            logits = np.maximum(np.log(weights), HIDDEN)
+            logits = np.maximum(np.log(weights), MASK_VALUE)
         W, N = group_sizes(64)
         assert (W, N) == (8, 8)
         pairs = np.full((6, 2), 0.5, np.float32)
@@ -182,7 +182,7 @@ def test_a_small_vocabulary_by_its_definition():
     rng = np.random.default_rng(4)
     for vocab in (24, 97):
         logits = rng.normal(size=(2000, vocab)).astype(np.float32)
-        logits[:, [0, 7, 8, 23]] = HIDDEN
+        logits[:, [0, 7, 8, 23]] = MASK_VALUE
         uniform = rng.random((2000, 2)).astype(np.float32)
         W, N = group_sizes(vocab)
         p = np.pad(np.exp(logits.astype(np.float64)), [(0, 0), (0, W * N - vocab)]).reshape(-1, W, N)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from scipy import stats
-from studies import line, look, records, write_run
+from studies import attention, line, records, write_run
 
 from qwenla_jax.study.claims import FAILS, HOLDS, NOT_JUDGED, UNKNOWN, decide, verdicts, written
 from qwenla_jax.study.collect import BASE, COLD, COPY, ROUTE, TEXT, VISION, ZERO, collect
@@ -48,8 +48,8 @@ def favourable(tmp_path_factory):
             seed,
             right=right,
             cold_start={"lines": silent},
-            copy={"lines": clean, "attention": look(inside=0.35), "batch_s": (0.63, 0.64, 0.635)},
-            route={"attention": look(inside=0.2), "batch_s": (0.52, 0.525, 0.515)},
+            copy={"lines": clean, "attention": attention(inside=0.35), "batch_s": (0.63, 0.64, 0.635)},
+            route={"attention": attention(inside=0.2), "batch_s": (0.52, 0.525, 0.515)},
         )
     return collect([folder / "seed_0", folder / "seed_1"])
 
@@ -93,14 +93,14 @@ def test_claims_that_do_not_hold(tmp_path):
     """COPY is worse, invents more, looks less and is quicker; one seed."""
     asked = records(0)
     worse = [line(r, i < 5, ((4, False), (12, False))) for i, r in enumerate(asked)]
-    rising = look(early=0.2, middle=0.3, late=0.4, inside=0.45)
+    rising = attention(early=0.2, middle=0.3, late=0.4, inside=0.45)
     write_run(
         tmp_path,
         systems=(BASE, TEXT, COPY),
         right={TEXT: 30},
         base={"attention": rising},
         text_only={"attention": rising},
-        copy={"lines": worse, "attention": look(inside=0.1), "batch_s": (0.4, 0.41, 0.4)},
+        copy={"lines": worse, "attention": attention(inside=0.1), "batch_s": (0.4, 0.41, 0.4)},
     )
     got = judged(collect([tmp_path]))
     wanted = ("4a", "4b", "4c", "4d", "5a", "5a'", "6a", "7a", "11a")

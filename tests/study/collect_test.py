@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from studies import QUESTIONS, line, look, records, write_run, write_system
+from studies import QUESTIONS, attention, line, records, write_run, write_system
 
 from qwenla_jax.study.collect import COPY, SAVED, SYSTEMS, TEXT, StudyError, collect, runs_in
 
@@ -34,7 +34,7 @@ def test_what_was_written_is_read(folder):
     one = study.of(COPY)[1]
     assert one.objects[0] == ((4, True), (12, False)) and one.scenes_seed == 7001
     assert one.texts[3]["question"] == records(1)[3].question
-    assert one.look.positions["original"].shape == (QUESTIONS, 3) and one.look.parts["even"][0, 0] == 2
+    assert one.attention.positions["original"].shape == (QUESTIONS, 3) and one.attention.parts["even"][0, 0] == 2
     curve = study.seeds[0].curve
     np.testing.assert_allclose(curve.count, 0.01 * np.arange(1, 61))
     assert curve.eval_right.tolist() == [16, 32, 48] and curve.eval_steps.tolist() == [0, 30, 60]
@@ -113,7 +113,7 @@ def test_seeds_must_fit_together(folder):
     with pytest.raises(StudyError, match="stands twice"):
         collect([folder / "seed_0", folder / "seed_0"])
     for name in (TEXT, COPY):
-        write_system(folder / "seed_1", name, [line(r) for r in records(1)[:5]], 1, look(count=5))
+        write_system(folder / "seed_1", name, [line(r) for r in records(1)[:5]], 1, attention(count=5))
     with pytest.raises(StudyError, match="seed_1: 5 questions, but 40"):
         collect(both(folder))
     with pytest.raises(StudyError, match="no evaluation of route in"):

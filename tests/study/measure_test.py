@@ -35,7 +35,11 @@ def evaluated(reflecting, tmp_path_factory):
     )
     system = System("copy", "sft_copy", ReattentionOptions(mode="copy"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "looks", functools.partial(pipeline.looks, bins=options.data.max_response_tokens))
+        patch.setattr(
+            pipeline,
+            "attention_sums",
+            functools.partial(pipeline.attention_sums, bins=options.data.max_response_tokens),
+        )
         scores, seconds = pipeline._evaluated(system, settings, workdir.joinpath, lambda text: None)
         said = []
         assert pipeline._evaluated(system, settings, workdir.joinpath, said.append) == (scores, seconds)
@@ -76,18 +80,18 @@ def test_a_study_reads_it(evaluated):
     (one,) = collect([workdir]).of("copy")
     assert one.numbers["right"].mean() == scores["accuracy"] and one.mode == "copy" and one.scenes_seed == 7000
     for column, part in enumerate(("before", "in", "after")):
-        sums = {name: values[:, column].sum() for name, values in one.look.parts.items()}
+        sums = {name: values[:, column].sum() for name, values in one.attention.parts.items()}
         wanted = scores["attention"]["parts"].get(part, {"tokens": 0})
         assert sums["tokens"] == wanted["tokens"]
         for name in ("original", "inserted", "even"):
             if sums["tokens"]:
                 assert sums[name] / sums["tokens"] == pytest.approx(wanted[name], rel=1e-4)
-    whole = {name: values.sum() for name, values in one.look.positions.items()}
-    assert whole["original"] == pytest.approx(one.look.parts["original"].sum(), rel=1e-4)
+    whole = {name: values.sum() for name, values in one.attention.positions.items()}
+    assert whole["original"] == pytest.approx(one.attention.parts["original"].sum(), rel=1e-4)
 
 
 def test_maps_add_up(evaluated):
-    """Over the picture they are what `train.probe` counts as paid to visual tokens."""
+    """Over the image they are what `train.probe` counts as paid to visual tokens."""
     (one,) = collect([evaluated[0]]).of("copy")
     seen = 0
     for question, drawn in enumerate(one.heat):
@@ -95,15 +99,15 @@ def test_maps_add_up(evaluated):
         for word in drawn["words"]:
             assert np.shape(word["original"]) == np.shape(word["inserted"]) == (4, 4)
             for name in ("original", "inserted"):
-                paid = one.look.positions[name][question, word["token"] - 1]
-                assert np.sum(word[name]) == pytest.approx(paid, abs=1e-4)
+                received = one.attention.positions[name][question, word["token"] - 1]
+                assert np.sum(word[name]) == pytest.approx(received, abs=1e-4)
             seen += np.sum(word["inserted"]) > 0
     assert len(one.heat) == DRAWN and seen > 0
 
 
-def test_maps_lie_on_the_picture(evaluated):
+def test_maps_lie_on_the_image(evaluated):
     """At the colour or shape that a caption begins with, the visual tokens where such a thing is are looked at more
-    than the picture's others, and far more so than with rows and columns exchanged.
+    than the image's others, and far more so than with rows and columns exchanged.
     """
     (one,) = collect([evaluated[0]]).of("copy")
     y, x = np.meshgrid(*[(np.arange(4) + 0.5) * SIDE / 4] * 2, indexing="ij")
@@ -163,7 +167,7 @@ def test_the_curve_is_part_of_the_second_stage_alone(monkeypatch, tmp_path):
 
         monkeypatch.setattr(pipeline, "_stage", stage)
         monkeypatch.setattr(pipeline, "_evaluated", lambda *args: ({}, 0.0))
-        monkeypatch.setattr(pipeline, "table", lambda found: "")
+        monkeypatch.setattr(pipeline, "table", lambda result: "")
         settings = Settings(*[RunOptions()] * 3, DistillOptions(), *[RunOptions()] * 2, curve_every=every)
         pipeline.run_pipeline(settings, tmp_path, lambda text: None)
         curve = seen["brpo"].eval

@@ -12,7 +12,7 @@ from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.study import pipeline
 from qwenla_jax.study.arms import Settings, Stage, stages_of, systems_of
 from qwenla_jax.study.collect import SYSTEMS
-from qwenla_jax.train.loop import Refused
+from qwenla_jax.train.loop import RunRefused
 
 
 def stage(name, work, options=None, needs=()):
@@ -61,11 +61,11 @@ def test_a_stage_made_from_what_is_gone_is_refused(tmp_path):
         run(cold)
     shutil.rmtree(tmp_path / "base")
     run(base)
-    with pytest.raises(Refused, match="cold_start was made from another base; delete it"):
+    with pytest.raises(RunRefused, match="cold_start was made from another base; delete it"):
         run(cold)
     # So is one that was only begun.
     (tmp_path / "cold_start" / pipeline.DONE).unlink()
-    with pytest.raises(Refused, match="cold_start was made from another base; delete it"):
+    with pytest.raises(RunRefused, match="cold_start was made from another base; delete it"):
         run(cold)
 
 
@@ -89,9 +89,9 @@ def test_table():
 
 def study(tmp_path, every_arm):
     """Settings of seed 4 over a base of seed 1, and their stages by name."""
-    looks = {"sft_copy": "copy", "sft_route": "route"}
+    attention_sums = {"sft_copy": "copy", "sft_route": "route"}
     runs = {name: RunOptions(seed=1) for name in ("base", "cold_start", "brpo")}
-    runs |= {name: RunOptions(reattention=ReattentionOptions(mode=mode)) for name, mode in looks.items()}
+    runs |= {name: RunOptions(reattention=ReattentionOptions(mode=mode)) for name, mode in attention_sums.items()}
     settings = Settings(**runs, distill=DistillOptions(), seed=4, source="marked_scenes", every_arm=every_arm)
     return settings, {stage.name: stage for stage in stages_of(settings, tmp_path.joinpath)}
 
@@ -120,7 +120,7 @@ def test_every_stage_starts_from_what_it_needs(tmp_path, every_arm):
     if every_arm:
         assert stages["sft_raw_copy"].needs == ("base", "distill_raw")
         assert stages["distill_raw"].needs == ("cold_start",)
-        shares = {system.name: system.reattention.share for system in systems}
+        shares = {system.name: system.reattention.keep_ratio for system in systems}
         assert (shares["route 25"], shares["route"], shares["route 75"]) == (0.25, 0.5, 0.75)
 
 

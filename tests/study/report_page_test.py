@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from studies import heat, line, look, records, response, write_curve, write_run
+from studies import attention, heat, line, records, response, write_curve, write_run
 
 from qwenla_jax.study import figures as fg
 from qwenla_jax.study import tables as tb
 from qwenla_jax.study.attention_figure import figure_5
 from qwenla_jax.study.cases import marked
 from qwenla_jax.study.collect import BASE, COPY, ROUTE, TEXT, Curve, StudyError, collect
-from qwenla_jax.study.redraw import picture_of
+from qwenla_jax.study.redraw import make_image
 from qwenla_jax.study.report_page import DRAWINGS, report_html, write_report
 
 COUNT = 64
@@ -37,16 +37,16 @@ def study(tmp_path_factory):
         long = [line(r, True, ((12, False),), 29, missed=1) for r in asked[32:]]
         said = ["no" if r.answer != "no" else "yes" for r in asked]
         corrected = [line(r) | {"response": response(said[i], r.answer)} for i, r in enumerate(asked)]
-        attention = look(early=0.4, middle=0.3, late=0.1 * (1 + seed), count=COUNT)
+        sums = attention(early=0.4, middle=0.3, late=0.1 * (1 + seed), count=COUNT)
         write_run(
             folder / f"seed_{seed}",
             seed,
             count=COUNT,
             right={TEXT: 32, ROUTE: 40},
-            base={"lines": short + long, "attention": attention},
-            copy={"lines": corrected, "attention": attention, "batch_s": (0.6, 0.6, 0.6)},
+            base={"lines": short + long, "attention": sums},
+            copy={"lines": corrected, "attention": sums, "batch_s": (0.6, 0.6, 0.6)},
             **{
-                name: {"attention": look(count=COUNT)}
+                name: {"attention": attention(count=COUNT)}
                 for name in ("cold_start", "Qwen_Zero", "text_only", "route", "route_25", "route_75", "vision_only")
                 + ("no_BRPO_and_COPY", "no_BRPO_and_ROUTE")
             },
@@ -270,7 +270,7 @@ def test_another_version_of_the_scenes(tmp_path):
     path = folder / "evaluate/copy/answers.jsonl"
     path.write_text(path.read_text().replace('"question": "', '"question": "Really? '))
     with pytest.raises(StudyError, match="another version of the scenes"):
-        picture_of(collect([folder]).of(COPY)[0], 0)
+        make_image(collect([folder]).of(COPY)[0], 0)
 
 
 def test_step_means():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from studies import line, look, records, write_run
+from studies import attention, line, records, write_run
 
 from qwenla_jax.study import statistics as st
 from qwenla_jax.study.collect import COPY, TEXT, collect
@@ -13,10 +13,10 @@ from qwenla_jax.study.collect import COPY, TEXT, collect
 
 def scipy_ends(over, under, count=4000):
     value = lambda o, u, axis: o.sum(axis) / u.sum(axis)  # noqa: E731
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (over, under), value, paired=True, vectorized=True, n_resamples=count, method="percentile", rng=1
     )
-    return found.confidence_interval
+    return result.confidence_interval
 
 
 def test_a_ratio_and_its_interval():
@@ -91,10 +91,10 @@ def test_accuracy_is_tested_by_mcnemar(tmp_path):
     assert got.value == pytest.approx(4 / 80)
     assert got.p == pytest.approx(stats.binomtest(2, 8, 0.5).pvalue)
     assert got.low < 4 / 80 < got.high
-    steps, found = st.curve_accuracy([seed.curve for seed in study.seeds])
-    assert steps.tolist() == [0, 30, 60] and found[:, 0].tolist() == [0.25, 0.5, 0.75]
+    steps, result = st.curve_accuracy([seed.curve for seed in study.seeds])
+    assert steps.tolist() == [0, 30, 60] and result[:, 0].tolist() == [0.25, 0.5, 0.75]
     wilson = stats.binomtest(64, 128).proportion_ci(method="wilson")
-    assert found[1, 1:].tolist() == pytest.approx([wilson.low, wilson.high])
+    assert result[1, 1:].tolist() == pytest.approx([wilson.low, wilson.high])
 
 
 def test_counted_by_hand(tmp_path):
@@ -104,8 +104,8 @@ def test_counted_by_hand(tmp_path):
         line(asked[1], objects=((3, False),), tokens=30, missed=2),
         line(asked[2], objects=(), tokens=40, missed=3),
     ]
-    attention = look(early=0.4, middle=0.3, late=0.2, inside=0.1, even=0.25, count=3)
-    write_run(tmp_path, systems=(TEXT,), count=3, text_only={"lines": lines, "attention": attention})
+    sums = attention(early=0.4, middle=0.3, late=0.2, inside=0.1, even=0.25, count=3)
+    write_run(tmp_path, systems=(TEXT,), count=3, text_only={"lines": lines, "attention": sums})
     study = collect([tmp_path])
     (one,) = study.of(TEXT)
     value = lambda r: (r.over.sum(), r.under.sum())  # noqa: E731
@@ -115,8 +115,8 @@ def test_counted_by_hand(tmp_path):
     assert value(st.objects_between(one, 7, math.inf)) == (1, 2)
     assert value(st.answers_between(one, st.share(one, "invented", "named"), 20, 30)) == (1, 3)
     assert st.middle_token(study, TEXT) == 5  # 3, 3, 7, 11
-    mass, even = st.look_mass(one.look.positions), st.look_ratio(one.look.positions, slice(1, None))
+    mass, even = st.visual_mass(one.attention.positions), st.visual_ratio(one.attention.positions, slice(1, None))
     assert (mass.over.sum(0) / mass.under.sum(0)).tolist() == pytest.approx([0.4, 0.3, 0.2])
     assert even.over.sum() / even.under.sum() == pytest.approx(0.5 / 0.5)
-    inside = st.look_ratio(one.look.parts, 1)
+    inside = st.visual_ratio(one.attention.parts, 1)
     assert inside.over.sum() / inside.under.sum() == pytest.approx(0.1 / 0.25)

@@ -23,9 +23,9 @@ def theirs(tiny, tmp_path_factory):
 
 
 def layout(question, nums, system):
-    pictures = "".join("<|vision_start|>" + "<|image_pad|>" * num + "<|vision_end|>" for num in nums)
+    images = "".join("<|vision_start|>" + "<|image_pad|>" * num + "<|vision_end|>" for num in nums)
     first = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
-    return f"{first}<|im_start|>user\n{pictures}{question}<|im_end|>\n<|im_start|>assistant\n"
+    return f"{first}<|im_start|>user\n{images}{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("nums", [[], [1], [16], [3, 5]])
@@ -46,7 +46,7 @@ def test_layout_of_the_released_tokenizer(shared_data):
     tok = Tokenizer.from_folder(shared_data / "tokenizer").with_tags()
     theirs = AutoTokenizer.from_pretrained(shared_data / "tokenizer")
     for question in QUESTIONS:
-        # Without a picture a line break of the question joins that of the layout into one token.
+        # Without an image a line break of the question joins that of the layout into one token.
         for nums, system in (([4], "Be brief."), ([], None), ([], "\nodd")):
             want = theirs.encode(layout(question, nums, system), add_special_tokens=False)
             assert build_prompt(question, nums, tok, system) == want, (question, nums, system)
@@ -61,7 +61,7 @@ def test_a_question_cannot_inject_tokens(tiny):
         assert not set(ids) & set(tiny.ids.tags.values())
 
 
-def test_a_picture_without_tokens_is_named(tiny):
+def test_a_image_without_tokens_is_named(tiny):
     with pytest.raises(ValueError, match=r"num_visual_tokens\[1\]=0"):
         build_prompt("q", [4, 0], tiny, None)
 

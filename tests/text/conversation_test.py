@@ -1,4 +1,4 @@
-"""Conversations of several turns and pictures against the released chat template, rendered by transformers.
+"""Conversations of several turns and images against the released chat template, rendered by transformers.
 
 The template is the copy of Qwen2.5-VL's that TRL brings along; without TRL these tests are skipped.
 """
@@ -126,7 +126,7 @@ def test_our_template_is_theirs_without_the_made_up_turn(tiny, template):
 
 
 @pytest.mark.parametrize("kept_in", ["tokenizer_config.json", "chat_template.jinja", "named"])
-@pytest.mark.parametrize("own", ["ours", "qwen", "text alone", "broken", "none"])
+@pytest.mark.parametrize("own", ["ours", "qwen", "text alone", "invalid", "none"])
 def test_an_exported_template_gives_the_tokens_of_training(tiny, template, own, kept_in, tmp_path):
     """A folder's own template stays where it lays turns out as training does; a made-up system turn never does."""
     tok, _ = tiny
@@ -134,7 +134,7 @@ def test_an_exported_template_gives_the_tokens_of_training(tiny, template, own, 
         "ours": "{# mine #}" + CHAT_TEMPLATE,
         "qwen": template,
         "text alone": "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}",
-        "broken": "{% for",
+        "invalid": "{% for",
         "none": None,
     }[own]
     tok.save(tmp_path / "source")

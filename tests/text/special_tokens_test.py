@@ -35,7 +35,7 @@ def test_the_tags_are_the_papers():
 def test_ids_by_hand():
     ids = TokenIds.from_tokenizer(Lookup(CONTROL | TAGS))
     assert ids == TokenIds(1, 2, 3, 4, 5, 6, 7, 8, tags=TAGS)
-    assert sorted(ids.forbidden()) == [4, 5, 6, 7, 8]
+    assert sorted(ids.suppressed()) == [4, 5, 6, 7, 8]
     assert ids.stop() == (3, 1)
     assert (ids.reflection_open, ids.reflection_close) == (28, 29)
     assert pickle.loads(pickle.dumps(ids)) == ids and hash(ids) == hash(pickle.loads(pickle.dumps(ids)))
@@ -45,12 +45,12 @@ def test_ids_by_hand():
 def test_a_missing_token_is_named(token):
     tokens = CONTROL | TAGS
     del tokens[token]
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as message:
         TokenIds.from_tokenizer(Lookup(tokens))
-    named = [other for other in CONTROL | TAGS if f" {other} " in f" {str(told.value).replace(',', ' ')} "]
+    named = [other for other in CONTROL | TAGS if f" {other} " in f" {str(message.value).replace(',', ' ')} "]
     assert named == [token]
     # Adding the tags helps only where nothing but tags is missing.
-    assert ("with_tags" in str(told.value)) == (token in TAGS)
+    assert ("with_tags" in str(message.value)) == (token in TAGS)
 
 
 def test_id_zero_is_an_id():

@@ -1,4 +1,4 @@
-"""The check of a run's data: every broken record by name, constructed leaks, exit codes."""
+"""The check of a run's data: every invalid record by name, constructed leaks, exit codes."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from qwenla_jax.tools.data_check import check_data
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(number):
+def make_image(number):
     rng = np.random.default_rng(number)
     image = Image.new("RGB", (80, 60), tuple(int(x) for x in rng.integers(0, 255, 3)))
     for _ in range(5):
@@ -26,11 +26,11 @@ def picture(number):
 
 
 def write(folder, name, numbers, **changes):
-    """A corpus in MathVision's layout with one picture a question; `changes` by id."""
+    """A dataset in MathVision's layout with one image a question; `changes` by id."""
     rows = []
     (folder / name).mkdir()
     for number in numbers:
-        picture(number).save(folder / name / f"{number}.png")
+        make_image(number).save(folder / name / f"{number}.png")
         row = {"id": f"{name}{number}", "question": "q", "options": [], "answer": "1", "subject": "s"}
         rows.append(row | {"image": f"{number}.png"} | changes.get(f"id{number}", {}))
     (folder / name / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -45,9 +45,9 @@ def test_every_broken_record_is_named_and_counted_once(tmp_path):
     name = write(tmp_path, "a", range(30), id3={"answer": ""}, id5={"image": "no.png"}, id8={"question": "q " * 300},
                  id9={"subject": "t"}, id11={"options": ["x", "y"], "answer": "C"})  # fmt: skip
     (tmp_path / "a" / "7.png").write_bytes(b"")
-    found = check_data(options(f"{name}#kinds=s"))
-    text = found.text()
-    for told in (
+    result = check_data(options(f"{name}#kinds=s"))
+    text = result.text()
+    for message in (
         "test.jsonl:4: the answer is empty",
         "no.png: cannot be read",
         "7.png: ",
@@ -57,9 +57,9 @@ def test_every_broken_record_is_named_and_counted_once(tmp_path):
         "broken, too_long: 1",
         "left out by filter, other_kind: 1",
     ):
-        assert told in text, told
-    assert (found.broken, found.leaked, found.ok) == (5, 0, False)
-    assert text.endswith("5 broken records, 0 leaked pictures")
+        assert message in text, message
+    assert (result.invalid, result.leaked, result.ok) == (5, 0, False)
+    assert text.endswith("5 invalid records, 0 leaked images")
     whole = check_data(options(write(tmp_path, "b", range(30))))
     assert whole.ok and whole.text().endswith("nothing is wrong")
     lines = [line for line in whole.lines if "30 records, of them" in line]
@@ -71,35 +71,35 @@ def test_leaks_are_found_across_sources_and_further_evaluations(tmp_path):
     judged = write(tmp_path, "judged", range(20, 30))
     other = write(tmp_path, "other", [40, 41])
     assert check_data(options(train, judged), [other]).ok
-    picture(4).resize((160, 120)).save(tmp_path / "judged" / "21.png")  # another size
-    found = check_data(options(train, judged), [other])
-    assert (found.leaked, found.broken) == (1, 0) and "by look, 1 pairs: train4 = judged21" in found.text()
+    make_image(4).resize((160, 120)).save(tmp_path / "judged" / "21.png")  # another size
+    result = check_data(options(train, judged), [other])
+    assert (result.leaked, result.invalid) == (1, 0) and "by look, 1 pairs: train4 = judged21" in result.text()
     (tmp_path / "other" / "40.png").write_bytes((tmp_path / "train" / "6.png").read_bytes())
-    found = check_data(options(f"{train}*2,scenes*1", judged), [other])
-    assert found.leaked == 2 and "by file, 1 pairs: train6 = other40" in found.text()
-    assert "training scenes: made by the program" in found.text()
+    result = check_data(options(f"{train}*2,scenes*1", judged), [other])
+    assert result.leaked == 2 and "by file, 1 pairs: train6 = other40" in result.text()
+    assert "training scenes: made by the program" in result.text()
     # Without an evaluation only what was asked for is compared.
     alone = replace(options(train, judged), eval=EvalOptions(every=0, final_size=0))
     assert check_data(alone).ok and check_data(alone, [other]).leaked == 1
 
 
-def test_answers_that_no_response_can_match_and_records_without_a_picture_are_told(tmp_path):
+def test_answers_that_no_response_can_match_and_records_without_a_image_are_told(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     golds = ["<answer> 3 </answer>", "<foo> 3 </foo>", "Because " * 40, "4"]
     columns = {"question": ["q", "q", "q", "<image>q"], "solution": golds, "image": ["lost.png", None, None, None]}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    found = check_data(options(f"parquet:{tmp_path / 'x.parquet'}", f"parquet:{tmp_path / 'x.parquet'}"))
-    text = found.text()
-    assert found.broken == 3 and not found.ok
-    for told in (
+    result = check_data(options(f"parquet:{tmp_path / 'x.parquet'}", f"parquet:{tmp_path / 'x.parquet'}"))
+    text = result.text()
+    assert result.invalid == 3 and not result.ok
+    for message in (
         "row 1: the answer '<foo> 3 </foo>' is wrapped in <foo>",
         "row 3: the question has places for 1 image(s) (<image>), the record has 0",
         "lost.png: cannot be read",
-        "without a picture: 1",
+        "without an image: 1",
         "with an answer of over 200 characters, matched word for word only: 1",
         "row 2: 'Because ",
     ):
-        assert told in text, told
+        assert message in text, message
 
 
 def launch(*args):
@@ -114,7 +114,7 @@ def test_exit_codes(tmp_path):
     good = launch(*asked, "--check_data")
     assert good.returncode == 0 and "nothing is wrong" in good.stdout, good.stderr
     bad = launch(*asked, "--check_data", f"--against={train}")
-    assert bad.returncode == 1 and "0 broken records, 12 leaked pictures" in bad.stdout
+    assert bad.returncode == 1 and "0 invalid records, 12 leaked images" in bad.stdout
     wrong = launch(*asked, "--check_data", "--against=nothing")
     assert wrong.returncode == 1 and "'nothing': expected scenes" in wrong.stderr
     idle = launch(*asked, f"--against={train}")

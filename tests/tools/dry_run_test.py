@@ -38,10 +38,10 @@ def test_parameters_are_those_of_transformers(size, shared_data, tmp_path):
 
 
 def test_the_embedded_default():
-    told = "\n".join(describe_run(RunOptions()))
+    message = "\n".join(describe_run(RunOptions()))
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(EMBEDDED)
-    assert f"parameters: {model.num_parameters():,}, of them trained {model.num_parameters():,}" in told
-    assert "400 steps of 8 are 3,200" in told and "at most 1,024 of prompts, 4,096 sampled" in told
+    assert f"parameters: {model.num_parameters():,}, of them trained {model.num_parameters():,}" in message
+    assert "400 steps of 8 are 3,200" in message and "at most 1,024 of prompts, 4,096 sampled" in message
 
 
 def test_the_command(tmp_path):

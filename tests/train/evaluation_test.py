@@ -23,7 +23,7 @@ def test_counts_by_hand(tmp_path):
         lengths=[4, 6, 8, 2],
         responses=["a", "b", "c", "d"],
         inserted=[1, 0, 2, 0],
-        refused=[0, 0, 1, 0],
+        skipped=[0, 0, 1, 0],
     )
     metrics = result.metrics()
     assert metrics["eval/accuracy"] == 0.75 and metrics["eval/accuracy/count"] == pytest.approx(2 / 3)
@@ -39,7 +39,7 @@ def test_counts_by_hand(tmp_path):
     )
 
 
-@pytest.mark.parametrize("match, right", [("usual", [True, True, False]), ("bare", [False, True, False])])
+@pytest.mark.parametrize("match, right", [("normalized", [True, True, False]), ("exact", [False, True, False])])
 def test_answers_are_matched_as_the_rewards_match_them(monkeypatch, match, right):
     texts = ["<CONCLUSION>red</CONCLUSION>", "<CONCLUSION>B</CONCLUSION>", "<CONCLUSION>blue</CONCLUSION>"]
     records = [Record(name, (), "q", "B", None, "k", options=("blue", "red")) for name in "xyz"]
@@ -50,8 +50,8 @@ def test_answers_are_matched_as_the_rewards_match_them(monkeypatch, match, right
         length_B=none + 1,
         stopped_B=none.astype(bool),
         inserted_B=none,
-        refused_B=none,
-        kept_BxExX=np.zeros((3, 0, 1), bool),
+        skipped_B=none,
+        selected_BxExX=np.zeros((3, 0, 1), bool),
     )
     monkeypatch.setattr(module, "answer", lambda *args: iter([Answered(records, None, None, rollout)]))
     runtime = SimpleNamespace(

@@ -60,8 +60,8 @@ def lines(workdir):
 
 
 @pytest.fixture(scope="module")
-def capsule(tmp_path_factory):
-    """The capsule of a run whose advantages are not finite, and its work folder."""
+def step_dump(tmp_path_factory):
+    """The step dump of a run whose advantages are not finite, and its work folder."""
     folder = tmp_path_factory.mktemp("huge")
     (folder / "my_rewards.py").write_text(HUGE)
     rewards = replace(SMALL.rewards, extra=("my_rewards:huge", "my_rewards:fine"))
@@ -75,11 +75,11 @@ def capsule(tmp_path_factory):
     return folder, str(failed.value)
 
 
-def test_a_run_whose_updates_are_not_finite_ends_and_changes_nothing(capsule):
-    folder, message = capsule
-    place = folder / "run" / "capsules" / "step_000002"
+def test_a_run_whose_updates_are_not_finite_ends_and_changes_nothing(step_dump):
+    folder, message = step_dump
+    place = folder / "run" / "step_dumps" / "step_000002"
     assert "2 updates in a row were skipped, the last at step 2: " in message and "loss is " in message
-    assert f"python launch/replay.py --capsule={place}" in message
+    assert f"python launch/replay.py --step_dump={place}" in message
     rows = lines(folder / "run")
     assert [row["step"] for row in rows] == [1, 2] and all(row["train/skipped"] == 1 for row in rows)
     assert not [path for path in (folder / "run" / "checkpoints").iterdir() if path.name.isdecimal()]
@@ -90,34 +90,34 @@ def test_a_run_whose_updates_are_not_finite_ends_and_changes_nothing(capsule):
         state = reader.restore(place / "state")
     _, params = build(SMALL)
     given = jax.tree.leaves(params)
-    kept = jax.tree.leaves(state["params"])
-    assert len(given) == len(kept) and all(np.array_equal(a, b) for a, b in zip(given, kept, strict=True))
+    selected = jax.tree.leaves(state["params"])
+    assert len(given) == len(selected) and all(np.array_equal(a, b) for a, b in zip(given, selected, strict=True))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state["opt_state"])) and int(state["step"]) == 0
 
 
-def test_its_capsule_comes_out_again(capsule, monkeypatch):
-    folder, _ = capsule
+def test_its_capsule_comes_out_again(step_dump, monkeypatch):
+    folder, _ = step_dump
     monkeypatch.chdir(folder)
-    found = replay(folder / "run" / "capsules" / "step_000002")
-    assert found.reproduced and found.responses_equal and found.step == 2, str(found)
-    assert not math.isfinite(found.metrics["loss"][0]) and "decoder/norm/scale" in found.not_finite
-    record = json.loads((folder / "run" / "capsules" / "step_000002" / "capsule.json").read_text())
+    result = replay(folder / "run" / "step_dumps" / "step_000002")
+    assert result.reproduced and result.identical_responses and result.step == 2, str(result)
+    assert not math.isfinite(result.metrics["loss"][0]) and "decoder/norm/scale" in result.not_finite
+    record = json.loads((folder / "run" / "step_dumps" / "step_000002" / "step dump.json").read_text())
     assert len(record["rows"]) == 4 and {abs(row["rewards"]["extra"]["huge"]) for row in record["rows"]} == {1.6e308}
 
 
-def test_another_batch_is_not_taken_for_it(capsule, monkeypatch, tmp_path):
+def test_another_batch_is_not_taken_for_it(step_dump, monkeypatch, tmp_path):
     import shutil
 
-    folder, _ = capsule
+    folder, _ = step_dump
     monkeypatch.chdir(folder)
-    place = shutil.copytree(folder / "run" / "capsules" / "step_000002", tmp_path / "capsule")
+    place = shutil.copytree(folder / "run" / "step_dumps" / "step_000002", tmp_path / "step dump")
     with np.load(place / "arrays.npz") as file:
         arrays = dict(file)
     name = next(name for name in arrays if name.endswith("ids_BxR"))
     arrays[name][..., 0] += 1
     np.savez(place / "arrays.npz", **arrays)
-    found = replay(place)
-    assert not found.reproduced and not found.responses_equal
+    result = replay(place)
+    assert not result.reproduced and not result.identical_responses
     (place / "arrays.npz").unlink()
     with pytest.raises(ValueError, match="arrays.npz"):
         replay(place)
@@ -125,28 +125,28 @@ def test_another_batch_is_not_taken_for_it(capsule, monkeypatch, tmp_path):
 
 def test_a_few_skipped_updates_do_not_end_a_run(tmp_path, monkeypatch):
     """Every other step has an advantage that is not finite; the steps between them train."""
-    judged = trainer.BrpoStage._judged
+    rollout_batch = trainer.BrpoStage._rollout_batch
 
-    def broken(self, drawn, batch):
-        found = judged(self, drawn, batch)
-        broken.calls += 1
-        return found.replace(advantage_B=found.advantage_B * (np.nan if broken.calls % 2 == 0 else 1))
+    def invalid(self, groups, batch):
+        result = rollout_batch(self, groups, batch)
+        invalid.calls += 1
+        return result.replace(advantage_B=result.advantage_B * (np.nan if invalid.calls % 2 == 0 else 1))
 
-    broken.calls = 0
-    monkeypatch.setattr(trainer.BrpoStage, "_judged", broken)
+    invalid.calls = 0
+    monkeypatch.setattr(trainer.BrpoStage, "_judged", invalid)
     run(SMALL, tmp_path)
     assert [row["train/skipped"] for row in lines(tmp_path)] == [0, 1, 0, 1, 0, 1]
 
 
 def test_a_work_folder_deleted_under_a_run_ends_it_and_stays_deleted(tmp_path, monkeypatch):
-    judged = trainer.BrpoStage._judged
+    rollout_batch = trainer.BrpoStage._rollout_batch
 
-    def deleting(self, drawn, batch):
+    def deleting(self, groups, batch):
         if deleting.steps == 2:
             while (tmp_path / "run").exists():  # a checkpoint may be on its way
                 shutil.rmtree(tmp_path / "run", ignore_errors=True)
         deleting.steps += 1
-        return judged(self, drawn, batch)
+        return rollout_batch(self, groups, batch)
 
     deleting.steps = 0
     monkeypatch.setattr(trainer.BrpoStage, "_judged", deleting)
@@ -186,8 +186,8 @@ def test_a_reward_with_a_bug_is_told_at_once_and_ends_the_run_by_name(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("Traceback") == 1 and "Traceback" not in done.stderr
-    told = done.stdout[done.stdout.index("step 1: reward 'buggy' failed for 4 of 4 responses") :].splitlines()
-    trace = [line.strip() for line in told[1:] if not set(line) <= set(" ^~")]
+    message = done.stdout[done.stdout.index("step 1: reward 'buggy' failed for 4 of 4 responses") :].splitlines()
+    trace = [line.strip() for line in message[1:] if not set(line) <= set(" ^~")]
     here = f'File "{tmp_path / "my_rewards.py"}", line '
     assert trace[:6] == [
         "Traceback (most recent call last):",
@@ -207,9 +207,9 @@ def test_rewards_that_fail_later_or_for_some():
     wrong = RewardError("value", "odd", "returned \x1b[2Jnan")
     notes = []
     failures = RewardFailures(notes.append, 3)
-    failures.look_at(3, [fine, late, late])
-    failures.look_at(4, [fine, late, wrong])
-    failures.look_at(5, [late, late])  # after the first step: it may pass
+    failures.check(3, [fine, late, late])
+    failures.check(4, [fine, late, wrong])
+    failures.check(5, [late, late])  # after the first step: it may pass
     assert notes == [
         "step 4: reward 'slow' failed for 2 of 3 responses, which are not trained on. The first: timeout: no answer "
         "within 5 s",
@@ -218,10 +218,10 @@ def test_rewards_that_fail_later_or_for_some():
     ]
     for scores in ([wrong, wrong], [late, wrong, late]):
         with pytest.raises(RewardsFailed, match=r"^step 6: the rewards failed for all . responses: .*'odd' for"):
-            failures.look_at(5, scores)
+            failures.check(5, scores)
     with pytest.raises(RewardsFailed, match=r"reward 'slow' for 2 \(timeout: no answer within 5 s\)$"):
-        RewardFailures(None, 0).look_at(0, [late, late])
-    RewardFailures(None, 0).look_at(0, [])
+        RewardFailures(None, 0).check(0, [late, late])
+    RewardFailures(None, 0).check(0, [])
 
 
 def test_what_the_first_step_must_be():
@@ -229,7 +229,7 @@ def test_what_the_first_step_must_be():
     assert first_step_problems(SMALL, 1, good) == []
     assert "ratio" in first_step_problems(SMALL, 1, good | {"ratio_mean": 1.01})[0]
     assert "reference" in first_step_problems(SMALL, 1, good | {"kl": 0.01})[0]
-    assert first_step_problems(SMALL, 9, good | {"kl": 0.01}) == []  # gone on with: it has moved from the reference
+    assert first_step_problems(SMALL, 9, good | {"kl": 0.01}) == []  # resumed: it has moved from the reference
     assert len(first_step_problems(SMALL, 1, good | {"kl": math.nan, "sampling_logp_difference": math.nan})) == 2
     assert first_step_problems(SMALL, 1, good | {"num_tokens": 0, "ratio_mean": 0.0}) == []
 
@@ -239,23 +239,23 @@ def test_causes():
     assert cause({"num_tokens": 3.0, "loss": math.nan, "kl": 1.0}) == "loss is nan"
 
 
-def doctor(*args):
-    line = [sys.executable, "launch/train.py", "--config=configs/brpo.py", "--doctor", "--config.data.batch_size=2"]
+def preflight(*args):
+    line = [sys.executable, "launch/train.py", "--config=configs/brpo.py", "--preflight", "--config.data.batch_size=2"]
     return subprocess.run([*line, *args], capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 @pytest.mark.slow
 def test_the_doctor_finds_the_embedded_default_well_and_says_so():
-    done = doctor("--config.brpo.group_size=4")
-    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    done = preflight("--config.brpo.group_size=4")
+    message = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert done.returncode == 0, done.stdout + done.stderr
-    names = "tags, first update, sampler = trainer, ratio, KL, rewards, compilations, the picture matters, memory, time"
-    assert [line.removeprefix("ok     ") for line in told] == names.split(", ")
-    assert told["ok     tags"].startswith("10 of 10")
+    names = "tags, first update, sampler = trainer, ratio, KL, rewards, compilations, the image matters, memory, time"
+    assert [line.removeprefix("ok     ") for line in message] == names.split(", ")
+    assert message["ok     tags"].startswith("10 of 10")
 
 
 def test_the_doctor_finds_a_blind_model(monkeypatch):
-    """All visual tokens are the same whatever the picture: nothing of it reaches an answer."""
+    """All visual tokens are the same whatever the image: nothing of it reaches an answer."""
     real = programs.make_brpo_gradient
 
     def blind(model, *rest):
@@ -265,4 +265,4 @@ def test_the_doctor_finds_a_blind_model(monkeypatch):
 
     monkeypatch.setattr(programs, "make_brpo_gradient", blind)
     failed = {check.name for check in examine(SMALL) if not check.ok}
-    assert failed == {"the picture matters", "sampler = trainer", "ratio"}
+    assert failed == {"the image matters", "sampler = trainer", "ratio"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train import logprobs
 
 
@@ -18,7 +18,7 @@ def test_values_and_gradients_are_torchs(monkeypatch, tokens, vocab, rows, tempe
     rng = np.random.default_rng(0)
     V, D = 48, 10
     hidden, head = rng.normal(size=(rows, D)).astype(np.float32), rng.normal(size=(D, V)).astype(np.float32)
-    bias = forbidden_bias(V, 45, [3, 17])
+    bias = suppression_bias(V, 45, [3, 17])
     ids = rng.choice(np.flatnonzero(bias == 0), rows).astype(np.int32)
     weight = rng.normal(size=rows).astype(np.float32)
 

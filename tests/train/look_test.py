@@ -12,26 +12,26 @@ from models import CLOSE, END, IMAGE, OPEN, START, VIDEO, VOCAB, looking_questio
 
 from qwenla_jax.config.run_options import BrpoOptions, OptimOptions
 from qwenla_jax.inference.attention_mass import attention_mass
-from qwenla_jax.inference.runtime import stack_parts
+from qwenla_jax.inference.runtime import stack_microbatches
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.brpo.loss import brpo_loss
-from qwenla_jax.train.brpo.update import Judged, make_brpo_gradient
+from qwenla_jax.train.brpo.update import RolloutBatch, make_brpo_gradient
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.optimizer import make_optimizer
-from qwenla_jax.train.sft.update import look_sft_loss, make_sft_gradient
+from qwenla_jax.train.sft.update import make_sft_gradient, reattention_sft_loss
 from qwenla_jax.train.train_state import create, make_update
 from qwenla_jax.types import ResponseBatch
 
 Q, G, R, CAP, SHARE = 4, 3, 10, 2, 0.5
 B = Q * G
-BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
-COPY = LookOptions("copy", max_insertions=CAP, open_id=OPEN, close_id=CLOSE)
-ROUTE = dataclasses.replace(COPY, mode="route", share=SHARE)
+BIAS = suppression_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
+COPY = ReattentionConfig("copy", max_insertions=CAP, open_id=OPEN, close_id=CLOSE)
+ROUTE = dataclasses.replace(COPY, mode="route", keep_ratio=SHARE)
 HIDING = dataclasses.replace(ROUTE, form="bias")
 SHUT = dataclasses.replace(COPY, mode="vision_only")
-FORMS = pytest.mark.parametrize("look", [ROUTE, HIDING], ids=["compact", "bias"])
+FORMS = pytest.mark.parametrize("reattention", [ROUTE, HIDING], ids=["compact", "bias"])
 SGD = OptimOptions(learning_rate=1e-3, warmup_ratio=0.0, clip_norm=None)
 # Tags of a group's rows: none, one at the start, two side by side, one that stands last, more than the cap.
 TAGS = ([], [0], [3, 4], [2, 9], [1, 4, 6, 7], [5, 8])
@@ -66,7 +66,7 @@ def chosen(seed=0):
     net, params = model()
     visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))
     return [
-        plain.choose(params, net.config.text, visual_ZxD, prompts, grids, b // G, ids[b, : length[b]], CAP, SHARE)
+        plain.sample_token(params, net.config.text, visual_ZxD, prompts, grids, b // G, ids[b, : length[b]], CAP, SHARE)
         for b in range(B)
     ]
 
@@ -75,15 +75,15 @@ def strange_kept(seed=0):
     """A choice that no attention made: what a rollout recorded is to be replayed, whatever it is."""
     _, prompts, grids, ids, length = case(seed)
     rng = np.random.default_rng(5)
-    kept = []
+    selected = []
     for b in range(B):
         tokens = sum(r * c for r, c in grids[b // G])
         pick = lambda: set(rng.permutation(tokens)[: plain.share_of(SHARE, tokens)].tolist())  # noqa: B023, E731
-        kept.append([pick() for _ in range(CAP)])
-    return kept
+        selected.append([pick() for _ in range(CAP)])
+    return selected
 
 
-def as_slots(kept, seed=0):
+def as_slots(selected, seed=0):
     """Sets of visual tokens as bool [B, E, X], delimiters kept."""
     _, prompts, grids, _, _ = case(seed)
     block = prompts.block
@@ -93,15 +93,16 @@ def as_slots(kept, seed=0):
         visual = np.flatnonzero([s >= 0 and prompts.visual_QxP[q, max(s, 0)] >= 0 for s in block.source_QxX[q]])
         out[b, :, : block.length_Q[q]] = True
         for e in range(CAP):
-            out[b, e, visual] = [j in kept[b][e] if e < len(kept[b]) else False for j in range(len(visual))]
+            out[b, e, visual] = [j in selected[b][e] if e < len(selected[b]) else False for j in range(len(visual))]
     return out
 
 
-def written(kept, seed=0):
-    """Ids, positions, visual indexes; where each response token is predicted; which slots hold inserted pictures."""
+def written(selected, seed=0):
+    """Ids, positions, visual indexes; where each response token is predicted; which slots hold inserted images."""
     _, prompts, grids, ids, length = case(seed)
     rows = [
-        plain.write_out(prompts, grids, b // G, ids[b, : length[b]], most(grids, b), kept and kept[b]) for b in range(B)
+        plain.write_out(prompts, grids, b // G, ids[b, : length[b]], most(grids, b), selected and selected[b])
+        for b in range(B)
     ]
     pred = np.zeros((B, R), np.int32)
     inserted = np.zeros((B, 64), bool)
@@ -111,14 +112,14 @@ def written(kept, seed=0):
     return plain.stack(rows, 64), pred, inserted
 
 
-def plain_logprobs(params, kept, blocked=False):
+def plain_logprobs(params, selected, blocked=False):
     """Log-probabilities [B, R] of the responses, from whole sequences without prefix, cache or splice.
 
-    With `blocked` no gradient flows through inserted pictures.
+    With `blocked` no gradient flows through inserted images.
     """
     net = model()[0]
     vision, _, _, ids_BxR, _ = case()
-    (ids, pos, visual), pred, inserted = written(kept)
+    (ids, pos, visual), pred, inserted = written(selected)
     variables = {"params": params}
     visual_ZxD = net.apply(variables, vision, method="encode")
     x = net.apply(variables, ids, visual, visual_ZxD, method="embed")
@@ -128,17 +129,17 @@ def plain_logprobs(params, kept, blocked=False):
     return jnp.take_along_axis(jax.nn.log_softmax(logits), ids_BxR[..., None], axis=2)[..., 0]
 
 
-def judged(kept):
+def rollout_batch(selected):
     _, _, _, ids, length = case()
     rng = np.random.default_rng(1)
-    return Judged(
+    return RolloutBatch(
         ids_BxR=ids,
         logp_BxR=(-3 * rng.random((B, R))).astype(np.float32),
         length_B=length,
         advantage_B=rng.normal(size=B).astype(np.float32),
         counted_B=np.ones(B, np.float32),
         trained_B=np.ones(B, np.float32),
-        kept_BxExX=as_slots(kept),
+        selected_BxExX=as_slots(selected),
     )
 
 
@@ -155,13 +156,13 @@ def assert_close(one, two, atol):
 
 
 @functools.cache
-def brpo_gradient(look):
+def brpo_gradient(reattention):
     net, params = model()
     vision, prompts, *_ = case()
     optimizer = make_optimizer(SGD, 10, params)
-    step = make_update(make_brpo_gradient(net, BrpoOptions(group_size=G), 8, look=look), optimizer)
+    step = make_update(make_brpo_gradient(net, BrpoOptions(group_size=G), 8, reattention=reattention), optimizer)
     reference = jax.tree.map(lambda x: x * 1.02, params)
-    batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, judged(strange_kept())))
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, prompts, rollout_batch(strange_kept())))
     step = jax.jit(step)
     return gradient_of(step, create(params, optimizer), reference, *batch)
 
@@ -169,7 +170,7 @@ def brpo_gradient(look):
 @functools.cache
 def plain_brpo():
     """Compiled: (parameters, blocked) -> loss and gradient."""
-    batch, options = judged(strange_kept()), BrpoOptions(group_size=G)
+    batch, options = rollout_batch(strange_kept()), BrpoOptions(group_size=G)
     reference = plain_logprobs(jax.tree.map(lambda x: x * 1.02, model()[1]), strange_kept())
     mask = np.arange(R) < batch.length_B[:, None]
 
@@ -185,9 +186,9 @@ def plain_brpo():
 
 
 @FORMS
-def test_brpo_gradient_is_that_of_the_sequence_in_full(look):
+def test_brpo_gradient_is_that_of_the_sequence_in_full(reattention):
     """Of all parameters; what the rollout recorded is replayed, whatever the parameters would choose now."""
-    gradient, metrics = brpo_gradient(look)
+    gradient, metrics = brpo_gradient(reattention)
     loss, want = plain_brpo()(model()[1], False)
     np.testing.assert_allclose(metrics["loss"], loss, atol=1e-5)
     assert_close(gradient, want, 1e-5)
@@ -200,34 +201,34 @@ def test_brpo_gradient_is_the_same_in_both_forms():
     assert_close(metrics, other, 1e-5)
 
 
-def test_inserted_pictures_carry_gradient_to_the_vision_tower():
+def test_inserted_images_carry_gradient_to_the_vision_tower():
     _, blocked = plain_brpo()(model()[1], True)
     gradient, _ = brpo_gradient(ROUTE)
     for got, cut in zip(jax.tree.leaves(gradient["visual"]), jax.tree.leaves(blocked["visual"]), strict=True):
         assert np.abs(got - cut).max() > 1e-3 * np.abs(got).max()
 
 
-def sft_loss_of(look):
+def sft_loss_of(reattention):
     vision, prompts, _, ids, length = case()
     responses = ResponseBatch(ids, length, np.zeros((B, CAP), np.int32))
-    return lambda p: look_sft_loss(model()[0], p, vision, prompts, responses, BIAS, look)
+    return lambda p: reattention_sft_loss(model()[0], p, vision, prompts, responses, BIAS, reattention)
 
 
 @functools.cache
 def plain_sft_gradient(routed):
     length = case()[-1]
     mask = np.arange(R) < length[:, None]
-    kept = chosen() if routed else None
-    loss = lambda p: -jnp.sum(plain_logprobs(p, kept) * mask)  # noqa: E731
+    selected = chosen() if routed else None
+    loss = lambda p: -jnp.sum(plain_logprobs(p, selected) * mask)  # noqa: E731
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(model()[1]))
 
 
-@pytest.mark.parametrize("look", [COPY, ROUTE, HIDING], ids=["copy", "compact", "bias"])
-def test_sft_gradient_is_that_of_the_sequence_in_full(look):
+@pytest.mark.parametrize("reattention", [COPY, ROUTE, HIDING], ids=["copy", "compact", "bias"])
+def test_sft_gradient_is_that_of_the_sequence_in_full(reattention):
     """What ROUTE keeps is computed within, and is what the definition says; inserted tokens carry no loss."""
-    run = jax.jit(jax.value_and_grad(sft_loss_of(look), has_aux=True))
+    run = jax.jit(jax.value_and_grad(sft_loss_of(reattention), has_aux=True))
     (loss, (_, number)), gradient = run(model()[1])
-    want, want_gradient = plain_sft_gradient(look is not COPY)
+    want, want_gradient = plain_sft_gradient(reattention is not COPY)
     assert number == case()[-1].sum()
     np.testing.assert_allclose(loss / number, want / number, atol=1e-5)
     assert_close(*(jax.tree.map(lambda g: g / number, g) for g in (gradient, want_gradient)), 1e-5)
@@ -241,19 +242,19 @@ def test_the_forced_token_carries_no_loss():
     assert forced > 4 and number == length.sum() - forced
 
 
-def test_the_tag_is_predicted_by_what_stands_before_the_pictures():
-    """With other pictures put in, everything up to the first tag is as it was, the tag included."""
+def test_the_tag_is_predicted_by_what_stands_before_the_images():
+    """With other images put in, everything up to the first tag is as it was, the tag included."""
     net, params = model()
     vision, prompts, grids, ids, length = case()
     block = prompts.block
-    # Text tokens of the prompt in the pictures' places.
+    # Text tokens of the prompt in the images' places.
     other = prompts.replace(
         block=block.replace(source_QxX=np.where(block.source_QxX >= 0, prompts.length_Q[:, None] - 1, -1))
     )
-    kept = np.arange(block.source_QxX.shape[1]) < np.repeat(block.length_Q, G)[:, None, None]
-    kept = np.repeat(kept, CAP, axis=1)
+    selected = np.arange(block.source_QxX.shape[1]) < np.repeat(block.length_Q, G)[:, None, None]
+    selected = np.repeat(selected, CAP, axis=1)
     run = jax.jit(
-        lambda prompts: response_logprobs(net, params, vision, prompts, ids, BIAS, 1.0, COPY, length, kept)[0],
+        lambda prompts: response_logprobs(net, params, vision, prompts, ids, BIAS, 1.0, COPY, length, selected)[0],
     )
     change = np.abs(np.asarray(run(prompts)) - np.asarray(run(other)))
     seen = 0
@@ -268,15 +269,15 @@ def test_the_tag_is_predicted_by_what_stands_before_the_pictures():
 
 
 def test_parts_of_a_batch_with_insertions_add_up():
-    """The parts have other blocks: one picture a prompt and two."""
+    """The parts have other blocks: one image a prompt and two."""
     net, params = model()
     optimizer = make_optimizer(SGD, 10, params)
-    one, two = looking_questions(2, 3, pictures=1), looking_questions(2, 4, pictures=2)
+    one, two = looking_questions(2, 3, images=1), looking_questions(2, 4, images=2)
     _, _, _, ids, length = case()
     answers = [ResponseBatch(ids[at], length[at], np.zeros((2, CAP), np.int32)) for at in (slice(1, 3), slice(4, 6))]
-    parts = stack_parts([(*one[:2], answers[0]), (*two[:2], answers[1])])
+    parts = stack_microbatches([(*one[:2], answers[0]), (*two[:2], answers[1])])
     assert parts[1].block.source_QxX.shape == (2, 2, 12) and (parts[1].block.source_QxX[0, :, 6:] == -1).all()
-    step = jax.jit(make_update(make_sft_gradient(net, look=COPY), optimizer))
+    step = jax.jit(make_update(make_sft_gradient(net, reattention=COPY), optimizer))
     blank = lambda n: parts[2].replace(length_B=np.where(np.arange(2)[:, None] == n, 0, parts[2].length_B))  # noqa: E731
     state = create(params, optimizer)
     (whole, metrics), (first, _), (second, _) = (
@@ -285,26 +286,26 @@ def test_parts_of_a_batch_with_insertions_add_up():
     n, m = (float(answer.length_B.sum()) for answer in answers)
     assert metrics["num_tokens"] == n + m
     assert_close(whole, jax.tree.map(lambda a, b: (n * a + m * b) / (n + m), first, second), 1e-5)
-    loss = jax.jit(lambda *b: look_sft_loss(net, params, *b, BIAS, COPY)[0])
+    loss = jax.jit(lambda *b: reattention_sft_loss(net, params, *b, BIAS, COPY)[0])
     unpadded = loss(*one[:2], answers[0]) + loss(*two[:2], answers[1])
     np.testing.assert_allclose(metrics["loss"], unpadded / (n + m), rtol=1e-5)
 
 
-@pytest.mark.parametrize("look", [TEXT_ONLY, COPY, ROUTE, HIDING], ids=["text", "copy", "compact", "bias"])
-def test_attention_mass_is_that_of_the_attention_matrices(look):
+@pytest.mark.parametrize("reattention", [TEXT_ONLY, COPY, ROUTE, HIDING], ids=["text", "copy", "compact", "bias"])
+def test_attention_mass_is_that_of_the_attention_matrices(reattention):
     net, params = model()
     cfg = net.config.text
     vision, prompts, grids, ids, length = case()
-    kept = [[set(range(9))] * CAP] * B if look is COPY else strange_kept()
-    slots = as_slots(kept) if look.inserts else None
-    run = jax.jit(lambda params: attention_mass(net, params, vision, prompts, ids, length, look, slots))
+    selected = [[set(range(9))] * CAP] * B if reattention is COPY else strange_kept()
+    slots = as_slots(selected) if reattention.inserts else None
+    run = jax.jit(lambda params: attention_mass(net, params, vision, prompts, ids, length, reattention, slots))
     mass = jax.device_get(run(params))
     visual_ZxD = np.asarray(net.apply({"params": params}, vision, method="encode"))
     inserted = 0
     for b in range(B):
         q, n = b // G, int(length[b])
-        allowed = most(grids, b) if look.inserts else 0
-        row = plain.write_out(prompts, grids, q, ids[b, :n], allowed, kept[b])
+        allowed = most(grids, b) if reattention.inserts else 0
+        row = plain.write_out(prompts, grids, q, ids[b, :n], allowed, selected[b])
         mean_TxT = plain.attention(params, cfg, visual_ZxD, row).mean((0, 1))[row.slot_R]
         own = np.flatnonzero(row.visual_T[: row.prompt] >= 0)
         close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
@@ -323,4 +324,4 @@ def test_attention_mass_is_that_of_the_attention_matrices(look):
         close(total, 1.0)
         assert not mass.inserted_BxExR[b, len(row.shown) :, :n].any()
         assert not mass.even_inserted_BxExR[b, len(row.shown) :, :n].any()
-    assert bool(inserted) == look.inserts
+    assert bool(inserted) == reattention.inserts

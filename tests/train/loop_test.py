@@ -22,7 +22,7 @@ from qwenla_jax.config.run_options import (
     RewardOptions,
     RunOptions,
 )
-from qwenla_jax.train.loop import Refused, rate_change, run
+from qwenla_jax.train.loop import RunRefused, rate_change, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = RunOptions(
@@ -75,7 +75,7 @@ def test_a_run_leaves_everything(uninterrupted):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path):
-    """Stopped after step 2 and gone on with in a new process: metrics and weights to the last bit."""
+    """Stopped after step 2 and resumed in a new process: metrics and weights to the last bit."""
     script = f"""
 import dataclasses, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "train")!r}]
@@ -98,27 +98,27 @@ assert "torch" not in sys.modules, "installed here, and imported by a run, which
     # What a killed run may have written after its last checkpoint must not stand twice.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "train/reward": 99}\n')
-    resumed = subprocess.run([sys.executable, "-c", script, "go on"], capture_output=True, text=True)
-    assert resumed.returncode == 0 and "going on after step 2" in resumed.stdout, resumed.stderr
-    told = f"{tmp_path} holds a run with 2 steps done: it is resumed (for a new run: another --workdir)"
-    assert told in resumed.stdout.splitlines() and "learning rate" not in resumed.stdout
+    resumed = subprocess.run([sys.executable, "-c", script, "continue"], capture_output=True, text=True)
+    assert resumed.returncode == 0 and "resumed after step 2" in resumed.stdout, resumed.stderr
+    message = f"{tmp_path} holds a run with 2 steps done: it is resumed (for a new run: another --workdir)"
+    assert message in resumed.stdout.splitlines() and "learning rate" not in resumed.stdout
     whole = [comparable(line) for line in lines(uninterrupted)]
     assert [comparable(line) for line in lines(tmp_path)] == whole
     one, two = (load_file(folder / "hf" / "model.safetensors") for folder in (uninterrupted, tmp_path))
     assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
-    with pytest.raises(Refused, match="optim.learning_rate"):
+    with pytest.raises(RunRefused, match="optim.learning_rate"):
         run(replace(SMALL, optim=replace(SMALL.optim, learning_rate=0.5)), tmp_path)
-    with pytest.raises(Refused, match="config.steps: got 3, but .* has 4 steps done"):
+    with pytest.raises(RunRefused, match="config.steps: got 3, but .* has 4 steps done"):
         run(replace(SMALL, steps=3), tmp_path)
     metrics = tmp_path / "metrics.jsonl"
     first, *rest = metrics.read_bytes().splitlines(keepends=True)
     for junk in (b"\x00" * 50 + b"\n", b"{\n", b"\xff\n"):
         metrics.write_bytes(b"".join([first, junk, *rest]))
-        with pytest.raises(Refused, match=f"{metrics}:2: not JSON: .*; delete the line to go on"):
+        with pytest.raises(RunRefused, match=f"{metrics}:2: not JSON: .*; delete the line to continue"):
             run(SMALL, tmp_path)
     metrics.unlink()
     os.mkfifo(metrics)
-    with pytest.raises(Refused, match=f"{metrics}: not a regular file"):
+    with pytest.raises(RunRefused, match=f"{metrics}: not a regular file"):
         run(SMALL, tmp_path)
 
 
@@ -161,7 +161,7 @@ def launch(*args):
 
 
 @pytest.mark.parametrize(
-    "args, told",
+    "args, message",
     [
         (["--config=configs/brpo.py", "--config.stepps=3"], "config.stepps: there is no such key; did you mean"),
         (["--config=configs/brpo.py", "--config.steps=many"], "config.steps: got 'many', expected int"),
@@ -174,9 +174,9 @@ def launch(*args):
         (["--config=configs/brpo.py", "--config.rewards.balance_floor=2"], "config.rewards.balance_floor: got 2"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(args, told, tmp_path):
+def test_wrong_settings_are_refused_by_name(args, message, tmp_path):
     result = launch(*args, f"--workdir={tmp_path / 'run'}")
-    assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
+    assert result.returncode != 0 and message in result.stderr, result.stderr[-2000:]
     assert not (tmp_path / "run").exists()
 
 

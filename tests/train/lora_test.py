@@ -40,14 +40,14 @@ from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.layers import Dense
 from qwenla_jax.model.trainable import VOCABULARY_AXIS, trainable_labels
 from qwenla_jax.parallel.sharding import param_shapes
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.tools.dry_run import describe_run, parameter_counts
 from qwenla_jax.tools.export import export_run
 from qwenla_jax.tools.preflight import examine
 from qwenla_jax.tools.replay import replay
 from qwenla_jax.train.brpo.reference import make_reference
 from qwenla_jax.train.health import Failed
-from qwenla_jax.train.loop import Refused, first_state, run, state_plan
+from qwenla_jax.train.loop import RunRefused, first_state, run, state_plan
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.sft import trainer
 from qwenla_jax.train.sft.update import make_sft_gradient
@@ -134,8 +134,8 @@ def test_wrong_modules_are_refused_by_name():
     ):
         with pytest.raises(ValueError, match=f"matches .*{named}.*can have no adapter"):
             lora.kernels_for(config, (pattern,))
-    found = lora.kernels_for(config, ATTENTION + ("decoder/layers/attn/q/kernel",))
-    assert [path.split("/")[-2] for path in found] == ["q", "k", "v", "o", "down"]
+    result = lora.kernels_for(config, ATTENTION + ("decoder/layers/attn/q/kernel",))
+    assert [path.split("/")[-2] for path in result] == ["q", "k", "v", "o", "down"]
 
 
 def test_wrong_settings_are_refused_before_anything_starts():
@@ -151,7 +151,7 @@ def test_wrong_settings_are_refused_before_anything_starts():
     ):
         with pytest.raises(ConfigError, match=message):
             check(**changes)
-    with pytest.raises(Refused, match="config.lora.modules: 'attn' matches no parameter"):
+    with pytest.raises(RunRefused, match="config.lora.modules: 'attn' matches no parameter"):
         run(replace(SMALL, lora=LoraOptions(rank=1, modules=("attn",))), Path("/nonexistent"))
 
 
@@ -200,7 +200,7 @@ def test_an_update_moves_the_adapters_and_nothing_else(rules):
         prompts.length_Q,
     )  # fmt: skip
     batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, tokens))
-    bias = forbidden_bias(VOCAB, VOCAB, [IMAGE])
+    bias = suppression_bias(VOCAB, VOCAB, [IMAGE])
     gradient = make_sft_gradient(model, rules)
     step = jax.jit(make_update(gradient, optimizer))
     grads = flatten_dict(jax.jit(gradient)(more, *batch, bias)[0], sep="/")
@@ -246,10 +246,10 @@ def test_types_the_reference_and_what_is_copied():
     assert {path: leaf.dtype for path, leaf in flatten_dict(reference, sep="/").items()} == {
         "decoder/embed/embedding": ml_dtypes.bfloat16
     }
-    optimizer, layouts = state_plan(runtime, params)
+    optimizer, shardings = state_plan(runtime, params)
     at = {path: leaf.unsafe_buffer_pointer() for path, leaf in flat.items()}
     del flat
-    state = first_state(params, optimizer, layouts, keep=reference is params)
+    state = first_state(params, optimizer, shardings, keep=reference is params)
     here = flatten_dict(state.params, sep="/")
     assert all(here[path].unsafe_buffer_pointer() == place for path, place in at.items() if path not in wide)
     assert np.isfinite(np.asarray(reference["decoder"]["embed"]["embedding"], np.float32)).all()
@@ -292,7 +292,7 @@ def test_the_checkpoint_holds_what_is_trained(finished):
 
 
 def test_the_export_is_the_base_with_what_was_added(finished, tmp_path):
-    found = load_file(finished / "hf" / "model.safetensors")
+    result = load_file(finished / "hf" / "model.safetensors")
     with ocp.StandardCheckpointer() as reader:
         held = flatten_dict(reader.restore(finished / "checkpoints" / "2" / "state")["params"], sep="/")
     runtime, base = build(replace(SMALL, lora=LoraOptions()))
@@ -308,12 +308,12 @@ def test_the_export_is_the_base_with_what_was_added(finished, tmp_path):
         for number in range(len(want)):
             tensor = name.format(number) + ".weight"
             changed.add(tensor)
-            np.testing.assert_allclose(found[tensor], want[number].T, rtol=0, atol=1e-6)
-            assert np.abs(found[tensor] - np.asarray(start[f"{layer}/kernel"][number]).T).max() > 1e-4
+            np.testing.assert_allclose(result[tensor], want[number].T, rtol=0, atol=1e-6)
+            assert np.abs(result[tensor] - np.asarray(start[f"{layer}/kernel"][number]).T).max() > 1e-4
     qwenla_jax.save(tmp_path / "base", runtime.model, base)
     before = load_file(tmp_path / "base" / "model.safetensors")
     for name in before.keys() - changed:
-        assert before[name].tobytes() == found[name].tobytes(), name
+        assert before[name].tobytes() == result[name].tobytes(), name
     # And again from the work folder, by itself and as an adapter.
     export_run(finished, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
@@ -324,8 +324,8 @@ def test_the_export_is_the_base_with_what_was_added(finished, tmp_path):
     merged = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
     for name, value in merged.state_dict().items():
         name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-        if name in found:
-            np.testing.assert_allclose(value.numpy(), found[name], atol=1e-6, err_msg=name)
+        if name in result:
+            np.testing.assert_allclose(value.numpy(), result[name], atol=1e-6, err_msg=name)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(finished, tmp_path):
@@ -335,7 +335,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(finished, tmp_path):
     assert one.keys() == two.keys() and all(one[name].tobytes() == two[name].tobytes() for name in one)
     last = [[line for line in lines(folder) if line["step"] == 2][0] for folder in (finished, tmp_path)]
     assert all(last[0][key] == last[1][key] for key in last[0] if "timing" not in key and "perf" not in key)
-    with pytest.raises(Refused, match="config.lora.rank: 4 in the checkpoint, 5 now"):
+    with pytest.raises(RunRefused, match="config.lora.rank: 4 in the checkpoint, 5 now"):
         run(replace(SMALL, steps=3, lora=replace(SMALL.lora, rank=5)), tmp_path)
 
 
@@ -348,7 +348,7 @@ def test_adapters_on_another_base_are_refused(tmp_path):
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"].view(np.uint32)[7] ^= 1
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Refused, match="not those that the adapters in the checkpoint of step 1 were trained on"):
+    with pytest.raises(RunRefused, match="not those that the adapters in the checkpoint of step 1 were trained on"):
         run(replace(options, steps=2), tmp_path / "run")
     with pytest.raises(ValueError, match="not those that the adapters"):
         export_run(tmp_path / "run", tmp_path / "hf")
@@ -371,18 +371,18 @@ def test_a_fingerprint_knows_every_bit_and_place():
 def test_a_step_with_adapters_is_computed_again(tmp_path, monkeypatch):
     collate = trainer.collate_sft
 
-    def broken(*args):
+    def invalid(*args):
         vision, tokens = collate(*args)
         return vision.replace(patches_IxSxC=vision.patches_IxSxC * np.nan), tokens
 
-    monkeypatch.setattr(trainer, "collate_sft", broken)
+    monkeypatch.setattr(trainer, "collate_sft", invalid)
     with pytest.raises(Failed, match="1 updates in a row were skipped"):
         run(replace(SMALL, stage="sft", guard=GuardOptions(max_skipped=1)), tmp_path)
     monkeypatch.undo()
-    place = tmp_path / "capsules" / "step_000001"
-    found = replay(place)
-    assert found.reproduced, str(found)
-    assert "decoder/layers/attn/q/lora_b" in found.not_finite and all("lora_" in path for path in found.not_finite)
+    place = tmp_path / "step_dumps" / "step_000001"
+    result = replay(place)
+    assert result.reproduced, str(result)
+    assert "decoder/layers/attn/q/lora_b" in result.not_finite and all("lora_" in path for path in result.not_finite)
     with ocp.StandardCheckpointer() as reader:
         assert len(jax.tree.leaves(reader.restore(place / "state")["params"])) == 2 * 5
 
@@ -418,17 +418,17 @@ def test_parameters_are_those_of_peft(size, shared_data, tmp_path):
     assert rows == 10 * width
     # The whole matrix is kept, and copied for the reference.
     moving = 16 * (trained + vocab * width) + 2 * vocab * width
-    told = "\n".join(describe_run(options))
-    assert f"memory that stays: {(2 * (base - vocab * width) + moving) / 1e9:.2f} GB" in told
+    message = "\n".join(describe_run(options))
+    assert f"memory that stays: {(2 * (base - vocab * width) + moving) / 1e9:.2f} GB" in message
 
 
 def test_the_plan_of_a_run():
     options = replace(SMALL, dtype="bfloat16")
-    told = "\n".join(describe_run(options))
+    message = "\n".join(describe_run(options))
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(EMBEDDED)
     base = model.num_parameters()
     D, F, K = 128, 320, 64
     own = 4 * 4 * (2 * (D + D) + 2 * (D + K) + D + F)
-    assert f"parameters: {base + own:,}, of them trained {own:,} (rows of the tags 0), frozen {base:,}" in told
-    assert f"rank 4, alpha 8, on decoder/layers/attn/q/kernel, {'decoder/layers/attn/k/kernel'}" in told
-    assert "reference beside the frozen parameters 0.00" in told
+    assert f"parameters: {base + own:,}, of them trained {own:,} (rows of the tags 0), frozen {base:,}" in message
+    assert f"rank 4, alpha 8, on decoder/layers/attn/q/kernel, {'decoder/layers/attn/k/kernel'}" in message
+    assert "reference beside the frozen parameters 0.00" in message

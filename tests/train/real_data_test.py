@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qwenla_jax.data.datasets.readers import open_corpus
+from qwenla_jax.data.datasets.readers import open_dataset
 from qwenla_jax.data.sources.factory import make_source
 
 ROOT = Path(__file__).resolve().parents[2]
-CORPORA = {"we_math": 2, "mathvision": 2, "scemqa": 1}
+DATASETS = {"we_math": 2, "mathvision": 2, "scemqa": 1}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def checkpoint(shared_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def line(checkpoint, shared_data):
-    source = ",".join(f"{name}:{shared_data / name}*{weight}" for name, weight in CORPORA.items())
+    source = ",".join(f"{name}:{shared_data / name}*{weight}" for name, weight in DATASETS.items())
     settings = {
         "init_from": f"random:{checkpoint}",
         "data.source": source,
@@ -67,7 +67,7 @@ def launch(line, *args):
 def test_a_run_on_real_questions(line, shared_data, tmp_path):
     done = launch(line, f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-2000:]
-    assert "warning: 1 pictures of 42 of scemqa are in scemqa: Biology/4" in done.stdout
+    assert "warning: 1 images of 42 of scemqa are in scemqa: Biology/4" in done.stdout
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if "train/reward" in row]
     assert [row["step"] for row in train] == [1, 2]
@@ -77,11 +77,11 @@ def test_a_run_on_real_questions(line, shared_data, tmp_path):
             sum(row[f"train/rewards/{name}/mean"] for name in ("format", "accuracy", "balance"))
         )
         assert row["train/rewards/format/mean"] == 0 and 0 < row["train/completions/mean_length"] <= 16
-        assert abs(row["train/ratio_mean"] - 1) < 1e-4 and row["train/data/broken"] >= 0
+        assert abs(row["train/ratio_mean"] - 1) < 1e-4 and row["train/data/invalid"] >= 0
     questions = {}
-    for name in CORPORA:
-        corpus = open_corpus(f"{name}:{shared_data / name}")
-        questions |= {f"{name}/{corpus.entry(i).id}": corpus.entry(i) for i in range(len(corpus))}
+    for name in DATASETS:
+        dataset = open_dataset(f"{name}:{shared_data / name}")
+        questions |= {f"{name}/{dataset.entry(i).id}": dataset.entry(i) for i in range(len(dataset))}
     asked = json.loads((tmp_path / "evaluations" / "step_000002.json").read_text())["ids"]
     assert len(set(asked)) == 4 and set(asked) <= set(questions)
     page = (tmp_path / "completions" / "step_000001.html").read_text()
@@ -91,17 +91,17 @@ def test_a_run_on_real_questions(line, shared_data, tmp_path):
 
 @pytest.mark.slow
 def test_the_check_of_its_data(line, shared_data, tmp_path):
-    found = launch(line, f"--workdir={tmp_path}", "--check_data")
-    lines = found.stdout.splitlines()
+    result = launch(line, f"--workdir={tmp_path}", "--check_data")
+    lines = result.stdout.splitlines()
     # Samples of 50, 160 and 48 questions, all readable; none is too long for this run.
     for size, text in zip((50, 160, 48), [row for row in lines if row.startswith("training") and "records, of" in row],
                           strict=True):  # fmt: skip
         assert f": {size} records, of them" in text
-    # Two of SceMQA's questions have one picture, and a hash of their ids puts them on different sides.
+    # Two of SceMQA's questions have one image, and a hash of their ids puts them on different sides.
     assert twins(shared_data) == [("Biology/4", "Biology/3")]
-    assert "by file, 1 pairs: Biology/4 = Biology/3" in found.stdout
-    assert lines[-1] == "0 broken records, 1 leaked pictures"
-    assert found.returncode == 1, found.stderr
+    assert "by file, 1 pairs: Biology/4 = Biology/3" in result.stdout
+    assert lines[-1] == "0 invalid records, 1 leaked images"
+    assert result.returncode == 1, result.stderr
 
 
 def twins(shared_data):
@@ -110,5 +110,5 @@ def twins(shared_data):
     for split in ("train", "held_out"):
         source = make_source(f"scemqa:{shared_data / 'scemqa'}", split, seed=0)
         entries = [source.entry(i) for i in range(len(source))]
-        sides.append([(e.id, hashlib.sha256(e.pictures[0].path.read_bytes()).hexdigest()) for e in entries])
+        sides.append([(e.id, hashlib.sha256(e.images[0].path.read_bytes()).hexdigest()) for e in entries])
     return [(a, b) for a, one in sides[0] for b, other in sides[1] if one == other]

@@ -35,25 +35,25 @@ def two_steps(options, monkeypatch, encoder):
         monkeypatch.setattr(trainer, "tower_is_frozen", lambda runtime: False)
     runtime, params = build(options)
     reference = reference_model.make_reference(runtime, params)
-    optimizer, layouts = state_plan(runtime, params)
-    state = first_state(params, optimizer, layouts, keep=reference is params)
-    stage = trainer.BrpoStage(runtime, optimizer, layouts, make_run_source(options, "train"), 0, reference)
+    optimizer, shardings = state_plan(runtime, params)
+    state = first_state(params, optimizer, shardings, keep=reference is params)
+    stage = trainer.BrpoStage(runtime, optimizer, shardings, make_run_source(options, "train"), 0, reference)
     step = stage._step
     stage._step = lambda *args: (handed.append(args), step(*args))[1]
-    found = []
+    result = []
     try:
         for number in range(2):
             state, metrics = stage.step(state, number, lambda doing: None)
             rollout = stage._last.rollout
-            found.append((rollout.ids_BxR, [row["rewards"] for row in stage.inputs.rows], metrics))
+            result.append((rollout.ids_BxR, [row["rewards"] for row in stage.inputs.rows], metrics))
     finally:
         stage.close()
     monkeypatch.undo()
-    return found, jax.device_get(state.params), handed
+    return result, jax.device_get(state.params), handed
 
 
 @pytest.mark.slow
-def test_shared_pictures_a_reference_on_the_host_and_other_rollout_batches(monkeypatch):
+def test_shared_images_a_reference_on_the_host_and_other_rollout_batches(monkeypatch):
     plain, params, handed = two_steps(PLAIN, monkeypatch, encoder=False)
     shared, others, other_handed = two_steps(SHARED, monkeypatch, encoder=True)
     assert all(isinstance(args[2], VisionBatch) for args in handed)

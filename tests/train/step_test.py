@@ -9,16 +9,16 @@ import pytest
 from models import IMAGE, VOCAB, questions, small_model
 
 from qwenla_jax.config.run_options import BrpoOptions, OptimOptions
-from qwenla_jax.inference.runtime import stack_parts
-from qwenla_jax.sampling.token import forbidden_bias
-from qwenla_jax.train.brpo.update import Judged, make_brpo_gradient
+from qwenla_jax.inference.runtime import stack_microbatches
+from qwenla_jax.sampling.token import suppression_bias
+from qwenla_jax.train.brpo.update import RolloutBatch, make_brpo_gradient
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.sft.update import make_sft_gradient, sft_loss
 from qwenla_jax.train.train_state import create, make_update
 from qwenla_jax.types import TokenBatch
 
-BIAS = forbidden_bias(VOCAB, VOCAB, [IMAGE])
+BIAS = suppression_bias(VOCAB, VOCAB, [IMAGE])
 # One plain step: AdamW's first update would hide the gradient's size.
 SGD = OptimOptions(learning_rate=1e-3, warmup_ratio=0.0, clip_norm=None)
 
@@ -35,7 +35,7 @@ def sft_batch(rows, seed=0):
 def judged_batch(questions_, group=2, tokens=6, seed=0):
     rng = np.random.default_rng(seed)
     rows = questions_ * group
-    return Judged(
+    return RolloutBatch(
         ids_BxR=rng.integers(0, IMAGE, (rows, tokens)).astype(np.int32),
         logp_BxR=(-rng.random((rows, tokens))).astype(np.float32),
         length_B=rng.integers(1, tokens + 1, rows).astype(np.int32),
@@ -54,7 +54,7 @@ def take(tree, rows):
 
 
 def split(vision, text, parts):
-    """Equal parts, each with its own pictures."""
+    """Equal parts, each with its own images."""
     rows = len(vision.valid_IxS) // parts
     name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
     batches = []
@@ -64,7 +64,7 @@ def split(vision, text, parts):
         index = getattr(part, name)
         moved = np.where(index >= 0, index - i * rows * vision.gather_IxM.shape[1], -1)
         batches.append((take(vision, here), part.replace(**{name: moved})))
-    return stack_parts(batches)
+    return stack_microbatches(batches)
 
 
 def gradient_of(step, state, *batch):
@@ -119,12 +119,12 @@ def test_brpo_gradient_does_not_depend_on_the_parts(norm, parts):
     step, state = brpo_step(model, optimizer, norm=norm), create(params, optimizer)
     reference = jax.tree.map(lambda x: x * 1.01, params)
     vision, prompts = questions(8)
-    judged = judged_batch(8)
-    judged = judged.replace(trained_B=np.tile(np.array([1, 1, 0, 1], np.float32), 4))
-    assert len(set(judged.length_B.tolist())) > 3
+    rollout_batch = judged_batch(8)
+    rollout_batch = rollout_batch.replace(trained_B=np.tile(np.array([1, 1, 0, 1], np.float32), 4))
+    assert len(set(rollout_batch.length_B.tolist())) > 3
     results = []
     for n in (1, *parts):
-        cut = jax.tree.map(lambda x, n=n: x.reshape(n, len(x) // n, *x.shape[1:]), judged)
+        cut = jax.tree.map(lambda x, n=n: x.reshape(n, len(x) // n, *x.shape[1:]), rollout_batch)
         grads, metrics = gradient_of(step, state, reference, *split(vision, prompts, n), cut)
         metrics.pop("sampling_logp_difference")
         results.append((grads, metrics))
@@ -138,17 +138,17 @@ def test_on_policy_ratio_is_one_and_kl_zero_and_the_reference_counts():
     optimizer = make_optimizer(SGD, 10, params)
     step, state = brpo_step(model, optimizer), create(params, optimizer)
     vision, prompts = questions(4)
-    judged = judged_batch(4)
-    logp, _ = response_logprobs(model, params, vision, prompts, judged.ids_BxR, BIAS, 1.0)
-    judged = judged.replace(logp_BxR=np.asarray(logp))
-    batch = (*split(vision, prompts, 1), jax.tree.map(lambda x: x[None], judged))
+    rollout_batch = judged_batch(4)
+    logp, _ = response_logprobs(model, params, vision, prompts, rollout_batch.ids_BxR, BIAS, 1.0)
+    rollout_batch = rollout_batch.replace(logp_BxR=np.asarray(logp))
+    batch = (*split(vision, prompts, 1), jax.tree.map(lambda x: x[None], rollout_batch))
     _, same = gradient_of(step, state, params, *batch)
     assert abs(float(same["ratio_mean"]) - 1) < 1e-5 and abs(float(same["kl"])) < 1e-9
     assert float(same["sampling_logp_difference"]) < 1e-5
     moved = jax.tree.map(lambda x: x * 1.02, params)
     _, other = gradient_of(step, state, moved, *batch)
-    ref_logp, _ = response_logprobs(model, moved, vision, prompts, judged.ids_BxR, BIAS, 1.0)
-    mask = np.arange(6) < judged.length_B[:, None]
+    ref_logp, _ = response_logprobs(model, moved, vision, prompts, rollout_batch.ids_BxR, BIAS, 1.0)
+    mask = np.arange(6) < rollout_batch.length_B[:, None]
     d = np.asarray(ref_logp - logp, np.float64)
     np.testing.assert_allclose(other["kl"], ((np.expm1(d) - d) * mask).sum() / mask.sum(), rtol=1e-3)
 
@@ -160,22 +160,22 @@ def test_an_update_raises_what_had_an_advantage():
     state = create(params, optimizer)
     vision, prompts = questions(4)
     score = jax.jit(functools.partial(response_logprobs, model, temperature=1.0))
-    judged = judged_batch(4)
-    judged = judged.replace(advantage_B=np.tile(np.array([1.0, -1.0], np.float32), 4))
-    before = np.asarray(score(params, vision, prompts, judged.ids_BxR, BIAS)[0])
-    judged = judged.replace(logp_BxR=before)
-    batch = (*split(vision, prompts, 1), jax.tree.map(lambda x: x[None], judged))
+    rollout_batch = judged_batch(4)
+    rollout_batch = rollout_batch.replace(advantage_B=np.tile(np.array([1.0, -1.0], np.float32), 4))
+    before = np.asarray(score(params, vision, prompts, rollout_batch.ids_BxR, BIAS)[0])
+    rollout_batch = rollout_batch.replace(logp_BxR=before)
+    batch = (*split(vision, prompts, 1), jax.tree.map(lambda x: x[None], rollout_batch))
     state, _ = step(state, None, *batch, BIAS)
-    after = np.asarray(score(state.params, vision, prompts, judged.ids_BxR, BIAS)[0])
-    mask = np.arange(6) < judged.length_B[:, None]
+    after = np.asarray(score(state.params, vision, prompts, rollout_batch.ids_BxR, BIAS)[0])
+    mask = np.arange(6) < rollout_batch.length_B[:, None]
     change = ((after - before) * mask).sum(1)
     assert change[0::2].sum() > 0 > change[1::2].sum()
 
 
 def test_parts_in_different_buckets_are_padded_alike():
-    """The stacked visual indexes must name the same pictures' tokens as before."""
+    """The stacked visual indexes must name the same images' tokens as before."""
     one, two = questions(2, 0, tokens=4), questions(2, 1, tokens=2)
-    vision, prompts = stack_parts([one, two])
+    vision, prompts = stack_microbatches([one, two])
     assert vision.gather_IxM.shape == (2, 2, 4) and jnp.shape(prompts.visual_QxP) == (2, 2, 16)
     assert (
         prompts.visual_QxP[1].tolist()
@@ -184,28 +184,28 @@ def test_parts_in_different_buckets_are_padded_alike():
 
 
 def test_runs_of_frames_stay_apart_when_parts_are_padded_alike():
-    """Each part's embeddings are those that it has alone, with all its pictures in one run."""
+    """Each part's embeddings are those that it has alone, with all its images in one run."""
     model, params = small_model()
     embed = functools.partial(model.apply, {"params": params}, method="embed")
 
     def embedded(vision, prompts):
         visual_ZxD = model.apply({"params": params}, vision, method="encode")
-        return embed(prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, vision.runs)
+        return embed(prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, vision.shards)
 
     one, two = questions(4, 0, tokens=4), questions(4, 1, tokens=2)
-    # The second has room for another picture behind each of its own.
+    # The second has room for another image behind each of its own.
     spread = jax.tree.map(lambda x: np.stack([x, np.zeros_like(x)], axis=1).reshape(8, *x.shape[1:]), two[0])
     index = two[1].visual_QxP
     moved = np.where(index >= 0, index // 2 * 4 + index % 2, -1)
-    parts = [(one[0].replace(runs=2), one[1]), (spread.replace(runs=2), two[1].replace(visual_QxP=moved))]
-    stacked = stack_parts(parts)
-    assert stacked[0].gather_IxM.shape == (2, 8, 4) and stacked[0].runs == 2
+    parts = [(one[0].replace(shards=2), one[1]), (spread.replace(shards=2), two[1].replace(visual_QxP=moved))]
+    stacked = stack_microbatches(parts)
+    assert stacked[0].gather_IxM.shape == (2, 8, 4) and stacked[0].shards == 2
     for number, alone in enumerate((one, two)):
-        found = embedded(*take(stacked, number))
-        np.testing.assert_allclose(found, embedded(*alone), rtol=1e-5, atol=1e-5)
+        result = embedded(*take(stacked, number))
+        np.testing.assert_allclose(result, embedded(*alone), rtol=1e-5, atol=1e-5)
     # An index that leaves its row's run shows: below and above.
     for row, first in ((0, 16), (3, 0)):
         index = parts[1][1].visual_QxP.copy()
         index[row, 1] = first
-        found = np.isnan(embedded(parts[1][0], parts[1][1].replace(visual_QxP=index))).any(-1)
-        assert found[row, 1] and found.sum() == 1
+        result = np.isnan(embedded(parts[1][0], parts[1][1].replace(visual_QxP=index))).any(-1)
+        assert result[row, 1] and result.sum() == 1

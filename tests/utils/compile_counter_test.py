@@ -11,16 +11,16 @@ from PIL import Image
 
 from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
 from qwenla_jax.sampling.sampler import SampleOptions, sample
-from qwenla_jax.sampling.token import forbidden_bias
+from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.utils.compile_counter import CompileCounter
 
 VOCAB = 320
-LAYOUT = PictureLayout(patch_size=4, merge_size=2, temporal_patch_size=2, window_size=16)
+LAYOUT = ImageLayout(patch_size=4, merge_size=2, temporal_patch_size=2, window_size=16)
 SETTINGS = ProcessorSettings(16 * 16, 32 * 32, (0.5,) * 3, (0.5,) * 3, patch_size=4)
 
 
@@ -45,12 +45,12 @@ def test_counts_one_program_for_every_shape():
 
 
 def programs():
-    """Sampler and trainer's log-probabilities of a small model with a real tokenizer, and pictures to batches."""
+    """Sampler and trainer's log-probabilities of a small model with a real tokenizer, and images to batches."""
     tok = train_tiny_tokenizer(["how many circles are there?"], VOCAB)
     ids = {f"{name}_token_id": getattr(tok.ids, short) for name, short in NAMES.items()}
     text = dataclasses.replace(small_model()[0].config.text, vocab_size=VOCAB)
     model, params = small_model(text=text, **ids)
-    bias_V = forbidden_bias(VOCAB, tok.vocab_size, tok.ids.forbidden())
+    logit_bias_V = suppression_bias(VOCAB, tok.vocab_size, tok.ids.suppressed())
     options = SampleOptions(2, 4, 1.0, 1.0, tok.ids.stop())
     sampler = jax.jit(functools.partial(sample, model, options))
     score = jax.jit(functools.partial(response_logprobs, model, temperature=1.0))
@@ -64,8 +64,8 @@ def programs():
         return collate_prompts([to_prompt_example(record, tok, SETTINGS, LAYOUT) for record in records], buckets)
 
     def run(batch):
-        rollout = sampler(params, *batch, bias_V, np.uint32(0), np.uint32(0), np.arange(4, dtype=np.uint32))
-        return jax.device_get(score(params, *batch, rollout.ids_BxR, bias_V))
+        rollout = sampler(params, *batch, logit_bias_V, np.uint32(0), np.uint32(0), np.arange(4, dtype=np.uint32))
+        return jax.device_get(score(params, *batch, rollout.ids_BxR, logit_bias_V))
 
     return collate, run
 
@@ -78,7 +78,7 @@ NAMES = {
 }
 
 
-def test_pictures_of_any_size_compile_once_a_bucket():
+def test_images_of_any_size_compile_once_a_bucket():
     collate, run = programs()
     rng = np.random.default_rng(0)
     seen, grids, warm, late = set(), set(), 0, 0

@@ -40,8 +40,8 @@ def test_one_value_after_the_other():
     assert [line for line, _ in json_files.loads_all(pretty.encode(), "f")] == [1, 9, 12]
     assert json_files.loads_all(" \n", "f") == []
     wrong = {"1\n{": "^f:2: not JSON", "1\n\n" + "[" * 200_000: "^f:3: nested", b"1\n\xff": "^f: not JSON"}
-    for text, told in wrong.items():
-        with pytest.raises(ValueError, match=told):
+    for text, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
             json_files.loads_all(text, "f")
     with pytest.raises(ValueError, match="^f:2: nested more than 100 deep"):
         json_files.loads_all("{}\n" + "[" * 101 + "]" * 101, "f")

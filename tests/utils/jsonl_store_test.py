@@ -1,4 +1,4 @@
-"""Logs cut at every byte, files that a person broke, names of pictures."""
+"""Logs cut at every byte, files that a person broke, names of images."""
 
 import json
 import re
@@ -107,13 +107,13 @@ def test_results_replace_the_old_ones_only_when_all_are_written(tmp_path):
 def test_lines_of_a_person(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_bytes('\ufeff{"id": "a\u2028"}\r\n\r\n nonsense\n3\n\n'.encode() + b'{"id": "\xff"}')
-    found = list(jsonl_store.typed_lines(path))
-    assert [(number, text) for number, text, _ in found][:3] == [(1, '{"id": "a\u2028"}'), (3, "nonsense"), (4, "3")]
-    assert found[0][2] == {"id": "a\u2028"} and found[2][2] == "holds a int, expected an object"
-    assert found[1][2].startswith("not JSON") and found[3][0] == 6 and found[3][2] == {"id": "\ufffd"}
+    result = list(jsonl_store.typed_lines(path))
+    assert [(number, text) for number, text, _ in result][:3] == [(1, '{"id": "a\u2028"}'), (3, "nonsense"), (4, "3")]
+    assert result[0][2] == {"id": "a\u2028"} and result[2][2] == "holds a int, expected an object"
+    assert result[1][2].startswith("not JSON") and result[3][0] == 6 and result[3][2] == {"id": "\ufffd"}
 
 
-def test_picture_names_are_safe_and_differ():
+def test_image_names_are_safe_and_differ():
     ids = [
         "scene-0-train-1",
         "a/b",

@@ -15,7 +15,7 @@ OTHERS = {"cli/main.py", "cli/convert.py", "cli/fit.py", "bench/transformers_pee
 
 
 @pytest.mark.parametrize(
-    ("path", "content", "found"),
+    ("path", "content", "result"),
     [
         ("dev/accel0", "", True),
         ("dev/vfio/0", "", True),
@@ -25,10 +25,10 @@ OTHERS = {"cli/main.py", "cli/convert.py", "cli/fit.py", "bench/transformers_pee
         ("etc/hosts", "", False),
     ],
 )
-def test_a_tpu_is_found_by_its_devices(tmp_path, path, content, found):
+def test_a_tpu_is_found_by_its_devices(tmp_path, path, content, result):
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(content)
-    assert has_tpu(tmp_path) == found
+    assert has_tpu(tmp_path) == result
 
 
 @pytest.mark.parametrize(

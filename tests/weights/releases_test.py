@@ -61,8 +61,8 @@ def logits(checkpoint, given):
     return np.asarray(run(checkpoint.params))[0]
 
 
-def same_logits(found, wanted):
-    np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=0)
+def same_logits(result, wanted):
+    np.testing.assert_allclose(result, wanted, atol=1e-4, rtol=0)
 
 
 def test_all_are_here():
@@ -111,9 +111,9 @@ def test_a_tie_inside_and_none_outside(tmp_path):
 def test_an_old_release_reads_our_export(tied, tmp_path):
     """Installed beside the environment; the newest, which is in it, reads the same: `releases/make.py` has them all."""
     given = make.export(tmp_path / "export", tied)
-    found = make.read_by(OLD, tmp_path / "export", given)
+    result = make.read_by(OLD, tmp_path / "export", given)
     loaded = qwenla_jax.load(tmp_path / "export")
-    same_logits(logits(loaded, given), found["logits"])
-    assert found["ids"].tolist() == loaded.tokenizer.encode(str(found["rendered"]))
-    assert "<SUMMARY>two</SUMMARY>" in str(found["text"]) and "<|" not in str(found["text"])
+    same_logits(logits(loaded, given), result["logits"])
+    assert result["ids"].tolist() == loaded.tokenizer.encode(str(result["rendered"]))
+    assert "<SUMMARY>two</SUMMARY>" in str(result["text"]) and "<|" not in str(result["text"])
     assert "transformers" not in sys.modules or sys.modules["transformers"].__version__ != OLD

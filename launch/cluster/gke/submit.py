@@ -70,10 +70,10 @@ def mounted(workdir: str) -> tuple[str, str]:
     Raises:
       ValueError: it is no folder in a bucket.
     """
-    found = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)/(.+?)/?", workdir)
-    if found is None or not {"", ".", ".."}.isdisjoint(found[2].split("/")):
+    result = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)/(.+?)/?", workdir)
+    if result is None or not {"", ".", ".."}.isdisjoint(result[2].split("/")):
         raise ValueError(f"--workdir: got {workdir!r}, expected gs://BUCKET/PATH without empty, . or .. parts")
-    return found[1], f"{MOUNT}/{found[1]}/{found[2]}"
+    return result[1], f"{MOUNT}/{result[1]}/{result[2]}"
 
 
 def check_trainer(arguments: Sequence[str]) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from qwenla_jax.data.batching.example import Example
-from qwenla_jax.data.batching.reinsertion import BlockOptions, picture_block
-from qwenla_jax.data.images.preprocess import MAX_ASPECT, PictureLayout
-from qwenla_jax.types import PictureBlock, PromptBatch, ResponseBatch, TokenBatch, VisionBatch
+from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.data.images.preprocess import MAX_ASPECT, ImageLayout
+from qwenla_jax.types import PromptBatch, ReinsertedImages, ResponseBatch, TokenBatch, VisionBatch
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Buckets:
     """The sizes that a batch's axes may have; each axis takes the smallest that fits.
 
     Attributes:
-      frames: I, pictures of the whole batch.
-      slots: S, patch slots of a picture, windows padded to their full size.
-      visual: M, visual tokens of a picture.
+      frames: I, images of the whole batch.
+      slots: S, patch slots of an image, windows padded to their full size.
+      visual: M, visual tokens of an image.
       prompts: P, tokens of a prompt.
       tokens: T, tokens of a prompt with its response.
-      patch_values: C, values of a patch; one number, for batches without a picture need it too.
-      runs: U, equal runs of rows whose pictures stand together, see `VisionBatch`; where it does not divide the rows of
+      patch_values: C, values of a patch; one number, for batches without an image need it too.
+      shards: U, equal runs of rows whose images stand together, see `VisionBatch`; where it does not divide the rows of
         a batch they are one run.
 
     Raises:
-      ValueError: sizes that are not positive and ascending, named by the axis; pictures that do not divide into runs.
+      ValueError: sizes that are not positive and ascending, named by the axis; images that do not divide into shards.
     """
 
     frames: tuple[int, ...]
@@ -40,20 +40,20 @@ class Buckets:
     prompts: tuple[int, ...]
     tokens: tuple[int, ...]
     patch_values: int = 1176
-    runs: int = 1
+    shards: int = 1
 
     def __post_init__(self) -> None:
         """Refuses sizes out of order."""
         for field in fields(self):
-            if field.name in ("patch_values", "runs"):
+            if field.name in ("patch_values", "shards"):
                 continue
             sizes = getattr(self, field.name)
             if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
                 raise ValueError(f"buckets of {field.name} must be positive and ascending, got {sizes}")
         if self.patch_values < 1:
             raise ValueError(f"patch_values must be positive, got {self.patch_values}")
-        if self.runs < 1 or any(size % self.runs for size in self.frames):
-            raise ValueError(f"runs must be positive and divide the buckets of frames {self.frames}, got {self.runs}")
+        if self.shards < 1 or any(size % self.shards for size in self.frames):
+            raise ValueError(f"shards must be positive and divide the frame buckets {self.frames}, got {self.shards}")
 
     def fit(self, axis: str, size: int, whose: str) -> int:
         """The smallest bucket of `axis` that holds `size`.
@@ -67,21 +67,21 @@ class Buckets:
                 return bucket
         raise ValueError(f"{whose} needs {size} {axis}, but the largest bucket of {axis} is {sizes[-1]}")
 
-    def runs_of(self, rows: int) -> int:
-        """The runs that a batch of so many rows has."""
-        return self.runs if rows % self.runs == 0 else 1
+    def shards_of(self, rows: int) -> int:
+        """The shards that a batch of so many rows has."""
+        return self.shards if rows % self.shards == 0 else 1
 
     def fit_frames(self, counts: Sequence[int], rows: int, whose: str) -> int:
-        """The smallest bucket of frames in whose runs the pictures of every run of rows find place.
+        """The smallest bucket of frames in whose shards the images of every shard of rows fit.
 
         Args:
-          counts: pictures of the first rows; the others have none.
+          counts: images of the first rows; the others have none.
           rows: of the batch.
           whose: for the message of the ValueError that `fit` raises.
         """
-        runs = self.runs_of(rows)
-        most = max(sum(counts[first : first + rows // runs]) for first in range(0, rows, rows // runs))
-        return self.fit("frames", most * runs, whose)
+        shards = self.shards_of(rows)
+        most = max(sum(counts[first : first + rows // shards]) for first in range(0, rows, rows // shards))
+        return self.fit("frames", most * shards, whose)
 
 
 def ladder(low: int, high: int, multiple: int = 1) -> tuple[int, ...]:
@@ -106,26 +106,26 @@ def ladder(low: int, high: int, multiple: int = 1) -> tuple[int, ...]:
 
 
 def make_buckets(
-    layout: PictureLayout,
+    layout: ImageLayout,
     batch_size: int,
     min_pixels: int,
     max_pixels: int,
     max_prompt_tokens: int,
     max_tokens: int,
-    max_pictures: int = 1,
+    max_images: int = 1,
     max_aspect: float = MAX_ASPECT,
-    runs: int = 1,
+    shards: int = 1,
 ) -> Buckets:
-    """Buckets that hold whatever pictures and texts within given bounds can come.
+    """Buckets that hold whatever images and texts within given bounds can come.
 
     Args:
       layout: the vision tower's numbers.
-      batch_size: B; the batch's pictures come in multiples of it, so that they divide over devices as the rows do.
+      batch_size: B; the batch's images come in multiples of it, so that they divide over devices as the rows do.
       min_pixels, max_pixels: the image processor's bounds.
       max_prompt_tokens, max_tokens: of a prompt, and of a prompt with its response.
-      max_pictures: pictures of a record on average over a batch, or over a run of its rows, at most.
-      max_aspect: the longer side of a picture over the shorter, at most; 1 where all pictures are square.
-      runs: devices that rows divide over; 1 is taken where they do not.
+      max_images: images of a record on average over a batch, or over a run of its rows, at most.
+      max_aspect: the longer side of an image over the shorter, at most; 1 where all images are square.
+      shards: devices that rows divide over; 1 is taken where they do not.
 
     Returns:
       Sizes in steps of 1.5 or less (of 2 at the small end), see `ladder`.
@@ -144,20 +144,20 @@ def make_buckets(
     slots = max(layout.frame_slots(rows, cols) for rows, cols in grids)
     fewest_slots = math.ceil(least / layout.window_tokens**2) * layout.window_slots
     return Buckets(
-        frames=tuple(n * batch_size for n in ladder(1, max_pictures)),
+        frames=tuple(n * batch_size for n in ladder(1, max_images)),
         slots=ladder(min(fewest_slots, slots), slots, layout.window_slots),
         visual=ladder(min(least, most), most),
         prompts=ladder(min(32, max_prompt_tokens), max_prompt_tokens, 8),
         tokens=ladder(min(64, max_tokens), max_tokens, 8),
         patch_values=3 * layout.temporal_patch_size * layout.patch_size**2,
-        runs=runs if batch_size % runs == 0 else 1,
+        shards=shards if batch_size % shards == 0 else 1,
     )
 
 
 def _largest_grids(least: float, most: float, aspect: float) -> Iterator[tuple[int, int]]:
     """For each number of rows the most columns >= rows that `smart_resize` can give; bounds in visual tokens.
 
-    Its two roundings go beyond the bounds: a picture that is enlarged is rounded up (one of 13x13 for at least 112x112
+    Its two roundings go beyond the bounds: an image that is enlarged is rounded up (one of 13x13 for at least 112x112
     becomes 140x140, because 4 tokens come out as 4.000000001), and a strip that is shrunk keeps a row at least.
     """
     for rows in itertools.count(1):
@@ -174,7 +174,7 @@ def collate_prompts(
     examples: Sequence[Example],
     buckets: Buckets,
     batch_size: int | None = None,
-    block: BlockOptions | None = None,
+    block: ReinsertionOptions | None = None,
 ) -> tuple[VisionBatch, PromptBatch]:
     """Pads prompts to buckets.
 
@@ -183,7 +183,7 @@ def collate_prompts(
       buckets: the sizes allowed.
       batch_size: Q, the rows; None for as many as there are examples. A row without an example is one text token of
         id 0, so that no length is 0 and nothing in it divides by zero.
-      block: how the pictures would be put into the responses again; None where they never are.
+      block: how the images would be put into the responses again; None where they never are.
 
     Raises:
       ValueError: no or too many examples, an example with a response, or one that fits no bucket, named by its record.
@@ -194,8 +194,8 @@ def collate_prompts(
     vision, ids, pos, visual, length = _collate(examples, buckets, "prompts", batch_size)
     next_pos = np.ones(len(length), np.int32)
     next_pos[: len(examples)] = [example.next_pos for example in examples]
-    pictures = None if block is None else _collate_blocks(examples, len(length), vision.gather_IxM.shape[1], block)
-    return vision, PromptBatch(ids, pos, visual, length, next_pos, pictures)
+    images = None if block is None else _collate_blocks(examples, len(length), vision.gather_IxM.shape[1], block)
+    return vision, PromptBatch(ids, pos, visual, length, next_pos, images)
 
 
 def collate_sft(
@@ -227,19 +227,19 @@ def collate_responses(
     batch_size: int | None,
     lengths: Sequence[int],
     insertions: Sequence[int],
-    block: BlockOptions,
+    block: ReinsertionOptions,
     tag: int,
 ) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
-    """Pads prompts and, apart from them, their responses, in which the pictures are to be put in again.
+    """Pads prompts and, apart from them, their responses, in which the images are to be put in again.
 
     Args:
       examples: at most `batch_size`, from `to_sft_example`.
-      buckets: the sizes allowed of pictures and prompts.
+      buckets: the sizes allowed of images and prompts.
       batch_size: B, as in `collate_prompts`; a row without an example has a response of length 0.
       lengths: the sizes allowed of responses, ascending.
       insertions: the numbers of insertions allowed, ascending; the batch takes the smallest that serves the response
         with the most tags, or the last.
-      block: how the pictures are put in.
+      block: how the images are put in.
       tag: the id before which they are.
 
     Raises:
@@ -303,8 +303,10 @@ def _collate(
     return vision, ids_BxT, pos_BxTx3, visual_BxT, length_B
 
 
-def _collate_blocks(examples: Sequence[Example], rows: int, tokens: int, options: BlockOptions) -> PictureBlock:
-    """The slots follow from the vision batch's bucket and the most pictures of a record: no more shapes come of it."""
+def _collate_blocks(
+    examples: Sequence[Example], rows: int, tokens: int, options: ReinsertionOptions
+) -> ReinsertedImages:
+    """The slots follow from the vision batch's bucket and the most images of a record: no more shapes come of it."""
     N = max(1, *(len(example.frames) for example in examples))
     X = options.slots(N, tokens)
     source_QxX = np.full((rows, X), -1, np.int32)
@@ -316,18 +318,18 @@ def _collate_blocks(examples: Sequence[Example], rows: int, tokens: int, options
         if example.record.videos:
             raise ValueError(
                 f"{_named(example)} has a video, which cannot be put into a response again (the paper does so with "
-                "pictures); leave the re-attention out or the record"
+                "images); leave the re-attention out or the record"
             )
         grids = [(frame.rows, frame.cols) for frame in example.frames]
-        source, pos, moves, span_Q[row] = picture_block(example.visual_T, example.pos_Tx3, grids, options)
+        source, pos, moves, span_Q[row] = reinserted_images(example.visual_T, example.pos_Tx3, grids, options)
         tokens_QxN[row, : len(grids)] = [r * c for r, c in grids]
         n = length_Q[row] = len(source)
         source_QxX[row, :n], pos_QxXx3[row, :n], moves_QxX[row, :n] = source, pos, moves
-    return PictureBlock(source_QxX, pos_QxXx3, moves_QxX, length_Q, span_Q, tokens_QxN)
+    return ReinsertedImages(source_QxX, pos_QxXx3, moves_QxX, length_Q, span_Q, tokens_QxN)
 
 
 def _collate_frames(examples: Sequence[Example], buckets: Buckets, rows: int) -> tuple[VisionBatch, list[int]]:
-    """The batch's pictures, within a run one after the other, and for each example the row of its first."""
+    """The batch's images, within a run one after the other, and for each example the row of its first."""
     S, M, C = buckets.slots[0], buckets.visual[0], buckets.patch_values
     for example in examples:
         for frame in example.frames:
@@ -337,21 +339,21 @@ def _collate_frames(examples: Sequence[Example], buckets: Buckets, rows: int) ->
                 raise ValueError(
                     f"{_named(example)} has {frame.patches_SxC.shape[1]} values a patch, but the buckets say {C}"
                 )
-    counts, runs = [len(example.frames) for example in examples], buckets.runs_of(rows)
+    counts, shards = [len(example.frames) for example in examples], buckets.shards_of(rows)
     most = max(examples, key=lambda example: len(example.frames))
-    whose = f"a batch of {len(examples)} records, of which {_named(most)} has the most pictures, {len(most.frames)},"
+    whose = f"a batch of {len(examples)} records, of which {_named(most)} has the most images, {len(most.frames)},"
     frames = buckets.fit_frames(counts, rows, whose)
     vision = VisionBatch(
         patches_IxSxC=np.zeros((frames, S, C), np.float32),
         hw_IxSx2=np.zeros((frames, S, 2), np.int32),
         valid_IxS=np.zeros((frames, S), bool),
         gather_IxM=np.zeros((frames, M), np.int32),
-        runs=runs,
+        shards=shards,
     )
     first_frame, at = [], 0
     for row, example in enumerate(examples):
-        run, within = divmod(row, rows // runs)
-        at = at if within else run * (frames // runs)
+        shard, within = divmod(row, rows // shards)
+        at = at if within else shard * (frames // shards)
         first_frame.append(at)
         for frame in example.frames:
             n = len(frame.valid_S)

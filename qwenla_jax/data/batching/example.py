@@ -1,4 +1,4 @@
-"""A record as numbers: token ids, positions, pictures as patches. One row's worth, before any padding."""
+"""A record as numbers: token ids, positions, images as patches. One row's worth, before any padding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenla_jax.data.batching.mrope_positions import visual_positions
-from qwenla_jax.data.images.preprocess import FramePatches, PictureLayout, ProcessorSettings, picture_to_patches
+from qwenla_jax.data.images.preprocess import FramePatches, ImageLayout, ProcessorSettings, image_to_patches
 from qwenla_jax.data.images.video import video_to_patches
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.conversation import Turn, Visual, build_conversation, encode_response
@@ -22,9 +22,9 @@ class Example:
     Attributes:
       ids_T: int32, the prompt and, for supervised training, the response after it.
       pos_Tx3: int32, M-RoPE positions.
-      visual_T: int32, index into the example's own visual tokens (those of all its pictures in a row) where the id
+      visual_T: int32, index into the example's own visual tokens (those of all its images in a row) where the id
         stands for one, else -1.
-      frames: the rows of the tower: the pictures, then the steps of each video.
+      frames: the rows of the tower: the images, then the steps of each video.
       prompt_length: tokens of the prompt; the response is `ids_T[prompt_length:]`.
       next_pos: position of the token after the last.
       record: where it came from, with the right answer.
@@ -40,23 +40,23 @@ class Example:
 
 
 def to_prompt_example(
-    record: Record, tok: Tokenizer, settings: ProcessorSettings, layout: PictureLayout, system: str | None = None
+    record: Record, tok: Tokenizer, settings: ProcessorSettings, layout: ImageLayout, system: str | None = None
 ) -> Example:
     """The prompt that a response is to be sampled for.
 
     Raises:
-      ValueError: a picture or a text cannot be used; the message names the record.
+      ValueError: an image or a text cannot be used; the message names the record.
     """
     return _to_example(record, tok, settings, layout, system, with_response=False)
 
 
 def to_sft_example(
-    record: Record, tok: Tokenizer, settings: ProcessorSettings, layout: PictureLayout, system: str | None = None
+    record: Record, tok: Tokenizer, settings: ProcessorSettings, layout: ImageLayout, system: str | None = None
 ) -> Example:
     """Prompt, response and `<|im_end|>`, for training on the response (paper silent on the loss of the prompt: none).
 
     Raises:
-      ValueError: the record has no response, its response holds a control token, or a picture or a text cannot be
+      ValueError: the record has no response, its response holds a control token, or an image or a text cannot be
         used; the message names the record.
     """
     return _to_example(record, tok, settings, layout, system, with_response=True)
@@ -66,7 +66,7 @@ def _to_example(
     record: Record,
     tok: Tokenizer,
     settings: ProcessorSettings,
-    layout: PictureLayout,
+    layout: ImageLayout,
     system: str | None,
     with_response: bool,
 ) -> Example:
@@ -74,9 +74,9 @@ def _to_example(
         if with_response and record.response is None:
             raise ValueError("supervised training needs a response, but there is none")
         for name, text in (("system", system), ("question", record.question), ("response", record.response)):
-            if (told := half_character(text or "")) is not None:
-                raise ValueError(f"{name} {told}")
-        frames = tuple(picture_to_patches(image, settings, layout) for image in record.images)
+            if (message := half_character(text or "")) is not None:
+                raise ValueError(f"{name} {message}")
+        frames = tuple(image_to_patches(image, settings, layout) for image in record.images)
         clips = [video_to_patches(clip.frames, clip.fps, settings, layout, clip.total_pixels) for clip in record.videos]
         visuals = [Visual(frame.num_visual_tokens) for frame in frames]
         visuals += [Visual(clip.num_visual_tokens, video=True) for clip in clips]

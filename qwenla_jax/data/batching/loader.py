@@ -1,8 +1,8 @@
 """Batches in an order that is a pure function of seed and step, by Grain.
 
 The order does not depend on how many processes (hosts) take part: each draws whole batches and places its own rows on
-its devices (`train.processes`). So every host reads all pictures of a batch, which costs its processors, and in return
-knows the batch's lengths, groups and broken records without asking the others.
+its devices (`train.processes`). So every host reads all images of a batch, which costs its processors, and in return
+knows the batch's lengths, groups and invalid records without asking the others.
 """
 
 from __future__ import annotations

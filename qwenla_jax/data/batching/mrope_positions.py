@@ -13,21 +13,21 @@ def mrope_positions(
 ) -> tuple[np.ndarray, int]:
     """The (time, row, column) position of every token.
 
-    With p the next free position, a text token stands at (p, p, p) and moves p by one; visual token (i, j) of a picture
-    stands at (p, p + i, p + j) and the whole picture moves p by max(rows, cols). A picture that stands in the sequence
-    a second time is just one more picture. This is Qwen2.5-VL's rule for still pictures.
+    With p the next free position, a text token stands at (p, p, p) and moves p by one; visual token (i, j) of an image
+    stands at (p, p + i, p + j) and the whole image moves p by max(rows, cols). An image that stands in the sequence
+    a second time is just one more image. This is Qwen2.5-VL's rule for still images.
 
     Args:
       ids: [T], token ids.
       image_token_id: the id that stands for one visual token.
-      grids: (rows, cols) of visual tokens of each picture, in the order of the sequence.
+      grids: (rows, cols) of visual tokens of each image, in the order of the sequence.
 
     Returns:
       pos_Tx3: int32, the positions.
       next_pos: the position of the token after the last, the same on all three axes; 0 for no tokens at all.
 
     Raises:
-      ValueError: the visual tokens in `ids` are not one consecutive run of rows * cols for each picture.
+      ValueError: the visual tokens in `ids` are not one consecutive run of rows * cols for each image.
     """
     return visual_positions(ids, image_token_id, -1, grids, 1.0)
 
@@ -65,7 +65,7 @@ def visual_positions(
     grids: Sequence[tuple[int, int] | VideoGrid],
     tokens_per_second: float,
 ) -> tuple[np.ndarray, int]:
-    """The (time, row, column) position of every token, of pictures and videos.
+    """The (time, row, column) position of every token, of images and videos.
 
     As `mrope_positions`; visual token (i, j) of step k of a video stands at
     (p + floor(k * tokens_per_second * second_per_grid), p + i, p + j), in float32 as transformers computes it.
@@ -73,15 +73,15 @@ def visual_positions(
     The text after a video stands at p + max(rows, cols), though later steps may lie beyond, as transformers 5.23 has it
     for prompts. (Earlier versions, and Qwen2.5-VL's own training code, put it past the largest position of the video.)
 
-    What is generated goes on behind the last token, as transformers' `generate` does and as `get_rope_index` has it for
-    a prompt with its response: so a response is trained on at the positions that it is sampled at. The rope delta that
-    transformers returns beside a prompt's positions would begin past the largest position of all; `generate` does not
-    use it, and where a late step of a video lies beyond the text it is another position.
+    What is generated continues behind the last token, as transformers' `generate` does and as `get_rope_index` has it
+    for a prompt with its response: so a response is trained on at the positions that it is sampled at. The rope delta
+    that transformers returns beside a prompt's positions would begin past the largest position of all; `generate` does
+    not use it, and where a late step of a video lies beyond the text it is another position.
 
     Args:
       ids: [T], token ids.
-      image_token_id, video_token_id: the ids that stand for one visual token of a picture and of a video.
-      grids: (rows, cols) of each picture and a `VideoGrid` of each video, in the order of the sequence.
+      image_token_id, video_token_id: the ids that stand for one visual token of an image and of a video.
+      grids: (rows, cols) of each image and a `VideoGrid` of each video, in the order of the sequence.
       tokens_per_second: the vision config's.
 
     Returns:
@@ -89,7 +89,7 @@ def visual_positions(
       next_pos: the position of the token after the last, the same on all three axes; 0 for no tokens at all.
 
     Raises:
-      ValueError: the visual tokens in `ids` are not one consecutive run of the right kind and length for each picture
+      ValueError: the visual tokens in `ids` are not one consecutive run of the right kind and length for each image
         and video.
     """
     ids_T = np.asarray(ids)
@@ -105,7 +105,7 @@ def visual_positions(
         start = int(visual_at[used]) if used < len(visual_at) else len(ids_T)
         run = ids_T[start : start + count]
         if len(run) < count or (run != (video_token_id if is_video else image_token_id)).any():
-            what = f"video {number} ({steps}x{rows}x{cols})" if is_video else f"picture {number} ({rows}x{cols})"
+            what = f"video {number} ({steps}x{rows}x{cols})" if is_video else f"image {number} ({rows}x{cols})"
             raise ValueError(f"ids do not hold the {count} visual tokens of {what} side by side at {start}")
         pos_Tx3[at:start] = np.arange(p, p + start - at, dtype=np.int32)[:, None]
         p += start - at
@@ -117,8 +117,6 @@ def visual_positions(
         p += max(rows, cols)
         at, used = start + count, used + count
     if used < len(visual_at):
-        raise ValueError(
-            f"ids hold {len(visual_at)} visual tokens but the pictures and videos {list(grids)} have {used}"
-        )
+        raise ValueError(f"ids hold {len(visual_at)} visual tokens but the images and videos {list(grids)} have {used}")
     pos_Tx3[at:] = np.arange(p, p + len(ids_T) - at, dtype=np.int32)[:, None]
     return pos_Tx3, p + len(ids_T) - at

@@ -1,4 +1,4 @@
-"""The pictures of a prompt as they stand in the sequence once more, on the host."""
+"""The images of a prompt as they stand in the sequence once more, on the host."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ POSITIONS = ("again", "original")
 
 
 @dataclass(frozen=True)
-class BlockOptions:
-    """How a picture is put into the sequence again (paper silent on both).
+class ReinsertionOptions:
+    """How an image is put into the sequence again (paper silent on both).
 
     Attributes:
-      delimiters: whether `<|vision_start|>` and `<|vision_end|>` stand around each picture, as in the prompt.
-      positions: "again": the picture takes the next free positions, as if it were given a second time; "original": its
+      delimiters: whether `<|vision_start|>` and `<|vision_end|>` stand around each image, as in the prompt.
+      positions: "again": the image takes the next free positions, as if it were given a second time; "original": its
         tokens keep the positions that they have in the prompt, and only the delimiters take new ones.
 
     Raises:
@@ -32,13 +32,13 @@ class BlockOptions:
         if self.positions not in POSITIONS:
             raise ValueError(f"positions: got {self.positions!r}, expected one of {', '.join(POSITIONS)}")
 
-    def slots(self, pictures: int, tokens: int) -> int:
-        """Slots of so many pictures with `tokens` visual tokens each."""
-        return pictures * (tokens + 2 * self.delimiters)
+    def slots(self, images: int, tokens: int) -> int:
+        """Slots of so many images with `tokens` visual tokens each."""
+        return images * (tokens + 2 * self.delimiters)
 
 
 class Block(NamedTuple):
-    """One prompt's part of a `types.PictureBlock`, without padding."""
+    """One prompt's part of a `types.ReinsertedImages`, without padding."""
 
     source_X: np.ndarray
     pos_Xx3: np.ndarray
@@ -46,18 +46,18 @@ class Block(NamedTuple):
     span: int
 
 
-def picture_block(
-    visual_T: np.ndarray, pos_Tx3: np.ndarray, grids: Sequence[tuple[int, int]], options: BlockOptions
+def reinserted_images(
+    visual_T: np.ndarray, pos_Tx3: np.ndarray, grids: Sequence[tuple[int, int]], options: ReinsertionOptions
 ) -> Block:
-    """All pictures of a prompt, one after the other.
+    """All images of a prompt, one after the other.
 
     With p the next position, "again" gives `<|vision_start|>` p, visual token (i, j) (p+1, p+1+i, p+1+j), and
-    `<|vision_end|>` p+1+max(rows, cols): what Qwen2.5-VL's rule gives to a picture that is one more of the prompt.
+    `<|vision_end|>` p+1+max(rows, cols): what Qwen2.5-VL's rule gives to an image that is one more of the prompt.
 
     Args:
-      visual_T: at least 0 where the prompt's token is a visual one; a delimiter stands on either side of each picture.
+      visual_T: at least 0 where the prompt's token is a visual one; a delimiter stands on either side of each image.
       pos_Tx3: the prompt's positions.
-      grids: (rows, cols) of visual tokens of each picture, in the prompt's order.
+      grids: (rows, cols) of visual tokens of each image, in the prompt's order.
       options: see there.
     """
     at_M = np.flatnonzero(visual_T >= 0)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import letter_of, lettered
-from qwenla_jax.data.datasets.parquet import Row, is_parquet, needed_pictures, read_parquet
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, FilePicture, RecordError, broken
+from qwenla_jax.data.datasets.parquet import Row, is_parquet, needed_images, read_parquet
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
 from qwenla_jax.data.datasets.rows import answer_of, text_of
 from qwenla_jax.utils.json_files import read_json
 
 
-def geometry3k(path: str | Path) -> Corpus:
+def geometry3k(path: str | Path) -> Dataset:
     """Geometry3K of a folder of numbered folders (such as `train`), or of parquet files.
 
     Raises:
@@ -31,15 +31,15 @@ def geometry3k(path: str | Path) -> Corpus:
     """
     path = Path(path)
     if is_parquet(path):
-        return Corpus("geometry3k", [_from_row(row) for row in read_parquet(path, ("images", "problem", "answer"))])
+        return Dataset("geometry3k", [_from_row(row) for row in read_parquet(path, ("images", "problem", "answer"))])
     folders = [each.parent for each in path.glob("*/data.json")] if path.is_dir() else []
     if not folders:
         raise FileNotFoundError(f"{path}: holds no folder with a data.json; expected one such as geometry3k/train")
     folders.sort(key=lambda each: (len(each.name), each.name))  # by number
-    return Corpus("geometry3k", [_from_folder(folder) for folder in folders])
+    return Dataset("geometry3k", [_from_folder(folder) for folder in folders])
 
 
-def _from_folder(folder: Path) -> Entry:
+def _from_folder(folder: Path) -> RawRecord:
     where = str(folder / "data.json")
     try:
         row = read_json(folder / "data.json")
@@ -47,7 +47,7 @@ def _from_folder(folder: Path) -> Entry:
             raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
         question = text_of(row, "annotat_text" if row.get("annotat_text") else "problem_text", where)
         goals = row.get("problem_type_goal")
-        return Entry(
+        return RawRecord(
             where,
             f"{folder.parent.name}/{folder.name}",
             question,
@@ -55,12 +55,12 @@ def _from_folder(folder: Path) -> Entry:
             answer_of(row, "answer", where),
             None,
             "+".join(map(str, goals)) if isinstance(goals, list) and goals else "question",
-            (FilePicture(folder / "img_diagram.png"),),
+            (FileImage(folder / "img_diagram.png"),),
         )
     except RecordError as error:
-        return broken(where, error.reason, error.message)
+        return invalid(where, error.reason, error.message)
     except (OSError, ValueError) as error:
-        return broken(where, "not_json", str(error).removeprefix(f"{where}: "))
+        return invalid(where, "not_json", str(error).removeprefix(f"{where}: "))
 
 
 def _choices(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
@@ -72,7 +72,7 @@ def _choices(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     raise RecordError(where, "options", f"choices is {row.get('choices')!r}; expected a list of texts")
 
 
-def _from_row(row: Row) -> Entry:
+def _from_row(row: Row) -> RawRecord:
     try:
         answer = answer_of(row.values, "answer", row.where)
         options: tuple[tuple[str, str], ...] = ()
@@ -82,7 +82,7 @@ def _from_row(row: Row) -> Entry:
             named = letter_of(answer_of(row.values, "ground_truth", row.where), options)
             answer = named if named in letters else letter_of(answer, options)
         number = row.values.get("id")
-        return Entry(
+        return RawRecord(
             row.where,
             str(number) if number is not None else row.where,
             text_of(row.values, "problem", row.where),
@@ -90,7 +90,7 @@ def _from_row(row: Row) -> Entry:
             answer,
             None,
             "question",
-            needed_pictures(row, "images"),
+            needed_images(row, "images"),
         )
     except RecordError as error:
-        return broken(row.where, error.reason, error.message)
+        return invalid(row.where, error.reason, error.message)

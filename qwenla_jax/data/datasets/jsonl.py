@@ -10,42 +10,42 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import Option, lettered
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, FilePicture, RecordError, broken
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
 from qwenla_jax.data.datasets.rows import read_jsonl
 from qwenla_jax.text.answers.gold import unwrap_gold
 
 _REQUIRED = ("id", "image", "question", "answer")
 
 
-def jsonl(path: str | Path) -> Corpus:
-    """The records of a JSONL file; paths of pictures are relative to it, and may lead out of its folder.
+def jsonl(path: str | Path) -> Dataset:
+    """The records of a JSONL file; paths of images are relative to it, and may lead out of its folder.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it holds no line.
     """
     path = Path(path)
-    return Corpus(str(path), [_entry(row, where, path) for where, row in read_jsonl(path)])
+    return Dataset(str(path), [_raw_record(row, where, path) for where, row in read_jsonl(path)])
 
 
-def _entry(row: dict[str, Any] | RecordError, where: str, path: Path) -> Entry:
+def _raw_record(row: dict[str, Any] | RecordError, where: str, path: Path) -> RawRecord:
     try:
         if isinstance(row, RecordError):
             raise row
         for key in (*_REQUIRED, "response", "kind"):
             value = row.get(key)
             if key == "image" and value in (None, "", []):
-                raise RecordError(where, "picture_absent", "image is missing; expected the path of a picture")
+                raise RecordError(where, "image_absent", "image is missing; expected the path of an image")
             if value is None and key in _REQUIRED:
                 raise RecordError(where, "field", f"{key} is missing")
             if value is not None and not isinstance(value, str):
                 raise RecordError(where, "field", f"{key} is {repr(value)[:80]}; expected text")
         options = _options(row, where)
         if not (path.parent / row["image"]).is_file():
-            raise RecordError(where, "picture_absent", f"image {row['image']!r}: no such file beside {path.name}")
+            raise RecordError(where, "image_absent", f"image {row['image']!r}: no such file beside {path.name}")
     except RecordError as error:
-        return broken(where, error.reason, error.message)
-    return Entry(
+        return invalid(where, error.reason, error.message)
+    return RawRecord(
         where,
         row["id"],
         row["question"],
@@ -53,7 +53,7 @@ def _entry(row: dict[str, Any] | RecordError, where: str, path: Path) -> Entry:
         unwrap_gold(row["answer"]),
         row.get("response"),
         row.get("kind") or "question",
-        (FilePicture(path.parent / row["image"]),),
+        (FileImage(path.parent / row["image"]),),
         written=True,
     )
 
@@ -62,8 +62,8 @@ def _options(row: dict[str, Any], where: str) -> tuple[Option, ...]:
     given = row.get("options")
     texts = list(given.values()) if isinstance(given, dict) else [] if given is None else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        told = f"options is {repr(given)[:80]}; expected a list of the options' texts, or letters with their texts"
-        raise RecordError(where, "options", told)
+        message = f"options is {repr(given)[:80]}; expected a list of the options' texts, or letters with their texts"
+        raise RecordError(where, "options", message)
     try:
         return lettered(given)
     except ValueError as error:

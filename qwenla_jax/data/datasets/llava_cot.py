@@ -1,12 +1,12 @@
-"""LLaVA-CoT-100k, its own files: `train.jsonl` and the unzipped pictures beside it.
+"""LLaVA-CoT-100k, its own files: `train.jsonl` and the unzipped images beside it.
 
 Confirmed against the dataset's card (Xkev/LLaVA-CoT-100k): an object a line with `id`, `image` (a path relative to the
 file, such as "coco/train2017/000000000009.jpg") and `conversations`, a list of `{from: human|gpt, value}`; answers are
 `<SUMMARY>..</SUMMARY><CAPTION>..</CAPTION><REASONING>..</REASONING><CONCLUSION>..</CONCLUSION>`. Not confirmed: whether
-ids are unique, so a line whose id stands above gets its line number behind it, and only a line that repeats picture and
+ids are unique, so a line whose id stands above gets its line number behind it, and only a line that repeats image and
 question too counts as a duplicate.
 
-Several turns (paper silent, our choice): every turn whose question can stand alone with the picture is a record of its
+Several turns (paper silent, our choice): every turn whose question can stand alone with the image is a record of its
 own. The first always can. A later one can unless it points back: a pronoun, "the other", "else", "also", "mentioned",
 "why?" and the like, of which `_POINTS_BACK` is the list. It is meant to refuse too many rather than too few, because a
 question about nothing teaches guessing. What it refuses is counted in `refused` as "turn_points_back".
@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, RecordError, broken
-from qwenla_jax.data.datasets.rows import picture_at, read_jsonl, text_of
+from qwenla_jax.data.datasets.raw_record import Dataset, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.rows import image_at, read_jsonl, text_of
 from qwenla_jax.text.answers.match import extract_conclusion
 from qwenla_jax.text.response_format import parse
 
@@ -32,22 +32,20 @@ _POINTS_BACK = re.compile(
     r"|^\W*(why|how|what|who|where|when|which)(\s+not)?\W*$",
     re.IGNORECASE,
 )
-# "this" and "that" of these phrases point at the picture.
-_THE_PICTURE = re.compile(
-    r"\b(?:this|that) (?:image|picture|photo|photograph|figure|diagram|chart|graph|scene)\b", re.I
-)
+# "this" and "that" of these phrases point at the image.
+_THE_IMAGE = re.compile(r"\b(?:this|that) (?:image|picture|photo|photograph|figure|diagram|chart|graph|scene)\b", re.I)
 
 
 def stands_alone(question: str) -> bool:
-    """Whether a later turn's question can be understood with the picture alone, as far as its words tell."""
-    return bool(question.strip()) and _POINTS_BACK.search(_THE_PICTURE.sub("the picture", question)) is None
+    """Whether a later turn's question can be understood with the image alone, as far as its words tell."""
+    return bool(question.strip()) and _POINTS_BACK.search(_THE_IMAGE.sub("the picture", question)) is None
 
 
-def llava_cot(path: str | Path, later_turns: bool = True) -> Corpus:
+def llava_cot(path: str | Path, later_turns: bool = True) -> Dataset:
     """LLaVA-CoT-100k of a JSONL file, or of a folder that holds `train.jsonl`.
 
     Args:
-      path: as above; paths of pictures are relative to the file.
+      path: as above; paths of images are relative to the file.
       later_turns: False takes the first turn of each conversation only.
 
     Returns:
@@ -60,22 +58,22 @@ def llava_cot(path: str | Path, later_turns: bool = True) -> Corpus:
     """
     path = Path(path)
     path = path / "train.jsonl" if path.is_dir() else path
-    entries: list[Entry] = []
+    raw_records: list[RawRecord] = []
     refused: Counter[str] = Counter()
     seen: dict[str, tuple[object, object]] = {}
     for where, row in read_jsonl(path):
         if isinstance(row, RecordError):
-            entries.append(broken(where, row.reason, row.message))
+            raw_records.append(invalid(where, row.reason, row.message))
             continue
         try:
             name = text_of(row, "id", where)
             turns = _turns(row, where)
-            told = (row.get("image"), turns[0][0])
-            if seen.setdefault(name, told) != told:
+            message = (row.get("image"), turns[0][0])
+            if seen.setdefault(name, message) != message:
                 name = f"{name}@{where.rsplit(':', 1)[1]}"
-            picture = picture_at(path.parent, text_of(row, "image", where), where)
+            image = image_at(path.parent, text_of(row, "image", where), where)
         except RecordError as error:
-            entries.append(broken(where, error.reason, error.message))
+            raw_records.append(invalid(where, error.reason, error.message))
             continue
         kind = Path(str(row["image"])).parts[0]
         for number, (question, response) in enumerate(turns):
@@ -85,8 +83,8 @@ def llava_cot(path: str | Path, later_turns: bool = True) -> Corpus:
                 refused["turn_points_back"] += 1
             else:
                 turn = f"{name}#{number}" if number else name
-                entries.append(_entry(where, turn, question, response, kind, picture, number))
-    return Corpus("llava_cot", entries, refused)
+                raw_records.append(_raw_record(where, turn, question, response, kind, image, number))
+    return Dataset("llava_cot", raw_records, refused)
 
 
 def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
@@ -96,27 +94,27 @@ def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
       RecordError: they do not alternate, or hold something else.
     """
     said = row.get("conversations")
-    told = None
+    message = None
     if not isinstance(said, list) or not said:
-        told = f"conversations is {str(said)[:60]!r}"
+        message = f"conversations is {str(said)[:60]!r}"
     else:
         for number, part in enumerate(said):
             if not isinstance(part, dict) or not isinstance(part.get("value"), str):
-                told = told or f"conversations[{number}] is {str(part)[:60]!r}"
+                message = message or f"conversations[{number}] is {str(part)[:60]!r}"
             elif part.get("from") != ("gpt" if number % 2 else "human"):
-                told = told or f"conversations[{number}] is from {part.get('from')!r}"
-        told = told or ("conversations ends with a question" if len(said) % 2 else None)
-    if told is not None:
+                message = message or f"conversations[{number}] is from {part.get('from')!r}"
+        message = message or ("conversations ends with a question" if len(said) % 2 else None)
+    if message is not None:
         right = "a list of {from: human, value: text} and {from: gpt, value: text} in turns"
-        raise RecordError(where, "conversations", f"{told}; expected {right}")
+        raise RecordError(where, "conversations", f"{message}; expected {right}")
     return [(said[i]["value"], said[i + 1]["value"].strip()) for i in range(0, len(said), 2)]
 
 
-def _entry(where: str, name: str, question: str, response: str, kind: str, picture: Any, number: int) -> Entry:
+def _raw_record(where: str, name: str, question: str, response: str, kind: str, image: Any, number: int) -> RawRecord:
     parsed = parse(response)
     if parsed.fault is not None:
         what = f"{parsed.fault} at {parsed.fault_at}"
-        told = f"the answer of turn {number} is not in the format ({what}): {response[:60]!r}"
-        return broken(where, "response_format", told)
+        message = f"the answer of turn {number} is not in the format ({what}): {response[:60]!r}"
+        return invalid(where, "response_format", message)
     answer = extract_conclusion(response) or ""
-    return Entry(where, name, question, (), answer, response, kind, (picture,))
+    return RawRecord(where, name, question, (), answer, response, kind, (image,))

@@ -86,8 +86,8 @@ def _from_text(given: str) -> tuple[Option, ...]:
 
 def _pairs(item: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     """The (letter, text) of an object: {label: A, text: red} or {A: red}."""
-    found = [next((item[key] for key in keys if key in item), None) for keys in (_LETTER_KEYS, _TEXT_KEYS)]
-    return [(found[0], found[1])] if None not in found else [pair for pair in item.items() if not _missing(pair[1])]
+    result = [next((item[key] for key in keys if key in item), None) for keys in (_LETTER_KEYS, _TEXT_KEYS)]
+    return [(result[0], result[1])] if None not in result else [pair for pair in item.items() if not _missing(pair[1])]
 
 
 def _by_letter(pairs: Sequence[tuple[Any, Any]]) -> tuple[Option, ...]:
@@ -98,8 +98,8 @@ def _by_letter(pairs: Sequence[tuple[Any, Any]]) -> tuple[Option, ...]:
     if len(numbers) == len(pairs) <= len(LETTERS) and sorted(numbers) == list(range(first, first + len(pairs))):
         letters = [LETTERS[number - first] for number in numbers]
     else:
-        found = [re.fullmatch(r"(?:option|choice)?[_ ]?\(?([A-Za-z])\)?[.:]?", name, re.IGNORECASE) for name in names]
-        letters = [match[1].upper() for match in found if match]
+        result = [re.fullmatch(r"(?:option|choice)?[_ ]?\(?([A-Za-z])\)?[.:]?", name, re.IGNORECASE) for name in names]
+        letters = [match[1].upper() for match in result if match]
     if len(letters) != len(pairs) or len(set(letters)) != len(letters):
         _refuse(names)
     texts = [" ".join(_text(text, pairs).split()) for _, text in pairs]
@@ -140,10 +140,10 @@ def from_string(text: str) -> tuple[Option, ...]:
     marks = [("A", start.start(), start.end())]
     while True:
         letter, _, at = marks[-1]
-        found = _next_mark(text, LETTERS[LETTERS.index(letter) + 1 : 8], at)
-        if found is None:
+        result = _next_mark(text, LETTERS[LETTERS.index(letter) + 1 : 8], at)
+        if result is None:
             break
-        marks.append(found)
+        marks.append(result)
     if len(marks) < 2:
         raise ValueError(f"the options {text[:80]!r} hold nothing but A; expected 'A. ...; B. ...'")
     ends = [mark[1] for mark in marks[1:]] + [len(text)]
@@ -155,13 +155,13 @@ def from_string(text: str) -> tuple[Option, ...]:
 def _next_mark(text: str, letters: str, at: int) -> tuple[str, int, int] | None:
     """The next option's letter, where its marker starts and where it ends."""
     for number, letter in enumerate(letters):
-        found = re.compile(rf"[;；]\s*{letter}\s*[.．]{_EMPTY}").search(text, at)
-        if found is None and number == 0:
+        result = re.compile(rf"[;；]\s*{letter}\s*[.．]{_EMPTY}").search(text, at)
+        if result is None and number == 0:
             # Without a semicolon, and therefore only up to the semicolon of a later letter.
             later = re.compile(rf"[;；]\s*[{letters[1:] or '#'}]\s*[.．]{_EMPTY}").search(text, at)
-            found = re.compile(rf"\s{letter}\s*[.．]{_EMPTY}").search(text, at, later.start() if later else len(text))
-        if found is not None:
-            return letter, found.start(), found.end()
+            result = re.compile(rf"\s{letter}\s*[.．]{_EMPTY}").search(text, at, later.start() if later else len(text))
+        if result is not None:
+            return letter, result.start(), result.end()
     return None
 
 
@@ -174,16 +174,16 @@ def from_lines(text: str) -> tuple[str, tuple[Option, ...]]:
     Returns:
       The text above the options, and the options; no option where the text has none.
     """
-    found = [(match, match[1] or match[2]) for match in _AT_LINE.finditer(text)]
-    starts = [number for number, (_, letter) in enumerate(found) if letter in ("A", "B")]
+    result = [(match, match[1] or match[2]) for match in _AT_LINE.finditer(text)]
+    starts = [number for number, (_, letter) in enumerate(result) if letter in ("A", "B")]
     first = next(
-        (one for one, two in zip(starts, starts[1:], strict=False) if (found[one][1], found[two][1]) == ("A", "B")),
+        (one for one, two in zip(starts, starts[1:], strict=False) if (result[one][1], result[two][1]) == ("A", "B")),
         None,
     )
     if first is None:
         return text, ()
     marks = []
-    for match, letter in found[first:]:
+    for match, letter in result[first:]:
         if len(marks) < 8 and letter == LETTERS[len(marks)]:
             marks.append(match)
     ends = [mark.start() for mark in marks[1:]] + [len(text)]

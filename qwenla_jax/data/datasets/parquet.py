@@ -1,8 +1,8 @@
-"""Parquet files with pictures inside, as Hugging Face's `datasets` writes them, read in a process of their own.
+"""Parquet files with images inside, as Hugging Face's `datasets` writes them, read in a process of their own.
 
-A column of pictures holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, pictures
-when they are asked for: a shard's column of pictures is kept, still encoded, where all shards together need no more
-than `KEEP_BYTES`, else the row group is read again each time. A picture may also be a path (`{bytes: null, path}`, or a
+A column of images holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, images
+when they are asked for: a shard's column of images is kept, still encoded, where all shards together need no more
+than `KEEP_BYTES`, else the row group is read again each time. An image may also be a path (`{bytes: null, path}`, or a
 text), relative to the shard's folder or to the one above a shard's `data`, or base64.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import letter_of, lettered
 from qwenla_jax.data.datasets.parquet_process import parquet_process, require_pyarrow
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, FilePicture, RecordError, broken
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
 from qwenla_jax.data.datasets.rows import answer_of, from_base64, text_of
 
 KEEP_BYTES = 4 * 2**30
@@ -29,13 +29,13 @@ _IMAGES = ("image", "images", "decoded_image", "image_path")
 _IDS = ("id", "ID", "qid", "question_id", "pid")
 _KINDS = ("kind", "category", "subject")
 _TEXTS = frozenset((*_QUESTIONS, *_OPTIONS, *_ANSWERS, *_IDS, *_KINDS, "response"))
-# Names of columns that hold pictures, or where they are; not "image_id", "image_size" or "image_caption".
-_PICTURE_NAME = re.compile(
+# Names of columns that hold images, or where they are; not "image_id", "image_size" or "image_caption".
+_IMAGE_NAME = re.compile(
     r"(?:decoded_)?(?:image|img|picture|photo|screenshot)s?(?:_?([0-9]{1,2}))?"
     r"(?:_(?:path|file|filename|file_name|name|bytes|base64|b64|data|url|src)s?)?|file_?name",
     re.IGNORECASE,
 )
-_LONG = 64  # characters; a picture in base64 has more, and a path seldom
+_LONG = 64  # characters; an image in base64 has more, and a path seldom
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -57,41 +57,42 @@ def shards(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        found = _inside(path)
-        splits = sorted({each.name.split("-")[0].removesuffix(".parquet") for each in found})
+        result = _inside(path)
+        splits = sorted({each.name.split("-")[0].removesuffix(".parquet") for each in result})
         if len(splits) > 1:
             raise ValueError(
-                f"{path}: holds several splits ({', '.join(splits)}); name one: {found[0].parent / splits[0]}-*.parquet"
+                f"{path}: holds several splits ({', '.join(splits)}); "
+                f"name one: {result[0].parent / splits[0]}-*.parquet"
             )
     elif has_magic(str(path)):
-        found = sorted(Path(each) for each in glob(str(path)))
+        result = sorted(Path(each) for each in glob(str(path)))
     else:
-        found = [path] if path.is_file() else []
-    if not found:
+        result = [path] if path.is_file() else []
+    if not result:
         raise FileNotFoundError(f"{path}: no parquet file there")
-    return found
+    return result
 
 
 class _Shard:
-    """A file whose pictures are read when they are asked for."""
+    """A file whose images are read when they are asked for."""
 
     def __init__(self, path: Path, keep: bool) -> None:
         self.path, self._keep = path, keep
-        # The process holds what is kept, and must not hold it longer than there are pictures to be asked for.
+        # The process holds what is kept, and must not hold it longer than there are images to be asked for.
         weakref.finalize(self, parquet_process().forget, str(path))
 
     def cell(self, column: str, row: int) -> Any:
-        """A cell with pictures: bytes, `{bytes, path}`, a text, a list of these, or None."""
+        """A cell with images: bytes, `{bytes, path}`, a text, a list of these, or None."""
         return parquet_process().ask("cell", self.path, column, row, self._keep)
 
 
 @dataclass(frozen=True)
-class StoredPicture:
-    """A picture inside a parquet file, or one that the file names.
+class StoredImage:
+    """An image inside a parquet file, or one that the file names.
 
     Attributes:
       shard: its file.
-      column, row, item: where it is there; the item counts within a list of pictures.
+      column, row, item: where it is there; the item counts within a list of images.
       name: what errors call it.
     """
 
@@ -106,33 +107,33 @@ class StoredPicture:
 
         Raises:
           RecordError: the cell holds none, or cannot be read.
-          PictureError: the file that it names is none of a picture.
+          ImageError: the file that it names is none of an image.
         """
         try:
             cell = self.shard.cell(self.column, self.row)
         except ValueError as error:
-            raise RecordError(self.name, "picture_broken", str(error)) from error
-        found = cell[self.item] if isinstance(cell, list) else cell
-        if isinstance(found, dict):
-            found = found.get("bytes") or found.get("path")
-        if isinstance(found, bytes) and found:
-            return found
-        if isinstance(found, str) and found.strip():
-            return self._named(found.strip())
-        told = "holds neither bytes nor a path; expected a picture (datasets' Image(decode=False) shows what there is)"
-        raise RecordError(self.name, "picture_absent", told)
+            raise RecordError(self.name, "image_invalid", str(error)) from error
+        result = cell[self.item] if isinstance(cell, list) else cell
+        if isinstance(result, dict):
+            result = result.get("bytes") or result.get("path")
+        if isinstance(result, bytes) and result:
+            return result
+        if isinstance(result, str) and result.strip():
+            return self._named(result.strip())
+        message = "holds neither bytes nor a path; expected an image (datasets' Image(decode=False) shows it)"
+        raise RecordError(self.name, "image_absent", message)
 
     def _named(self, text: str) -> bytes:
         """The bytes that a text stands for: base64, or the path of a file."""
         if text.startswith("data:") or (len(text) > _LONG and "." not in text):
             return from_base64(text, self.name)
         if re.match("[A-Za-z]{2,9}://", text):
-            told = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
-            raise RecordError(self.name, "picture_absent", told)
+            message = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
+            raise RecordError(self.name, "image_absent", message)
         folder = self.shard.path.parent
         if folder.name == "data" and not (folder / text).is_file():
             folder = folder.parent  # shards lie in `data` of a dataset's folder, which its paths are relative to
-        return FilePicture(folder / text).read()
+        return FileImage(folder / text).read()
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,9 @@ class Row:
 
     Attributes:
       where: file and row, counted from 0 within the file.
-      values: everything but pictures.
-      counts: number of pictures, by column.
-      shard, number: where the pictures are.
+      values: everything but images.
+      counts: number of images, by column.
+      shard, number: where the images are.
     """
 
     where: str
@@ -157,44 +158,42 @@ Columns = Mapping[str, tuple[str, str, int]]  # name -> kind, type in words, byt
 
 
 def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[Row]:
-    """All rows of all shards, pictures unread: those in columns of bytes, structs with bytes or a path, lists of these.
+    """All rows of all shards, images unread: those in columns of bytes, structs with bytes or a path, lists of these.
 
     Raises:
       ModuleNotFoundError: pyarrow is not installed.
-      FileNotFoundError, ValueError: as in `shards`; a file that is no parquet, is damaged, or lacks a column.
+      FileNotFoundError, ValueError: as in `shards`; a file that is no parquet, is corrupt, or lacks a column.
     """
     for file, rows, columns, keep in _described(path, _stored):
         lacking = [name for name in required if name not in columns]
         if lacking:
             raise ValueError(f"{file}: lacks column {', '.join(lacking)}; it has {', '.join(columns)}")
-        pictures = _stored(columns)
-        yield from _rows(file, rows, keep, pictures, [name for name in columns if name not in pictures])
+        images = _stored(columns)
+        yield from _rows(file, rows, keep, images, [name for name in columns if name not in images])
 
 
 def _stored(columns: Columns) -> list[str]:
     return [name for name, (kind, _, _) in columns.items() if kind in ("bytes", "struct")]
 
 
-def _described(
-    path: str | Path, pictures: Callable[[Columns], Collection[str]]
-) -> list[tuple[Path, int, Columns, bool]]:
-    """Each shard with its number of rows, its columns, and whether its pictures may be kept."""
+def _described(path: str | Path, images: Callable[[Columns], Collection[str]]) -> list[tuple[Path, int, Columns, bool]]:
+    """Each shard with its number of rows, its columns, and whether its images may be kept."""
     require_pyarrow()
-    found = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
-    size = sum(columns[name][2] for _, _, columns in found for name in pictures(columns))
-    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in found]
+    result = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
+    size = sum(columns[name][2] for _, _, columns in result for name in images(columns))
+    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in result]
 
 
-def _rows(file: Path, rows: int, keep: bool, pictures: Sequence[str], texts: Sequence[str]) -> Iterator[Row]:
+def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Sequence[str]) -> Iterator[Row]:
     """The rows of a shard.
 
     Args:
-      file, rows, keep: the shard, its number of rows, whether its pictures may be kept.
-      pictures: columns to count pictures in.
+      file, rows, keep: the shard, its number of rows, whether its images may be kept.
+      images: columns to count images in.
       texts: columns to read.
     """
     process, shard = parquet_process(), _Shard(file, keep)
-    counts = {name: process.ask("counts", file, name) for name in pictures}
+    counts = {name: process.ask("counts", file, name) for name in images}
     values: dict[str, list[Any]] = {name: [] for name in texts}
     if texts:
         process.ask("start_rows", file, texts)
@@ -203,101 +202,101 @@ def _rows(file: Path, rows: int, keep: bool, pictures: Sequence[str], texts: Seq
                 values[name] += column
     lengths = {len(column) for column in (*counts.values(), *values.values())}
     if lengths - {rows}:
-        raise ValueError(f"{file}: claims {rows:,} rows and holds {min(lengths):,}; it is damaged")
+        raise ValueError(f"{file}: claims {rows:,} rows and holds {min(lengths):,}; it is corrupt")
     for number in range(rows):
         here = {name: column[number] for name, column in counts.items()}
         yield Row(f"{file}: row {number}", {name: values[name][number] for name in texts}, here, shard, number)
 
 
-def stored_pictures(row: Row, column: str) -> tuple[StoredPicture, ...]:
-    """The pictures of a row's column.
+def stored_images(row: Row, column: str) -> tuple[StoredImage, ...]:
+    """The images of a row's column.
 
     Raises:
-      RecordError: the column holds no pictures.
+      RecordError: the column holds no images.
     """
     if column not in row.counts:
-        raise RecordError(row.where, "field", f"column {column} holds no pictures; expected {{bytes, path}}")
+        raise RecordError(row.where, "field", f"column {column} holds no images; expected {{bytes, path}}")
     return tuple(
-        StoredPicture(row.shard, column, row.number, item, f"{row.where}, {column} {item}")
+        StoredImage(row.shard, column, row.number, item, f"{row.where}, {column} {item}")
         for item in range(row.counts[column])
     )
 
 
-def needed_pictures(row: Row, column: str) -> tuple[StoredPicture, ...]:
-    """As `stored_pictures`, of a dataset in which every question is about a picture.
+def needed_images(row: Row, column: str) -> tuple[StoredImage, ...]:
+    """As `stored_images`, of a dataset in which every question is about an image.
 
     Raises:
-      RecordError: the column holds no pictures, or this row has none.
+      RecordError: the column holds no images, or this row has none.
     """
-    if found := stored_pictures(row, column):
-        return found
-    raise RecordError(row.where, "picture_absent", f"column {column} is empty; expected a picture")
+    if result := stored_images(row, column):
+        return result
+    raise RecordError(row.where, "image_absent", f"column {column} is empty; expected an image")
 
 
-def parquet_questions(path: str | Path, name: str = "parquet") -> Corpus:
-    """Any parquet files with a question, an answer and pictures in a row.
+def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
+    """Any parquet files with a question, an answer and images in a row.
 
     The columns are found by their names, the first of each list that is there: question, problem, query or prompt;
     answer, final_answer, ground_truth or solution; options, choices or option (see `options.lettered`); id, ID, qid,
-    question_id or pid; response; kind, category or subject. Pictures are those of the first column that has some in
+    question_id or pid; response; kind, category or subject. Images are those of the first column that has some in
     this row, columns with bytes first: image, images, decoded_image, image_path, then other names of that kind
     (`image_1`, `image_2`, ... together), then any column of `{bytes, path}`. None is needed.
 
     Raises:
       ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers; a
-        column that is called like one of pictures and holds something else.
+        column that is called like one of images and holds something else.
     """
-    entries = []
-    for file, rows, columns, keep in _described(path, _all_pictures):
+    raw_records = []
+    for file, rows, columns, keep in _described(path, _all_images):
         keys = []
         for what, names in (("questions", _QUESTIONS), ("answers", _ANSWERS)):
             keys.append(next((key for key in names if key in columns), None))
             if keys[-1] is None:
                 expected = f"expected one of {', '.join(names)}, got {', '.join(columns)}"
                 raise ValueError(f"{file}: no column of {what}; {expected}")
-        groups = _pictures(columns)
-        odd = [f"{n} ({kind})" for n, (_, kind, _) in columns.items() if _PICTURE_NAME.fullmatch(n)]
+        groups = _images(columns)
+        odd = [f"{n} ({kind})" for n, (_, kind, _) in columns.items() if _IMAGE_NAME.fullmatch(n)]
         if odd and not groups:
-            raise ValueError(f"{file}: cannot read pictures from {', '.join(odd)}; expected bytes, paths or base64")
+            raise ValueError(f"{file}: cannot read images from {', '.join(odd)}; expected bytes, paths or base64")
         texts = [name for name in columns if name in _TEXTS]
-        for row in _rows(file, rows, keep, _all_pictures(columns), texts):
-            entries.append(_entry(row, str(keys[0]), str(keys[1]), groups))
-    return Corpus(name, entries)
+        for row in _rows(file, rows, keep, _all_images(columns), texts):
+            raw_records.append(_raw_record(row, str(keys[0]), str(keys[1]), groups))
+    return Dataset(name, raw_records)
 
 
-def _pictures(columns: Columns) -> list[list[str]]:
-    """Columns that pictures may be in, those together that belong together, the first choice first."""
-    named = [name for name in columns if _PICTURE_NAME.fullmatch(name) and columns[name][0] != "other"]
-    found: list[tuple[tuple[bool, int, bool], list[str]]] = []
+def _images(columns: Columns) -> list[list[str]]:
+    """Columns that images may be in, those together that belong together, the first choice first."""
+    named = [name for name in columns if _IMAGE_NAME.fullmatch(name) and columns[name][0] != "other"]
+    result: list[tuple[tuple[bool, int, bool], list[str]]] = []
     for name in named:
-        match = _PICTURE_NAME.fullmatch(name)
+        match = _IMAGE_NAME.fullmatch(name)
         number = match[1] if match else None
         place = _IMAGES.index(name) if name in _IMAGES else len(_IMAGES)
         choice = columns[name][0] == "text", place, number is not None
-        same = next((group for other, group in found if number is not None and other == choice), None)
+        same = next((group for other, group in result if number is not None and other == choice), None)
         if same is None:
-            found.append((choice, [name]))
+            result.append((choice, [name]))
         else:
             same.append(name)
             same.sort(key=lambda name: (len(name), name))
-    groups = [group for _, group in sorted(found, key=lambda pair: pair[0])]
+    groups = [group for _, group in sorted(result, key=lambda pair: pair[0])]
     return groups or [[name] for name, (kind, _, _) in columns.items() if kind == "struct"]
 
 
-def _all_pictures(columns: Columns) -> list[str]:
-    return [name for group in _pictures(columns) for name in group]
+def _all_images(columns: Columns) -> list[str]:
+    return [name for group in _images(columns) for name in group]
 
 
-def _entry(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]) -> Entry:
+def _raw_record(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]) -> RawRecord:
     values = row.values
     try:
         options = lettered(next((values[key] for key in _OPTIONS if values.get(key)), []))
-        several = (tuple(p for name in group for p in stored_pictures(row, name)) for group in groups)
+        several = (tuple(p for name in group for p in stored_images(row, name)) for group in groups)
         kind = next((values[key] for key in _KINDS if values.get(key)), "question")
         name = next((values[key] for key in _IDS if values.get(key) is not None), row.where)
         response = values.get("response")
         text = answer_of(values, answer, row.where)
-        return Entry(
+        return RawRecord(
             row.where,
             str(name),
             text_of(values, question, row.where),
@@ -305,9 +304,9 @@ def _entry(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]
             letter_of(text, options) if options else text,
             response if isinstance(response, str) else None,
             str(kind),
-            next((found for found in several if found), ()),
+            next((result for result in several if result), ()),
         )
     except RecordError as error:
-        return broken(row.where, error.reason, error.message)
+        return invalid(row.where, error.reason, error.message)
     except ValueError as error:
-        return broken(row.where, "options", str(error))
+        return invalid(row.where, "options", str(error))

@@ -1,4 +1,4 @@
-"""The process that reads parquet files for `parquet_process`: pyarrow is C++, and a damaged file can end it.
+"""The process that reads parquet files for `parquet_process`: pyarrow is C++, and a corrupt file can end it.
 
 Started as a file of its own, so that it loads pyarrow and nothing else. It answers one request after the other and ends
 with the connection. Everything it holds is bounded by the size of the files on disk: a column can claim, and repeat,
@@ -46,7 +46,7 @@ def main() -> int:
             answer = "ok", getattr(files, name)(path, *arguments)
         except (MemoryError, pa.ArrowMemoryError):
             answer = "error", "it unpacks to far more than a file of its size should"
-        except Exception as error:  # whatever pyarrow, or the decoding of its values, makes of a damaged file
+        except Exception as error:  # whatever pyarrow, or the decoding of its values, makes of a corrupt file
             answer = "error", " ".join(str(error).split())[:300] or type(error).__name__
         connection.send(answer)
 
@@ -61,14 +61,14 @@ def _bound_memory(size: int) -> None:
 
 
 class _Files:
-    """The requests. A path may be asked about in any order; `rows` goes on where the last one ended."""
+    """The requests. A path may be asked about in any order; `rows` continues where the last one ended."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Iterator[dict[str, list[Any]]]] = {}
         self._kept: dict[tuple[str, str], pa.ChunkedArray | None] = {}
 
     def forget(self, paths: Sequence[str]) -> None:
-        """Lets go of all that is kept of files."""
+        """Releases all that is kept of files."""
         for path in paths:
             self._rows.pop(path, None)
             for key in [key for key in self._kept if key[0] == path]:
@@ -86,13 +86,13 @@ class _Files:
 
     def counts(self, path: str, column: str) -> list[int]:
         """Items of each row: of a list its length, else 1 where there is a value that is no empty text."""
-        found: list[int] = []
+        result: list[int] = []
         with _open(path) as file:
             if _is_full(file, column):
                 return [1] * file.metadata.num_rows
             for batch in file.iter_batches(_ROWS, columns=[_smallest_leaf(file, column)], use_threads=False):
-                found += _counts(batch.column(0))
-        return found
+                result += _counts(batch.column(0))
+        return result
 
     def start_rows(self, path: str, columns: Sequence[str]) -> None:
         """Makes `rows` begin with the first row, and give these columns."""
@@ -181,8 +181,8 @@ def _is_full(file: pyarrow.parquet.ParquetFile, name: str) -> bool:
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema == name:
-                found = column.statistics
-                if found is None or not found.has_null_count or found.null_count:
+                result = column.statistics
+                if result is None or not result.has_null_count or result.null_count:
                     return False
             elif column.path_in_schema.startswith(f"{name}."):
                 return False

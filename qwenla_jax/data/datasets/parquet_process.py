@@ -1,4 +1,4 @@
-"""Reading parquet files in a process of its own, so that a damaged one is an error with the file's name.
+"""Reading parquet files in a process of its own, so that a corrupt one is an error with the file's name.
 
 One process serves all files of this one; it starts with the first request, which takes as long as importing pyarrow
 here would, and ends with this process. Where it crashes, hangs or is killed, the request fails and the next one starts
@@ -50,7 +50,7 @@ class ParquetProcess:
                     raise TimeoutError
                 kind, answer = connection.recv()
             except (EOFError, OSError) as error:
-                raise ValueError(f"{path}: {self._stop()}; it is damaged: fetch or write it again") from error
+                raise ValueError(f"{path}: {self._stop()}; it is corrupt: fetch or write it again") from error
             except BaseException:  # an interrupt: the answer to this request must not be taken for the next one's
                 self._stop()
                 raise

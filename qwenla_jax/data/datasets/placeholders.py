@@ -11,7 +11,7 @@ _BLANKS = " \t"
 
 
 def without_placeholders(text: str) -> str:
-    """Text without `<image>`; where numbered images are told apart amid the text, "(picture 2)" for each.
+    """Text without `<image>`; where numbered images are told apart amid the text, "(image 2)" for each.
 
     The prompt puts a record's images before its text. MathVision numbers the parts of its one image, and some
     questions refer to them amid a sentence, so that their numbers are kept. Time linear in the text.
@@ -43,11 +43,11 @@ def _joined(pieces: Sequence[str], several: bool) -> str:
 
 
 def named_images(texts: Sequence[str], before: int = 0) -> tuple[str, ...]:
-    """Texts, such as a question's options, with "picture 2" for each placeholder.
+    """Texts, such as a question's options, with "image 2" for each placeholder.
 
     Args:
       texts: the texts.
-      before: number of placeholders without a number that stand before them; those in the texts go on from there.
+      before: number of placeholders without a number that stand before them; those in the texts continue from there.
     """
 
     def name(match: re.Match[str]) -> str:
@@ -73,11 +73,11 @@ def placeholder_fault(texts: Sequence[str], images: int, parts: bool = False) ->
     """
     if any(_VIDEO in text for text in texts):
         return f"the question has a place for a video, {_VIDEO}, and a record of this kind has none; leave it out"
-    found = [match[1] for text in texts if "<image" in text for match in _PLACEHOLDER.finditer(text)]
-    if not found:
+    result = [match[1] for text in texts if "<image" in text for match in _PLACEHOLDER.finditer(text)]
+    if not result:
         return None
-    numbers = {int(number) for number in found if number}
-    unnumbered = sum(not number for number in found)
+    numbers = {int(number) for number in result if number}
+    unnumbered = sum(not number for number in result)
     # An image may be named twice by its number, and need not be named at all.
     wanted = unnumbered + (max(numbers) + (0 in numbers) if numbers else 0)
     wrong = not images if parts else images < wanted if numbers else images != wanted

@@ -1,6 +1,6 @@
 """PolyMATH (test 5,000 questions, testmini 1,000), the parquet layout on Hugging Face and its own files.
 
-The question and its options stand in the picture itself; the text below is ours.
+The question and its options stand in the image itself; the text below is ours.
 
 Parquet, confirmed against a public script that reads him1411/polymath from there: `image`, `category`, `final_answer`,
 `final_answer_range`, `answer_option`. What exactly `answer_option` holds could not be confirmed, so it is not used;
@@ -8,10 +8,10 @@ where a `question` is there, it is. Nor could an id be: rows without one are cal
 
 Own files, confirmed against the scripts of polymathbenchmark/PolyMATH (the file itself is not in that repository):
 `annotations.csv` with `input_image_location-input`, `category-input`, `final_answer-output` and
-`final_answer_range-output`, and the pictures in `merged_screenshots/`, called as `input_image_location-input`, with
+`final_answer_range-output`, and the images in `merged_screenshots/`, called as `input_image_location-input`, with
 ".png" behind it.
 
-An answer is a letter, or a number from 1 to 4 where the range says so. Gold that accepts several ("[A,B]", which the
+An answer is a letter, or a number from 1 to 4 where the range reports it. Gold that accepts several ("[A,B]", which the
 official scorer allows) is refused, a record has one answer.
 """
 
@@ -22,16 +22,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.parquet import is_parquet, needed_pictures, read_parquet
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, Picture, RecordError, broken
-from qwenla_jax.data.datasets.rows import answer_of, picture_at, text_of
+from qwenla_jax.data.datasets.parquet import is_parquet, needed_images, read_parquet
+from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.rows import answer_of, image_at, text_of
 
 _LETTERS = "Answer the question in the picture with the letter of the right option."
 _NEEDED = ("input_image_location-input", "final_answer-output")
 _NUMBERS = "Answer the question in the picture with the number of the right option."
 
 
-def polymath(path: str | Path) -> Corpus:
+def polymath(path: str | Path) -> Dataset:
     """PolyMATH of parquet files, or of a folder that holds `annotations.csv` and `merged_screenshots`.
 
     Raises:
@@ -40,32 +40,32 @@ def polymath(path: str | Path) -> Corpus:
     """
     path = Path(path)
     if is_parquet(path):
-        found = []
+        result = []
         for row in read_parquet(path, ("image", "final_answer")):
             name = str(row.values.get("id") or row.where)
-            found.append(_entry(row.values, row.where, name, lambda row=row: needed_pictures(row, "image")))
-        return Corpus("polymath", found)
+            result.append(_raw_record(row.values, row.where, name, lambda row=row: needed_images(row, "image")))
+        return Dataset("polymath", result)
     file = path / "annotations.csv" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
-    entries = []
+    raw_records = []
     with file.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines)
         for row in _rows(reader, file):
             where = f"{file}:{reader.line_num}"
             bare = {key.split("-")[0]: value for key, value in row.items() if key}
             place = bare.get("input_image_location") or ""
-            entries.append(
-                _entry(
+            raw_records.append(
+                _raw_record(
                     bare,
                     where,
                     f"{bare['paper_id']}_{place}" if bare.get("paper_id") else place,
                     lambda place=place, where=where: (
-                        picture_at(file.parent / "merged_screenshots", f"{place}.png" if place else "", where),
+                        image_at(file.parent / "merged_screenshots", f"{place}.png" if place else "", where),
                     ),
                 )
             )
-    return Corpus("polymath", entries)
+    return Dataset("polymath", raw_records)
 
 
 def _rows(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
@@ -79,14 +79,14 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{file}:{reader.line_num}: {error}") from error
 
 
-def _entry(row: dict[str, Any], where: str, name: str, pictures: Callable[[], tuple[Picture, ...]]) -> Entry:
+def _raw_record(row: dict[str, Any], where: str, name: str, images: Callable[[], tuple[RawImage, ...]]) -> RawRecord:
     try:
         answer = answer_of({"final_answer": row.get("final_answer") or ""}, "final_answer", where).strip("[]'\" ")
         if "," in answer:
             raise RecordError(where, "several_answers", f"the answer {answer!r} accepts several; one is expected")
         numbers = str(row.get("final_answer_range") or "").replace(" ", "") in ("1-4", "1,2,3,4") or answer.isdigit()
         question = text_of(row, "question", where) if row.get("question") else _NUMBERS if numbers else _LETTERS
-        return Entry(
+        return RawRecord(
             where,
             name,
             question,
@@ -94,7 +94,7 @@ def _entry(row: dict[str, Any], where: str, name: str, pictures: Callable[[], tu
             answer.upper() if len(answer) == 1 else answer,
             None,
             str(row.get("category") or "question"),
-            pictures(),
+            images(),
         )
     except RecordError as error:
-        return broken(where, error.reason, error.message)
+        return invalid(where, error.reason, error.message)

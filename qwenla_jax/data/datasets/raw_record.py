@@ -1,4 +1,4 @@
-"""What all corpora share: an entry is one question as its file tells it, a corpus a random-access source of entries."""
+"""What all datasets share: a raw record is one question as its file holds it, a dataset a source of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qwenla_jax.data.datasets.placeholders import (
     placeholder_fault,
     without_placeholders,
 )
-from qwenla_jax.data.images.decode import PictureError, open_picture, read_picture
+from qwenla_jax.data.images.decode import ImageError, open_image, read_image
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.answers.gold import unmatchable
 from qwenla_jax.text.answers.match import right_option, same
@@ -44,25 +44,25 @@ class RecordError(ValueError):
         return f"{self.where}: {self.message}"
 
 
-class Picture(Protocol):
-    """A picture that has not been opened yet."""
+class RawImage(Protocol):
+    """An image that has not been opened yet."""
 
     @property
     def name(self) -> str:
-        """What errors call it, and the same for the same picture of two entries."""
+        """What errors call it, and the same for the same image of two entries."""
 
     def read(self) -> bytes:
         """The bytes of its file.
 
         Raises:
           RecordError: there are none.
-          PictureError: there are none, or too many, to be a picture.
+          ImageError: there are none, or too many, to be an image.
         """
 
 
 @dataclass(frozen=True)
-class FilePicture:
-    """A picture in a file of its own.
+class FileImage:
+    """An image in a file of its own.
 
     Attributes:
       path: the file; it need not exist.
@@ -80,32 +80,32 @@ class FilePicture:
 
         Raises:
           RecordError: the file is missing or cannot be read.
-          PictureError: it is empty, or too large to be a picture.
+          ImageError: it is empty, or too large to be an image.
         """
         try:
-            return read_picture(self.path)
-        except PictureError as error:
+            return read_image(self.path)
+        except ImageError as error:
             if error.reason != "absent":
                 raise
-            raise RecordError(self.name, "picture_absent", f"{error.message}; put it there") from error
+            raise RecordError(self.name, "image_absent", f"{error.message}; put it there") from error
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One question as its file tells it, pictures unopened.
+class RawRecord:
+    """One question as its file tells it, images unopened.
 
     Attributes:
       where: file and line or row, for errors.
-      id: unique within the corpus.
-      question: the text without its options; placeholders of pictures are left out of the prompt.
+      id: unique within the dataset.
+      question: the text without its options; placeholders of images are left out of the prompt.
       options: letter and text of each; empty where the answer is free.
       answer: the option's letter, or the free answer.
       response: a response in the answer format; None where there is none.
       kind: type of the question.
-      pictures: in their order.
+      images: in their order.
       fault: (reason, message) where the row could not be read; the other fields are then of no meaning.
       written: the question's text holds its options already, and the answer may be the text of one.
-      parts: numbered placeholders name parts of one picture.
+      parts: numbered placeholders name parts of one image.
     """
 
     where: str
@@ -115,7 +115,7 @@ class Entry:
     answer: str
     response: str | None
     kind: str
-    pictures: tuple[Picture, ...]
+    images: tuple[RawImage, ...]
     fault: tuple[str, str] | None = None
     written: bool = False
     parts: bool = False
@@ -139,7 +139,7 @@ class Entry:
         return named_images([text for _, text in self.options], count_unnumbered(self.question))
 
     def faults(self) -> list[tuple[str, str]]:
-        """(reason, message) of everything that is wrong with the text and the number of pictures."""
+        """(reason, message) of everything that is wrong with the text and the number of images."""
         if self.fault is not None:
             return [self.fault]
         options = [text for _, text in self.options]
@@ -147,24 +147,24 @@ class Entry:
         texts |= {"response": self.response or "", **{f"option {letter}": text for letter, text in self.options}}
         for name, text in texts.items():
             if len(text) > MAX_CHARACTERS:
-                told = f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
-                return [("too_long", told)]
-            if (told := half_character(text)) is not None:
-                return [("half_character", f"{name} {told}")]
-        found = []
+                message = f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
+                return [("too_long", message)]
+            if (message := half_character(text)) is not None:
+                return [("half_character", f"{name} {message}")]
+        result = []
         question = without_placeholders(self.question) if "<" in self.question else self.question
         if not question.strip():
-            found.append(("empty_question", "the question is empty; expected text"))
+            result.append(("empty_question", "the question is empty; expected text"))
         if not self.answer.strip():
-            found.append(("empty_answer", "the answer is empty; expected text"))
-        elif (told := self._wrong_answer(options)) is not None:
-            found.append(("answer_not_among_options", told))
-        elif (told := unmatchable(self.answer)) is not None:
-            found.append(("answer_unmatchable", told))
+            result.append(("empty_answer", "the answer is empty; expected text"))
+        elif (message := self._wrong_answer(options)) is not None:
+            result.append(("answer_not_among_options", message))
+        elif (message := unmatchable(self.answer)) is not None:
+            result.append(("answer_unmatchable", message))
         written = [self.question] if self.written else [self.question, *options]
-        if (told := placeholder_fault(written, len(self.pictures), self.parts)) is not None:
-            found.append(("picture_absent", told))
-        return found
+        if (message := placeholder_fault(written, len(self.images), self.parts)) is not None:
+            result.append(("image_absent", message))
+        return result
 
     def _wrong_answer(self, options: Sequence[str]) -> str | None:
         """What is wrong with an answer that names no option."""
@@ -178,13 +178,13 @@ class Entry:
         return f"the answer {self.answer!r} is none of the options {', '.join(letters)}; expected one of these"
 
 
-def broken(where: str, reason: str, message: str) -> Entry:
+def invalid(where: str, reason: str, message: str) -> RawRecord:
     """The entry of a row that could not be read."""
-    return Entry(where, where, "", (), "", None, "", (), (reason, message))
+    return RawRecord(where, where, "", (), "", None, "", (), (reason, message))
 
 
-class Corpus:
-    """A random-access source of records; text is held in memory, pictures are opened when a record is asked for.
+class Dataset:
+    """A random-access source of records; text is held in memory, images are opened when a record is asked for.
 
     Args:
       name: what reports call it.
@@ -195,46 +195,46 @@ class Corpus:
       ValueError: there is no entry.
     """
 
-    def __init__(self, name: str, entries: Sequence[Entry], refused: Mapping[str, int] | None = None) -> None:
-        if not entries:
+    def __init__(self, name: str, raw_records: Sequence[RawRecord], refused: Mapping[str, int] | None = None) -> None:
+        if not raw_records:
             raise ValueError(f"{name}: holds no question")
         self.name = name
         self.refused: Counter[str] = Counter(refused or {})
-        first: dict[str, Entry] = {}
+        first: dict[str, RawRecord] = {}
         kept = []
-        for entry in entries:
-            if entry.fault is None and first.setdefault(entry.id, entry) is not entry:
-                told = f"id {entry.id!r} stands at {first[entry.id].where} already; ids must differ"
-                entry = dataclasses.replace(entry, fault=("duplicate_id", told))
-            kept.append(entry)
-        self._entries = tuple(kept)
+        for raw_record in raw_records:
+            if raw_record.fault is None and first.setdefault(raw_record.id, raw_record) is not raw_record:
+                message = f"id {raw_record.id!r} stands at {first[raw_record.id].where} already; ids must differ"
+                raw_record = dataclasses.replace(raw_record, fault=("duplicate_id", message))
+            kept.append(raw_record)
+        self._raw_records = tuple(kept)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._raw_records)
 
-    def entry(self, index: int) -> Entry:
-        """The row at an index, without opening its pictures."""
-        return self._entries[index]
+    def raw_record(self, index: int) -> RawRecord:
+        """The row at an index, without opening its images."""
+        return self._raw_records[index]
 
     def __getitem__(self, index: int) -> Record:
         """The record at an index from 0.
 
         Raises:
           RecordError: the row cannot be used.
-          PictureError: a picture cannot be decoded; both are ValueErrors with a `reason`.
+          ImageError: an image cannot be decoded; both are ValueErrors with a `reason`.
         """
-        entry = self._entries[index]
-        for reason, message in entry.faults():
-            raise RecordError(entry.where, reason, message)
+        raw_record = self._raw_records[index]
+        for reason, message in raw_record.faults():
+            raise RecordError(raw_record.where, reason, message)
         images: list[Image.Image] = []
-        for picture in entry.pictures:
-            images.append(open_picture(picture.read(), f"{entry.where}: picture {picture.name}"))
+        for image in raw_record.images:
+            images.append(open_image(image.read(), f"{raw_record.where}: image {image.name}"))
         return Record(
-            entry.id,
+            raw_record.id,
             tuple(images),
-            entry.prompt(),
-            entry.answer,
-            entry.response,
-            entry.kind,
-            options=entry.option_texts(),
+            raw_record.prompt(),
+            raw_record.answer,
+            raw_record.response,
+            raw_record.kind,
+            options=raw_record.option_texts(),
         )

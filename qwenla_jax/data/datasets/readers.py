@@ -11,11 +11,11 @@ from qwenla_jax.data.datasets.llava_cot import llava_cot
 from qwenla_jax.data.datasets.mathvision import mathvision
 from qwenla_jax.data.datasets.parquet import parquet_questions
 from qwenla_jax.data.datasets.polymath import polymath
-from qwenla_jax.data.datasets.raw_record import Corpus
+from qwenla_jax.data.datasets.raw_record import Dataset
 from qwenla_jax.data.datasets.scemqa import scemqa
 from qwenla_jax.data.datasets.we_math import we_math
 
-READERS: Mapping[str, Callable[[str | Path], Corpus]] = MappingProxyType(
+READERS: Mapping[str, Callable[[str | Path], Dataset]] = MappingProxyType(
     {
         "we_math": we_math,
         "mathvision": mathvision,
@@ -28,13 +28,13 @@ READERS: Mapping[str, Callable[[str | Path], Corpus]] = MappingProxyType(
 )
 
 
-def is_corpus(spec: str) -> bool:
+def is_dataset(spec: str) -> bool:
     """Whether a name is of the form "we_math:PATH"."""
     return spec.partition(":")[0] in READERS and ":" in spec
 
 
-def open_corpus(spec: str) -> Corpus:
-    """The corpus of "NAME:PATH", with a name of `READERS`.
+def open_dataset(spec: str) -> Dataset:
+    """The dataset of "NAME:PATH", with a name of `READERS`.
 
     Raises:
       ValueError: no such name, or no path.

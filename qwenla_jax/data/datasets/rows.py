@@ -1,4 +1,4 @@
-"""Reading what datasets come as: JSON, JSONL, and pictures named by a path relative to a folder."""
+"""Reading what datasets come as: JSON, JSONL, and images named by a path relative to a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.raw_record import FilePicture, RecordError
+from qwenla_jax.data.datasets.raw_record import FileImage, RecordError
 from qwenla_jax.text.answers.gold import unwrap_gold
 from qwenla_jax.utils import json_files
 
@@ -57,8 +57,8 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        told = f"{key} is missing" if value is None else f"{key} is {repr(value)[:80]}"
-        raise RecordError(where, "field", f"{told}; expected text")
+        message = f"{key} is missing" if value is None else f"{key} is {repr(value)[:80]}"
+        raise RecordError(where, "field", f"{message}; expected text")
     return value
 
 
@@ -81,12 +81,12 @@ def from_base64(text: str, name: str) -> bytes:
     try:
         return base64.b64decode("".join(bare.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        told = f"{text[:20]!r}... is neither base64 ({error}) nor the name of a file"
-        raise RecordError(name, "picture_base64", told) from error
+        message = f"{text[:20]!r}... is neither base64 ({error}) nor the name of a file"
+        raise RecordError(name, "image_base64", message) from error
 
 
-def picture_at(folder: Path, path: str, where: str, add_suffix: bool = False) -> FilePicture:
-    """The picture that a path names.
+def image_at(folder: Path, path: str, where: str, add_suffix: bool = False) -> FileImage:
+    """The image that a path names.
 
     Args:
       folder: what the path is relative to.
@@ -100,12 +100,12 @@ def picture_at(folder: Path, path: str, where: str, add_suffix: bool = False) ->
     whole = folder / path
     # Pure text, no look at the disk: a dataset of 100,000 rows must open at once.
     if not path.strip() or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise RecordError(where, "picture_path", f"picture path {path!r}; expected one below {folder}")
+        raise RecordError(where, "image_path", f"image path {path!r}; expected one below {folder}")
     if add_suffix and not whole.is_file():
-        found = [whole.with_name(whole.name + suffix) for suffix in SUFFIXES]
-        found = [each for each in found if each.is_file()]
-        if len(found) > 1:
-            names = " and ".join(each.name for each in found)
-            raise RecordError(where, "picture_path", f"picture {path!r} is both {names} in {whole.parent}; keep one")
-        whole = found[0] if found else whole
-    return FilePicture(whole)
+        result = [whole.with_name(whole.name + suffix) for suffix in SUFFIXES]
+        result = [each for each in result if each.is_file()]
+        if len(result) > 1:
+            names = " and ".join(each.name for each in result)
+            raise RecordError(where, "image_path", f"image {path!r} is both {names} in {whole.parent}; keep one")
+        whole = result[0] if result else whole
+    return FileImage(whole)

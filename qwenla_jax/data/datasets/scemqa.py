@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import from_lines
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, RecordError, broken
-from qwenla_jax.data.datasets.rows import picture_at, text_of
+from qwenla_jax.data.datasets.raw_record import Dataset, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.rows import image_at, text_of
 from qwenla_jax.utils.json_files import read_json
 
 _ANSWER = "Answer (final answer highlighted)"
 _FILES = ("Multiple_Choice/multiple_choice.json", "Free_Response/free_response.json")
 _TWO = re.compile(r"\s*\(?\s*[A-H]\s*(?:,|and|&)\s*[A-H]\b")
-# The letter alone, or before punctuation or wide space, or before what does not go on a sentence that begins with "A".
+# The letter alone, or before punctuation or wide space, or before what does not continue a sentence that begins with
+# "A".
 _LETTER = re.compile(r"\s*\(?([A-H])\)?(?=\s*$|\s*[.:：;；,)-]|\s{2}|\s[^\sa-z])")
 _ONE_VARIABLE = re.compile(r"\s*\(?([A-H])\)?\s+[a-z]\s*=")  # "E z = 0.70"
 _BOX = re.compile(r"\\an(?:sw|s)er\s*\{")
 
 
-def scemqa(path: str | Path) -> Corpus:
+def scemqa(path: str | Path) -> Dataset:
     """SceMQA of the folder that holds `Multiple_Choice` and `Free_Response`, of one of the two, or of one of its files.
 
     Raises:
@@ -42,18 +43,20 @@ def scemqa(path: str | Path) -> Corpus:
     files = [each for each in places if each.is_file()] if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: holds neither {' nor '.join(_FILES)}")
-    entries = []
+    raw_records = []
     for file in files:
         subjects = read_json(file)
         if not isinstance(subjects, dict) or not all(isinstance(rows, list) for rows in subjects.values()):
             raise ValueError(f"{file}: expected an object of lists, subject -> questions")
         for subject, rows in subjects.items():
             for number, row in enumerate(rows):
-                entries.append(_entry(row, f"{file}: {subject} {number}", f"{subject}/{number}", subject, file))
-    return Corpus("scemqa", entries)
+                raw_records.append(
+                    _raw_record(row, f"{file}: {subject} {number}", f"{subject}/{number}", subject, file)
+                )
+    return Dataset("scemqa", raw_records)
 
 
-def _entry(row: Any, where: str, name: str, subject: str, file: Path) -> Entry:
+def _raw_record(row: Any, where: str, name: str, subject: str, file: Path) -> RawRecord:
     try:
         if not isinstance(row, dict):
             raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
@@ -65,13 +68,13 @@ def _entry(row: Any, where: str, name: str, subject: str, file: Path) -> Entry:
         else:
             question, options = from_lines(question)
             if not options:
-                told = f"no options in the lines of the question {question[-80:]!r}; expected 'A. ...' and 'B. ...'"
-                raise RecordError(where, "options", told)
+                message = f"no options in the lines of the question {question[-80:]!r}; expected 'A. ...' and 'B. ...'"
+                raise RecordError(where, "options", message)
             answer = option_answer(gold, where)
-        picture = picture_at(file.parent, text_of(row, "ImagePath", where), where, add_suffix=True)
-        return Entry(where, name, question, options, answer, None, subject, (picture,))
+        image = image_at(file.parent, text_of(row, "ImagePath", where), where, add_suffix=True)
+        return RawRecord(where, name, question, options, answer, None, subject, (image,))
     except RecordError as error:
-        return broken(where, error.reason, error.message)
+        return invalid(where, error.reason, error.message)
 
 
 def option_answer(gold: str, where: str) -> str:
@@ -84,12 +87,12 @@ def option_answer(gold: str, where: str) -> str:
         return ""
     if _TWO.match(gold):
         raise RecordError(where, "several_answers", f"the answer {gold[:40]!r} names several options; one is expected")
-    found = _LETTER.match(gold) or _ONE_VARIABLE.match(gold)
-    if found is None:
+    result = _LETTER.match(gold) or _ONE_VARIABLE.match(gold)
+    if result is None:
         raise RecordError(
             where, "answer_unreadable", f"the answer {gold[:40]!r} does not start with an option's letter, as 'D: ...'"
         )
-    return found[1]
+    return result[1]
 
 
 def boxed_answer(gold: str, where: str) -> str:
@@ -98,14 +101,14 @@ def boxed_answer(gold: str, where: str) -> str:
     Raises:
       RecordError: there is none, or it is never closed.
     """
-    found = _BOX.search(gold)
-    if found is None:
+    result = _BOX.search(gold)
+    if result is None:
         if not gold.strip():
             return ""
         raise RecordError(where, "answer_unreadable", f"the answer {gold[:40]!r} holds no \\answer{{...}}")
     depth = 1
-    for at in range(found.end(), len(gold)):
+    for at in range(result.end(), len(gold)):
         depth += {"{": 1, "}": -1}.get(gold[at], 0)
         if depth == 0:
-            return gold[found.end() : at].strip()
+            return gold[result.end() : at].strip()
     raise RecordError(where, "answer_unreadable", f"the answer {gold[:40]!r} never closes its \\answer{{")

@@ -1,13 +1,13 @@
-"""Everything that is wrong with a corpus, told before a training runs into it."""
+"""Everything that is wrong with a dataset, told before a training runs into it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 
-from qwenla_jax.data.datasets.raw_record import Corpus, RecordError
-from qwenla_jax.data.datasets.readers import open_corpus
-from qwenla_jax.data.images.decode import PictureError, open_picture
+from qwenla_jax.data.datasets.raw_record import Dataset, RecordError
+from qwenla_jax.data.datasets.readers import open_dataset
+from qwenla_jax.data.images.decode import ImageError, open_image
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Checked:
     """What a check found.
 
     Attributes:
-      name: of the corpus.
+      name: of the dataset.
       size: its number of records, broken ones included.
       broken: the number of records with at least one problem.
-      problems: all of them, in the corpus's order.
+      problems: all of them, in the dataset's order.
       refused: what the reader left out on purpose, by reason.
     """
 
     name: str
     size: int
-    broken: int
+    invalid: int
     problems: tuple[Problem, ...]
     refused: Counter[str]
 
@@ -58,7 +58,7 @@ class Checked:
         Args:
           most: problems that are written out; None for all.
         """
-        lines = [f"{self.name}: {self.size} records, {self.broken} of them broken"]
+        lines = [f"{self.name}: {self.size} records, {self.invalid} of them broken"]
         lines += [f"  {reason}: {count}" for reason, count in sorted(self.counts().items())]
         lines += [f"  left out, {reason}: {count}" for reason, count in sorted(self.refused.items())]
         lines += [str(problem) for problem in self.problems[:most]]
@@ -67,39 +67,39 @@ class Checked:
         return "\n".join(lines)
 
 
-def check(corpus: Corpus | str, pictures: bool = True) -> Checked:
-    """Goes over every record of a corpus.
+def check(dataset: Dataset | str, images: bool = True) -> Checked:
+    """Goes over every record of a dataset.
 
     Args:
-      corpus: the corpus, or its name as in `open_corpus`.
-      pictures: decode each picture too; a picture of several records is decoded once and told of with each.
+      dataset: the dataset, or its name as in `open_dataset`.
+      images: decode each image too; an image of several records is decoded once and told of with each.
 
     Returns:
       All problems: rows that could not be read, duplicate ids, empty questions and answers, answers that are none of
-      the options, pictures that are missing, empty or cannot be decoded.
+      the options, images that are missing, empty or cannot be decoded.
 
     Raises:
-      FileNotFoundError, ValueError: a corpus that cannot be opened at all.
+      FileNotFoundError, ValueError: a dataset that cannot be opened at all.
     """
-    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
     problems: list[Problem] = []
     opened: dict[str, tuple[str, str] | None] = {}
     bad = 0
-    for index in range(len(corpus)):
-        entry = corpus.entry(index)
-        found = entry.faults()
-        for picture in entry.pictures if pictures else ():
-            if picture.name not in opened:
-                opened[picture.name] = None
+    for index in range(len(dataset)):
+        raw_record = dataset.raw_record(index)
+        result = raw_record.faults()
+        for image in raw_record.images if images else ():
+            if image.name not in opened:
+                opened[image.name] = None
                 try:
-                    open_picture(picture.read(), picture.name)
-                except PictureError as error:
-                    opened[picture.name] = f"picture_{error.reason}", f"picture {error}"
+                    open_image(image.read(), image.name)
+                except ImageError as error:
+                    opened[image.name] = f"image_{error.reason}", f"image {error}"
                 except RecordError as error:
-                    opened[picture.name] = error.reason, f"picture {error}"
-            fault = opened[picture.name]
+                    opened[image.name] = error.reason, f"image {error}"
+            fault = opened[image.name]
             if fault is not None:
-                found.append(fault)
-        problems += [Problem(entry.where, entry.id, reason, message) for reason, message in found]
-        bad += bool(found)
-    return Checked(corpus.name, len(corpus), bad, tuple(problems), corpus.refused)
+                result.append(fault)
+        problems += [Problem(raw_record.where, raw_record.id, reason, message) for reason, message in result]
+        bad += bool(result)
+    return Checked(dataset.name, len(dataset), bad, tuple(problems), dataset.refused)

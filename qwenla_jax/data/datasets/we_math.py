@@ -4,7 +4,7 @@ Own files, confirmed against the repository We-Math/We-Math: `testmini.json`, a 
 `question`, `option` (one string), `answer` (a letter) and `image_path` relative to the file's folder. `ID` alone is not
 unique: the steps of one problem share it, `key` tells them apart.
 
-Parquet: `question`, `option`, `answer` and the picture in `image_path` are confirmed by a public script that reads
+Parquet: `question`, `option`, `answer` and the image in `image_path` are confirmed by a public script that reads
 We-Math/We-Math from there; that `ID` and `key` are there too is not, and rows without them are called by their row.
 """
 
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import from_string
-from qwenla_jax.data.datasets.parquet import is_parquet, needed_pictures, read_parquet
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry, Picture, RecordError, broken
-from qwenla_jax.data.datasets.rows import answer_of, picture_at, text_of
+from qwenla_jax.data.datasets.parquet import is_parquet, needed_images, read_parquet
+from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.rows import answer_of, image_at, text_of
 from qwenla_jax.utils.json_files import read_json
 
 
-def we_math(path: str | Path) -> Corpus:
+def we_math(path: str | Path) -> Dataset:
     """We-Math of a folder that holds `testmini.json` (or `data/testmini.json`), of that file, or of parquet files.
 
     Raises:
@@ -28,11 +28,11 @@ def we_math(path: str | Path) -> Corpus:
       ValueError: the file is not of either layout.
     """
     path = Path(path)
-    entries = []
+    raw_records = []
     if is_parquet(path):
         for row in read_parquet(path, ("question", "option", "answer", "image_path")):
-            entries.append(_entry(row.values, row.where, lambda row=row: needed_pictures(row, "image_path")))
-        return Corpus("we_math", entries)
+            raw_records.append(_raw_record(row.values, row.where, lambda row=row: needed_images(row, "image_path")))
+        return Dataset("we_math", raw_records)
     if path.is_dir():
         places = (path / "testmini.json", path / "data" / "testmini.json")
         path = next((each for each in places if each.is_file()), path)
@@ -43,21 +43,21 @@ def we_math(path: str | Path) -> Corpus:
         raise ValueError(f"{path}: expected a list of objects, as in We-Math's testmini.json")
     for number, row in enumerate(rows):
         where = f"{path}: question {number}"
-        entries.append(
-            _entry(
+        raw_records.append(
+            _raw_record(
                 row,
                 where,
-                lambda row=row, where=where: (picture_at(path.parent, text_of(row, "image_path", where), where),),
+                lambda row=row, where=where: (image_at(path.parent, text_of(row, "image_path", where), where),),
             )
         )
-    return Corpus("we_math", entries)
+    return Dataset("we_math", raw_records)
 
 
-def _entry(row: dict[str, Any], where: str, pictures: Any) -> Entry:
+def _raw_record(row: dict[str, Any], where: str, images: Any) -> RawRecord:
     try:
-        found: tuple[Picture, ...] = pictures()
+        result: tuple[RawImage, ...] = images()
         name = f"{row['ID']}/{row['key']}" if row.get("ID") and row.get("key") else where
-        return Entry(
+        return RawRecord(
             where,
             name,
             text_of(row, "question", where),
@@ -65,9 +65,9 @@ def _entry(row: dict[str, Any], where: str, pictures: Any) -> Entry:
             answer_of(row, "answer", where),
             None,
             str(row.get("key") or "question"),
-            found,
+            result,
         )
     except RecordError as error:
-        return broken(where, error.reason, error.message)
+        return invalid(where, error.reason, error.message)
     except ValueError as error:
-        return broken(where, "options", str(error))
+        return invalid(where, "options", str(error))

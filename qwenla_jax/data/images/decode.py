@@ -1,4 +1,4 @@
-"""Opening a picture from a file or from bytes that nobody has checked: decoded by a rule, or refused by name.
+"""Opening an image from a file or from bytes that nobody has checked: decoded by a rule, or refused by name.
 
 The rules, where formats leave a choice (paper silent on all of them):
 - The content decides the format, whatever the name ends in. Only the formats of `FORMATS` are opened, so that no
@@ -6,7 +6,7 @@ The rules, where formats leave a choice (paper silent on all of them):
 - EXIF (or XMP) orientation is applied, as transformers' `load_image` does. Metadata that cannot be read counts as none.
 - Alpha and transparent colours are laid over white, as transformers' image processor does (its `load_image` drops
   alpha instead, and so shows whatever colour was hidden).
-- Palettes, greys, one-bit pictures, CMYK and YCbCr become RGB by Pillow's rule. Colour profiles are not applied:
+- Palettes, greys, one-bit images, CMYK and YCbCr become RGB by Pillow's rule. Colour profiles are not applied:
   transformers applies none either.
 - Greys of 16 bits keep their high byte. Whole numbers of 32 bits and floats have no known range and are refused.
 - Of an animation, a burst or several pages the first is taken.
@@ -33,9 +33,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 # Pillow's own bound. RGB of that size takes 0.36 GB; five times as much is held while alpha is laid over white.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 512 * 2**20
-Reason = Literal["absent", "empty", "format", "broken", "too_large", "aspect", "range"]
+Reason = Literal["absent", "empty", "format", "invalid", "too_large", "aspect", "range"]
 
-# How files of the common formats start, to tell a broken file from what never was a picture.
+# How files of the common formats start, to tell a broken file from what never was an image.
 _STARTS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -50,13 +50,13 @@ _TURNS = {
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
-class PictureError(ValueError):
-    """A picture that cannot be used.
+class ImageError(ValueError):
+    """An image that cannot be used.
 
     Attributes:
-      name: which picture.
+      name: which image.
       message: what is wrong with it and what would be right.
-      reason: the kind of fault, for counting: "absent", "empty", "format" (no picture, or none of `FORMATS`), "broken",
+      reason: the kind of fault, for counting: "absent", "empty", "format" (no image, or none of `FORMATS`), "broken",
         "too_large", "aspect" or "range" (of its values).
     """
 
@@ -70,31 +70,31 @@ class PictureError(ValueError):
         return type(self), (self.name, self.reason, self.message)
 
 
-def open_picture(
+def open_image(
     source: str | os.PathLike[str] | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """A picture as a viewer shows it, upright RGB of a byte a channel, without its metadata.
+    """An image as a viewer shows it, upright RGB of a byte a channel, without its metadata.
 
     Nothing is decoded before the header's size has been checked, so memory and time are bounded by `max_pixels`
     (20 bytes a pixel at most with alpha, 10 without) and not by what a small file claims.
 
     Args:
       source: path of a file, or a file's content.
-      name: what errors call the picture; None for the path, or the number of bytes.
+      name: what errors call the image; None for the path, or the number of bytes.
       max_pixels: the most that width * height may be, at most Pillow's own bound.
 
     Returns:
-      The picture, loaded; nothing of the file stays open.
+      The image, loaded; nothing of the file stays open.
 
     Raises:
-      PictureError: a ValueError that names the picture, what is wrong with it and what would be right.
+      ImageError: a ValueError that names the image, what is wrong with it and what would be right.
       TypeError: the source is neither a path nor bytes.
     """
     if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
-        raise TypeError(f"a picture comes as a path or as bytes, got {type(source).__name__}")
+        raise TypeError(f"an image comes as a path or as bytes, got {type(source).__name__}")
     is_path = isinstance(source, str | os.PathLike)
     if name is None:
-        name = os.fspath(source) if is_path else f"picture of {len(source)} bytes"
+        name = os.fspath(source) if is_path else f"image of {len(source)} bytes"
     with _stream(source, name) as stream:
         image = _header(stream, name)
         with image:
@@ -104,24 +104,24 @@ def open_picture(
                 turned, opened_as = _upright(image), image.format
                 image.close()  # frees its pixels, before more copies are made
                 return _bytes_rgb(turned, opened_as, name)
-            except PictureError:
+            except ImageError:
                 raise
             except Exception as error:  # decoders raise nearly anything on bytes that were tampered with
                 what = f"{image.format} of {image.width}x{image.height}, mode {image.mode}"
-                raise PictureError(
-                    name, "broken", f"the {what}, cannot be decoded ({_text(error)}); fetch or write the file again"
+                raise ImageError(
+                    name, "invalid", f"the {what}, cannot be decoded ({_text(error)}); fetch or write the file again"
                 ) from error
 
 
-def read_picture(path: str | os.PathLike[str], name: str | None = None) -> bytes:
-    """The content of a picture's file, as `open_picture` would read it.
+def read_image(path: str | os.PathLike[str], name: str | None = None) -> bytes:
+    """The content of an image's file, as `open_image` would read it.
 
     Args:
       path: the file; nothing but regular files of at most `MAX_BYTES` is read.
-      name: what errors call the picture; None for the path.
+      name: what errors call the image; None for the path.
 
     Raises:
-      PictureError: "absent", "empty" or "too_large".
+      ImageError: "absent", "empty" or "too_large".
     """
     with _stream(path, os.fspath(path) if name is None else name) as stream:
         return stream.read()
@@ -135,30 +135,30 @@ def _stream(source: Any, name: str) -> Iterator[BinaryIO]:
         opened: BinaryIO = io.BytesIO(source)
     else:
         path = Path(source)
-        told = "" if name == os.fspath(source) else f"{path} "
+        message = "" if name == os.fspath(source) else f"{path} "
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise PictureError(name, "absent", f"{told}is no file; expected the file of a picture")
+                raise ImageError(name, "absent", f"{message}is no file; expected the file of an image")
             size = status.st_size
             opened = path.open("rb")
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-            if isinstance(error, PictureError):
+            if isinstance(error, ImageError):
                 raise
             text = getattr(error, "strerror", None) or error
-            raise PictureError(
-                name, "absent", f"{told}cannot be read: {text}; expected a picture, such as a PNG or a JPEG"
+            raise ImageError(
+                name, "absent", f"{message}cannot be read: {text}; expected an image, such as a PNG or a JPEG"
             ) from error
     with opened as stream:
         if size == 0:
-            raise PictureError(name, "empty", "is empty, 0 bytes; expected a picture")
+            raise ImageError(name, "empty", "is empty, 0 bytes; expected an image")
         if size > MAX_BYTES:
-            raise PictureError(name, "too_large", f"has {size} bytes; at most {MAX_BYTES} are read")
+            raise ImageError(name, "too_large", f"has {size} bytes; at most {MAX_BYTES} are read")
         yield stream
 
 
 def _header(stream: BinaryIO, name: str) -> Image.Image:
-    """The picture with its header read and nothing decoded."""
+    """The image with its header read and nothing decoded."""
     known = set(Image.registered_extensions().values())  # older Pillows lack some
     formats = [each for each in FORMATS if each in known]
     start = stream.read(12)
@@ -167,46 +167,46 @@ def _header(stream: BinaryIO, name: str) -> Image.Image:
         return Image.open(stream, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         numbers = re.search(r"\((\d+) pixels\)", str(error))
-        found = f"claims {numbers[1]} pixels" if numbers else f"claims too many pixels ({_text(error)})"
-        raise PictureError(name, "too_large", f"{found}; at most {MAX_PIXELS} are decoded: scale it down") from error
+        result = f"claims {numbers[1]} pixels" if numbers else f"claims too many pixels ({_text(error)})"
+        raise ImageError(name, "too_large", f"{result}; at most {MAX_PIXELS} are decoded: scale it down") from error
     except Image.UnidentifiedImageError as error:
         like = next((kind for begin, kind in _STARTS.items() if start.startswith(begin)), None)
         if like is not None:
-            raise PictureError(
-                name, "broken", f"starts like a {like} but its header is broken or cut off; fetch the file again"
+            raise ImageError(
+                name, "invalid", f"starts like a {like} but its header is broken or cut off; fetch the file again"
             ) from error
-        raise PictureError(
+        raise ImageError(
             name,
             "format",
-            f"is no picture that can be read (it starts with {start!r}); expected one of {', '.join(formats)}",
+            f"is no image that can be read (it starts with {start!r}); expected one of {', '.join(formats)}",
         ) from error
     except Exception as error:  # as for decoding
-        raise PictureError(
-            name, "broken", f"its header cannot be read ({_text(error)}); fetch the file again"
+        raise ImageError(
+            name, "invalid", f"its header cannot be read ({_text(error)}); fetch the file again"
         ) from error
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise PictureError(name, "broken", f"claims to be {width}x{height}; expected at least one pixel a side")
+        raise ImageError(name, "invalid", f"claims to be {width}x{height}; expected at least one pixel a side")
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             name,
             "too_large",
             f"claims {width}x{height} = {width * height} pixels; at most {max_pixels} are decoded: scale it down",
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise PictureError(
+        raise ImageError(
             name, "aspect", f"is {width}x{height}; its sides may differ by a factor of {MAX_ASPECT} at most: crop it"
         )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The loaded picture turned as its metadata says, and without that metadata."""
+    """The loaded image turned as its metadata says, and without that metadata."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # parsers of metadata raise as decoders do, and a viewer shows such a picture as it is stored
+    except Exception:  # parsers of metadata raise as decoders do, and a viewer shows such an image as it is stored
         orientation = 1
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     turned = image.copy() if turn is None else image.transpose(turn)
@@ -227,7 +227,7 @@ def _bytes_rgb(image: Image.Image, opened_as: str | None, name: str) -> Image.Im
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         what = "whole numbers of 32 bits" if image.mode == "I" else "floats"
-        raise PictureError(name, "range", f"has {what} for pixels, whose range is not known; save it with 8 or 16 bits")
+        raise ImageError(name, "range", f"has {what} for pixels, whose range is not known; save it with 8 or 16 bits")
     rgb = to_rgb(image)
     rgb.info.clear()
     return rgb

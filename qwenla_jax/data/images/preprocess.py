@@ -1,4 +1,4 @@
-"""A picture as the vision tower wants it: resized, normalised, cut into patches, laid out in padded window slots.
+"""An image as the vision tower wants it: resized, normalised, cut into patches, laid out in padded window slots.
 
 Everything here runs on the host with numpy and Pillow. The arithmetic is that of the released image processor, so
 that the pixel values are the very same float32 numbers; only the order of the patches differs (see `frame_index`).
@@ -23,13 +23,13 @@ MAX_ASPECT = 200
 
 
 @dataclass(frozen=True)
-class PictureLayout:
+class ImageLayout:
     """The vision tower's numbers that decide how patches are laid out.
 
     Attributes:
       patch_size: pixels of a patch's side.
       merge_size: patches of a visual token's side.
-      temporal_patch_size: frames of a patch; a picture stands that many times in it.
+      temporal_patch_size: frames of a patch; an image stands that many times in it.
       window_size: pixels of an attention window's side.
       tokens_per_second: steps of the time position in a second of video.
 
@@ -55,7 +55,7 @@ class PictureLayout:
 
     @property
     def token_pixels(self) -> int:
-        """Pixels of a visual token's side; both sides of a resized picture are multiples of it."""
+        """Pixels of a visual token's side; both sides of a resized image are multiples of it."""
         return self.patch_size * self.merge_size
 
     @property
@@ -75,12 +75,12 @@ class PictureLayout:
 
 @dataclass(frozen=True)
 class ProcessorSettings:
-    """How a picture becomes pixel values: the content of a checkpoint's preprocessor_config.json.
+    """How an image becomes pixel values: the content of a checkpoint's preprocessor_config.json.
 
     Attributes:
       min_pixels, max_pixels: bounds of height * width after the resize.
       image_mean, image_std: of each of the three channels, on values scaled to [0, 1].
-      patch_size, temporal_patch_size, merge_size: as in `PictureLayout`.
+      patch_size, temporal_patch_size, merge_size: as in `ImageLayout`.
       rescale_factor: what a byte is multiplied with.
       resample: Pillow's number of the resize filter; 3 is bicubic.
 
@@ -183,9 +183,9 @@ class ProcessorSettings:
 
 @dataclass(frozen=True)
 class FramePatches:
-    """One picture in the tower's layout. S = slots of its windows, C = values of a patch, M = rows * cols.
+    """One image in the tower's layout. S = slots of its windows, C = values of a patch, M = rows * cols.
 
-    All arrays but `patches_SxC` are shared between pictures of the same grid and are read-only.
+    All arrays but `patches_SxC` are shared between images of the same grid and are read-only.
 
     Attributes:
       patches_SxC: float32, normalised values of each patch (channel, frame, row, column), 0 in padding.
@@ -204,24 +204,24 @@ class FramePatches:
 
     @property
     def num_visual_tokens(self) -> int:
-        """M, the number of visual tokens that the picture gives the decoder."""
+        """M, the number of visual tokens that the image gives the decoder."""
         return self.rows * self.cols
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (height, width) in pixels that a picture is resized to.
+    """The (height, width) in pixels that an image is resized to.
 
-    Both are multiples of `factor` and near the picture's own, as far as the bounds on their product allow. The rule is
+    Both are multiples of `factor` and near the image's own, as far as the bounds on their product allow. The rule is
     the released image processor's, to the rounding (halves go to the even multiple).
 
     Raises:
-      ValueError: an empty picture, or one side more than 200 times the other.
+      ValueError: an empty image, or one side more than 200 times the other.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"a picture needs at least one pixel a side, got {width}x{height}")
+        raise ValueError(f"an image needs at least one pixel a side, got {width}x{height}")
     aspect = max(height, width) / min(height, width)
     if aspect > MAX_ASPECT:
-        raise ValueError(f"a picture's sides may differ by a factor of {MAX_ASPECT} at most, got {width}x{height}")
+        raise ValueError(f"an image's sides may differ by a factor of {MAX_ASPECT} at most, got {width}x{height}")
     rows, cols = round(height / factor), round(width / factor)
     if rows * cols * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -235,10 +235,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: upright, three channels of a byte.
+    """The image as a viewer shows it: upright, three channels of a byte.
 
     The EXIF orientation is applied (paper silent: a photograph's question is about what a person sees; transformers
-    does so where it loads a file, not where it is handed a picture). Transparency is laid over white and palettes and
+    does so where it loads a file, not where it is handed an image). Transparency is laid over white and palettes and
     greys are expanded, as in transformers. Greys of 16 bits are scaled down to 8 rather than clipped.
 
     Raises:
@@ -249,7 +249,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F"):
-        raise ValueError(f"a picture of mode {image.mode!r} has no known range: convert it to 8 bits a channel first")
+        raise ValueError(f"an image of mode {image.mode!r} has no known range: convert it to 8 bits a channel first")
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -261,11 +261,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=1024)
 def frame_index(
-    rows: int, cols: int, layout: PictureLayout
+    rows: int, cols: int, layout: ImageLayout
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Where the patches of a grid of rows x cols visual tokens stand in window slots.
 
-    A window is a square of visual tokens and takes all its slots, in place: a token outside of the picture leaves its
+    A window is a square of visual tokens and takes all its slots, in place: a token outside of the image leaves its
     slots empty. Slots go window by window in raster order, in a window token by token in raster order, in a token
     patch by patch in raster order. Without the empty slots this is the order of the released model's windows.
 
@@ -296,8 +296,8 @@ def frame_index(
     return arrays
 
 
-def picture_to_patches(image: Image.Image, settings: ProcessorSettings, layout: PictureLayout) -> FramePatches:
-    """Resizes, normalises and cuts a picture, and lays its patches out in window slots.
+def image_to_patches(image: Image.Image, settings: ProcessorSettings, layout: ImageLayout) -> FramePatches:
+    """Resizes, normalises and cuts an image, and lays its patches out in window slots.
 
     Args:
       image: of any mode that `to_rgb` takes.
@@ -305,10 +305,10 @@ def picture_to_patches(image: Image.Image, settings: ProcessorSettings, layout: 
       layout: the vision tower's numbers.
 
     Returns:
-      The picture's patches; the pixel values equal those of transformers' Qwen2VL image processor to the bit.
+      The image's patches; the pixel values equal those of transformers' Qwen2VL image processor to the bit.
 
     Raises:
-      ValueError: settings and layout disagree, or the picture cannot be used (see `smart_resize` and `to_rgb`).
+      ValueError: settings and layout disagree, or the image cannot be used (see `smart_resize` and `to_rgb`).
     """
     for name in ("patch_size", "merge_size", "temporal_patch_size"):
         if getattr(settings, name) != getattr(layout, name):

@@ -1,7 +1,7 @@
 """A video as the vision tower wants it: one row of the tower for every temporal patch.
 
 The released model joins `temporal_patch_size` frames (2) in a patch and lets no patch attend across such steps, not
-even in its "full attention" layers. So a step is a row of its own, as a picture is; a picture is the case of a step
+even in its "full attention" layers. So a step is a row of its own, as an image is; an image is the case of a step
 whose frames are all the same.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from qwenla_jax.data.batching.mrope_positions import VideoGrid
-from qwenla_jax.data.images.preprocess import FramePatches, PictureLayout, ProcessorSettings, picture_to_patches
+from qwenla_jax.data.images.preprocess import FramePatches, ImageLayout, ProcessorSettings, image_to_patches
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ def video_to_patches(
     frames: np.ndarray | Sequence[np.ndarray | Image.Image],
     fps: float,
     settings: ProcessorSettings,
-    layout: PictureLayout,
+    layout: ImageLayout,
     total_pixels: int | None = None,
 ) -> VideoPatches:
     """Resizes, normalises and cuts the frames of a video, and lays each temporal patch out as a row of the tower.
 
-    Every frame is treated as the image processor treats a picture. transformers' video processor resizes with
+    Every frame is treated as the image processor treats an image. transformers' video processor resizes with
     torchvision instead of Pillow: where a frame keeps its size, the values are its very own; where it is resized, some
     bytes differ by one or two steps of 255.
 
     Args:
-      frames: [F, H, W, 3] of bytes, or F arrays [H, W, 3] of bytes or pictures, all of one size. Where F is no multiple
+      frames: [F, H, W, 3] of bytes, or F arrays [H, W, 3] of bytes or images, all of one size. Where F is no multiple
         of the temporal patch size, the last frame is repeated.
       fps: frames a second, of the frames given (not of the file that they were sampled from).
       settings: the checkpoint's processor; its bounds hold for every frame.
@@ -70,42 +70,42 @@ def video_to_patches(
     """
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive and finite, got {fps}")
-    pictures = [_picture(frame, number) for number, frame in enumerate(frames)]
-    if not pictures:
+    images = [_image(frame, number) for number, frame in enumerate(frames)]
+    if not images:
         raise ValueError("a video needs at least one frame, got none")
-    for number, picture in enumerate(pictures):
-        if picture.size != pictures[0].size:
-            (w, h), (w0, h0) = picture.size, pictures[0].size
+    for number, image in enumerate(images):
+        if image.size != images[0].size:
+            (w, h), (w0, h0) = image.size, images[0].size
             raise ValueError(f"frame {number} is {w}x{h} but frame 0 is {w0}x{h0}: all frames must have one size")
     together = layout.temporal_patch_size
-    pictures += [pictures[-1]] * (-len(pictures) % together)
+    images += [images[-1]] * (-len(images) % together)
     if total_pixels is not None:
         if total_pixels < 1:
             raise ValueError(f"total_pixels must be positive, got {total_pixels}")
-        share = total_pixels * together // len(pictures)
+        share = total_pixels * together // len(images)
         bound = max(min(settings.max_pixels, share), int(settings.min_pixels * 1.05))
         settings = dataclasses.replace(settings, max_pixels=bound)
     steps = []
-    for first in range(0, len(pictures), together):
+    for first in range(0, len(images), together):
         try:
-            steps.append(_step(pictures[first : first + together], settings, layout))
+            steps.append(_step(images[first : first + together], settings, layout))
         except ValueError as error:
             raise ValueError(f"frames {first} to {first + together - 1}: {error}") from error
     return VideoPatches(tuple(steps), together / fps)
 
 
-def _step(pictures: Sequence[Image.Image], settings: ProcessorSettings, layout: PictureLayout) -> FramePatches:
+def _step(images: Sequence[Image.Image], settings: ProcessorSettings, layout: ImageLayout) -> FramePatches:
     """One temporal patch: the first frame's patches with the other frames in their places."""
-    out = picture_to_patches(pictures[0], settings, layout)
+    out = image_to_patches(images[0], settings, layout)
     shape = (len(out.valid_S), 3, layout.temporal_patch_size, layout.patch_size**2)
     patches = out.patches_SxC.reshape(shape)
-    for at, picture in enumerate(pictures[1:], 1):
-        if picture is not pictures[0]:
-            patches[:, :, at] = picture_to_patches(picture, settings, layout).patches_SxC.reshape(shape)[:, :, at]
+    for at, image in enumerate(images[1:], 1):
+        if image is not images[0]:
+            patches[:, :, at] = image_to_patches(image, settings, layout).patches_SxC.reshape(shape)[:, :, at]
     return dataclasses.replace(out, patches_SxC=patches.reshape(out.patches_SxC.shape))
 
 
-def _picture(frame: np.ndarray | Image.Image, number: int) -> Image.Image:
+def _image(frame: np.ndarray | Image.Image, number: int) -> Image.Image:
     if isinstance(frame, Image.Image):
         return frame
     array = np.asarray(frame)

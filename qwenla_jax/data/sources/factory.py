@@ -8,19 +8,19 @@ from pathlib import Path
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.datasets.jsonl import jsonl
 from qwenla_jax.data.datasets.llava_cot import llava_cot
-from qwenla_jax.data.datasets.raw_record import FilePicture, RecordError
+from qwenla_jax.data.datasets.raw_record import FileImage, RecordError
 from qwenla_jax.data.datasets.readers import READERS
-from qwenla_jax.data.images.decode import PictureError
+from qwenla_jax.data.images.decode import ImageError
 from qwenla_jax.data.record import Split
-from qwenla_jax.data.sources.filters import Filter, many_options, no_picture, other_kinds, several_pictures
+from qwenla_jax.data.sources.filters import Filter, many_options, no_image, other_kinds, several_images
 from qwenla_jax.data.sources.mixture import Mixture, Picked
-from qwenla_jax.data.sources.skip_invalid import TooManyBroken
+from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.data.sources.spec import Part, parse
-from qwenla_jax.data.sources.splits import Chosen, own_split, unusable
+from qwenla_jax.data.sources.splits import SelectedRecords, own_split, unusable
 from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
 from qwenla_jax.data.synthetic.source import SceneSource, scene_source
 
-Source = Chosen | SceneSource | EasyVqaSource
+Source = SelectedRecords | SceneSource | EasyVqaSource
 
 
 def make_source(
@@ -33,7 +33,7 @@ def make_source(
     correction_share: float = 0.3,
     style: str = "structured",
     whole: bool = False,
-    max_broken: int = 0,
+    max_invalid: int = 0,
     once: bool = False,
 ) -> RecordSource:
     """The source that a setting names.
@@ -44,13 +44,13 @@ def make_source(
 
     Args:
       name: see `data.specs`.
-      split: which part of it, see `data.corpora.splits`.
+      split: which part of it, see `data.datasets.splits`.
       seed: of drawn scenes, and of the order of easy-VQA and of mixtures.
       size: at most so many records.
       reflection_share, correction_share, style: see `scene_questions.ask`; the style is that of scenes alone.
-      whole: all records whatever the split, because the others are elsewhere; a corpus's own splits count all the same.
-      max_broken: so many records may be unusable as their text tells; they are left out.
-      once: no record comes twice.
+      whole: all records whatever the split, because the others are elsewhere; a dataset's own splits count all the
+      same. max_invalid: so many records may be unusable as their text tells; they are left out. once: no record comes
+      twice.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -63,7 +63,7 @@ def make_source(
     opened: dict[str, Source] = {}
     for part in parts:
         opened[part.name] = open_part(part, split, size=size if alone else None, whole=whole, **drawn)
-    unusable([source for source in opened.values() if isinstance(source, Chosen)], max_broken)
+    unusable([source for source in opened.values() if isinstance(source, SelectedRecords)], max_invalid)
     for part in parts:
         if not len(opened[part.name]):
             raise ValueError(f"{part.text}: holds no record for the split {split}")
@@ -92,18 +92,18 @@ def open_part(
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     if part.reader == "jsonl":
-        corpus, own = jsonl(part.path), None
+        dataset, own = jsonl(part.path), None
     else:
         own = own_split(part.reader, Path(part.path), split)
         path = own or Path(part.path)
-        corpus = llava_cot(path, later_turns=False) if "turns" in part.keys else READERS[part.reader](path)
-    return Chosen(corpus, part.reader, split, whole or own is not None, _filters(part.keys), size)
+        dataset = llava_cot(path, later_turns=False) if "turns" in part.keys else READERS[part.reader](path)
+    return SelectedRecords(dataset, part.reader, split, whole or own is not None, _filters(part.keys), size)
 
 
 def _filters(keys: Mapping[str, str]) -> list[Filter]:
-    found = [no_picture, several_pictures] if "pictures" in keys else []
-    found += [many_options(int(keys["max_options"]))] if "max_options" in keys else []
-    return found + ([other_kinds(keys["kinds"].split("|"))] if "kinds" in keys else [])
+    result = [no_image, several_images] if "images" in keys else []
+    result += [many_options(int(keys["max_options"]))] if "max_options" in keys else []
+    return result + ([other_kinds(keys["kinds"].split("|"))] if "kinds" in keys else [])
 
 
 def sources_of(source: RecordSource) -> dict[str, RecordSource]:
@@ -113,35 +113,35 @@ def sources_of(source: RecordSource) -> dict[str, RecordSource]:
 
 
 def readable(source: RecordSource, most: int) -> RecordSource:
-    """A source without the records whose pictures cannot be opened: opens all of them, in its order.
+    """A source without the records whose images cannot be opened: opens all of them, in its order.
 
     For what goes through a source by index and must not meet a record twice; a training skips as it goes.
 
     Raises:
-      TooManyBroken: there are more than `most`, those whose text rules them out included; at once.
+      TooManyInvalid: there are more than `most`, those whose text rules them out included; at once.
     """
-    texts = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, Chosen))
-    kept, broken = [], []
+    texts = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, SelectedRecords))
+    kept, invalid = [], []
     for index in range(len(source)):
         try:
             source[index]
             kept.append(index)
-        except (PictureError, RecordError) as error:
-            broken.append(str(error))
-            if len(broken) + texts > most:
-                told = "\n".join(broken[:5])
-                told = f"more than {most} records cannot be used (config.data.max_broken):\n{told}"
-                raise TooManyBroken(told) from error
-    return source if not broken else Picked(source, kept)
+        except (ImageError, RecordError) as error:
+            invalid.append(str(error))
+            if len(invalid) + texts > most:
+                message = "\n".join(invalid[:5])
+                message = f"more than {most} records cannot be used (config.data.max_invalid):\n{message}"
+                raise TooManyInvalid(message) from error
+    return source if not invalid else Picked(source, kept)
 
 
-def picture_files(source: RecordSource) -> dict[str, Path]:
-    """The file of each record that has one picture in a file of its own, by the record's id."""
-    found: dict[str, Path] = {}
+def image_files(source: RecordSource) -> dict[str, Path]:
+    """The file of each record that has one image in a file of its own, by the record's id."""
+    result: dict[str, Path] = {}
     for name, part in sources_of(source).items():
-        if isinstance(part, Chosen):
+        if isinstance(part, SelectedRecords):
             for index in range(len(part)):
-                entry = part.entry(index)
-                if len(entry.pictures) == 1 and isinstance(entry.pictures[0], FilePicture):
-                    found[f"{name}/{entry.id}" if name else entry.id] = entry.pictures[0].path
-    return found
+                raw_record = part.raw_record(index)
+                if len(raw_record.images) == 1 and isinstance(raw_record.images[0], FileImage):
+                    result[f"{name}/{raw_record.id}" if name else raw_record.id] = raw_record.images[0].path
+    return result

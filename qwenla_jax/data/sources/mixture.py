@@ -117,15 +117,15 @@ class Mixture:
 
     def _pass(self, source: int, number: int) -> np.ndarray:
         """The order of a source's pass; the last few are kept."""
-        found = self._passes.get((source, number))
-        if found is None:
+        result = self._passes.get((source, number))
+        if result is None:
             # By the name, so that adding a source does not reorder the others.
             name = self._names[source]
-            found = np.random.default_rng([self._seed, number, *name.encode()]).permutation(len(self._sources[name]))
+            result = np.random.default_rng([self._seed, number, *name.encode()]).permutation(len(self._sources[name]))
             if len(self._passes) >= 4 * len(self._names):
                 self._passes = {}
-            self._passes[source, number] = found
-        return found
+            self._passes[source, number] = result
+        return result
 
 
 class Picked:

@@ -21,21 +21,21 @@ class _Items(Protocol[Read]):
         """The item at an index from 0."""
 
 
-class TooManyBroken(ValueError):
+class TooManyInvalid(ValueError):
     """More records of a source are broken than it may have."""
 
 
-class Skipping(Generic[Item]):
+class SkipInvalid(Generic[Item]):
     """A source in which the next whole record stands in the place of a broken one.
 
     Which record an index gives is a function of the index and the data alone, so a restarted run sees the same ones.
     The stand-in comes once more than the others in an epoch. Counting starts anew with each object: a run that is
-    resumed meets its broken records again.
+    resumed meets its invalid records again.
 
     Args:
       source: the records, or what is made of them; it raises ValueError where one cannot be used.
       most: so many different records may be broken.
-      found: told of each broken record when it is met for the first time; may be called from several threads.
+      found: told of each invalid record when it is met for the first time; may be called from several threads.
       advice: what a refusal ends with.
 
     Raises:
@@ -43,15 +43,15 @@ class Skipping(Generic[Item]):
     """
 
     def __init__(
-        self, source: _Items[Item], most: int, found: Callable[[str], None] | None = None, advice: str = ""
+        self, source: _Items[Item], most: int, result: Callable[[str], None] | None = None, advice: str = ""
     ) -> None:
         if most < 0:
             raise ValueError(f"most must not be negative, got {most}")
         if len(source) < 1:
             raise ValueError("the source holds no record")
         self._source, self._most = source, most
-        self._found, self._advice = found, advice
-        self._broken: dict[int, tuple[str, str]] = {}
+        self._found, self._advice = result, advice
+        self._invalid: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()  # a pipeline reads in several threads
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Skipping(Generic[Item]):
     def skipped(self) -> Counter[str]:
         """Records found broken so far, by reason, each counted once."""
         with self._lock:
-            return Counter(reason for reason, _ in self._broken.values())
+            return Counter(reason for reason, _ in self._invalid.values())
 
     def __getitem__(self, index: int) -> Item:
         """The record at an index, or the first whole one after it, round the end; raises as `read`."""
@@ -70,35 +70,35 @@ class Skipping(Generic[Item]):
         """The record of an index as above, and how many broken ones stand between.
 
         Raises:
-          TooManyBroken: more than `most` different records have turned out broken; the message counts them by reason
+          TooManyInvalid: more than `most` different records have turned out broken; the message counts them by reason
             and shows the first five.
         """
         for step in range(len(self)):
             at = (index + step) % len(self)
             with self._lock:
-                if at in self._broken:
+                if at in self._invalid:
                     continue
             try:
                 return self._source[at], step
-            except TooManyBroken:
+            except TooManyInvalid:
                 raise
             except ValueError as error:
                 self._note(at, error)
-        raise TooManyBroken(f"all {len(self)} records are broken: {self._told()}")
+        raise TooManyInvalid(f"all {len(self)} records are broken: {self._told()}")
 
     def _note(self, at: int, error: ValueError) -> None:
         with self._lock:
-            new = at not in self._broken
-            self._broken[at] = str(getattr(error, "reason", "unusable")), str(error)
-            count = len(self._broken)
+            new = at not in self._invalid
+            self._invalid[at] = str(getattr(error, "reason", "unusable")), str(error)
+            count = len(self._invalid)
         if count > self._most:
-            told = f"{count} records are broken, at most {self._most} may be{self._advice}: {self._told()}"
-            raise TooManyBroken(told) from error
+            message = f"{count} records are broken, at most {self._most} may be{self._advice}: {self._told()}"
+            raise TooManyInvalid(message) from error
         if new and self._found is not None:
             self._found(str(error))
 
     def _told(self) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.skipped().items()))
         with self._lock:
-            first = [message for _, (_, message) in sorted(self._broken.items())[:5]]
+            first = [message for _, (_, message) in sorted(self._invalid.items())[:5]]
         return "\n".join([counts, *first])

@@ -3,7 +3,7 @@
     scenes | marked_scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]    one source
     SOURCE*2,SOURCE*1                                             a mixture; the weight may be left out (1)
 
-NAME is one of `CORPORA`. KEYs leave records out by what their text tells: `max_options=N`, `pictures=1` (exactly one),
+NAME is one of `DATASETS`. KEYs leave records out by what their text tells: `max_options=N`, `images=1` (exactly one),
 `kinds=A|B`, and of llava_cot `turns=first`.
 """
 
@@ -18,9 +18,9 @@ from glob import glob, has_magic
 from pathlib import Path
 
 BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa")
-# The readers of `data.corpora.registry`, whose import would cost every refusal of a setting half a second.
-CORPORA = ("we_math", "mathvision", "scemqa", "polymath", "geometry3k", "llava_cot", "parquet")
-KEYS = ("max_options", "pictures", "kinds", "turns")
+# The readers of `data.datasets.registry`, whose import would cost every refusal of a setting half a second.
+DATASETS = ("we_math", "mathvision", "scemqa", "polymath", "geometry3k", "llava_cot", "parquet")
+KEYS = ("max_options", "images", "kinds", "turns")
 _WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
 
 
@@ -31,8 +31,8 @@ class Part:
     Attributes:
       name: short, and different from the other parts' names.
       text: as it was written, without its weight.
-      reader: a name of `CORPORA`, "jsonl", or one of `BUILT_IN_SOURCES`.
-      path: of a corpus or file; empty for the built-in ones.
+      reader: a name of `DATASETS`, "jsonl", or one of `BUILT_IN_SOURCES`.
+      path: of a dataset or file; empty for the built-in ones.
       keys: what stands behind the `#`.
       weight: its share of a mixture, relative to the others'.
     """
@@ -55,11 +55,11 @@ def parse(spec: str) -> tuple[Part, ...]:
         return (_part(spec, Fraction(1)),)
     parts: list[Part] = []
     for text in spec.split(","):
-        found = _WEIGHT.search(text)
-        weight = Fraction(found[1]) if found else Fraction(1)
+        result = _WEIGHT.search(text)
+        weight = Fraction(result[1]) if result else Fraction(1)
         if not weight:
             raise ValueError(f"{text!r}: the weight is 0; expected more, or leave the source out")
-        part = _part(text[: found.start()] if found else text, weight)
+        part = _part(text[: result.start()] if result else text, weight)
         same = sum(part.name == other.name.partition(".")[0] for other in parts)
         parts.append(dataclasses.replace(part, name=f"{part.name}.{same + 1}") if same else part)
     return tuple(parts)
@@ -69,11 +69,11 @@ def _part(text: str, weight: Fraction) -> Part:
     if text in BUILT_IN_SOURCES:
         return Part(text, text, text, "", {}, weight)
     reader, colon, rest = text.partition(":")
-    if reader not in CORPORA or not colon:
+    if reader not in DATASETS or not colon:
         if not text.endswith(".jsonl"):
             raise ValueError(
                 f"{text!r}: expected scenes, easy_vqa, an existing .jsonl file, or NAME:PATH with a NAME of "
-                f"{', '.join(CORPORA)}"
+                f"{', '.join(DATASETS)}"
             )
         return Part(Path(text).stem.replace(".", "_"), text, "jsonl", text, {}, weight)
     path, mark, tail = rest.partition("#")
@@ -87,8 +87,8 @@ def _part(text: str, weight: Fraction) -> Part:
         raise ValueError(f"{text!r}: expected a path after {reader}:")
     if not re.fullmatch(r"\d+", keys.get("max_options", "1")):
         raise ValueError(f"{text!r}: max_options={keys['max_options']}, expected a whole number")
-    if keys.get("pictures", "1") != "1":
-        raise ValueError(f"{text!r}: pictures={keys['pictures']}, expected 1")
+    if keys.get("images", "1") != "1":
+        raise ValueError(f"{text!r}: images={keys['images']}, expected 1")
     if "turns" in keys and (reader, keys["turns"]) != ("llava_cot", "first"):
         raise ValueError(f"{text!r}: turns={keys['turns']}, expected turns=first, of llava_cot")
     return Part(reader, text, reader, str(Path(path).expanduser()), keys, weight)

@@ -1,9 +1,9 @@
-"""Which records of a corpus are trained on, and which are held out.
+"""Which records of a dataset are trained on, and which are held out.
 
-A corpus that comes in splits of its own keeps them: parquet files called `train` and one of `validation`, `val` and
+A dataset that comes in splits of its own keeps them: parquet files called `train` and one of `validation`, `val` and
 `test` (the first of these is held out, for it chooses among checkpoints), or of Geometry3K folders called so.
 Of all others every tenth record is held out, by a hash of its id, as of JSONL files. Records that belong together are
-on one side: the steps of a problem of We-Math, which share its picture, and the turns of a conversation of LLaVA-CoT.
+on one side: the steps of a problem of We-Math, which share its image, and the turns of a conversation of LLaVA-CoT.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from qwenla_jax.data.datasets.raw_record import Corpus, Entry
+from qwenla_jax.data.datasets.raw_record import Dataset, RawRecord
 from qwenla_jax.data.record import Record, Split, stable_hash
 from qwenla_jax.data.sources.filters import Filter, Filtered
 
@@ -23,17 +23,17 @@ def own_split(reader: str, path: Path, split: Split) -> Path | None:
     """Where a folder's own split lies; None where it has none."""
     if not path.is_dir():
         return None
-    found: dict[str, Path] = {}
+    result: dict[str, Path] = {}
     for name in ("train", *HELD_OUT):
         places = [path / name] if reader == "geometry3k" and (path / name).is_dir() else []
         for folder in (path, path / "data"):
             places += [folder / f"{name}.parquet"] if (folder / f"{name}.parquet").is_file() else []
             places += [folder / f"{name}-*.parquet"] if any(folder.glob(f"{name}-*.parquet")) else []
-        found |= {name: places[0]} if places else {}
-    held = next((name for name in HELD_OUT if name in found), None)
-    if "train" not in found or held is None:
+        result |= {name: places[0]} if places else {}
+    held = next((name for name in HELD_OUT if name in result), None)
+    if "train" not in result or held is None:
         return None
-    return found[held if split == "held_out" else "train"]
+    return result[held if split == "held_out" else "train"]
 
 
 def family(reader: str, name: str) -> str:
@@ -43,11 +43,11 @@ def family(reader: str, name: str) -> str:
     return name.partition("#")[0] if reader == "llava_cot" else name
 
 
-class Chosen:
-    """The records of one split of a corpus that its text does not rule out; which ones depends on the data alone.
+class SelectedRecords:
+    """The records of one split of a dataset that its text does not rule out; which ones depends on the data alone.
 
     Args:
-      corpus: the corpus.
+      dataset: the dataset.
       reader: its reader's name, see `family`.
       split: which part; for "cold_start" every record needs a response.
       whole: all records, whatever the split.
@@ -55,8 +55,8 @@ class Chosen:
       size: only the first so many.
 
     Attributes:
-      name: of the corpus.
-      total: records of the corpus, before anything was left out.
+      name: of the dataset.
+      total: records of the dataset, before anything was left out.
       faults: where, reason and message of every record that cannot be used, of all splits.
       left_out: what the filters left out, by reason; and `refused`, what the reader did.
 
@@ -66,50 +66,50 @@ class Chosen:
 
     def __init__(
         self,
-        corpus: Corpus,
+        dataset: Dataset,
         reader: str,
         split: Split,
         whole: bool = False,
         filters: Iterable[Filter] = (),
         size: int | None = None,
     ) -> None:
-        filtered = Filtered(corpus, filters)
+        filtered = Filtered(dataset, filters)
         self._source = filtered
-        self.name, self.total = corpus.name, len(corpus)
-        self.left_out, self.refused = filtered.left_out, Counter(corpus.refused)
+        self.name, self.total = dataset.name, len(dataset)
+        self.left_out, self.refused = filtered.left_out, Counter(dataset.refused)
         faults: list[tuple[str, str, str]] = []
         kept = []
         answered = split != "cold_start"
         for index in range(len(filtered)):
-            entry = filtered.entry(index)
-            found = entry.faults()
-            answered = answered or entry.response is not None
-            if not found and split == "cold_start" and entry.response is None:
-                found = [("no_response", "response is missing; supervised training needs one")]
-            faults += [(entry.where, reason, message) for reason, message in found[:1]]
-            if found:
+            raw_record = filtered.raw_record(index)
+            result = raw_record.faults()
+            answered = answered or raw_record.response is not None
+            if not result and split == "cold_start" and raw_record.response is None:
+                result = [("no_response", "response is missing; supervised training needs one")]
+            faults += [(raw_record.where, reason, message) for reason, message in result[:1]]
+            if result:
                 continue
-            if whole or (stable_hash(family(reader, entry.id)) % 10 == 0) == (split == "held_out"):
+            if whole or (stable_hash(family(reader, raw_record.id)) % 10 == 0) == (split == "held_out"):
                 kept.append(index)
         self.faults = tuple(faults)
         if not answered and reader != "jsonl":
-            raise ValueError(f"{corpus.name}: its records have no responses, and supervised training needs them")
+            raise ValueError(f"{dataset.name}: its records have no responses, and supervised training needs them")
         self._kept = tuple(kept[:size])
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, index: int) -> Record:
-        """The record; raises what `Corpus` raises where a picture cannot be opened."""
+        """The record; raises what `Corpus` raises where an image cannot be opened."""
         return self._source[self._kept[index]]
 
-    def entry(self, index: int) -> Entry:
-        """The row, without opening its pictures."""
-        return self._source.entry(self._kept[index])
+    def raw_record(self, index: int) -> RawRecord:
+        """The row, without opening its images."""
+        return self._source.raw_record(self._kept[index])
 
 
-def unusable(parts: Iterable[Chosen], most: int) -> None:
-    """Refuses corpora of which more records than `most` cannot be used, as far as their text tells.
+def unusable(parts: Iterable[SelectedRecords], most: int) -> None:
+    """Refuses datasets of which more records than `most` cannot be used, as far as their text tells.
 
     Raises:
       ValueError: names the first twenty, with where they stand and what would be right.
@@ -118,9 +118,9 @@ def unusable(parts: Iterable[Chosen], most: int) -> None:
     if len(faults) <= most:
         return
     counts = ", ".join(f"{reason} {n}" for reason, n in sorted(Counter(f[1] for f in faults).items()))
-    told = [f"{where}: {message}" for where, _, message in faults[:20]]
-    told += [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
+    line = [f"{where}: {message}" for where, _, message in faults[:20]]
+    line += [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
     raise ValueError(
-        f"{len(faults)} records cannot be used ({counts}), at most {most} may be (config.data.max_broken; "
-        "train.py --check_data tells of all):\n" + "\n".join(told),
+        f"{len(faults)} records cannot be used ({counts}), at most {most} may be (config.data.max_invalid; "
+        "train.py --check_data tells of all):\n" + "\n".join(line),
     )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import collections
 
-from qwenla_jax.data.images.decode import open_picture
+from qwenla_jax.data.images.decode import open_image
 from qwenla_jax.data.record import Record, Split, stable_hash
 
 
 class EasyVqaSource:
-    """The PyPI package easy-vqa: 64x64 pictures of one coloured shape, and questions that nobody here wrote.
+    """The PyPI package easy-vqa: 64x64 images of one coloured shape, and questions that nobody here wrote.
 
-    Responses for the cold start are written from the package's own answers: what is true of a picture is what its
-    questions say; pictures whose questions do not tell both colour and shape (9%) are left out there. The package's
+    Responses for the cold start are written from the package's own answers: what is true of an image is what its
+    questions say; images whose questions do not tell both colour and shape (9%) are left out there. The package's
     training part serves "cold_start" and "train", its test part "held_out".
 
     Raises:
@@ -29,7 +29,7 @@ class EasyVqaSource:
         questions = easy_vqa.get_test_questions() if test else easy_vqa.get_train_questions()
         self._facts = _easy_vqa_facts(questions)
         rows = list(zip(*questions, strict=True))
-        # The package lists all questions of a picture together; the first `size` should be of many pictures.
+        # The package lists all questions of an image together; the first `size` should be of many images.
         if split == "cold_start":
             rows = [row for row in rows if len(self._facts[row[2]]) == 2]
         rows.sort(key=lambda row: stable_hash(f"{seed} {row[2]} {row[0]}"))
@@ -40,10 +40,10 @@ class EasyVqaSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        question, answer, picture = self._rows[index]
-        image = open_picture(self._paths[picture])
-        name = f"easy-vqa-{self._split}-{picture}-{question}"
-        facts = self._facts[picture]
+        question, answer, img = self._rows[index]
+        image = open_image(self._paths[img])
+        name = f"easy-vqa-{self._split}-{img}-{question}"
+        facts = self._facts[img]
         caption = " ".join(facts)
         reflects = stable_hash(f"reflect {name}") % 1000 < 1000 * self._share
         sections = [
@@ -70,20 +70,17 @@ def _easy_vqa_kind(answer: str) -> str:
 
 
 def _easy_vqa_facts(questions: tuple[list[str], list[str], list[int]]) -> dict[int, tuple[str, ...]]:
-    """Colour and shape of every picture, as far as its questions with their answers tell."""
+    """Colour and shape of every image, as far as its questions with their answers tell."""
     facts: dict[int, dict[str, str]] = collections.defaultdict(dict)
-    for question, answer, picture in zip(*questions, strict=True):
+    for question, answer, image in zip(*questions, strict=True):
         words = set(question.rstrip("?").split())
-        told = words if answer == "yes" and not words & {"no", "not"} else {answer}
-        told |= words if answer == "no" and words & {"no", "not"} else set()
-        told |= words if answer not in ("yes", "no") else set()  # "what color is the circle?" tells of a circle
-        for word in told:
+        message = words if answer == "yes" and not words & {"no", "not"} else {answer}
+        message |= words if answer == "no" and words & {"no", "not"} else set()
+        message |= words if answer not in ("yes", "no") else set()  # "what color is the circle?" tells of a circle
+        for word in message:
             if word in EASY_VQA_COLORS:
-                facts[picture]["color"] = word
+                facts[image]["color"] = word
             elif word in EASY_VQA_SHAPES:
-                facts[picture]["shape"] = word
+                facts[image]["shape"] = word
     names = ("color", "shape")
-    return {
-        picture: tuple(facts[picture][name] for name in names if name in facts[picture])
-        for picture in set(questions[2])
-    }
+    return {image: tuple(facts[image][name] for name in names if name in facts[image]) for image in set(questions[2])}

@@ -1,7 +1,7 @@
 """Rendered scenes whose objects bear marks, discs in another colour, a pure function of (seed, split, index).
 
 Paper silent: it has no such data. A caption tells size, colour and shape, as of the scenes without marks, and never the
-mark: a question about one is answered by looking at the picture again, and not by reading what was written so far.
+mark: a question about one is answered by looking at the image again, and not by reading what was written so far.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Questions about rendered scenes, and structured responses to them; a pure function of (seed, split, index).
 
 paper silent: the paper's cold start takes 2k records of LLaVA-CoT-100k with one reflection inserted by hand. Here the
-response is written from the scene: what the format and the habit of checking look like, on pictures a small model can
+response is written from the scene: what the format and the habit of checking look like, on images a small model can
 read. The reasoning is a verdict at a glance. A reflection stands between reasoning and conclusion, looks at the scene
 again and goes through the objects that matter; where the reasoning was wrong, it says what is right. So a response that
 reflects has more to rest its conclusion on. The conclusion is always right.

@@ -1,6 +1,6 @@
 """Rendered scenes: a few coloured shapes on a light ground, a pure function of (seed, split, index).
 
-Paper silent: it has no such data. The pictures exist so that the whole pipeline runs without a download, and are made
+Paper silent: it has no such data. The images exist so that the whole pipeline runs without a download, and are made
 so that a small model can read them but errs: shapes stand off any grid, cover each other in part, and are noisy.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize leaves the picture as it is
+SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize leaves the image as it is
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 SIZES: tuple[str, ...] = ("small", "big")
 COLORS: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
@@ -54,7 +54,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is on it.
+    """An image and what is on it.
 
     Attributes:
       objects: in drawing order, so later ones cover earlier ones.

@@ -52,15 +52,15 @@ class SceneSource:
         return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
 
     def scene(self, index: int) -> Scene:
-        """What the picture of a record shows."""
+        """What the image of a record shows."""
         return self._make(self._seed, _SPLIT_NUMBER[self._split], index)
 
     def caption(self, index: int) -> str:
-        """The objects of a record's picture, as its response's caption has them."""
+        """The objects of a record's image, as its response's caption has them."""
         return caption_of(self.scene(index))
 
     def details(self, index: int) -> tuple[str, ...]:
-        """What is to be seen in a record's picture beyond the caption: an object's name and its mark."""
+        """What is to be seen in a record's image beyond the caption: an object's name and its mark."""
         return tuple(f"{thing} {thing.mark}" for thing in self.scene(index).objects if isinstance(thing, MarkedObject))
 
 

@@ -1,6 +1,6 @@
-"""CHAIR: objects that a caption names and the picture does not show (Rohrbach et al. 2018).
+"""CHAIR: objects that a caption names and the image does not show (Rohrbach et al. 2018).
 
-Paper, evaluation: CHAIR_i and CHAIR_s over captions of COCO 2014 pictures, of the text of `<CONCLUSION>` alone;
+Paper, evaluation: CHAIR_i and CHAIR_s over captions of COCO 2014 images, of the text of `<CONCLUSION>` alone;
 figure 1 adds Recall. As the official scorer does, the unit of CHAIR_i is a mention, not a distinct object.
 
 Words are split by NLTK's own rules, which come with the package. Its sentence splitter needs trained data that does
@@ -175,14 +175,14 @@ def words_of(caption: str) -> list[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    found, start = [], 0
+    result, start = [], 0
     for end in _SENTENCE_END.finditer(text):
         before = text[max(start, end.start() - 12) : end.start()].rsplit(maxsplit=1)
         if end[0] == "." and before and before[-1].lstrip("(\"'") in _ABBREVIATIONS:
             continue
-        found.append(text[start : end.end()].strip())
+        result.append(text[start : end.end()].strip())
         start = end.end()
-    return [*found, text[start:].strip()]
+    return [*result, text[start:].strip()]
 
 
 @functools.cache
@@ -197,10 +197,10 @@ def _tokenizer() -> Any:
 @functools.cache
 def _double_words() -> Mapping[str, str]:
     """Two words -> the one that they count as."""
-    found = {pair: pair for pair in _PAIRS}
-    found |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS}
-    found |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
-    return found | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+    result = {pair: pair for pair in _PAIRS}
+    result |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS}
+    result |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
+    return result | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 
 
 def mentions(caption: str, synonyms: Synonyms) -> list[str]:
@@ -227,17 +227,17 @@ def mentions(caption: str, synonyms: Synonyms) -> list[str]:
 
 
 def true_objects(categories: Iterable[str], captions: Iterable[str], synonyms: Synonyms) -> frozenset[str]:
-    """What a picture shows: its annotated categories, and the objects of its human captions.
+    """What an image shows: its annotated categories, and the objects of its human captions.
 
     Raises:
       ValueError: a category that no line of the synonyms holds; or as in `mentions`.
     """
-    found = set()
+    result = set()
     for category in categories:
         if category not in synonyms.object_of:
             raise ValueError(f"{synonyms.name}: lacks the category {category!r}")
-        found.add(synonyms.object_of[category])
-    return frozenset(found.union(*(mentions(caption, synonyms) for caption in captions)))
+        result.add(synonyms.object_of[category])
+    return frozenset(result.union(*(mentions(caption, synonyms) for caption in captions)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +251,7 @@ class ChairCounts:
 
 
 def count(caption: str, objects: Collection[str], synonyms: Synonyms) -> ChairCounts:
-    """Counts of one caption against the picture's objects."""
+    """Counts of one caption against the image's objects."""
     named, there = mentions(caption, synonyms), frozenset(objects)
     return ChairCounts(len(named), sum(one not in there for one in named), len(there & set(named)), len(there))
 

@@ -1,4 +1,4 @@
-"""CHAIR's files: captions by picture, and what the pictures hold."""
+"""CHAIR's files: captions by image, and what the images hold."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _QUESTION = "Please describe this image in detail."
 
 
 def chair_ids(row: Row) -> tuple[str, ...]:
-    """The picture's id in COCO."""
+    """The image's id in COCO."""
     return (row.need("image_id", "id"),)
 
 
 def chair_item(row: Row, name: str) -> Item:
-    """A picture with the list of its objects.
+    """An image with the list of its objects.
 
     Raises:
       ValueError: the row has no list of objects.
@@ -27,13 +27,13 @@ def chair_item(row: Row, name: str) -> Item:
     objects = row.values.get("objects", row.values.get("object"))
     if not isinstance(objects, list):
         raise ValueError(
-            f"{row.where}: holds no objects; expected {{picture id: [objects]}}, or COCO's instances and captions files"
+            f"{row.where}: holds no objects; expected {{image id: [objects]}}, or COCO's instances and captions files"
         )
-    return Item(name, _QUESTION, details={"objects": frozenset(map(str, objects))}, pictures=row.pictures)
+    return Item(name, _QUESTION, details={"objects": frozenset(map(str, objects))}, images=row.images)
 
 
-def read_pictures(rows: Sequence[Row], settings: Settings) -> list[Item]:
-    """Pictures of rows with their objects, or of COCO's annotation files (instances and captions, several of each).
+def read_images(rows: Sequence[Row], settings: Settings) -> list[Item]:
+    """Images of rows with their objects, or of COCO's annotation files (instances and captions, several of each).
 
     Raises:
       ValueError: a row holds no objects; COCO's files are not both there, or lack something.
@@ -65,11 +65,11 @@ def read_pictures(rows: Sequence[Row], settings: Settings) -> list[Item]:
             f"chair: COCO's files are {' and '.join(sorted(kinds)) or 'empty'} alone; expected instances and captions"
         )
     synonyms = read_synonyms(settings.synonyms)
-    found = []
+    result = []
     for name in dict.fromkeys([*categories, *captions]):
         objects = true_objects(sorted(categories[name]), captions[name], synonyms)
-        found.append(Item(name, _QUESTION, details={"objects": objects}))
-    return found
+        result.append(Item(name, _QUESTION, details={"objects": objects}))
+    return result
 
 
 def score_chair(answers: Sequence[Answer], settings: Settings) -> Result:

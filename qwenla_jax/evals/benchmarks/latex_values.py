@@ -57,13 +57,13 @@ def _tuple(text: str) -> str | None:
     parts = text[1:-1].split(",")
     if len(parts) < 2 or text[0] + text[-1] not in ("()", "[]"):
         return None
-    found = []
+    result = []
     for part in parts:
         value = None if "infty" in part or part in _NAMES else _value(part)
         if value is None and not ("infty" in part or part in _NAMES):
             return None
-        found.append(part if value is None else str(round(value, 2)))
-    return text[0] + ",".join(found) + text[-1]
+        result.append(part if value is None else str(round(value, 2)))
+    return text[0] + ",".join(result) + text[-1]
 
 
 def _value(text: str) -> float | None:
@@ -75,10 +75,10 @@ def _value(text: str) -> float | None:
     except ValueError:
         pass
     try:
-        found: Any = _read(text)
-        if getattr(found, "free_symbols", True) or not getattr(found, "is_number", False):
+        result: Any = _read(text)
+        if getattr(result, "free_symbols", True) or not getattr(result, "is_number", False):
             return None
-        return float(found.doit())  # a percentage comes as a product that is not worked out
+        return float(result.doit())  # a percentage comes as a product that is not worked out
     except Exception:  # the library's own errors are many, a complex number is a TypeError
         return None
 
@@ -86,10 +86,10 @@ def _value(text: str) -> float | None:
 def _read(text: str) -> Any:
     import latex2sympy2_extended  # takes a second; `latex_worker` has done it before
 
-    found = latex2sympy2_extended.latex2sympy(_first(text))
+    result = latex2sympy2_extended.latex2sympy(_first(text))
     # Braces around a number are brackets to the official scorer's library, and a set to this one.
-    single = "," not in text and getattr(found, "is_FiniteSet", False) and len(found) == 1
-    return next(iter(found)) if single else found
+    single = "," not in text and getattr(result, "is_FiniteSet", False) and len(result) == 1
+    return next(iter(result)) if single else result
 
 
 def _first(text: str) -> str:
@@ -132,9 +132,9 @@ def same_values(pairs: Sequence[tuple[str, str]], workers: int = 1) -> list[bool
         extra=(("qwenla_jax.evals.benchmarks.latex_worker:same", 1.0),),
     )
     records = [RewardRecord(str(n), "", want, "", got, (), 0, True) for n, (got, want) in enumerate(pairs)]
-    found: list[bool | None] = []
+    result: list[bool | None] = []
     with RewardPool(settings, workers=workers, deadline_s=DEADLINE_S, step_deadline_s=_STEP * DEADLINE_S) as pool:
         for start in range(0, len(records), _STEP):
             for score in pool.score(records[start : start + _STEP]):
-                found.append(None if isinstance(score, RewardError) else bool(score.extra["same"]))
-    return found
+                result.append(None if isinstance(score, RewardError) else bool(score.extra["same"]))
+    return result

@@ -53,10 +53,10 @@ def mathvision_answer(text: str) -> str:
                 text = text.rpartition(lead)[2].strip().partition("\n")[0].partition(". ")[0]
             else:
                 text = text.strip()
-    found = _cleaned(_unboxed(text.lower().replace("{}", "")))
+    result = _cleaned(_unboxed(text.lower().replace("{}", "")))
     for wrapped in _UNWRAPPED:
-        found = found.replace(wrapped, wrapped[1])
-    return found.rstrip(".").lstrip(":").strip()
+        result = result.replace(wrapped, wrapped[1])
+    return result.rstrip(".").lstrip(":").strip()
 
 
 def _is_number(text: str) -> bool:
@@ -135,9 +135,7 @@ def mathvision_item(row: Row, name: str) -> Item:
         check_letter(row, answer, options)
     question = "\n".join([row.text("question") or "", *(f"({key}) {text}" for key, text in options.items())])
     details = {"level": row.text("level") or ""}
-    return Item(
-        name, question.strip(), answer, options, row.text("subject", "category") or "all", details, row.pictures
-    )
+    return Item(name, question.strip(), answer, options, row.text("subject", "category") or "all", details, row.images)
 
 
 def right_texts(item: Item) -> tuple[str, ...]:
@@ -170,13 +168,13 @@ def score_mathvision(answers: Sequence[Answer], settings: Settings) -> Result:
     """
     said = [mathvision_answer(one.text) if one.given else "" for one in answers]
     sure = [[same_text(got, want) for want in right_texts(one.item)] for got, one in zip(said, answers, strict=True)]
-    right = [any(found) for found in sure]
+    right = [any(result) for result in sure]
     open_pairs = [
         (n, (got.lower(), want.lower()))
         for n, (got, one) in enumerate(zip(said, answers, strict=True))
         if not right[n]
-        for want, found in zip(right_texts(one.item), sure[n], strict=True)
-        if found is None
+        for want, result in zip(right_texts(one.item), sure[n], strict=True)
+        if result is None
     ]
     failed = by_value = 0
     if settings.algebra:

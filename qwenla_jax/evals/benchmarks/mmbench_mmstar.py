@@ -82,7 +82,7 @@ def _item(row: Row, name: str, answer: str, options: Mapping[str, str], listed: 
     lines = [f"{letter}. {text}" for letter, text in options.items()] if listed else []
     text = "\n".join([*([hint] if hint and hint not in NOTHING else []), question, *lines])
     details = {"question": question, "split": row.text("split") or ""}
-    return Item(name, text, answer, options, row.text("category") or "all", details, row.pictures)
+    return Item(name, text, answer, options, row.text("category") or "all", details, row.images)
 
 
 def mmbench_item(row: Row, name: str) -> Item:

@@ -2,7 +2,7 @@
 
 Paper, evaluation: the mean rating. Official: one "rating: N" in the judge's reply counts, none or several count as 0;
 below 3 is a hallucination; question i is of type i modulo 8. Paper silent on the judge; the instruction here is ours,
-so that ratings compare only under the same judge and instruction. The judge reads what the picture holds and does not
+so that ratings compare only under the same judge and instruction. The judge reads what the image holds and does not
 see it, as officially.
 """
 
@@ -38,8 +38,8 @@ hallucination, 0 for little or not informative with hallucination."""
 def rating(reply: str) -> int | None:
     """The one rating from 0 to 6 that a reply names, None where it names none or several."""
     lower = reply.lower()
-    found = [number for number in range(7) if f"rating: {number}" in lower]
-    return found[0] if len(found) == 1 else None
+    result = [number for number in range(7) if f"rating: {number}" in lower]
+    return result[0] if len(result) == 1 else None
 
 
 def mmhal_ids(row: Row) -> tuple[str, ...]:
@@ -56,9 +56,7 @@ def mmhal_item(row: Row, name: str) -> Item:
     content = row.values.get("image_content", [])
     content = ", ".join(map(str, content)) if isinstance(content, list) else str(content)
     kind = KINDS[row.number % len(KINDS)]
-    return Item(
-        name, row.need("question"), row.need("gt_answer", "answer"), {}, kind, {"content": content}, row.pictures
-    )
+    return Item(name, row.need("question"), row.need("gt_answer", "answer"), {}, kind, {"content": content}, row.images)
 
 
 def score_mmhal(answers: Sequence[Answer], settings: Settings) -> Result:
@@ -76,9 +74,9 @@ def score_mmhal(answers: Sequence[Answer], settings: Settings) -> Result:
     by_kind: dict[str, list[int]] = defaultdict(list)
     rows = []
     for one in answers:
-        found = rating(replies[one.item.id]) if one.given else 0
-        by_kind[one.item.kind].append(found or 0)
-        rows.append({"id": one.item.id, "read": found, "right": (found or 0) >= 3})
+        result = rating(replies[one.item.id]) if one.given else 0
+        by_kind[one.item.kind].append(result or 0)
+        rows.append({"id": one.item.id, "read": result, "right": (result or 0) >= 3})
     ratings = [number for numbers in by_kind.values() for number in numbers]
     figures = {
         "rating": Figure(sum(ratings) / len(ratings)),
@@ -101,7 +99,7 @@ def ask(
       judges: made with the same `log`, `options` and `instruction`.
       log: remembers replies.
       options: endpoint and a single model.
-      instruction: with {question}, {answer} and {text}; the question holds what the picture shows.
+      instruction: with {question}, {answer} and {text}; the question holds what the image shows.
 
     Returns:
       Item id -> reply.
@@ -109,7 +107,7 @@ def ask(
     Raises:
       ValueError: the judge did not reply to an answer; those that it replied to are in the log.
     """
-    found, failed = {}, []
+    result, failed = {}, []
     for one in answers:
         if not one.given:
             continue
@@ -122,10 +120,10 @@ def ask(
         if reply is None:
             failed.append(f"{one.item.id}: {judges.stopped or log.failure(key)}")
         else:
-            found[one.item.id] = reply
+            result[one.item.id] = reply
     if failed:
         raise ValueError(f"the judge did not reply to {len(failed)} answers, the first {failed[0]}; run it again")
-    return found
+    return result
 
 
 def replies_of(rows: Sequence[Row]) -> Mapping[str, str]:
@@ -134,7 +132,7 @@ def replies_of(rows: Sequence[Row]) -> Mapping[str, str]:
     Raises:
       ValueError: a row holds neither.
     """
-    found = {}
+    result = {}
     for row in rows:
         reply = row.text("reply", "content")
         if reply is None:
@@ -143,5 +141,5 @@ def replies_of(rows: Sequence[Row]) -> Mapping[str, str]:
             except (LookupError, TypeError) as error:
                 raise ValueError(f"{row.where}: holds no reply; expected reply, or a chat completion") from error
         # A completion's own id names the request, not the question.
-        found[str(row.number) if "choices" in row.values else row.text("id", "index") or str(row.number)] = reply
-    return found
+        result[str(row.number) if "choices" in row.values else row.text("id", "index") or str(row.number)] = reply
+    return result

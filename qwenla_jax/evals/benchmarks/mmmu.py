@@ -97,10 +97,10 @@ def open_candidates(text: str) -> list[str | float]:
         if best and best not in _TRIVIAL:
             parts.append(best)
     parts = parts or [text]
-    found = list(parts)
+    result = list(parts)
     for part in parts:
-        found += numbers(part)
-    return list(dict.fromkeys(value for one in found for value in normal(one)))
+        result += numbers(part)
+    return list(dict.fromkeys(value for one in result for value in normal(one)))
 
 
 def open_right(text: str, gold: str | Sequence[str]) -> bool:
@@ -146,7 +146,7 @@ def mmmu_item(row: Row, name: str) -> Item:
     question = "\n".join([row.text("question") or "", *(f"({key}) {text}" for key, text in options.items())])
     split = row.text("split") or (name.partition("_")[0] if name.startswith(_SPLITS) else "")
     details = {"open": not closed, "split": split}
-    return Item(name, question.strip(), answer, options if closed else {}, subject, details, row.pictures)
+    return Item(name, question.strip(), answer, options if closed else {}, subject, details, row.images)
 
 
 def _several(gold: str) -> Any:
@@ -154,10 +154,10 @@ def _several(gold: str) -> Any:
     if not gold.strip().startswith("["):
         return gold
     try:
-        found = ast.literal_eval(gold.strip())
+        result = ast.literal_eval(gold.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return gold
-    return found if isinstance(found, list) else gold
+    return result if isinstance(result, list) else gold
 
 
 def score_mmmu(answers: Sequence[Answer], settings: Settings) -> Result:
@@ -210,10 +210,10 @@ def pro_ids(row: Row) -> tuple[str, ...]:
     name = row.need("id", "index")
     if name.startswith(tuple(f"{config}/" for config in CONFIGS)):
         return (name,)
-    told = (row.text("config") or row.source).lower()
-    if "vision" in told:
+    message = (row.text("config") or row.source).lower()
+    if "vision" in message:
         return (f"{CONFIGS[2]}/{name}",)
-    return (f"{CONFIGS[1] if re.search(r'4[ _]?option|standard[-_ (]*4', told) else CONFIGS[0]}/{name}",)
+    return (f"{CONFIGS[1] if re.search(r'4[ _]?option|standard[-_ (]*4', message) else CONFIGS[0]}/{name}",)
 
 
 def pro_item(row: Row, name: str) -> Item:
@@ -231,17 +231,17 @@ def pro_item(row: Row, name: str) -> Item:
         raise ValueError(f"{row.where}: holds no options; give the questions by --gold too")
     check_letter(row, answer, options)
     question = "\n".join([row.text("question") or "", *(f"{key}. {text}" for key, text in options.items())])
-    return Item(name, question.strip(), answer, options, name.partition("/")[0], pictures=row.pictures)
+    return Item(name, question.strip(), answer, options, name.partition("/")[0], images=row.images)
 
 
 def score_pro(answers: Sequence[Answer], settings: Settings) -> Result:
     """Accuracy of each config; "overall" is the mean of standard with 10 options and vision, where both are there."""
-    found = _score("mmmu_pro", answers, settings, pro=True)
-    figures = {name: figure for name, figure in found.figures.items() if name != "accuracy"}
+    result = _score("mmmu_pro", answers, settings, pro=True)
+    figures = {name: figure for name, figure in result.figures.items() if name != "accuracy"}
     both = [figures.get(f"accuracy/{CONFIGS[0]}"), figures.get(f"accuracy/{CONFIGS[2]}")]
     if all(both):
         figures = {"overall": Figure(sum(figure.value for figure in both if figure) / 2)} | figures
         note = "mean of standard (10 options) and vision"
     else:
         note = "needs standard (10 options) and vision, give both files; not there"
-    return Result("mmmu_pro", figures, found.counts, found.notes | {"overall": note}, found.rows)
+    return Result("mmmu_pro", figures, result.counts, result.notes | {"overall": note}, result.rows)

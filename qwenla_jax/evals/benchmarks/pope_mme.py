@@ -60,9 +60,9 @@ def pope_ids(row: Row) -> tuple[str, ...]:
     whole = row.text("id") or ""
     if whole.partition("/")[0] in SPLITS and "/" in whole:
         return (whole,)
-    told = [_SPLIT.findall((row.text(key) or "").lower()) for key in ("category", "split")]
-    told.append(_SPLIT.findall(row.source.rpartition("/")[2].lower())[:1])
-    splits = next((found for found in told if found), None)
+    message = [_SPLIT.findall((row.text(key) or "").lower()) for key in ("category", "split")]
+    message.append(_SPLIT.findall(row.source.rpartition("/")[2].lower())[:1])
+    splits = next((result for result in message if result), None)
     if splits is None:
         raise ValueError(
             f"{row.where}: is of no split; expected a column category ({', '.join(SPLITS)}) or one of these in the "
@@ -78,7 +78,7 @@ def pope_item(row: Row, name: str) -> Item:
       ValueError: the row lacks something, or its label is neither yes nor no.
     """
     answer = _yes_or_no(row, row.need("label", "answer"))
-    return Item(name, row.text("question", "text") or "", answer, kind=name.partition("/")[0], pictures=row.pictures)
+    return Item(name, row.text("question", "text") or "", answer, kind=name.partition("/")[0], images=row.images)
 
 
 def _yes_or_no(row: Row, answer: str) -> str:
@@ -113,19 +113,19 @@ def score_pope(answers: Sequence[Answer], settings: Settings) -> Result:
         figures[f"yes/{split}"] = Figure.of_counts(said_yes, len(pairs))
         counts[f"questions/{split}"] = len(pairs)
     means = [figure.value for name, figure in figures.items() if name.startswith("F1/")]
-    found = {"F1": Figure(sum(means) / len(means))} | figures
+    result = {"F1": Figure(sum(means) / len(means))} | figures
     lacking = [split for split in SPLITS if split not in by_split]
     notes = {"F1": f"mean of {len(means)} splits" + (f"; without {', '.join(lacking)}" if lacking else "")}
-    return Result("pope", found, counts, notes, tuple(rows))
+    return Result("pope", result, counts, notes, tuple(rows))
 
 
 def mme_ids(row: Row) -> tuple[str, ...]:
-    """The row's own id or index; else task, picture and question, because two questions share a picture."""
+    """The row's own id or index; else task, image and question, because two questions share an image."""
     own = row.text("id", "index")
     if own is not None:
         return (own,)
-    picture = row.need("question_id", "image_path", "image", "image_id")
-    return (f"{row.need('category')}/{picture}/{row.need('question')}",)
+    image = row.need("question_id", "image_path", "image", "image_id")
+    return (f"{row.need('category')}/{image}/{row.need('question')}",)
 
 
 def mme_item(row: Row, name: str) -> Item:
@@ -137,32 +137,32 @@ def mme_item(row: Row, name: str) -> Item:
     kind = row.need("category", "task")
     if kind not in PERCEPTION + COGNITION:
         raise ValueError(f"{row.where}: the task {kind!r} is none of MME's: {', '.join(PERCEPTION + COGNITION)}")
-    picture = row.need("image_path", "question_id", "image_id", "image")
+    image = row.need("image_path", "question_id", "image_id", "image")
     answer = _yes_or_no(row, row.need("answer", "gt_answer"))
-    return Item(name, row.need("question"), answer, kind=kind, details={"picture": picture}, pictures=row.pictures)
+    return Item(name, row.need("question"), answer, kind=kind, details={"image": image}, images=row.images)
 
 
 def score_mme(answers: Sequence[Answer], settings: Settings) -> Result:
     """100 accuracy + 100 accuracy+ of each task, and their sums over perception and cognition.
 
-    Accuracy+ counts pictures of which both questions are answered right.
+    Accuracy+ counts images of which both questions are answered right.
 
     Raises:
-      ValueError: a picture has another number of questions than two.
+      ValueError: an image has another number of questions than two.
     """
-    by_picture: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    by_image: dict[tuple[str, str], list[bool]] = defaultdict(list)
     rows = []
     for one in answers:
         said = mme_answer(one.text) if one.given else "other"
-        by_picture[one.item.kind, one.item.details["picture"]].append(said == one.item.answer)
+        by_image[one.item.kind, one.item.details["image"]].append(said == one.item.answer)
         rows.append({"id": one.item.id, "read": said, "answer": one.item.answer, "right": said == one.item.answer})
-    odd = [f"{kind}/{picture}" for (kind, picture), right in by_picture.items() if len(right) != 2]
+    odd = [f"{kind}/{image}" for (kind, image), right in by_image.items() if len(right) != 2]
     if odd:
         raise ValueError(f"mme: {odd[0]!r} and {len(odd) - 1} others have not two questions; accuracy+ needs both")
     figures: dict[str, Figure] = {}
     scores = {}
     for kind in PERCEPTION + COGNITION:
-        pairs = [right for (task, _), right in by_picture.items() if task == kind]
+        pairs = [right for (task, _), right in by_image.items() if task == kind]
         if pairs:
             single = Figure.of_counts(sum(map(sum, pairs)), 2 * len(pairs))
             both = Figure.of_counts(sum(map(all, pairs)), len(pairs))
@@ -175,6 +175,6 @@ def score_mme(answers: Sequence[Answer], settings: Settings) -> Result:
     notes = {
         "tasks": f"{len(scores)} of 14" + (f"; without {', '.join(lacking)}, which add nothing" if lacking else "")
     }
-    counts = {"pictures": len(by_picture), "read_as_other": sum(row["read"] == "other" for row in rows)}
+    counts = {"images": len(by_image), "read_as_other": sum(row["read"] == "other" for row in rows)}
     total = Figure(math.fsum(figure.value for figure in totals.values()))
     return Result("mme", {"total": total} | totals | figures, counts, notes, tuple(rows))

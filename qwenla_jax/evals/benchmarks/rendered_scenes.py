@@ -50,7 +50,7 @@ def judge_answer(response: str, answer: str, kind: str, caption: str) -> SceneAn
     plain = _plain(response)
     sections = parse(response).sections
     there = {words for words, _ in _objects(caption)}
-    named = {words for start, text in told(response) for words, _ in _objects(text)}
+    named = {words for start, text in message(response) for words, _ in _objects(text)}
     return SceneAnswer(
         kind=kind,
         right=matches(response, answer) if plain else accuracy_reward(response, answer) == 1.0,
@@ -82,11 +82,11 @@ def said_objects(response: str, caption: str) -> tuple[SaidObject, ...]:
       response, caption: as there.
     """
     there = {words for words, _ in _objects(caption)}
-    found: dict[tuple[str, str, str], SaidObject] = {}
-    for start, text in told(response):
+    result: dict[tuple[str, str, str], SaidObject] = {}
+    for start, text in message(response):
         for words, end in _objects(text):
-            found.setdefault(words, SaidObject(start + end, words in there))
-    return tuple(found.values())
+            result.setdefault(words, SaidObject(start + end, words in there))
+    return tuple(result.values())
 
 
 def said_details(response: str, details: Collection[str]) -> tuple[int, int]:
@@ -114,8 +114,8 @@ def _plain(response: str) -> bool:
     return not any(tag in response for tag in TAGS)
 
 
-def told(response: str) -> list[tuple[int, str]]:
-    """Where a response tells what is in the picture: (index of the first character, text).
+def message(response: str) -> list[tuple[int, str]]:
+    """Where a response tells what is in the image: (index of the first character, text).
 
     Those are its captions. Without any tag, as `configs/base.py` teaches it, a response tells that in all its lines but
     the first, which sums up the question, or in its only one.
@@ -149,18 +149,18 @@ def summarise(answers: Sequence[SceneAnswer]) -> dict[str, float]:
     by_kind = collections.defaultdict(list)
     for one in answers:
         by_kind[one.kind].append(one.right)
-    found = {"accuracy": share([one.right for one in answers])}
-    found |= {f"accuracy/{kind}": share(by_kind[kind]) for kind in sorted(by_kind)}
-    found |= {
+    result = {"accuracy": share([one.right for one in answers])}
+    result |= {f"accuracy/{kind}": share(by_kind[kind]) for kind in sorted(by_kind)}
+    result |= {
         "format": share([one.well_formed for one in answers]),
         "reflections": share([one.reflections for one in answers]),
     }
     named, invented = sum(one.named for one in answers), sum(one.invented for one in answers)
     if named:
         there = sum(one.named - one.invented + one.missed for one in answers)
-        found |= {
+        result |= {
             "chair_i": invented / named,
             "chair_s": share([one.invented > 0 for one in answers]),
             "recall": (named - invented) / there,
         }
-    return found
+    return result

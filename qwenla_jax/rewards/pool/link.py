@@ -39,7 +39,7 @@ class Link:
         self.chunk: list[int] = []
         self.items: deque[int] = deque()
         self.values: dict[str, float] = {}
-        self.broken: str | None = None
+        self.invalid: str | None = None
         self._loading = ""
         self._executor: int | None = None
         self._options = options
@@ -110,15 +110,15 @@ class Link:
                 case ["ready"]:
                     self.starting = False
                 case ["refused", str(message)]:
-                    self.broken = message
+                    self.invalid = message
                 case other:
-                    self.broken = f"the reward worker said {other!r:.100}"
+                    self.invalid = f"the reward worker said {other!r:.100}"
         return answers
 
     def trouble(self) -> str | None:
         """Why the worker is of no more use; None where it is."""
-        if self.broken or self._lines.fault:
-            return self.broken or f"the reward worker's output is garbled: {self._lines.fault}"
+        if self.invalid or self._lines.fault:
+            return self.invalid or f"the reward worker's output is garbled: {self._lines.fault}"
         doing = f"importing {self._loading!r}" if self._loading else "starting"
         if self._lines.ended:
             if not self.starting:

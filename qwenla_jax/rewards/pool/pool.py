@@ -127,8 +127,8 @@ class RewardPool:
                     step.book(link, link.take())
                     if (trouble := link.trouble()) is not None:
                         self._replace(step, link, trouble)
-                    elif not (link.starting or link.items) and step.waiting:
-                        link.send(step.waiting.popleft(), records)
+                    elif not (link.starting or link.items) and step.pending:
+                        link.send(step.pending.popleft(), records)
                 if not self._links:
                     step.fail_rest("crash", f"no reward worker could be started: {self._start_trouble}")
                 elif step.left and time.monotonic() >= until:
@@ -169,7 +169,7 @@ class RewardPool:
         else:
             # What it had not passed on yet is lost, so which record it was is not known. Those that have no result are
             # tried once more, each in a chunk of its own; then the guilty one is found, and the others get theirs.
-            step.waiting.extendleft([index] for index in reversed(link.items))
+            step.pending.extendleft([index] for index in reversed(link.items))
         self._drop([link])
         if link.starting:
             self._start_trouble = message  # one that cannot even start is not tried again before the next call
@@ -198,13 +198,13 @@ class _Step:
         self._results: list[RewardScores | RewardError | None] = [None] * len(records)
         self.left = len(records)
         indices = range(len(records))
-        self.waiting = deque(list(indices[first : first + _CHUNK]) for first in indices[::_CHUNK])
+        self.pending = deque(list(indices[first : first + _CHUNK]) for first in indices[::_CHUNK])
 
     def book(self, link: Link, messages: Iterable[list[Any]]) -> None:
         """Enters a worker's answers."""
         for kind, item, *rest in messages:
             if not link.items or item != len(link.chunk) - len(link.items):
-                link.broken = "the reward worker answered out of turn"
+                link.invalid = "the reward worker answered out of turn"
                 return
             index = link.items[0]
             if kind == "error":

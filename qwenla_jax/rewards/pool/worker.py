@@ -2,7 +2,7 @@
 
 It imports the user's rewards once, forks an executor for each chunk of records, and watches it: where a record takes
 too long or the executor dies, the executor's processes are killed, the record is answered as an error, and a new
-executor goes on with the next one. Nothing here imports jax. It ends when its standard input ends.
+executor resumes the next one. Nothing here imports jax. It ends when its standard input ends.
 """
 
 import math
@@ -169,10 +169,10 @@ class _Worker:
         give_up = time.monotonic() + _END_S
         while time.monotonic() < give_up:
             try:
-                found, _ = os.waitpid(-1, os.WNOHANG)
+                result, _ = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return  # not one child is left
-            if found == 0:
+            if result == 0:
                 # Orphans become children of this process, those that have left the group too.
                 left = _children() - self._kept
                 if not left:
@@ -219,10 +219,10 @@ def _wait(pid: int, timeout_s: float) -> str | None:
     until = time.monotonic() + timeout_s
     while True:
         try:
-            found, status = os.waitpid(pid, os.WNOHANG)
+            result, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             return "its process ended"
-        if found:
+        if result:
             code = os.waitstatus_to_exitcode(status)
             return f"its process ended with status {code}" if code >= 0 else f"its process ended by {_signal(-code)}"
         if time.monotonic() >= until:
@@ -248,7 +248,7 @@ def _kill(pid: int) -> None:
 
 def _children() -> set[int]:
     """Process ids of this process's children, on Linux; elsewhere none."""
-    found, me = set(), os.getpid()
+    result, me = set(), os.getpid()
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit():
             try:
@@ -257,8 +257,8 @@ def _children() -> set[int]:
             except OSError:
                 continue  # it has just ended
             if int(stat[stat.rindex(b")") + 1 :].split()[1]) == me:
-                found.add(int(name))
-    return found
+                result.add(int(name))
+    return result
 
 
 if __name__ == "__main__":

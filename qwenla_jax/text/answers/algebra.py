@@ -152,14 +152,14 @@ def _is_expression(text: str) -> bool:
 
 def _parse(library: ModuleType, text: str) -> Any | None:
     """The expression that the whole text is; None where it is none."""
-    found = library.parse(
+    result = library.parse(
         f"${text}$",
         [library.LatexExtractionConfig(boxed_match_priority=-1)],
         fallback_mode="no_fallback",
         extraction_mode="first_match",
         parsing_timeout=None,
     )
-    return found[0] if len(found) == 1 and hasattr(found[0], "free_symbols") else None
+    return result[0] if len(result) == 1 and hasattr(result[0], "free_symbols") else None
 
 
 def _close(got: Any, want: Any) -> bool:

@@ -26,10 +26,10 @@ def parts(text: str) -> tuple[str, tuple[str, ...]] | None:
     brackets = ""
     if len(text) > 2 and text[0] in _OPEN and text[-1] in _CLOSE and _closing(text) == len(text) - 1:
         brackets, text = text[0] + text[-1], text[1:-1]
-    found = _split(_AND.sub(", ", text))
-    if found is None or not 1 < len(found) <= _MAX_PARTS or not all(found):
+    result = _split(_AND.sub(", ", text))
+    if result is None or not 1 < len(result) <= _MAX_PARTS or not all(result):
         return None
-    return brackets, found
+    return brackets, result
 
 
 def same_parts(got: str, want: str, same: Callable[[str, str], bool]) -> bool:
@@ -53,7 +53,7 @@ def same_parts(got: str, want: str, same: Callable[[str, str], bool]) -> bool:
 def _split(text: str) -> tuple[str, ...] | None:
     """The text cut at its commas, or its semicolons, outside brackets; None where the brackets do not match."""
     mark = ";" if ";" in text else ","
-    found, start, depth = [], 0, 0
+    result, start, depth = [], 0, 0
     for position, character in enumerate(text):
         if character in _OPEN:
             depth += 1
@@ -62,9 +62,9 @@ def _split(text: str) -> tuple[str, ...] | None:
             if depth < 0:
                 return None
         elif character == mark and depth == 0:
-            found.append(text[start:position].strip())
+            result.append(text[start:position].strip())
             start = position + 1
-    return None if depth else (*found, text[start:].strip())
+    return None if depth else (*result, text[start:].strip())
 
 
 def _closing(text: str) -> int:

@@ -1,9 +1,9 @@
 r"""Reading the answer out of a response, and comparing it with the right one.
 
 Paper, section BRPO: the content of the conclusion is matched with the right answer by regular expression; which one is
-not said. `bare_matches` is that in its barest form. Paper silent, our choices in `matches`: the whole conclusion has to
-be the answer in one of its usual writings. Nothing is searched for inside longer text, because "A or B" contains "A"
-and a policy finds that out. A right answer that is put in an unusual way therefore counts as wrong.
+not said. `exact_matches` is that in its barest form. Paper silent, our choices in `matches`: the whole conclusion has
+to be the answer in one of its usual writings. Nothing is searched for inside longer text, because "A or B" contains
+"A" and a policy finds that out. A right answer that is put in an unusual way therefore counts as wrong.
 
 Usual writings:
 - wrappings, lead-ins, boxes: `answer_forms`;
@@ -52,7 +52,7 @@ def extract_conclusion(text: str) -> str | None:
     return None
 
 
-def bare_matches(conclusion: str, answer: str) -> bool:
+def exact_matches(conclusion: str, answer: str) -> bool:
     r"""Whether a conclusion is the right answer letter by letter, whitespace at the ends aside.
 
     The paper's form: what `<CONCLUSION>\s*(.*?)\s*</CONCLUSION>` finds is compared as it stands. Case, "B." and "3.0"
@@ -121,8 +121,8 @@ def right_option(want: str, options: Sequence[str]) -> int | None:
     index = _index(want if _OPTION.fullmatch(want) else _option(want), options)
     if index is not None:
         return index
-    found = [index for index in range(len(options)) if same(want, option_text(index, options))]
-    return found[0] if len(found) == 1 else None
+    result = [index for index in range(len(options)) if same(want, option_text(index, options))]
+    return result[0] if len(result) == 1 else None
 
 
 def option_text(index: int, options: Sequence[str]) -> str:
@@ -153,8 +153,8 @@ def _with_text(got: str, options: Sequence[str]) -> list[int]:
     texts = [option_text(index, options) for index in range(len(options))]
     for alike in (str.__eq__, lambda text, got: key(text) == key(got), lambda text, got: matches(got, text)):
         # The strictest first: "XAXa" and "XAXA" are two genotypes, and 50 is one of "50" and "50%".
-        if found := [index for index, text in enumerate(texts) if got and text and alike(text, got)]:
-            return found
+        if result := [index for index, text in enumerate(texts) if got and text and alike(text, got)]:
+            return result
     return []
 
 
@@ -174,6 +174,6 @@ def _option(text: str) -> str | None:
 
 
 def _yes_no(text: str) -> str | None:
-    """ "yes" or "no" where the text says so with an explanation that does not take it back; else None."""
+    """ "yes" or "no" where the text reports it with an explanation that does not take it back; else None."""
     match = _YES_NO.fullmatch(text)
     return None if match is None or _TAKEN_BACK[match[1]].search(match[2]) else match[1]

@@ -1,7 +1,7 @@
 """Dynamic sampling: other questions in the place of those whose responses all earned the same (DAPO).
 
 Which questions come in is a function of (seed, step, round), and how many rounds are taken one of the responses, so a
-run that is gone on with draws the same.
+run that is resumed draws the same.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 
 from qwenla_jax.data.batching.loader import RecordSource, batch_indices
 from qwenla_jax.data.record import Record
-from qwenla_jax.train.brpo.score import Verdicts
+from qwenla_jax.train.brpo.score import ScoredRollout
 from qwenla_jax.types import Rollout
 
 STREAM = 2**31  # added to the seed: the order of these questions is another than the training's
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class SampledGroups:
     """Questions of one sampling with their responses: records, rollouts of all rows, verdicts."""
 
     records: list[Record]
     rollout: Rollout
-    verdicts: Verdicts
+    scored: ScoredRollout
 
 
 def further_records(source: RecordSource, seed: int, step: int, turn: int, rounds: int, number: int) -> list[Record]:
@@ -35,7 +35,7 @@ def further_records(source: RecordSource, seed: int, step: int, turn: int, round
     return [source[int(i)] for i in batch_indices(seed + STREAM, step * rounds + turn, number, len(source))]
 
 
-def fill(first: Drawn, draw: Callable[[int], Drawn], rounds: int) -> tuple[Drawn, int]:
+def fill(first: SampledGroups, draw: Callable[[int], SampledGroups], rounds: int) -> tuple[SampledGroups, int]:
     """Takes further questions until every group teaches something, or the rounds are spent.
 
     Args:
@@ -47,49 +47,49 @@ def fill(first: Drawn, draw: Callable[[int], Drawn], rounds: int) -> tuple[Drawn
       as many questions as at first: those that teach in the order they were drawn, then, where they are too few, those
       that do not, which count in nothing; and the rounds taken.
     """
-    drawn = [first]
+    groups = [first]
     wanted = len(first.records)
-    useful = int((~first.verdicts.equal_Q).sum())
-    while useful < wanted and len(drawn) <= rounds:
-        drawn.append(draw(len(drawn) - 1))
-        useful += int((~drawn[-1].verdicts.equal_Q).sum())
-    if len(drawn) == 1:
+    useful = int((~first.scored.zero_std_Q).sum())
+    while useful < wanted and len(groups) <= rounds:
+        groups.append(draw(len(groups) - 1))
+        useful += int((~groups[-1].scored.zero_std_Q).sum())
+    if len(groups) == 1:
         return first, 0
-    equal = np.concatenate([d.verdicts.equal_Q for d in drawn])
+    equal = np.concatenate([d.scored.zero_std_Q for d in groups])
     chosen_Q = np.argsort(equal, kind="stable")[:wanted]
-    group = len(first.verdicts.texts) // wanted
+    group = len(first.scored.texts) // wanted
     rows = (chosen_Q[:, None] * group + np.arange(group)).reshape(-1)
-    records = [record for d in drawn for record in d.records]
+    records = [record for d in groups for record in d.records]
     return (
-        Drawn(
+        SampledGroups(
             [records[i] for i in chosen_Q],
-            jax.tree.map(lambda x: x[rows], join([d.rollout for d in drawn])),
-            _join_verdicts([d.verdicts for d in drawn], chosen_Q, rows),
+            jax.tree.map(lambda x: x[rows], join([d.rollout for d in groups])),
+            _join_verdicts([d.scored for d in groups], chosen_Q, rows),
         ),
-        len(drawn) - 1,
+        len(groups) - 1,
     )
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
     """Rollouts below each other; what an insertion shows is padded to the widest."""
-    widest = max(r.kept_BxExX.shape[2] for r in rollouts)
-    padded = [r.replace(kept_BxExX=fit(r.kept_BxExX, widest)) for r in rollouts]
+    widest = max(r.selected_BxExX.shape[2] for r in rollouts)
+    padded = [r.replace(selected_BxExX=fit(r.selected_BxExX, widest)) for r in rollouts]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *padded)
 
 
-def fit(kept_BxExX: np.ndarray, slots: int) -> np.ndarray:
-    """With another number of slots X; what is cut off belongs to no picture."""
-    kept_BxExX = np.asarray(kept_BxExX)[:, :, :slots]
-    return np.pad(kept_BxExX, ((0, 0), (0, 0), (0, slots - kept_BxExX.shape[2])))
+def fit(selected_BxExX: np.ndarray, slots: int) -> np.ndarray:
+    """With another number of slots X; what is cut off belongs to no image."""
+    selected_BxExX = np.asarray(selected_BxExX)[:, :, :slots]
+    return np.pad(selected_BxExX, ((0, 0), (0, 0), (0, slots - selected_BxExX.shape[2])))
 
 
-def _join_verdicts(verdicts: Sequence[Verdicts], chosen_Q: np.ndarray, rows: np.ndarray) -> Verdicts:
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(Verdicts):
-        values = [getattr(v, field.name) for v in verdicts]
+def _join_verdicts(scored: Sequence[ScoredRollout], chosen_Q: np.ndarray, rows: np.ndarray) -> ScoredRollout:
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(ScoredRollout):
+        values = [getattr(v, field.name) for v in scored]
         if isinstance(values[0], list):
             whole = [item for value in values for item in value]
-            found[field.name] = [whole[row] for row in rows]
+            result[field.name] = [whole[row] for row in rows]
         else:
-            found[field.name] = np.concatenate(values)[chosen_Q if field.name == "equal_Q" else rows]
-    return Verdicts(**found)
+            result[field.name] = np.concatenate(values)[chosen_Q if field.name == "zero_std_Q" else rows]
+    return ScoredRollout(**result)

@@ -47,15 +47,15 @@ def advantages(
         spread = np.maximum(_std(grouped_QxGxN, axis=1), std_floor)
         total_QxG = (centred / (spread + std_eps)) @ weights_N
         std_Qx1 = _std(total_QxG, axis=1)
-        found = (total_QxG - _mean(total_QxG)) / (np.maximum(_std(total_QxG), std_floor) + std_eps)
+        result = (total_QxG - _mean(total_QxG)) / (np.maximum(_std(total_QxG), std_floor) + std_eps)
     else:
         std_Qx1 = _std(total_QxG, axis=1)
-        found = total_QxG - _mean(total_QxG, axis=1)
+        result = total_QxG - _mean(total_QxG, axis=1)
         if scale != "none":
             spread = std_Qx1 if scale == "group" else _std(total_QxG)
-            found = found / (np.maximum(spread, std_floor) + std_eps)
+            result = result / (np.maximum(spread, std_floor) + std_eps)
     # Only what is invalid becomes 0: rewards too large for a number must show in the loss, where updates are guarded.
-    return np.where(valid_B, found.reshape(-1), 0.0).astype(np.float32), np.isclose(std_Qx1[:, 0], 0.0)
+    return np.where(valid_B, result.reshape(-1), 0.0).astype(np.float32), np.isclose(std_Qx1[:, 0], 0.0)
 
 
 def _mean(x: np.ndarray, axis: int | None = None) -> np.ndarray:

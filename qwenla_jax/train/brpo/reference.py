@@ -24,7 +24,7 @@ def make_reference(runtime: Runtime, params: Params) -> Params | None:
         return None
     if not adapted_kernels(params) and runtime.options.dtype == runtime.options.param_dtype:
         on_host = runtime.options.brpo.reference == "host"
-        return jax.device_put(params, kept_reference_layouts(runtime)) if on_host else params
+        return jax.device_put(params, stored_reference_shardings(runtime)) if on_host else params
     return reference_program(runtime)(params)
 
 
@@ -37,7 +37,7 @@ def reference_program(runtime: Runtime) -> Any:
             return jax.tree.map(lambda x: x.astype(dtype) + 0, _moving_base(params, rules))
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
-    return jax.jit(copy, out_shardings=kept_reference_layouts(runtime))
+    return jax.jit(copy, out_shardings=stored_reference_shardings(runtime))
 
 
 def _moving_base(tree: Any, rules: Rules) -> Any:
@@ -45,16 +45,16 @@ def _moving_base(tree: Any, rules: Rules) -> Any:
     return base_of(trained_part(tree, trainable_labels(tree, rules)))
 
 
-def reference_layouts(runtime: Runtime) -> Any:
+def reference_shardings(runtime: Runtime) -> Any:
     """Where the reference lies during an update."""
-    if adapted_kernels(runtime.layouts):
-        return _moving_base(runtime.layouts, runtime.options.optim.trainable)
-    return runtime.layouts
+    if adapted_kernels(runtime.shardings):
+        return _moving_base(runtime.shardings, runtime.options.optim.trainable)
+    return runtime.shardings
 
 
-def kept_reference_layouts(runtime: Runtime) -> Any:
+def stored_reference_shardings(runtime: Runtime) -> Any:
     """Where the reference lies between updates."""
-    layouts = reference_layouts(runtime)
+    shardings = reference_shardings(runtime)
     if runtime.options.brpo.reference == "device":
-        return layouts
-    return jax.tree.map(lambda layout: layout.with_memory_kind("pinned_host"), layouts)
+        return shardings
+    return jax.tree.map(lambda layout: layout.with_memory_kind("pinned_host"), shardings)

@@ -27,7 +27,7 @@ class RewardFailures:
         self._first_step = first_step
         self._told: set[tuple[str, str]] = set()
 
-    def look_at(self, step: int, scores: Sequence[RewardScores | RewardError]) -> None:
+    def check(self, step: int, scores: Sequence[RewardScores | RewardError]) -> None:
         """Looks at the rewards of a sampling of step `step`, counted from 0.
 
         Raises:
@@ -47,11 +47,11 @@ class RewardFailures:
         if not errors or len(errors) < len(scores) or late:
             return
         firsts = {(error.name, error.kind): error for error in reversed(errors)}
-        told = "; ".join(
+        message = "; ".join(
             f"{_name(error)} for {counts[which]} ({visible(f'{error.kind}: {error.message}')})"
             for which, error in firsts.items()
         )
-        raise RewardsFailed(f"step {step + 1}: the rewards failed for all {len(scores)} responses: {told}")
+        raise RewardsFailed(f"step {step + 1}: the rewards failed for all {len(scores)} responses: {message}")
 
 
 def _name(error: RewardError) -> str:

@@ -24,7 +24,7 @@ ERROR_KINDS = ("timeout", "crash", "raised", "value")
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdicts:
+class ScoredRollout:
     """Responses of a step with what they earned; row b answers record b // G.
 
     Attributes:
@@ -34,7 +34,7 @@ class Verdicts:
       counted_B: float32, 1 for responses that count in the loss's mean: those with rewards, and, where groups of equal
         rewards are left out, in a group that is not.
       trained_B: float32, 1 for those of them whose tokens enter the loss.
-      equal_Q: bool, groups whose rewards are all equal.
+      zero_std_Q: bool, groups whose rewards are all equal.
       length_B: int, tokens with the stop token.
       stopped_B: bool, ended by a stop token.
     """
@@ -44,7 +44,7 @@ class Verdicts:
     advantage_B: np.ndarray
     counted_B: np.ndarray
     trained_B: np.ndarray
-    equal_Q: np.ndarray
+    zero_std_Q: np.ndarray
     length_B: np.ndarray
     stopped_B: np.ndarray
 
@@ -54,18 +54,18 @@ class Verdicts:
         Rewards are means over the responses that have them, nan where none has.
         """
         valid = [s for s in self.scores if isinstance(s, RewardScores)]
-        group_size = len(self.scores) // len(self.equal_Q)
+        group_size = len(self.scores) // len(self.zero_std_Q)
         totals = [s.total if isinstance(s, RewardScores) else np.nan for s in self.scores]
         spread = [np.std(group[~np.isnan(group)], ddof=1) for group in np.reshape(totals, (-1, group_size))
                   if (~np.isnan(group)).sum() > 1]  # fmt: skip
         names = valid[0].components if valid else ()
         mean = lambda values: float(np.mean(values)) if len(values) else float("nan")  # noqa: E731
-        found = {f"rewards/{name}/mean": mean([s.components[name] for s in valid]) for name in names}
+        result = {f"rewards/{name}/mean": mean([s.components[name] for s in valid]) for name in names}
         kinds = collections.Counter(s.kind for s in self.scores if isinstance(s, RewardError))
-        return found | {
+        return result | {
             "reward": mean([s.total for s in valid]),
             "reward_std": mean(spread),
-            "frac_reward_zero_std": float(self.equal_Q.mean()),
+            "frac_reward_zero_std": float(self.zero_std_Q.mean()),
             **{f"reward_errors/{kind}": float(kinds[kind]) for kind in ERROR_KINDS},
             "completions/mean_length": float(self.length_B.mean()),
             "completions/max_length": float(self.length_B.max()),
@@ -114,7 +114,7 @@ def judge(
     pool: RewardPool,
     settings: RewardSettings,
     options: BrpoOptions,
-) -> Verdicts:
+) -> ScoredRollout:
     """Rewards and group advantages of a step's responses, which may come in several parts.
 
     Args:
@@ -152,7 +152,7 @@ def judge(
     none = dict.fromkeys(weights, np.nan)
     earned = [s.components if isinstance(s, RewardScores) else none for s in scores]
     rewards_BxN = np.array([[one[name] for name in weights] for one in earned], np.float64)
-    advantage_B, equal_Q = advantages(
+    advantage_B, zero_std_Q = advantages(
         rewards_BxN,
         np.array(list(weights.values()), np.float64),
         valid_B,
@@ -162,15 +162,15 @@ def judge(
         scale=options.scale,
         total=options.reward_total,
     )
-    counted_B = valid_B & ~(np.repeat(equal_Q, group_size) & options.drop_equal_groups)
+    counted_B = valid_B & ~(np.repeat(zero_std_Q, group_size) & options.drop_zero_std_groups)
     trained_B = counted_B & (stopped_B | (not options.mask_truncated))
-    return Verdicts(
+    return ScoredRollout(
         texts=texts,
         scores=scores,
         advantage_B=advantage_B,
         counted_B=counted_B.astype(np.float32),
         trained_B=trained_B.astype(np.float32),
-        equal_Q=equal_Q,
+        zero_std_Q=zero_std_Q,
         length_B=length_B,
         stopped_B=stopped_B,
     )

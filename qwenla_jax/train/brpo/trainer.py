@@ -19,13 +19,13 @@ from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
 from qwenla_jax.rewards.weights import RewardScores
 from qwenla_jax.run.completions import Completion, write_completions
-from qwenla_jax.train.brpo.dynamic_sampling import Drawn, fill, fit, further_records, join
+from qwenla_jax.train.brpo.dynamic_sampling import SampledGroups, fill, fit, further_records, join
 from qwenla_jax.train.brpo.reward_failures import RewardFailures
 from qwenla_jax.train.brpo.score import judge, reward_pool, reward_settings
-from qwenla_jax.train.brpo.update import Judged
+from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.programs import tower_is_frozen, update_program
-from qwenla_jax.train.stage import Clock, Inputs, Pause
+from qwenla_jax.train.stage import CheckStop, Clock, Inputs
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.types import PromptBatch, Rollout
 
@@ -37,7 +37,7 @@ class BrpoStage:
         self,
         runtime: Runtime,
         optimizer: optax.GradientTransformation,
-        layouts: TrainState,
+        shardings: TrainState,
         source: RecordSource,
         first_step: int,
         reference: Params | None,
@@ -45,7 +45,7 @@ class BrpoStage:
     ) -> None:
         options = runtime.options
         self._runtime, self._reference = runtime, reference
-        self._step = update_program(runtime, optimizer, layouts)
+        self._step = update_program(runtime, optimizer, shardings)
         self._sampler = brpo_sampler(runtime)
         self._rate = schedule(options.optim, options.steps * options.brpo.inner_updates)
         self._settings = reward_settings(options)
@@ -56,67 +56,69 @@ class BrpoStage:
         self._asked_rows = options.brpo.rollout_batch
         self._batches: Iterator[Any] = runtime.batches(examples, runtime.collate_prompts, first_step, self._asked_rows)
         self._encoder = runtime.encoder() if tower_is_frozen(runtime) else None
-        self._last: Drawn | None = None
+        self._last: SampledGroups | None = None
         self._failures = RewardFailures(note, first_step)
         self.inputs: Inputs | None = None
         self._pool = reward_pool(options)
 
-    def _draw(self, params: Params, batch: Any, records: list[Any], step: int, turn: int, clock: Clock) -> Drawn:
+    def _sample_groups(
+        self, params: Params, batch: Any, records: list[Any], step: int, turn: int, clock: Clock
+    ) -> SampledGroups:
         """Samples and judges G responses to each question; `turn` counts the step's samplings."""
         group = self._runtime.options.brpo.group_size
-        rollout = sample_parts(self._sampler, params, batch, step, turn, len(records) * group)
+        rollout = sample_microbatches(self._sampler, params, batch, step, turn, len(records) * group)
         clock("reward")
         tokenizer, options = self._runtime.tokenizer, self._runtime.options.brpo
-        verdicts = judge([rollout], records, tokenizer, self._pool, self._settings, options)
-        self._failures.look_at(step, verdicts.scores)
-        return Drawn(records, rollout, verdicts)
+        scored = judge([rollout], records, tokenizer, self._pool, self._settings, options)
+        self._failures.check(step, scored.scores)
+        return SampledGroups(records, rollout, scored)
 
     def _see(self, params: Params, batch: Any) -> Any:
-        """The batch with its pictures' visual tokens, where a step's programs may share them: the tower is frozen."""
+        """The batch with its images' visual tokens, where a step's programs may share them: the tower is frozen."""
         if self._encoder is None:
             return batch
         vision, *rest = batch
         return self._encoder(params, vision), *rest
 
-    def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
+    def step(self, state: TrainState, step: int, check_stop: CheckStop) -> tuple[TrainState, dict[str, Any]]:
         """Samples G responses to each question of the batch, rewards them, and updates.
 
         Raises:
           RewardsFailed: no response has rewards.
         """
         run, options = self._runtime.options, self._runtime.options.brpo
-        clock = Clock(pause)
+        clock = Clock(check_stop)
         clock("data")
-        batch, records, broken = next(self._batches)
+        batch, records, invalid = next(self._batches)
         batch, asked = (batch, batch) if self._asked_rows is None else batch
         clock("rollout")
         seen = self._see(state.params, batch)
         asked = seen if asked is batch else self._see(state.params, asked)
-        first = drawn = self._draw(state.params, asked, records, step, 0, clock)
+        first = groups = self._sample_groups(state.params, asked, records, step, 0, clock)
         resampled: dict[str, float] = {}
         if options.resample_rounds:
 
-            def again(turn: int) -> Drawn:
+            def again(turn: int) -> SampledGroups:
                 rounds = options.resample_rounds
-                found = further_records(self._source, run.seed, step, turn, rounds, len(records))
-                other = self._runtime.stack(found, self._runtime.collate_prompts, False, self._asked_rows)
+                result = further_records(self._source, run.seed, step, turn, rounds, len(records))
+                other = self._runtime.stack(result, self._runtime.collate_prompts, False, self._asked_rows)
                 clock("rollout")
-                return self._draw(state.params, self._see(state.params, other), found, step, turn + 1, clock)
+                return self._sample_groups(state.params, self._see(state.params, other), result, step, turn + 1, clock)
 
-            drawn, rounds = fill(first, again, options.resample_rounds)
+            groups, rounds = fill(first, again, options.resample_rounds)
             if rounds:
-                batch = self._runtime.stack(drawn.records, self._runtime.collate_prompts, False)
+                batch = self._runtime.stack(groups.records, self._runtime.collate_prompts, False)
                 seen = self._see(state.params, batch)
-            resampled = {"resample/rounds": rounds, "resample/missing": drawn.verdicts.equal_Q.mean()}
-        self._last = drawn
-        judged = self._judged(drawn, batch)
-        self.inputs = Inputs(step, (*batch, judged), _rows(drawn))
+            resampled = {"resample/rounds": rounds, "resample/missing": groups.scored.zero_std_Q.mean()}
+        self._last = groups
+        rollout_batch = self._rollout_batch(groups, batch)
+        self.inputs = Inputs(step, (*batch, rollout_batch), _rows(groups))
         clock("update")
         updates = []
-        placed = place((*seen, judged), self._rows)
+        placed = place((*seen, rollout_batch), self._rows)
         with self._runtime.context():
             for _ in range(options.inner_updates):
-                state, metrics = self._step(state, self._reference, *placed, self._runtime.bias_V)
+                state, metrics = self._step(state, self._reference, *placed, self._runtime.logit_bias_V)
                 updates.append(metrics)
         updates = jax.device_get(updates)
         # The first update is the one on policy: only there is a difference to the sampler a sign of something wrong.
@@ -125,54 +127,54 @@ class BrpoStage:
         metrics |= {f"first_update/{name}": updates[0][name] for name in once} if options.inner_updates > 1 else {}
         timing = clock.seconds()
         rate = float(self._rate(step * options.inner_updates))
-        own = first.verdicts.metrics() | resampled | {"data/broken": broken}
-        own["perf/sampled_tokens_per_s"] = float(first.verdicts.length_B.sum()) / timing["timing_s/rollout"]
-        if self._runtime.look().inserts:
+        own = first.scored.metrics() | resampled | {"data/invalid": invalid}
+        own["perf/sampled_tokens_per_s"] = float(first.scored.length_B.sum()) / timing["timing_s/rollout"]
+        if self._runtime.reattention().inserts:
             own["reattention/inserted_mean"] = first.rollout.inserted_B.mean()
-            own["reattention/refused_mean"] = first.rollout.refused_B.mean()
+            own["reattention/skipped_mean"] = first.rollout.skipped_B.mean()
         return state, own | metrics | timing | {"learning_rate": rate}
 
-    def _judged(self, drawn: Drawn, batch: Any) -> Judged:
+    def _rollout_batch(self, groups: SampledGroups, batch: Any) -> RolloutBatch:
         """The update's view of the responses, in the batch's parts, cut to what they need."""
-        rollout, verdicts = drawn.rollout, drawn.verdicts
-        longest = next(n for n in self._lengths if n >= verdicts.length_B.max())
-        kept = None
-        if self._runtime.look().inserts:
-            turns = insertion_buckets(rollout.kept_BxExX.shape[1])
+        rollout, scored = groups.rollout, groups.scored
+        longest = next(n for n in self._lengths if n >= scored.length_B.max())
+        selected = None
+        if self._runtime.reattention().inserts:
+            turns = insertion_buckets(rollout.selected_BxExX.shape[1])
             most = next((n for n in turns if n >= rollout.inserted_B.max()), 0)
-            kept = fit(rollout.kept_BxExX[:, :most], block_slots(batch[1]))
+            selected = fit(rollout.selected_BxExX[:, :most], block_slots(batch[1]))
         parts = len(batch[1].ids_QxP)
-        judged = Judged(
+        rollout_batch = RolloutBatch(
             ids_BxR=rollout.ids_BxR[:, :longest],
             logp_BxR=rollout.logp_BxR[:, :longest],
             length_B=rollout.length_B,
-            advantage_B=verdicts.advantage_B,
-            counted_B=verdicts.counted_B,
-            trained_B=verdicts.trained_B,
-            kept_BxExX=kept,
+            advantage_B=scored.advantage_B,
+            counted_B=scored.counted_B,
+            trained_B=scored.trained_B,
+            selected_BxExX=selected,
         )
-        return jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), judged)
+        return jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), rollout_batch)
 
     def show(self, workdir: Path, step: int) -> None:
         """Writes the last step's completions as HTML."""
         if self._last is None:
             return
-        records, verdicts = self._last.records, self._last.verdicts
+        records, scored = self._last.records, self._last.scored
         group = self._runtime.options.brpo.group_size
         rows = []
-        for row in range(min(self._runtime.options.log.completions_rows, len(verdicts.texts))):
-            record, earned = records[row // group], verdicts.scores[row]
+        for row in range(min(self._runtime.options.log.completions_rows, len(scored.texts))):
+            record, earned = records[row // group], scored.scores[row]
             scored = isinstance(earned, RewardScores)
-            cut = "" if verdicts.stopped_B[row] else f"cut off at {verdicts.length_B[row]} tokens"
+            cut = "" if scored.stopped_B[row] else f"cut off at {scored.length_B[row]} tokens"
             rows.append(
                 Completion(
                     images=record.images,
                     prompt=record.question,
                     answer=record.answer,
-                    response=verdicts.texts[row],
+                    response=scored.texts[row],
                     rewards=dict(earned.components) if scored else {},
                     reward=earned.total if scored else float("nan"),
-                    advantage=float(verdicts.advantage_B[row]),
+                    advantage=float(scored.advantage_B[row]),
                     note=cut if scored else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
                 )
             )
@@ -189,10 +191,10 @@ def brpo_sampler(runtime: Runtime) -> Sampler:
     return runtime.sampler(runtime.sample_options(options.group_size, options.temperature, options.top_p))
 
 
-def sample_parts(sampler: Sampler, params: Params, batch: Any, step: int, turn: int, rows: int) -> Rollout:
+def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int, turn: int, rows: int) -> Rollout:
     """Responses to a batch in parts, on the host, all rows below each other.
 
-    Sample numbers go on from turn to turn, so that no two rows of a step share their random keys.
+    Sample numbers continue from turn to turn, so that no two rows of a step share their random keys.
     """
     parts = len(batch[1].ids_QxP)
     numbers = np.arange(turn * rows, (turn + 1) * rows, dtype=np.uint32).reshape(parts, -1)
@@ -202,19 +204,19 @@ def sample_parts(sampler: Sampler, params: Params, batch: Any, step: int, turn: 
 
 
 def block_slots(prompts: PromptBatch) -> int:
-    """X, the slots of the pictures' blocks of a batch in parts."""
+    """X, the slots of the images' blocks of a batch in parts."""
     return prompts.block.pos_QxXx3.shape[2]
 
 
-def _rows(drawn: Drawn) -> list[dict[str, Any]]:
-    verdicts = drawn.verdicts
-    group = len(verdicts.texts) // len(drawn.records)
+def _rows(groups: SampledGroups) -> list[dict[str, Any]]:
+    scored = groups.scored
+    group = len(scored.texts) // len(groups.records)
     return [
         {
-            "id": drawn.records[row // group].id,
+            "id": groups.records[row // group].id,
             "response": text,
-            "rewards": dataclasses.asdict(verdicts.scores[row]),
-            "advantage": float(verdicts.advantage_B[row]),
+            "rewards": dataclasses.asdict(scored.scores[row]),
+            "advantage": float(scored.advantage_B[row]),
         }
-        for row, text in enumerate(verdicts.texts)
+        for row, text in enumerate(scored.texts)
     ]

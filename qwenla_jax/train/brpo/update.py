@@ -12,7 +12,7 @@ from qwenla_jax.config.run_options import BrpoOptions
 from qwenla_jax.model.lora import adapted_kernels, base_of, joined
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.model.trainable import trainable_labels, trained_part
-from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions, forced_tokens
+from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig, forced_tokens
 from qwenla_jax.train.brpo.loss import brpo_loss, denominator
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.sft.update import TRAIN_ALL, Rules, accumulate
@@ -21,7 +21,7 @@ from qwenla_jax.types import PromptBatch, VisionBatch
 
 
 @struct.dataclass
-class Judged:
+class RolloutBatch:
     """Responses and what they are worth.
 
     Attributes:
@@ -29,7 +29,7 @@ class Judged:
       advantage_B: float32.
       counted_B: float32, 1 where the row counts as a response, 0 where it fills the batch, or has no reward.
       trained_B: float32, 1 where its tokens enter the loss; 0 also where it counts but was cut off, on request.
-      kept_BxExX: as in `types.Rollout`; None where nothing is put in.
+      selected_BxExX: as in `types.Rollout`; None where nothing is put in.
     """
 
     ids_BxR: Any
@@ -38,11 +38,15 @@ class Judged:
     advantage_B: Any
     counted_B: Any
     trained_B: Any
-    kept_BxExX: Any = None
+    selected_BxExX: Any = None
 
 
 def make_brpo_gradient(
-    model: QwenVL, options: BrpoOptions, longest: int, trainable: Rules = TRAIN_ALL, look: LookOptions = TEXT_ONLY
+    model: QwenVL,
+    options: BrpoOptions,
+    longest: int,
+    trainable: Rules = TRAIN_ALL,
+    reattention: ReattentionConfig = TEXT_ONLY,
 ) -> Gradient:
     """The gradient of the whole batch and its metrics; every array of the batch has a leading axis of A parts.
 
@@ -58,23 +62,23 @@ def make_brpo_gradient(
         ref_params: Params | None,
         vision: VisionBatch,
         prompts: PromptBatch,
-        judged: Judged,
-        bias_V: jax.Array,
+        rollout_batch: RolloutBatch,
+        logit_bias_V: jax.Array,
     ) -> tuple[Any, dict[str, jax.Array]]:
         trained = trained_part(params, trainable_labels(params, trainable))
         if options.beta and adapted_kernels(params):
             ref_params = joined(base_of(params), ref_params or {})
 
-        def part(batch: tuple[VisionBatch, PromptBatch, Judged]):
-            vision, prompts, judged = batch
-            slot_R = jnp.arange(judged.ids_BxR.shape[1])
-            forced_BxR = forced_tokens(look, prompts, judged.ids_BxR, judged.length_B)
-            mask_BxR = (slot_R < judged.length_B[:, None]) * ~forced_BxR * judged.trained_B[:, None]
+        def part(batch: tuple[VisionBatch, PromptBatch, RolloutBatch]):
+            vision, prompts, rollout_batch = batch
+            slot_R = jnp.arange(rollout_batch.ids_BxR.shape[1])
+            forced_BxR = forced_tokens(reattention, prompts, rollout_batch.ids_BxR, rollout_batch.length_B)
+            mask_BxR = (slot_R < rollout_batch.length_B[:, None]) * ~forced_BxR * rollout_batch.trained_B[:, None]
 
             def logprobs(params: Params) -> tuple[jax.Array, jax.Array]:
-                replayed = (look, judged.length_B, judged.kept_BxExX)
+                replayed = (reattention, rollout_batch.length_B, rollout_batch.selected_BxExX)
                 return response_logprobs(
-                    model, params, vision, prompts, judged.ids_BxR, bias_V, options.temperature, *replayed
+                    model, params, vision, prompts, rollout_batch.ids_BxR, logit_bias_V, options.temperature, *replayed
                 )
 
             def loss(moving: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -85,9 +89,9 @@ def make_brpo_gradient(
                     ref_logp_BxR = jax.lax.stop_gradient(logp_BxR)
                 value, sums = brpo_loss(
                     logp_BxR,
-                    judged.logp_BxR,
+                    rollout_batch.logp_BxR,
                     ref_logp_BxR,
-                    judged.advantage_B,
+                    rollout_batch.advantage_B,
                     mask_BxR,
                     beta=options.beta,
                     clip_low=options.clip_low,
@@ -96,7 +100,7 @@ def make_brpo_gradient(
                     ratio=options.ratio,
                     kl=options.kl,
                 )
-                gap_BxR = jnp.abs(logp_BxR - judged.logp_BxR)
+                gap_BxR = jnp.abs(logp_BxR - rollout_batch.logp_BxR)
                 sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR), "gap": jnp.sum(gap_BxR * mask_BxR)}
                 sums["tokens"] = jnp.sum(mask_BxR)
                 return value, sums
@@ -104,9 +108,9 @@ def make_brpo_gradient(
             (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained)
             return grads, value, sums
 
-        grads, value, sums = accumulate(part, (vision, prompts, judged))
+        grads, value, sums = accumulate(part, (vision, prompts, rollout_batch))
         tokens = jnp.maximum(sums["tokens"], 1.0)
-        divisor = denominator(options.norm, judged.counted_B.sum(), sums["tokens"], longest)
+        divisor = denominator(options.norm, rollout_batch.counted_B.sum(), sums["tokens"], longest)
         return jax.tree.map(lambda g: g / divisor, grads), {
             "loss": value / divisor,
             "num_tokens": sums["tokens"],

@@ -16,42 +16,42 @@ from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.programs import update_program
-from qwenla_jax.train.stage import Inputs, Pause
+from qwenla_jax.train.stage import CheckStop, Inputs
 from qwenla_jax.train.train_state import TrainState
 
 
 class SftStage:
-    """Supervised training on responses, with or without the pictures in them again (paper, stages 1 and 4)."""
+    """Supervised training on responses, with or without the images in them again (paper, stages 1 and 4)."""
 
     def __init__(
         self,
         runtime: Runtime,
         optimizer: optax.GradientTransformation,
-        layouts: TrainState,
+        shardings: TrainState,
         source: RecordSource,
         first_step: int,
         note: Callable[[str], None] | None = None,
     ) -> None:
         options = runtime.options
-        collate = runtime.collate_responses if runtime.look().inserts else collate_sft
+        collate = runtime.collate_responses if runtime.reattention().inserts else collate_sft
         self._runtime = runtime
-        self._step = update_program(runtime, optimizer, layouts)
+        self._step = update_program(runtime, optimizer, shardings)
         self._rate = schedule(options.optim, options.steps)
         self._batches = runtime.batches(runtime.usable(source, True, note), collate, first_step)
         self._rows = batch_sharding(runtime.mesh, leading=1)
         self.inputs: Inputs | None = None
 
-    def step(self, state: TrainState, step: int, pause: Pause) -> tuple[TrainState, dict[str, Any]]:
+    def step(self, state: TrainState, step: int, check_stop: CheckStop) -> tuple[TrainState, dict[str, Any]]:
         """One update; dispatch only, nothing is waited for but the data."""
-        pause("data")
+        check_stop("data")
         begin = time.perf_counter()
-        batch, records, broken = next(self._batches)
+        batch, records, invalid = next(self._batches)
         waited = time.perf_counter() - begin
-        pause("update")
+        check_stop("update")
         self.inputs = Inputs(step, batch, [{"id": record.id} for record in records])
         with self._runtime.context():
-            state, metrics = self._step(state, *place(batch, self._rows), self._runtime.bias_V)
-        own = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/broken": broken}
+            state, metrics = self._step(state, *place(batch, self._rows), self._runtime.logit_bias_V)
+        own = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/invalid": invalid}
         return state, metrics | own
 
     def show(self, workdir: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Supervised training on responses: the cold start, and with the pictures put in again (paper, stages 1 and 4)."""
+"""Supervised training on responses: the cold start, and with the images put in again (paper, stages 1 and 4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from qwenla_jax.model.lora import joined
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.model.trainable import trainable_labels, trained_part
-from qwenla_jax.reattention.options import TEXT_ONLY, LookOptions, forced_tokens
+from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig, forced_tokens
 from qwenla_jax.train.logprobs import response_logprobs, response_selection, token_logprobs
 from qwenla_jax.train.train_state import Gradient
 from qwenla_jax.types import PromptBatch, ResponseBatch, TokenBatch, VisionBatch
@@ -21,7 +21,7 @@ TRAIN_ALL: Rules = ((".*", "train"),)
 
 
 def sft_loss(
-    model: QwenVL, params: Params, vision: VisionBatch, tokens: TokenBatch, bias_V: jax.Array
+    model: QwenVL, params: Params, vision: VisionBatch, tokens: TokenBatch, logit_bias_V: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood summed over the response's tokens.
 
@@ -30,21 +30,21 @@ def sft_loss(
     """
     hidden_BxTxD = model.apply({"params": params}, vision, tokens.ids_BxT, tokens.pos_BxTx3, tokens.visual_BxT)
     # The state at T - 1 predicts the token at T.
-    logp_BxT, _ = token_logprobs(hidden_BxTxD[:, :-1], head_matrix(params), tokens.ids_BxT[:, 1:], bias_V)
+    logp_BxT, _ = token_logprobs(hidden_BxTxD[:, :-1], head_matrix(params), tokens.ids_BxT[:, 1:], logit_bias_V)
     weight_BxT = tokens.loss_BxT[:, 1:]
     return -jnp.sum(logp_BxT * weight_BxT), jnp.sum(jnp.exp(logp_BxT) * weight_BxT)
 
 
-def look_sft_loss(
+def reattention_sft_loss(
     model: QwenVL,
     params: Params,
     vision: VisionBatch,
     prompts: PromptBatch,
     responses: ResponseBatch,
-    bias_V: jax.Array,
-    look: LookOptions,
+    logit_bias_V: jax.Array,
+    reattention: ReattentionConfig,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """`sft_loss` with the pictures in the responses again (paper, section Visual re-attention, stage 4).
+    """`sft_loss` with the images in the responses again (paper, section Visual re-attention, stage 4).
 
     Inserted tokens carry no loss. What ROUTE keeps is computed under the given responses and the current parameters.
 
@@ -52,34 +52,41 @@ def look_sft_loss(
       three float32 scalars: the sum of -log p over the responses' tokens, and the sum of p and their number.
     """
     ids_BxR, length_B = responses.ids_BxR, responses.length_B
-    kept_BxExX = response_selection(
-        model, params, vision, prompts, ids_BxR, length_B, look, responses.insertion_BxE.shape[1]
+    selected_BxExX = response_selection(
+        model, params, vision, prompts, ids_BxR, length_B, reattention, responses.insertion_BxE.shape[1]
     )
-    logp_BxR, _ = response_logprobs(model, params, vision, prompts, ids_BxR, bias_V, 1.0, look, length_B, kept_BxExX)
-    mask_BxR = (jnp.arange(ids_BxR.shape[1]) < length_B[:, None]) & ~forced_tokens(look, prompts, ids_BxR, length_B)
+    logp_BxR, _ = response_logprobs(
+        model, params, vision, prompts, ids_BxR, logit_bias_V, 1.0, reattention, length_B, selected_BxExX
+    )
+    mask_BxR = (jnp.arange(ids_BxR.shape[1]) < length_B[:, None]) & ~forced_tokens(
+        reattention, prompts, ids_BxR, length_B
+    )
     logp_BxR = jnp.where(mask_BxR, logp_BxR, 0.0)
     return -jnp.sum(logp_BxR), (jnp.sum(jnp.exp(logp_BxR) * mask_BxR), jnp.sum(mask_BxR, dtype=jnp.float32))
 
 
-def make_sft_gradient(model: QwenVL, trainable: Rules = TRAIN_ALL, look: LookOptions = TEXT_ONLY) -> Gradient:
+def make_sft_gradient(
+    model: QwenVL, trainable: Rules = TRAIN_ALL, reattention: ReattentionConfig = TEXT_ONLY
+) -> Gradient:
     """The gradient of the whole batch and its metrics.
 
     The batch comes in A parts (leading axis A on every array), worked through one after the other; the sum of losses is
     divided by the loss weight of the whole batch, so the gradient does not depend on A. `trainable` are the rules of
     `config.optim.trainable`; the gradient is a tree of what is trained alone. The batch is (VisionBatch, TokenBatch),
-    or where `look` puts anything in (VisionBatch, PromptBatch, ResponseBatch); the bias of the logits comes last.
+    or where `reattention` puts anything in (VisionBatch, PromptBatch, ResponseBatch); the bias of the logits comes
+    last.
     """
 
     def gradient(params: Params, *args: Any) -> tuple[Any, dict[str, jax.Array]]:
-        *batch, bias_V = args
+        *batch, logit_bias_V = args
         trained = trained_part(params, trainable_labels(params, trainable))
 
         def part(batch: tuple[Any, ...]):
             def loss(moving: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
                 whole = joined(params, moving)
-                if look.inserts:
-                    return look_sft_loss(model, whole, *batch, bias_V, look)
-                nll, prob = sft_loss(model, whole, *batch, bias_V)
+                if reattention.inserts:
+                    return reattention_sft_loss(model, whole, *batch, logit_bias_V, reattention)
+                nll, prob = sft_loss(model, whole, *batch, logit_bias_V)
                 return nll, (prob, batch[1].loss_BxT[:, 1:].sum())
 
             (nll, (prob, weight)), grads = jax.value_and_grad(loss, has_aux=True)(trained)

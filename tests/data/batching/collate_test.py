@@ -9,11 +9,11 @@ from PIL import Image
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, collate_sft, ladder, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, picture_to_patches, smart_resize
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, image_to_patches, smart_resize
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 
-LAYOUT = PictureLayout()
+LAYOUT = ImageLayout()
 SETTINGS = ProcessorSettings(56 * 56, 200 * 200, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 BUCKETS = Buckets(frames=(2, 4), slots=(64, 128, 256), visual=(8, 32), prompts=(32, 64), tokens=(64, 128))
 
@@ -40,7 +40,7 @@ def test_prompt_example_by_hand(tok):
     assert example.visual_T[at].tolist() == list(range(12))
     assert (np.delete(example.visual_T, at) == -1).all()
     assert [(frame.rows, frame.cols) for frame in example.frames] == [(3, 2), (2, 3)]
-    # Each picture of 6 tokens moves the position by 3 only.
+    # Each image of 6 tokens moves the position by 3 only.
     assert example.next_pos == len(example.ids_T) - 6
 
 
@@ -57,15 +57,15 @@ def test_loss_is_on_the_response_and_its_end(tok):
 
 
 @pytest.mark.parametrize(
-    ("runs", "size", "held"), [(1, 4, [6, 20, 9, 0]), (2, 4, [6, 20, 9, 0]), (4, 8, [0, 0, 6, 20, 9, 0, 0, 0])]
+    ("shards", "size", "held"), [(1, 4, [6, 20, 9, 0]), (2, 4, [6, 20, 9, 0]), (4, 8, [0, 0, 6, 20, 9, 0, 0, 0])]
 )
-def test_visual_indices_reach_the_right_picture(tok, runs, size, held):
+def test_visual_indices_reach_the_right_image(tok, shards, size, held):
     records = [_record("a", []), _record("bb", [(56, 84), (112, 140)]), _record("ccc", [(84, 84)])]
     examples = [to_prompt_example(record, tok, SETTINGS, LAYOUT) for record in records]
-    buckets = dataclasses.replace(BUCKETS, frames=(4, 8), runs=runs)
+    buckets = dataclasses.replace(BUCKETS, frames=(4, 8), shards=shards)
     vision, batch = collate_prompts(examples, buckets, batch_size=4)
     frames, M = vision.gather_IxM.shape
-    assert (frames, M) == (size, 32) and vision.runs == runs
+    assert (frames, M) == (size, 32) and vision.shards == shards
     # Stand in for the tower: a visual token is the four patches that it is merged from.
     merged = vision.patches_IxSxC.reshape(frames, -1, 4 * 1176)
     tokens = np.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1).reshape(frames * M, -1)
@@ -73,13 +73,13 @@ def test_visual_indices_reach_the_right_picture(tok, runs, size, held):
         visual = batch.visual_QxP[row]
         expected = []
         for image in record.images:
-            frame = picture_to_patches(image, SETTINGS, LAYOUT)
+            frame = image_to_patches(image, SETTINGS, LAYOUT)
             expected += list(frame.patches_SxC.reshape(-1, 4 * 1176)[frame.gather_M])
-        found = tokens[visual[visual >= 0]]
-        own_run = row * runs // 4
-        assert (visual[visual >= 0] // (frames * M // runs) == own_run).all()
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        result = tokens[visual[visual >= 0]]
+        own_run = row * shards // 4
+        assert (visual[visual >= 0] // (frames * M // shards) == own_run).all()
+        assert len(result) == len(expected)
+        for one, other in zip(result, expected, strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(visual >= 0, batch.ids_QxP[row] == tok.ids.image_pad)
     assert vision.valid_IxS.sum(1).tolist() == [4 * n for n in held]
@@ -120,7 +120,7 @@ WIDE = Buckets(frames=(2,), slots=(256, 2048), visual=(64, 128), prompts=(64, 25
         (_record("long", question="why " * 200), r"record 'long' needs \d+ prompts, .* bucket of prompts is 64"),
         (_record("wide", [(28 * 33, 30)]), r"record 'wide' needs \d+ slots, .* largest bucket of slots is 256"),
         (_record("large", [(168, 196)]), r"record 'large' needs 42 visual, .* largest bucket of visual is 32"),
-        (_record("album", [(56, 56)] * 5), r"record 'album' has the most pictures, 5, needs 5 frames"),
+        (_record("album", [(56, 56)] * 5), r"record 'album' has the most images, 5, needs 5 frames"),
     ],
 )
 def test_what_fits_no_bucket_is_named(tok, record, message):
@@ -156,7 +156,7 @@ def test_ladder_by_hand():
 
 
 def test_made_buckets_by_hand():
-    buckets = make_buckets(LAYOUT, 8, 112 * 112, 112 * 112, 128, 192, max_pictures=3, max_aspect=1)
+    buckets = make_buckets(LAYOUT, 8, 112 * 112, 112 * 112, 128, 192, max_images=3, max_aspect=1)
     assert (buckets.frames, buckets.slots, buckets.visual) == ((8, 16, 24), (64, 128, 192, 256), (16, 24, 25))
     assert buckets.prompts == (32, 48, 64, 96, 128) and buckets.tokens == (64, 96, 128, 192)
     assert buckets.patch_values == 3 * 2 * 14 * 14
@@ -165,7 +165,7 @@ def test_made_buckets_by_hand():
 
 @pytest.mark.parametrize("aspect", [1, 2.5, 200])
 @pytest.mark.parametrize("bounds", [(56 * 56, 300 * 300), (112 * 112, 112 * 112), (1, 5000), (90_000, 100_000)])
-def test_no_picture_falls_out_of_made_buckets(aspect, bounds):
+def test_no_image_falls_out_of_made_buckets(aspect, bounds):
     buckets = make_buckets(LAYOUT, 1, *bounds, 64, 64, max_aspect=aspect)
     rng = np.random.default_rng(0)
     largest_visual = largest_slots = 0
@@ -186,5 +186,5 @@ def test_no_picture_falls_out_of_made_buckets(aspect, bounds):
 def test_buckets_out_of_order_are_refused():
     with pytest.raises(ValueError, match="buckets of slots"):
         Buckets((1,), (128, 64), (8,), (8,), (8,))
-    with pytest.raises(ValueError, match=r"runs must be positive and divide the buckets of frames \(4, 6\), got 4"):
-        Buckets((4, 6), (64,), (8,), (8,), (8,), runs=4)
+    with pytest.raises(ValueError, match=r"shards must be positive and divide the frame buckets \(4, 6\), got 4"):
+        Buckets((4, 6), (64,), (8,), (8,), (8,), shards=4)

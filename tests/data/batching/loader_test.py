@@ -10,7 +10,7 @@ from PIL import Image
 from qwenla_jax.data.batching.collate import Buckets, collate_sft
 from qwenla_jax.data.batching.example import to_sft_example
 from qwenla_jax.data.batching.loader import batch_indices, make_pipeline
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 
@@ -109,7 +109,7 @@ def test_real_batches_are_equal_bit_for_bit_after_a_restart():
     settings = ProcessorSettings(56 * 56, 120 * 120, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     buckets = Buckets((4,), (64, 128), (32,), (64,), (96,))
 
-    class Pictures(_Numbers):
+    class Images(_Numbers):
         def __getitem__(self, index):
             rng = np.random.default_rng(int(index))
             size = (*(int(n) for n in rng.integers(60, 120, 2)), 3)
@@ -118,8 +118,8 @@ def test_real_batches_are_equal_bit_for_bit_after_a_restart():
 
     def run(start):
         return make_pipeline(
-            Pictures(9),
-            lambda record: to_sft_example(record, tok, settings, PictureLayout()),
+            Images(9),
+            lambda record: to_sft_example(record, tok, settings, ImageLayout()),
             lambda examples: collate_sft(examples, buckets),
             batch_size=4,
             seed=1,
@@ -134,11 +134,11 @@ def test_real_batches_are_equal_bit_for_bit_after_a_restart():
 
 
 def test_errors_of_a_record_come_through():
-    def broken(record):
+    def invalid(record):
         raise ValueError(f"record {record.id!r} is broken")
 
     for threads in (0, 2):
-        iterator = make_pipeline(_Numbers(1), broken, list, 1, 0, threads=threads)
+        iterator = make_pipeline(_Numbers(1), invalid, list, 1, 0, threads=threads)
         with pytest.raises(ValueError, match="record '0' is broken"):
             next(iterator)
 

@@ -47,9 +47,9 @@ def test_positions_by_hand():
 
 
 def test_wrong_counts_are_refused():
-    with pytest.raises(ValueError, match=r"do not hold the 4 visual tokens of picture 0 \(2x2\)"):
+    with pytest.raises(ValueError, match=r"do not hold the 4 visual tokens of image 0 \(2x2\)"):
         mrope_positions([IMAGE, IMAGE], IMAGE, [(2, 2)])
     with pytest.raises(ValueError, match="hold 4 visual tokens but .* have 2"):
         mrope_positions([IMAGE, IMAGE, 1, IMAGE, IMAGE], IMAGE, [(1, 2)])
-    with pytest.raises(ValueError, match="visual tokens of picture 0 .* side by side"):
+    with pytest.raises(ValueError, match="visual tokens of image 0 .* side by side"):
         mrope_positions([IMAGE, 1, IMAGE], IMAGE, [(1, 2)])

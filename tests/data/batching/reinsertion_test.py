@@ -1,4 +1,4 @@
-"""Blocks against the positions of a prompt in which the pictures stand again.
+"""Blocks against the positions of a prompt in which the images stand again.
 
 Those positions themselves are checked against transformers.
 """
@@ -11,8 +11,8 @@ from PIL import Image
 from qwenla_jax.data.batching.collate import collate_prompts, collate_responses, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
-from qwenla_jax.data.batching.reinsertion import BlockOptions, picture_block
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings
+from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 
@@ -20,7 +20,7 @@ IMAGE, START, END = 90, 92, 93
 
 
 def prompt(grids, rng):
-    """Ids, positions and visual indexes of a prompt with these pictures, and the next position."""
+    """Ids, positions and visual indexes of a prompt with these images, and the next position."""
     ids = [1] * int(rng.integers(0, 4))
     for rows, cols in grids:
         ids += [START, *[IMAGE] * (rows * cols), END, *[2] * int(rng.integers(0, 3))]
@@ -31,12 +31,12 @@ def prompt(grids, rng):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("delimiters", [True, False])
-def test_positions_are_those_of_the_pictures_given_again(seed, delimiters):
+def test_positions_are_those_of_the_images_given_again(seed, delimiters):
     """After some text of the response, once and once more."""
     rng = np.random.default_rng(seed)
     grids = [tuple(int(n) for n in rng.integers(1, 7, 2)) for _ in range(1 + seed % 3)]
     ids, pos, visual, next_pos = prompt(grids, rng)
-    block = picture_block(visual, pos, grids, BlockOptions(delimiters))
+    block = reinserted_images(visual, pos, grids, ReinsertionOptions(delimiters))
     again = []
     for rows, cols in grids:
         again += [START] * delimiters + [IMAGE] * (rows * cols) + [END] * delimiters
@@ -55,10 +55,10 @@ def test_positions_are_those_of_the_pictures_given_again(seed, delimiters):
 
 
 def test_a_block_by_hand():
-    """Token (i, j) of a picture of 2 x 3 stands at (p+1, p+1+i, p+1+j) and its end at p+1+3."""
+    """Token (i, j) of an image of 2 x 3 stands at (p+1, p+1+i, p+1+j) and its end at p+1+3."""
     ids = np.array([7, START, *[IMAGE] * 6, END, 8])
     pos, _ = mrope_positions(ids, IMAGE, [(2, 3)])
-    block = picture_block(np.where(ids == IMAGE, 0, -1), pos, [(2, 3)], BlockOptions())
+    block = reinserted_images(np.where(ids == IMAGE, 0, -1), pos, [(2, 3)], ReinsertionOptions())
     assert block.pos_Xx3.tolist() == [
         [0, 0, 0],
         *[[1, 1 + i, 1 + j] for i in range(2) for j in range(3)],
@@ -69,11 +69,11 @@ def test_a_block_by_hand():
 
 @pytest.mark.parametrize("delimiters", [True, False])
 def test_original_positions_are_the_prompts_own(delimiters):
-    """Only the delimiters take new ones, two a picture."""
+    """Only the delimiters take new ones, two an image."""
     rng = np.random.default_rng(1)
     grids = [(2, 3), (4, 1)]
     ids, pos, visual, _ = prompt(grids, rng)
-    block = picture_block(visual, pos, grids, BlockOptions(delimiters, "original"))
+    block = reinserted_images(visual, pos, grids, ReinsertionOptions(delimiters, "original"))
     seen = ids[block.source_X] == IMAGE
     np.testing.assert_array_equal(block.pos_Xx3[seen], pos[visual >= 0])
     assert (block.moves_X == ~seen).all()
@@ -81,28 +81,28 @@ def test_original_positions_are_the_prompts_own(delimiters):
     assert block.span == (4 if delimiters else 0)
 
 
-def test_no_picture_no_block():
-    block = picture_block(np.full(3, -1), np.zeros((3, 3), np.int32), [], BlockOptions())
+def test_no_image_no_block():
+    block = reinserted_images(np.full(3, -1), np.zeros((3, 3), np.int32), [], ReinsertionOptions())
     assert len(block.source_X) == len(block.moves_X) == block.span == 0 and block.pos_Xx3.shape == (0, 3)
 
 
 def test_options():
     with pytest.raises(ValueError, match="'before', expected one of again, original"):
-        BlockOptions(positions="before")
-    assert BlockOptions().slots(2, 5) == 14 and BlockOptions(False).slots(2, 5) == 10
+        ReinsertionOptions(positions="before")
+    assert ReinsertionOptions().slots(2, 5) == 14 and ReinsertionOptions(False).slots(2, 5) == 10
 
 
-LAYOUT = PictureLayout(patch_size=4, merge_size=2, temporal_patch_size=2, window_size=16)
+LAYOUT = ImageLayout(patch_size=4, merge_size=2, temporal_patch_size=2, window_size=16)
 SETTINGS = ProcessorSettings(16 * 16, 32 * 32, (0.5,) * 3, (0.5,) * 3, patch_size=4)
 
 
 def records(seed, tok, response=None):
-    """Three records with one, two and no picture of any size; the first picture fills the largest bucket."""
+    """Three records with one, two and no image of any size; the first image fills the largest bucket."""
     rng = np.random.default_rng(seed)
     sizes = [[(32, 32)], [tuple(rng.integers(16, 60, 2).tolist()) for _ in range(2)], []]
     make = to_prompt_example if response is None else to_sft_example
-    pictures = [tuple(Image.new("RGB", size) for size in own) for own in sizes]
-    made = [Record(str(n), own, "how many?", "1", response, "count") for n, own in enumerate(pictures)]
+    images = [tuple(Image.new("RGB", size) for size in own) for own in sizes]
+    made = [Record(str(n), own, "how many?", "1", response, "count") for n, own in enumerate(images)]
     return [make(record, tok, SETTINGS, LAYOUT) for record in made]
 
 
@@ -110,7 +110,7 @@ def records(seed, tok, response=None):
 def test_a_batch_holds_each_prompts_block_in_a_shape_of_its_bucket(delimiters):
     tok = train_tiny_tokenizer(["how many circles are there?"], 320)
     buckets = make_buckets(LAYOUT, 4, SETTINGS.min_pixels, SETTINGS.max_pixels, 96, 96)
-    options, shapes, lengths = BlockOptions(delimiters), set(), set()
+    options, shapes, lengths = ReinsertionOptions(delimiters), set(), set()
     for seed in range(4):
         examples = records(seed, tok)
         vision, prompts = collate_prompts(examples, buckets, 4, options)
@@ -118,7 +118,7 @@ def test_a_batch_holds_each_prompts_block_in_a_shape_of_its_bucket(delimiters):
         shapes.add(tuple(x.shape for x in jax.tree.leaves(block)))
         for q, example in enumerate(examples):
             grids = [(frame.rows, frame.cols) for frame in example.frames]
-            want = picture_block(example.visual_T, example.pos_Tx3, grids, options)
+            want = reinserted_images(example.visual_T, example.pos_Tx3, grids, options)
             n = int(block.length_Q[q])
             np.testing.assert_array_equal(block.source_QxX[q, :n], want.source_X)
             np.testing.assert_array_equal(block.pos_QxXx3[q, :n], want.pos_Xx3)
@@ -140,10 +140,10 @@ def test_prompts_and_responses_of_a_batch_are_the_examples_cut_in_two():
     text = "so <REFLECTION>a</REFLECTION> and <REFLECTION>b</REFLECTION> two"
     examples = records(0, tok, text)
     collate = lambda lengths, insertions: collate_responses(  # noqa: E731
-        examples, buckets, 4, lengths, insertions, BlockOptions(), tag
+        examples, buckets, 4, lengths, insertions, ReinsertionOptions(), tag
     )
     _, prompts, responses = collate((8, 64, 128), (1, 3))
-    _, alone = collate_prompts(records(0, tok), buckets, 4, BlockOptions())
+    _, alone = collate_prompts(records(0, tok), buckets, 4, ReinsertionOptions())
     jax.tree.map(np.testing.assert_array_equal, prompts, alone)
     for q, example in enumerate(examples):
         answer = example.ids_T[example.prompt_length :]

@@ -9,19 +9,19 @@ from qwenla_jax.data.batching.loader import make_pipeline
 from qwenla_jax.data.datasets.mathvision import mathvision
 from qwenla_jax.data.datasets.parquet import parquet_questions
 from qwenla_jax.data.datasets.validate import check
-from qwenla_jax.data.sources.filters import Filtered, many_options, no_picture, other_kinds, several_pictures
+from qwenla_jax.data.sources.filters import Filtered, many_options, no_image, other_kinds, several_images
 from qwenla_jax.data.sources.mixture import Mixture
-from qwenla_jax.data.sources.skip_invalid import Skipping, TooManyBroken
+from qwenla_jax.data.sources.skip_invalid import SkipInvalid, TooManyInvalid
 
 ROW = {"question": "q", "options": [], "answer": "1", "subject": "s", "image": "good.png"}
 # id -> what is wrong with it, and its reason
 BAD = {
     "2": ({"answer": " "}, "empty_answer"),
     "3": ({"question": "<image1>"}, "empty_question"),
-    "5": ({"image": "none.png"}, "picture_absent"),
-    "6": ({"image": "cut.png"}, "picture_broken"),
-    "7": ({"image": "text.png"}, "picture_format"),
-    "8": ({"image": "empty.png"}, "picture_empty"),
+    "5": ({"image": "none.png"}, "image_absent"),
+    "6": ({"image": "cut.png"}, "image_invalid"),
+    "7": ({"image": "text.png"}, "image_format"),
+    "8": ({"image": "empty.png"}, "image_empty"),
     "9": ({"options": ["x", "y"], "answer": "C"}, "answer_not_among_options"),
     "10": ({"options": "A. x"}, "options"),
     "11": ({"answer": None}, "field"),
@@ -42,56 +42,56 @@ def path(tmp_path):
 
 
 def test_check_names_every_fault(path):
-    found = check(mathvision(path))
+    result = check(mathvision(path))
     want = [(int(name) + 1, reason) for name, (_, reason) in BAD.items()] + [(14, "not_json"), (15, "not_an_object")]
-    assert [(p.where, p.reason) for p in found.problems] == [(f"{path}:{line}", reason) for line, reason in want]
-    assert (found.size, found.broken) == (16, 12)
-    text = found.text()
+    assert [(p.where, p.reason) for p in result.problems] == [(f"{path}:{line}", reason) for line, reason in want]
+    assert (result.size, result.invalid) == (16, 12)
+    text = result.text()
     assert text.startswith("mathvision: 16 records, 12 of them broken\n") and "  duplicate_id: 1\n" in text
     assert f"{path}:13: id '0' stands at {path}:1 already; ids must differ" in text
     assert f"{path}:10: the answer 'C' is none of the options A, B" in text
-    assert "... and 10 more" in found.text(most=2)
+    assert "... and 10 more" in result.text(most=2)
 
 
 def test_skipping_takes_the_next_whole_record(path):
     whole = ["0", "1", "4", "15"]
     want = ["0", "1", "4", "4", "4"] + ["15"] * 11
     for order in (range(16), reversed(range(16)), [7, 3, 7, 12, 0, 15]):
-        source = Skipping(mathvision(path), most=12)
+        source = SkipInvalid(mathvision(path), most=12)
         order = list(order)
         assert [source[i].id for i in order] == [want[i] for i in order]
     assert set(want) == set(whole)
-    source = Skipping(mathvision(path), most=12)
+    source = SkipInvalid(mathvision(path), most=12)
     for i in range(16):
         source[i]
         source[i]
-    # A row that could not be read, and a picture that could not be decoded, are told apart from the text's faults.
+    # A row that could not be read, and an image that could not be decoded, are told apart from the text's faults.
     assert source.skipped() == {
-        "empty_answer": 1, "empty_question": 1, "picture_absent": 1, "broken": 1, "format": 1, "empty": 1, "field": 1,
+        "empty_answer": 1, "empty_question": 1, "image_absent": 1, "invalid": 1, "format": 1, "empty": 1, "field": 1,
         "answer_not_among_options": 1, "options": 1, "duplicate_id": 1, "not_json": 1, "not_an_object": 1}  # fmt: skip
 
 
 def test_skipping_goes_round_the_end_and_stops_at_its_bound(path):
     lines = path.read_text().splitlines()[:14]
     path.write_text("\n".join(lines))
-    assert Skipping(mathvision(path), most=13)[13].id == "0"
-    source = Skipping(mathvision(path), most=2)
+    assert SkipInvalid(mathvision(path), most=13)[13].id == "0"
+    source = SkipInvalid(mathvision(path), most=2)
     assert [source[2].id, source[3].id, source[2].id, source[4].id] == ["4"] * 4  # two are broken, however often read
     with pytest.raises(
-        TooManyBroken, match=r"3 records are broken, at most 2 may be: (?s:.*)test.jsonl:3: the answer is"
+        TooManyInvalid, match=r"3 records are broken, at most 2 may be: (?s:.*)test.jsonl:3: the answer is"
     ):
         source[5]
     path.write_text(lines[2])
-    with pytest.raises(TooManyBroken, match="all 1 records are broken: empty_answer 1"):
-        Skipping(mathvision(path), most=5)[0]
+    with pytest.raises(TooManyInvalid, match="all 1 records are broken: empty_answer 1"):
+        SkipInvalid(mathvision(path), most=5)[0]
     with pytest.raises(ValueError, match="must not be negative, got -1"):
-        Skipping(mathvision(path), most=-1)
+        SkipInvalid(mathvision(path), most=-1)
 
 
 def test_skipping_lets_the_bound_of_an_inner_source_through_and_hides_no_other_error(path):
-    mixed = Mixture({"m": Skipping(mathvision(path), most=1)}, {"m": 1})
-    with pytest.raises(TooManyBroken, match="at most 1"):
-        [Skipping(mixed, most=100)[i] for i in range(16)]
+    mixed = Mixture({"m": SkipInvalid(mathvision(path), most=1)}, {"m": 1})
+    with pytest.raises(TooManyInvalid, match="at most 1"):
+        [SkipInvalid(mixed, most=100)[i] for i in range(16)]
 
     class Wrong:
         def __len__(self):
@@ -101,12 +101,12 @@ def test_skipping_lets_the_bound_of_an_inner_source_through_and_hides_no_other_e
             raise KeyError("a fault of the program")
 
     with pytest.raises(KeyError):
-        Skipping(Wrong(), most=5)[0]
+        SkipInvalid(Wrong(), most=5)[0]
 
 
 def test_a_pipeline_over_broken_records_restarts_exactly(path):
     def batches(start, threads):
-        source = Skipping(mathvision(path), most=12)
+        source = SkipInvalid(mathvision(path), most=12)
         ids = make_pipeline(source, lambda r: r.id, tuple, 3, seed=5, start_step=start, threads=threads)
         return [next(ids) for _ in range(12 - start)]
 
@@ -126,16 +126,16 @@ def test_filters_count(path, tmp_path):
     kind = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     table = pa.table(columns | {"images": pa.array(columns["images"], kind)})
     pq.write_table(table, tmp_path / "x.parquet")
-    corpus = parquet_questions(tmp_path / "x.parquet")
-    left = Filtered(corpus, [no_picture, several_pictures, many_options(4)])
+    dataset = parquet_questions(tmp_path / "x.parquet")
+    left = Filtered(dataset, [no_image, several_images, many_options(4)])
     assert len(left) == 1 and left[0].answer == "A" and len(left[0].images) == 1
-    assert left.left_out == {"no_picture": 2, "several_pictures": 1, "many_options": 2}
-    kinds = Filtered(corpus, [other_kinds(["b"])])
-    assert [kinds.entry(i).kind for i in range(len(kinds))] == ["b", "b"] and kinds.left_out == {"other_kind": 4}
-    assert len(Filtered(corpus, [], size=2)) == 2
+    assert left.left_out == {"no_image": 2, "several_images": 1, "many_options": 2}
+    kinds = Filtered(dataset, [other_kinds(["b"])])
+    assert [kinds.raw_record(i).kind for i in range(len(kinds))] == ["b", "b"] and kinds.left_out == {"other_kind": 4}
+    assert len(Filtered(dataset, [], size=2)) == 2
     with pytest.raises(
-        ValueError, match=r"leave nothing of its 6 records \(many_options 5, no_picture 1\)|leave nothing"
+        ValueError, match=r"leave nothing of its 6 records \(many_options 5, no_image 1\)|leave nothing"
     ):
-        Filtered(corpus, [other_kinds([])])
+        Filtered(dataset, [other_kinds([])])
     # A row that cannot be read stays, to be refused by name.
     assert len(Filtered(mathvision(path), [other_kinds([])])) == 5

@@ -50,8 +50,8 @@ def test_mathvision(tmp_path):
         "subject": ["algebra", "logic", "logic"],
     }
     write(tmp_path / "data" / "test-00000-of-00001.parquet", columns, {"decoded_image": IMAGE, "solution": pa.string()})
-    corpus = mathvision(tmp_path)
-    got = [corpus[i] for i in range(3)]
+    dataset = mathvision(tmp_path)
+    got = [dataset[i] for i in range(3)]
     assert [r.id for r in got] == ["7", "8", "9"] and [r.answer for r in got] == ["4", "B", "A"]
     assert [r.question for r in got] == ["How many?", "Which?\nA. x\nB. y", "Where ?\nA. picture 1\nB. no"]
     assert [r.images[0].size for r in got] == [(40, 30), (41, 30), (42, 30)]
@@ -79,11 +79,13 @@ def test_we_math_polymath_and_geometry3k(tmp_path):
         "final_answer_range": ["A-D", "1-4", "A-D"],
         "answer_option": ["?"] * 3,
     }
-    corpus = polymath(write(tmp_path / "p.parquet", columns, {"image": IMAGE}))
-    assert (corpus[0].answer, corpus[1].answer, corpus[1].images[0].width) == ("B", "3", 51)
-    assert "letter" in corpus[0].question and "number" in corpus[1].question and corpus[0].kind == "spatial_reasoning"
+    dataset = polymath(write(tmp_path / "p.parquet", columns, {"image": IMAGE}))
+    assert (dataset[0].answer, dataset[1].answer, dataset[1].images[0].width) == ("B", "3", 51)
+    assert (
+        "letter" in dataset[0].question and "number" in dataset[1].question and dataset[0].kind == "spatial_reasoning"
+    )
     with pytest.raises(ValueError, match="row 2: the answer 'A,C' accepts several"):
-        corpus[2]
+        dataset[2]
 
     columns = {"images": [[png(60)], [png(61)]], "problem": ["<image>Find x.", "<image>Find y."], "answer": ["2", "7"]}
     free = geometry3k(write(tmp_path / "g.parquet", columns, {"images": pa.list_(IMAGE)}))
@@ -107,10 +109,10 @@ def test_any_parquet_over_shards_and_row_groups(tmp_path, monkeypatch, keep):
             "images": [[png(30 + n)] * (n % 3) for n in numbers],
         }
         write(tmp_path / f"train-{shard:05}-of-00002.parquet", columns, {"images": pa.list_(IMAGE)})
-    corpus = parquet_questions(tmp_path)
-    assert len(corpus) == 10
+    dataset = parquet_questions(tmp_path)
+    assert len(dataset) == 10
     for n in (9, 0, 4, 5, 8):
-        record = corpus[n]
+        record = dataset[n]
         assert (record.id, record.question, record.answer) == (str(n), f"q{n}", f"a{n}")
         assert [image.width for image in record.images] == [30 + n] * (n % 3)
 
@@ -130,14 +132,14 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
         ],
     }
     path = write(tmp_path / "x.parquet", columns, {"image": IMAGE})
-    corpus = parquet_questions(path)
-    assert corpus[0].answer == "A"  # the text of one option
-    found = [(p.where, p.reason) for p in check(corpus).problems]
-    assert found == [
+    dataset = parquet_questions(path)
+    assert dataset[0].answer == "A"  # the text of one option
+    result = [(p.where, p.reason) for p in check(dataset).problems]
+    assert result == [
         (f"{path}: row 1", "duplicate_id"),
         (f"{path}: row 2", "empty_question"),
         (f"{path}: row 3", "answer_not_among_options"),
-        (f"{path}: row 3", "picture_absent"),
+        (f"{path}: row 3", "image_absent"),
         (f"{path}: row 4", "field"),
     ]
     with pytest.raises(ValueError, match="no column of answers; expected one of answer, .* got question"):
@@ -188,8 +190,8 @@ QUESTION = {"question": ["<image>q"], "answer": ["3"]}
         {"image": pa.array(["sub/a.png"]).dictionary_encode()},
     ],
 )
-def test_a_picture_in_every_form_that_files_have(tmp_path, columns):
-    """Oracle: the picture is 37 pixels wide."""
+def test_a_image_in_every_form_that_files_have(tmp_path, columns):
+    """Oracle: the image is 37 pixels wide."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").write_bytes(PNG)
     plain = {
@@ -208,7 +210,7 @@ def test_a_picture_in_every_form_that_files_have(tmp_path, columns):
 
 
 @pytest.mark.parametrize(
-    "columns, told",
+    "columns, message",
     [
         ({"image": ["lost.png"]}, "lost.png: cannot be read"),
         ({"image": ["../../x.png"]}, "x.png: cannot be read"),
@@ -225,29 +227,29 @@ def test_a_picture_in_every_form_that_files_have(tmp_path, columns):
         ({}, "has places for 1 .* the record has 0"),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_not_left_out(tmp_path, columns, told):
+def test_a_image_that_cannot_be_read_is_not_left_out(tmp_path, columns, message):
     pq.write_table(pa.table(QUESTION | columns), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         parquet_questions(tmp_path / "x.parquet")[0]
-    assert error.value.reason in ("picture_absent", "picture_base64")
-    assert check(f"parquet:{tmp_path / 'x.parquet'}").broken == 1
+    assert error.value.reason in ("image_absent", "image_base64")
+    assert check(f"parquet:{tmp_path / 'x.parquet'}").invalid == 1
 
 
 @pytest.mark.parametrize("values", [[3], [[[[1, 2]]]], [{"height": 3}]])
-def test_a_column_called_like_pictures_that_holds_none_is_refused(tmp_path, values):
+def test_a_column_called_like_images_that_holds_none_is_refused(tmp_path, values):
     pq.write_table(pa.table(QUESTION | {"image": values}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"x.parquet: cannot read pictures from image \(.*expected bytes, paths"):
+    with pytest.raises(ValueError, match=r"x.parquet: cannot read images from image \(.*expected bytes, paths"):
         parquet_questions(tmp_path / "x.parquet")
-    # Beside a column with pictures it is some number of theirs, and other columns say nothing of pictures.
-    told = {"image_id": [3], "image_size": [[1, 2]], "image": values, "decoded_image": [BYTES]}
-    pq.write_table(pa.table(QUESTION | told), tmp_path / "x.parquet")
+    # Beside a column with images it is some number of theirs, and other columns say nothing of images.
+    message = {"image_id": [3], "image_size": [[1, 2]], "image": values, "decoded_image": [BYTES]}
+    pq.write_table(pa.table(QUESTION | message), tmp_path / "x.parquet")
     assert len(parquet_questions(tmp_path / "x.parquet")[0].images) == 1
 
 
-def test_the_datasets_own_readers_miss_a_picture(tmp_path):
+def test_the_datasets_own_readers_miss_a_image(tmp_path):
     columns = {"question": ["q"], "option": ["A. 1;B. 2"], "answer": ["B"], "image_path": pa.array([None], IMAGE)}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="row 0: column image_path is empty; expected a picture"):
+    with pytest.raises(ValueError, match="row 0: column image_path is empty; expected an image"):
         we_math(tmp_path / "x.parquet")[0]
 
 
@@ -259,14 +261,14 @@ def test_options_wrapped_answers_and_missing_values(tmp_path):
         "id": [1.0, float("nan"), 3.0, None, 5.0],
     }
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    corpus = parquet_questions(tmp_path / "x.parquet")
-    assert [corpus.entry(i).answer for i in range(5)] == ["B", "A", "A", "C", "3"]
-    assert corpus[0].question == "q\nA. red\nB. blue" and corpus[0].options == ("red", "blue")
-    assert [(p.where[-1], p.reason) for p in check(corpus).problems] == [("3", "answer_not_among_options")]
+    dataset = parquet_questions(tmp_path / "x.parquet")
+    assert [dataset.raw_record(i).answer for i in range(5)] == ["B", "A", "A", "C", "3"]
+    assert dataset[0].question == "q\nA. red\nB. blue" and dataset[0].options == ("red", "blue")
+    assert [(p.where[-1], p.reason) for p in check(dataset).problems] == [("3", "answer_not_among_options")]
     numbers = {"question": ["q"] * 2, "answer": [3.5, float("nan")]}
     pq.write_table(pa.table(numbers), tmp_path / "y.parquet")
-    corpus = parquet_questions(tmp_path / "y.parquet")
-    assert corpus[0].answer == "3.5" and check(corpus).problems[0].message == "answer is missing; expected text"
+    dataset = parquet_questions(tmp_path / "y.parquet")
+    assert dataset[0].answer == "3.5" and check(dataset).problems[0].message == "answer is missing; expected text"
     images = {"question": ["Which?"], "choices": [["<image>", "<image>"]], "answer": ["B"], "images": [[BYTES, BYTES]]}
     pq.write_table(pa.table(images), tmp_path / "z.parquet")
     assert parquet_questions(tmp_path / "z.parquet")[0].question == "Which?\nA. picture 1\nB. picture 2"
@@ -297,14 +299,14 @@ def test_a_file_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeyp
 
 def test_a_crash_or_a_hang_of_the_reading_process_is_named_and_survived(tmp_path, monkeypatch):
     pq.write_table(pa.table(QUESTION | {"image": [BYTES]}), tmp_path / "x.parquet")
-    corpus, process = parquet_questions(tmp_path / "x.parquet"), parquet_process.parquet_process()
+    dataset, process = parquet_questions(tmp_path / "x.parquet"), parquet_process.parquet_process()
     for _ in range(2):
         os.kill(process._process.pid, signal.SIGSEGV)
         process._process.wait()
         with pytest.raises(ValueError, match=r"x.parquet: reading it ended the reading process \(SIGSEGV\)") as error:
-            corpus[0]
-        assert error.value.reason == "picture_broken"
-        assert corpus[0].images[0].width == 37
+            dataset[0]
+        assert error.value.reason == "image_invalid"
+        assert dataset[0].images[0].width == 37
     os.kill(process._process.pid, signal.SIGSTOP)
     monkeypatch.setattr(parquet_process, "_DEADLINE_S", 0.2)
     with pytest.raises(ValueError, match="x.parquet: reading it took more than 0.2 s"):
@@ -315,9 +317,9 @@ def test_a_crash_or_a_hang_of_the_reading_process_is_named_and_survived(tmp_path
 
 def test_what_is_kept_of_a_file_goes_with_its_corpus(tmp_path):
     pq.write_table(pa.table(QUESTION | {"image": [BYTES]}), tmp_path / "x.parquet")
-    corpus = parquet_questions(tmp_path / "x.parquet")
-    assert corpus[0].images
+    dataset = parquet_questions(tmp_path / "x.parquet")
+    assert dataset[0].images
     pq.write_table(pa.table(QUESTION | {"image": [png(38)]}), tmp_path / "x.parquet")
-    assert corpus[0].images[0].width == 37  # kept
-    del corpus
+    assert dataset[0].images[0].width == 37  # kept
+    del dataset
     assert parquet_questions(tmp_path / "x.parquet")[0].images[0].width == 38

@@ -6,25 +6,25 @@ import re
 import pytest
 
 from qwenla_jax.data.datasets.mathvision import mathvision
-from qwenla_jax.data.datasets.readers import open_corpus
+from qwenla_jax.data.datasets.readers import open_dataset
 from qwenla_jax.data.datasets.scemqa import boxed_answer, option_answer, scemqa
 from qwenla_jax.data.datasets.validate import check
 from qwenla_jax.data.datasets.we_math import we_math
 
 
-def records(corpus):
-    return {record.id: record for record in (corpus[i] for i in range(len(corpus)))}
+def records(dataset):
+    return {record.id: record for record in (dataset[i] for i in range(len(dataset)))}
 
 
 @pytest.mark.parametrize(
     "name, folder, size", [("we_math", "we_math", 50), ("mathvision", "", 160), ("scemqa", "", 48)]
 )
 def test_every_sample_loads_and_nothing_is_wrong(shared_data, name, folder, size):
-    found = check(f"{name}:{shared_data / (folder or name)}")
-    assert (found.size, found.broken, found.problems) == (size, 0, ())
-    corpus = open_corpus(f"{name}:{shared_data / (folder or name)}")
-    all_of_them = records(corpus)
-    assert len(all_of_them) == len(corpus) == size
+    result = check(f"{name}:{shared_data / (folder or name)}")
+    assert (result.size, result.invalid, result.problems) == (size, 0, ())
+    dataset = open_dataset(f"{name}:{shared_data / (folder or name)}")
+    all_of_them = records(dataset)
+    assert len(all_of_them) == len(dataset) == size
     for record in all_of_them.values():
         assert record.images[0].mode == "RGB" and len(record.images) == 1 and record.response is None
         assert "<image" not in record.question and record.answer == record.answer.strip() != ""
@@ -61,11 +61,11 @@ WE_MATH = {
 
 
 def test_we_math_options_and_answers(shared_data):
-    found = records(we_math(shared_data / "we_math" / "data"))
+    result = records(we_math(shared_data / "we_math" / "data"))
     rows = json.loads((shared_data / "we_math" / "data" / "testmini.json").read_text())
-    assert len(found) == len(rows)
+    assert len(result) == len(rows)
     for row in rows:
-        record = found[f"{row['ID']}/{row['key']}"]
+        record = result[f"{row['ID']}/{row['key']}"]
         question, *options = record.question.split("\n")
         assert question == row["question"].strip() and record.answer == row["answer"] and record.kind == row["key"]
         # Every letter and digit of the options is there, in the same order.
@@ -73,41 +73,42 @@ def test_we_math_options_and_answers(shared_data):
         assert [line[:3] for line in options] == [f"{letter}. " for letter in "ABCDE"[: len(options)]]
         assert options[-1].endswith("No correct answer")
     for name, (options, answer) in WE_MATH.items():
-        assert list(found[name].options) == options
-        assert [line[3:] for line in found[name].question.split("\n")[1:]] == options, name
-        assert found[name].answer == answer
+        assert list(result[name].options) == options
+        assert [line[3:] for line in result[name].question.split("\n")[1:]] == options, name
+        assert result[name].answer == answer
 
 
 def test_mathvision_fields(shared_data):
-    found = records(mathvision(shared_data / "mathvision"))
+    result = records(mathvision(shared_data / "mathvision"))
     rows = [json.loads(line) for line in (shared_data / "mathvision" / "test.jsonl").read_text().splitlines()]
-    assert len(found) == len(rows) == 160 and sum(bool(row["options"]) for row in rows) == 78
+    assert len(result) == len(rows) == 160 and sum(bool(row["options"]) for row in rows) == 78
     for row in rows:
-        record = found[row["id"]]
+        record = result[row["id"]]
         lines = record.question.split("\n")
         options = [f"{letter}. {text}" for letter, text in zip("ABCDE", row["options"], strict=False)]
         assert lines[len(lines) - len(options) :] == options
         assert record.answer == row["answer"] and record.kind == row["subject"]
         assert lines[0][:20] == row["question"].replace("<image1>", "").strip()[:20]
-    assert found["18"].question == (
+    assert result["18"].question == (
         "A fifteen-meter log has to be sawn into three-meter pieces. How many cuts are needed for that?"
     )
-    assert found["21"].question.endswith("illustrated nearby?\nA. A\nB. B\nC. C\nD. D\nE. E")
+    assert result["21"].question.endswith("illustrated nearby?\nA. A\nB. B\nC. C\nD. D\nE. E")
     assert (
-        found["88"].question.startswith("There are 12 children") and "from the back.\nHow many" in found["88"].question
+        result["88"].question.startswith("There are 12 children")
+        and "from the back.\nHow many" in result["88"].question
     )
 
 
 def test_mathvision_whole_gold_file_has_one_question_without_text(shared_data):
     path = shared_data / "mathvision" / "outputs" / "gold_full_test.jsonl"
-    found = check(mathvision(path), pictures=False)
-    assert found.size == 3040 and [(p.id, p.reason) for p in found.problems] == [("528", "empty_question")]
-    assert found.problems[0].where == f"{path}:528"
-    corpus = mathvision(path)
-    by_id = {corpus.entry(i).id: corpus.entry(i) for i in range(len(corpus))}
-    assert by_id["2653"].options[:2] == (("A", "picture 2"), ("B", "picture 3"))
+    result = check(mathvision(path), images=False)
+    assert result.size == 3040 and [(p.id, p.reason) for p in result.problems] == [("528", "empty_question")]
+    assert result.problems[0].where == f"{path}:528"
+    dataset = mathvision(path)
+    by_id = {dataset.raw_record(i).id: dataset.raw_record(i) for i in range(len(dataset))}
+    assert by_id["2653"].options[:2] == (("A", "image 2"), ("B", "image 3"))
     # Of the file's backslashes with n, those left begin a LaTeX command (or a word in lower case).
-    left = {name for entry in by_id.values() for name in re.findall(r"\\n\w*", entry.question)}
+    left = {name for raw_record in by_id.values() for name in re.findall(r"\\n\w*", raw_record.question)}
     assert left == {"\\neq", "\\nabla", "\\nfriendships"}
 
 
@@ -133,17 +134,17 @@ SCEMQA = {
 
 
 def test_scemqa_answers_and_options(shared_data):
-    found = records(scemqa(shared_data / "scemqa"))
+    result = records(scemqa(shared_data / "scemqa"))
     for name, answer in SCEMQA.items():
-        assert found[name].answer == answer, name
-    lines = found["Chemistry/3"].question.split("\n")
+        assert result[name].answer == answer, name
+    lines = result["Chemistry/3"].question.split("\n")
     assert lines[-4].startswith("A. Cu is the anode where oxidation") and lines[-2].startswith(
         "C. Zn is the anode where ox"
     )
-    assert "Half-Cell A: Strip of Cu(s)" in found["Chemistry/3"].question
-    assert found["Physics/4"].question.endswith("\nA. $I_B > I_A = I_C$\nB. $I_A > I_C = I_B$\nC. $I_C > I_A > I_B$"
+    assert "Half-Cell A: Strip of Cu(s)" in result["Chemistry/3"].question
+    assert result["Physics/4"].question.endswith("\nA. $I_B > I_A = I_C$\nB. $I_A > I_C = I_B$\nC. $I_C > I_A > I_B$"
                                                 "\nD. $I_C > I_A = I_B$")  # fmt: skip
-    sizes = [question.count("\n") for question in (found["Math/0"].question, found["Biology/0"].question)]
+    sizes = [question.count("\n") for question in (result["Math/0"].question, result["Biology/0"].question)]
     assert sizes == [5, 4]  # options below a question of one line
 
 

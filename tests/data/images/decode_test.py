@@ -1,4 +1,4 @@
-"""Pictures that nobody has checked: 100 odd ones made here, against Pillow's and transformers' own conversions."""
+"""Images that nobody has checked: 100 odd ones made here, against Pillow's and transformers' own conversions."""
 
 import io
 import os
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from qwenla_jax.data.datasets.raw_record import FilePicture, RecordError
+from qwenla_jax.data.datasets.raw_record import FileImage, RecordError
 from qwenla_jax.data.images import decode
-from qwenla_jax.data.images.decode import MAX_PIXELS, PictureError, open_picture, read_picture
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, picture_to_patches
+from qwenla_jax.data.images.decode import MAX_PIXELS, ImageError, open_image, read_image
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, image_to_patches
 
 SETTINGS = ProcessorSettings(3136, 100_000, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-LAYOUT = PictureLayout()
+LAYOUT = ImageLayout()
 
 
 def _noise(rng, width, height, mode="RGB"):
@@ -63,7 +63,7 @@ def _bmp_bomb():
 
 
 def _good(rng):
-    """(name, bytes) of pictures that are odd but whole."""
+    """(name, bytes) of images that are odd but whole."""
     rgb, rgba = _noise(rng, 90, 70), _noise(rng, 90, 70, "RGBA")
     for orientation in range(1, 9):
         yield f"jpeg turned {orientation}", _oriented(rgb, "JPEG", orientation)
@@ -112,7 +112,7 @@ def _good(rng):
 
 
 def _bad(rng):
-    """(name, reason, bytes) of what cannot be a picture."""
+    """(name, reason, bytes) of what cannot be an image."""
     rgb = _noise(rng, 90, 70)
     yield "nothing", "empty", b""
     yield "one byte", "format", b"\x89"
@@ -133,18 +133,18 @@ def _bad(rng):
     yield "png bomb, thin", "too_large", _png(2**31 - 1, 2**31 - 1, 8, 2, b"")
     yield "gif bomb", "too_large", _gif_bomb()
     yield "bmp bomb", "too_large", _bmp_bomb()
-    yield "png of 0x0", "broken", _png(0, 0, 8, 2, b"")
+    yield "png of 0x0", "invalid", _png(0, 0, 8, 2, b"")
     yield (
         "png text bomb",
-        "broken",
+        "invalid",
         _png(9, 9, 8, 0, bytes(90), _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200 * 2**20)))),
     )
     for kind, mode in (("JPEG", "RGB"), ("PNG", "RGB"), ("WEBP", "RGB"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB")):
         content = _save(_noise(rng, 90, 70).convert(mode), kind)
-        yield f"half a {kind}", "broken", content[: len(content) // 2]
+        yield f"half a {kind}", "invalid", content[: len(content) // 2]
     header = _save(rgb, "PNG")
-    yield "png header alone", "broken", header[:33]
-    yield "png with wrong sums", "broken", header[:60] + bytes([header[60] ^ 255]) + header[61:]
+    yield "png header alone", "invalid", header[:33]
+    yield "png with wrong sums", "invalid", header[:60] + bytes([header[60] ^ 255]) + header[61:]
 
 
 def _corrupt(rng):
@@ -173,14 +173,14 @@ def _both(image):
         image_mean=list(SETTINGS.image_mean),
         image_std=list(SETTINGS.image_std),
     )(images=[image], return_tensors="np")
-    frame = picture_to_patches(image, SETTINGS, LAYOUT)
+    frame = image_to_patches(image, SETTINGS, LAYOUT)
     ours = frame.patches_SxC.reshape(-1, 4, frame.patches_SxC.shape[-1])[frame.gather_M]
     return ours.reshape(-1, ours.shape[-1]), official["pixel_values"]
 
 
-def _plain(picture):
-    assert picture.mode == "RGB" and type(picture) is Image.Image and not picture.info and not picture.getexif()
-    return np.asarray(picture)
+def _plain(image):
+    assert image.mode == "RGB" and type(image) is Image.Image and not image.info and not image.getexif()
+    return np.asarray(image)
 
 
 GOOD = list(_good(np.random.default_rng(1)))
@@ -194,20 +194,20 @@ def test_there_are_a_hundred():
 
 
 @pytest.mark.parametrize("name, content", GOOD, ids=[case[0] for case in GOOD])
-def test_an_odd_picture_is_decoded_as_transformers_does(name, content):
+def test_an_odd_image_is_decoded_as_transformers_does(name, content):
     convert_to_rgb = pytest.importorskip("transformers.image_transforms").convert_to_rgb
-    picture = open_picture(content, name)
+    image = open_image(content, name)
     raw = Image.open(io.BytesIO(content))
     expected = convert_to_rgb(ImageOps.exif_transpose(raw), return_numpy=True)
-    np.testing.assert_array_equal(_plain(picture), expected)
-    np.testing.assert_array_equal(*_both(picture))
+    np.testing.assert_array_equal(_plain(image), expected)
+    np.testing.assert_array_equal(*_both(image))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name, reason, content", BAD, ids=[case[0] for case in BAD])
-def test_what_is_no_picture_is_refused_by_name(name, reason, content):
-    with pytest.raises(PictureError) as error:
-        open_picture(content, f"record 7: {name}")
+def test_what_is_no_image_is_refused_by_name(name, reason, content):
+    with pytest.raises(ImageError) as error:
+        open_image(content, f"record 7: {name}")
     assert str(error.value).startswith(f"record 7: {name}: ") and len(str(error.value)) < 600
     assert error.value.reason == reason, str(error.value)
     again = pickle.loads(pickle.dumps(error.value))
@@ -216,40 +216,40 @@ def test_what_is_no_picture_is_refused_by_name(name, reason, content):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name, content", CORRUPT, ids=[case[0] for case in CORRUPT])
-def test_a_corrupt_picture_is_decoded_or_refused(name, content):
+def test_a_corrupt_image_is_decoded_or_refused(name, content):
     try:
-        picture = open_picture(content, name)
+        image = open_image(content, name)
     except ValueError as error:
-        assert isinstance(error, PictureError) and str(error).startswith(f"{name}: ")
+        assert isinstance(error, ImageError) and str(error).startswith(f"{name}: ")
     else:
-        _plain(picture)
-        np.testing.assert_array_equal(*_both(picture))
+        _plain(image)
+        np.testing.assert_array_equal(*_both(image))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
 def test_greys_of_sixteen_bits_keep_their_high_byte(kind):
     values = np.random.default_rng(0).integers(0, 65536, (9, 11), dtype=np.uint16)
     values[0, :3] = 0, 256, 65535
-    picture = open_picture(_save(Image.fromarray(values), kind))
-    np.testing.assert_array_equal(_plain(picture), np.repeat((values // 256)[..., None], 3, axis=2))
-    np.testing.assert_array_equal(*_both(picture))
+    image = open_image(_save(Image.fromarray(values), kind))
+    np.testing.assert_array_equal(_plain(image), np.repeat((values // 256)[..., None], 3, axis=2))
+    np.testing.assert_array_equal(*_both(image))
 
 
 def test_greys_of_sixteen_bits_turned_and_with_a_clear_value():
     values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    turned = open_picture(_oriented(Image.fromarray(values), "PNG", 6))
+    turned = open_image(_oriented(Image.fromarray(values), "PNG", 6))
     np.testing.assert_array_equal(_plain(turned)[..., 0], np.rot90(values // 256, -1))
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    clear = open_picture(_png(4, 3, 16, 0, rows, _chunk(b"tRNS", struct.pack(">H", 15000))))
+    clear = open_image(_png(4, 3, 16, 0, rows, _chunk(b"tRNS", struct.pack(">H", 15000))))
     expected = values // 256
     expected[0, 3] = 255
     np.testing.assert_array_equal(_plain(clear)[..., 0], expected)
 
 
 def test_alpha_is_laid_over_white_by_hand():
-    picture = open_picture(_save(Image.new("RGBA", (2, 1), (10, 20, 30, 0)), "PNG"))
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    half = open_picture(_save(Image.new("LA", (1, 1), (0, 51)), "PNG"))
+    image = open_image(_save(Image.new("RGBA", (2, 1), (10, 20, 30, 0)), "PNG"))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    half = open_image(_save(Image.new("LA", (1, 1), (0, 51)), "PNG"))
     assert half.getpixel((0, 0)) == (204, 204, 204)  # 255 * (1 - 51 / 255)
 
 
@@ -258,14 +258,14 @@ def test_metadata_that_cannot_be_read_counts_as_none():
     image = _noise(np.random.default_rng(0), 40, 30)
     for exif in (b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\xff\xff\xff\xff\0\0\0\0", b"II"):
         content = _save(image, "PNG", exif=exif)
-        np.testing.assert_array_equal(_plain(open_picture(content)), np.asarray(image))
+        np.testing.assert_array_equal(_plain(open_image(content)), np.asarray(image))
 
 
 def test_the_first_frame_of_an_animation():
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
     for kind in ("GIF", "PNG", "TIFF"):
         content = _save(frames[0], kind, save_all=True, append_images=frames[1:])
-        assert open_picture(content).getpixel((3, 3)) == (255, 0, 0), kind
+        assert open_image(content).getpixel((3, 3)) == (255, 0, 0), kind
 
 
 def test_paths(tmp_path):
@@ -273,22 +273,22 @@ def test_paths(tmp_path):
     path = tmp_path / "really a png.jpg"
     image.save(path, "PNG")
     for source in (path, str(path)):
-        np.testing.assert_array_equal(_plain(open_picture(source)), np.asarray(image))
+        np.testing.assert_array_equal(_plain(open_image(source)), np.asarray(image))
     os.remove(path)  # nothing of it is open
-    with pytest.raises(PictureError, match="really a png.jpg: .*cannot be read: No such file"):
-        open_picture(path)
-    with pytest.raises(PictureError, match="row 3: .*is no file"):
-        open_picture(tmp_path, "row 3")
-    with pytest.raises(PictureError, match="cannot be read"):
-        open_picture("a\0b.png")
+    with pytest.raises(ImageError, match="really a png.jpg: .*cannot be read: No such file"):
+        open_image(path)
+    with pytest.raises(ImageError, match="row 3: .*is no file"):
+        open_image(tmp_path, "row 3")
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image("a\0b.png")
     (tmp_path / "zero.png").write_bytes(b"")
-    with pytest.raises(PictureError, match="zero.png: is empty, 0 bytes"):
-        open_picture(tmp_path / "zero.png")
+    with pytest.raises(ImageError, match="zero.png: is empty, 0 bytes"):
+        open_image(tmp_path / "zero.png")
     with pytest.raises(TypeError, match="as a path or as bytes, got Image"):
-        open_picture(image)
+        open_image(image)
 
 
-@pytest.mark.parametrize("read", [open_picture, read_picture, lambda path: FilePicture(path).read()])
+@pytest.mark.parametrize("read", [open_image, read_image, lambda path: FileImage(path).read()])
 def test_what_is_no_file_is_not_waited_for_nor_read(tmp_path, read):
     """A pipe that nobody writes to, a device without an end, and 40 GB of a sparse file."""
     os.mkfifo(tmp_path / "pipe.png")
@@ -301,8 +301,8 @@ def test_what_is_no_file_is_not_waited_for_nor_read(tmp_path, read):
         for name in ("pipe", "zero", "sparse"):
             try:
                 read(tmp_path / f"{name}.png")
-            except (PictureError, RecordError) as error:
-                seen.append(error.reason.removeprefix("picture_"))
+            except (ImageError, RecordError) as error:
+                seen.append(error.reason.removeprefix("image_"))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -312,23 +312,23 @@ def test_what_is_no_file_is_not_waited_for_nor_read(tmp_path, read):
 
 def test_bounds(tmp_path, monkeypatch):
     content = _save(Image.new("RGB", (100, 50)), "PNG")
-    assert open_picture(content, max_pixels=5000).size == (100, 50)
-    with pytest.raises(PictureError, match="claims 100x50 = 5000 pixels; at most 4999") as error:
-        open_picture(content, max_pixels=4999)
+    assert open_image(content, max_pixels=5000).size == (100, 50)
+    with pytest.raises(ImageError, match="claims 100x50 = 5000 pixels; at most 4999") as error:
+        open_image(content, max_pixels=4999)
     assert error.value.reason == "too_large"
     # Pillow's bound lifted by somebody else does not lift this one.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(PictureError, match=f"at most {MAX_PIXELS}"):
-        open_picture(_png(60_000, 60_000, 8, 2, b""), max_pixels=10**12)
+    with pytest.raises(ImageError, match=f"at most {MAX_PIXELS}"):
+        open_image(_png(60_000, 60_000, 8, 2, b""), max_pixels=10**12)
     monkeypatch.setattr(decode, "MAX_BYTES", 10)
-    with pytest.raises(PictureError, match="at most 10 are read"):
-        open_picture(content)
+    with pytest.raises(ImageError, match="at most 10 are read"):
+        open_image(content)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_bomb_is_refused_where_warnings_are_errors():
-    with pytest.raises(PictureError, match="claims 120000000 pixels"):
-        open_picture(_png(12_000, 10_000, 8, 2, b""))
+    with pytest.raises(ImageError, match="claims 120000000 pixels"):
+        open_image(_png(12_000, 10_000, 8, 2, b""))
 
 
 def test_a_bomb_takes_no_memory():
@@ -336,8 +336,8 @@ def test_a_bomb_takes_no_memory():
 
     tracemalloc.start()
     for content in (_png(60_000, 60_000, 8, 2, b""), _gif_bomb(), _bmp_bomb()):
-        with pytest.raises(PictureError):
-            open_picture(content)
+        with pytest.raises(ImageError):
+            open_image(content)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20

@@ -1,4 +1,4 @@
-"""Pictures against transformers' image processor and its window index."""
+"""Images against transformers' image processor and its window index."""
 
 import io
 import json
@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 
 from qwenla_jax.data.images.preprocess import (
-    PictureLayout,
+    ImageLayout,
     ProcessorSettings,
     frame_index,
-    picture_to_patches,
+    image_to_patches,
     smart_resize,
     to_rgb,
 )
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-LAYOUT = PictureLayout()
+LAYOUT = ImageLayout()
 SETTINGS = ProcessorSettings(min_pixels=56 * 56, max_pixels=400 * 400, image_mean=MEAN, image_std=STD)
 
 
@@ -48,7 +48,7 @@ def _merge_order(frame, layout):
 
 def _check_against(image, settings, layout):
     expected = _official(settings)(images=[image], return_tensors="np")
-    frame = picture_to_patches(image, settings, layout)
+    frame = image_to_patches(image, settings, layout)
     merge = layout.merge_size
     assert expected["image_grid_thw"].tolist() == [[1, frame.rows * merge, frame.cols * merge]]
     np.testing.assert_array_equal(_merge_order(frame, layout), expected["pixel_values"])
@@ -65,7 +65,7 @@ def test_pixel_values_equal_transformers(size):
 
 
 def test_other_numbers_than_the_released_ones():
-    layout = PictureLayout(patch_size=8, merge_size=3, temporal_patch_size=1, window_size=48)
+    layout = ImageLayout(patch_size=8, merge_size=3, temporal_patch_size=1, window_size=48)
     settings = ProcessorSettings(1000, 40000, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 8, 1, 3)
     for size in ((100, 100), (333, 51)):
         _check_against(_noise(np.random.default_rng(1), *size), settings, layout)
@@ -89,7 +89,7 @@ def test_palette_with_transparency_equals_transformers():
     _check_against(image, SETTINGS, LAYOUT)
 
 
-def test_real_pictures_equal_transformers(shared_data):
+def test_real_images_equal_transformers(shared_data):
     paths = sorted((shared_data / "mathvision" / "images").iterdir())[:24]
     assert paths
     for path in paths:
@@ -156,7 +156,7 @@ def test_settings_survive_transformers(tmp_path):
     assert ProcessorSettings.from_json(tmp_path / "preprocessor_config.json") == SETTINGS
     official = pil.Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     image = _noise(np.random.default_rng(0), 700, 500)
-    frame = picture_to_patches(image, SETTINGS, LAYOUT)
+    frame = image_to_patches(image, SETTINGS, LAYOUT)
     np.testing.assert_array_equal(
         _merge_order(frame, LAYOUT), official(images=[image], return_tensors="np")["pixel_values"]
     )
@@ -194,4 +194,4 @@ def test_broken_or_absent_settings_file(tmp_path):
 
 def test_layout_and_settings_must_agree():
     with pytest.raises(ValueError, match="patch_size is 14 .* but 16"):
-        picture_to_patches(Image.new("RGB", (64, 64)), SETTINGS, PictureLayout(patch_size=16, window_size=128))
+        image_to_patches(Image.new("RGB", (64, 64)), SETTINGS, ImageLayout(patch_size=16, window_size=128))

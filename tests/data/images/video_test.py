@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from qwenla_jax.data.batching.mrope_positions import VideoGrid, visual_positions
-from qwenla_jax.data.images.preprocess import PictureLayout, ProcessorSettings, picture_to_patches
+from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, image_to_patches
 from qwenla_jax.data.images.video import video_to_patches
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-LAYOUT = PictureLayout()
+LAYOUT = ImageLayout()
 SETTINGS = ProcessorSettings(56 * 56, 200 * 200, MEAN, STD)
 IMAGE, VIDEO = 98, 99
 
@@ -33,7 +33,7 @@ def _merge_order(video):
     )
 
 
-def _official_picture(image, settings):
+def _official_image(image, settings):
     pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
     processor = pil.Qwen2VLImageProcessorPil(size=size, image_mean=list(MEAN), image_std=list(STD))
@@ -42,28 +42,28 @@ def _official_picture(image, settings):
 
 @pytest.mark.parametrize("count, size", [(2, (140, 84)), (5, (140, 84)), (1, (60, 60)), (4, (333, 210)), (3, (20, 30))])
 def test_patches_are_the_image_processors_frame_by_frame(count, size):
-    """Each frame's values are those that transformers gives the frame as a picture; the last frame is repeated."""
+    """Each frame's values are those that transformers gives the frame as an image; the last frame is repeated."""
     frames = _frames(count, *size)
     video = video_to_patches(frames, 2.0, SETTINGS, LAYOUT)
     ours = _merge_order(video).reshape(len(video.steps), -1, 3, 2, 196)
-    pictures = [_official_picture(Image.fromarray(frame), SETTINGS).reshape(-1, 3, 2, 196) for frame in frames]
-    pictures += [pictures[-1]] * (count % 2)
-    assert len(video.steps) == len(pictures) // 2 and video.second_per_grid == 1.0
-    for number, picture in enumerate(pictures):
-        np.testing.assert_array_equal(ours[number // 2, :, :, number % 2], picture[:, :, number % 2])
+    images = [_official_image(Image.fromarray(frame), SETTINGS).reshape(-1, 3, 2, 196) for frame in frames]
+    images += [images[-1]] * (count % 2)
+    assert len(video.steps) == len(images) // 2 and video.second_per_grid == 1.0
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(ours[number // 2, :, :, number % 2], image[:, :, number % 2])
     assert video.num_visual_tokens * 4 == len(ours) * ours.shape[1]
     for step in video.steps:
         assert not step.patches_SxC[~step.valid_S].any()
 
 
-def test_a_still_video_is_its_picture():
+def test_a_still_video_is_its_image():
     frame = _frames(1, 150, 90)[0]
     video = video_to_patches([frame] * 6, 4.0, SETTINGS, LAYOUT)
-    picture = picture_to_patches(Image.fromarray(frame), SETTINGS, LAYOUT)
+    image = image_to_patches(Image.fromarray(frame), SETTINGS, LAYOUT)
     assert len(video.steps) == 3 and video.second_per_grid == 0.5
     for step in video.steps:
-        np.testing.assert_array_equal(step.patches_SxC, picture.patches_SxC)
-        np.testing.assert_array_equal(step.hw_Sx2, picture.hw_Sx2)
+        np.testing.assert_array_equal(step.patches_SxC, image.patches_SxC)
+        np.testing.assert_array_equal(step.hw_Sx2, image.hw_Sx2)
 
 
 def test_the_share_of_a_frame_by_hand():
@@ -76,7 +76,7 @@ def test_the_share_of_a_frame_by_hand():
     assert video_to_patches(frames, 2.0, SETTINGS, LAYOUT, 1).grid.rows == 2
 
 
-def test_frames_may_be_pictures():
+def test_frames_may_be_images():
     frames = _frames(3, 100, 80)
     ours = video_to_patches([Image.fromarray(f).convert("RGBA") for f in frames], 1.0, SETTINGS, LAYOUT)
     np.testing.assert_array_equal(_merge_order(ours), _merge_order(video_to_patches(frames, 1.0, SETTINGS, LAYOUT)))
@@ -92,7 +92,7 @@ def test_frames_may_be_pictures():
         ([_frames(1, 40, 40)[0], _frames(1, 40, 47)[0]], 1.0, "frame 1 is 40x47 but frame 0 is 40x40"),
         (_frames(2, 40, 40).astype(np.float32), 1.0, "frame 0 is float32 of the shape"),
         (_frames(2, 40, 40)[..., 0], 1.0, r"frame 0 is uint8 of the shape \[40, 40\]"),
-        (np.zeros((2, 2, 900, 3), np.uint8), 1.0, "frames 0 to 1: a picture's sides"),
+        (np.zeros((2, 2, 900, 3), np.uint8), 1.0, "frames 0 to 1: an image's sides"),
     ],
 )
 def test_what_is_no_video_is_refused(frames, fps, message):
@@ -108,14 +108,14 @@ def _official_positions(ids, grids, tokens_per_second):
     torch.nn.Module.__init__(model)
     vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second)
     model.config = SimpleNamespace(vision_config=vision)
-    pictures = [[1, g[0] * 2, g[1] * 2] for g in grids if not isinstance(g, VideoGrid)]
+    images = [[1, g[0] * 2, g[1] * 2] for g in grids if not isinstance(g, VideoGrid)]
     videos = [g for g in grids if isinstance(g, VideoGrid)]
     # With a token more: of the sequence, not the delta, which is another thing.
     ids = torch.tensor([[*ids, 1]])
     pos, _ = model.get_rope_index(
         ids,
         (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
-        image_grid_thw=torch.tensor(pictures) if pictures else None,
+        image_grid_thw=torch.tensor(images) if images else None,
         video_grid_thw=torch.tensor([[g.steps, g.rows * 2, g.cols * 2] for g in videos]) if videos else None,
         second_per_grid_ts=torch.tensor([g.second_per_grid for g in videos]) if videos else None,
     )
@@ -173,9 +173,9 @@ def test_the_rule_by_hand():
         ([VIDEO] * 3, [VideoGrid(2, 1, 2)], r"the 4 visual tokens of video 0 \(2x1x2\) side by side at 0"),
         ([VIDEO, 1, VIDEO], [VideoGrid(2, 1, 1)], "video 0"),
         ([IMAGE] * 2, [VideoGrid(2, 1, 1)], "video 0"),
-        ([VIDEO] * 2, [(1, 2)], "picture 0"),
+        ([VIDEO] * 2, [(1, 2)], "image 0"),
         ([VIDEO] * 2 + [1] + [IMAGE], [VideoGrid(2, 1, 1)], "hold 3 visual tokens but .* have 2"),
-        ([1], [(1, 1)], "picture 0"),
+        ([1], [(1, 1)], "image 0"),
         ([[1]], [], "one axis"),
     ],
 )

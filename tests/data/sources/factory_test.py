@@ -6,10 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from qwenla_jax.data.contamination import find_leaks, take_prints
-from qwenla_jax.data.datasets.readers import open_corpus
-from qwenla_jax.data.sources.factory import make_source, picture_files, readable, sources_of
-from qwenla_jax.data.sources.skip_invalid import TooManyBroken
+from qwenla_jax.data.contamination import find_leaks, take_fingerprints
+from qwenla_jax.data.datasets.readers import open_dataset
+from qwenla_jax.data.sources.factory import image_files, make_source, readable, sources_of
+from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 
 
 def ids(source):
@@ -18,22 +18,22 @@ def ids(source):
 
 def entry_ids(name, split, **more):
     source = make_source(name, split, seed=0, **more)
-    return [source.entry(i).id for i in range(len(source))]
+    return [source.raw_record(i).id for i in range(len(source))]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """MathVision's layout: 60 questions, of which 7 has no answer, 8 no picture and 9 a broken one."""
+    """MathVision's layout: 60 questions, of which 7 has no answer, 8 no image and 9 a broken one."""
     Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
     rows = []
     for n in range(60):
         options = ["x", "y", "z"] if n % 2 else []
         answer = "" if n == 7 else "A" if n % 2 else "1"
-        picture = {8: "none.png", 9: "bad.png"}.get(n, "good.png")
+        image = {8: "none.png", 9: "bad.png"}.get(n, "good.png")
         subject = "algebra" if n % 3 else "counting"
         rows.append(
-            {"id": str(n), "question": "q", "options": options, "answer": answer, "subject": subject, "image": picture}
+            {"id": str(n), "question": "q", "options": options, "answer": answer, "subject": subject, "image": image}
         )
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
@@ -42,14 +42,14 @@ def folder(tmp_path):
 def test_a_tenth_is_held_out_and_a_problems_steps_stay_together(shared_data):
     name = f"we_math:{shared_data / 'we_math'}"
     train, held = (entry_ids(name, split) for split in ("train", "held_out"))
-    corpus = open_corpus(name)
-    assert sorted(train + held) == sorted(corpus.entry(i).id for i in range(len(corpus))) and held
+    dataset = open_dataset(name)
+    assert sorted(train + held) == sorted(dataset.raw_record(i).id for i in range(len(dataset))) and held
     problems = [{each.rpartition("/")[0] for each in side} for side in (train, held)]
     assert not problems[0] & problems[1]
-    assert entry_ids(name, "train", whole=True) == [corpus.entry(i).id for i in range(len(corpus))]
+    assert entry_ids(name, "train", whole=True) == [dataset.raw_record(i).id for i in range(len(dataset))]
     assert entry_ids(name, "train", size=3) == train[:3]
     sources = [make_source(name, split, seed=0) for split in ("train", "held_out")]
-    assert not find_leaks(*(take_prints(source, "x") for source in sources)).leaks
+    assert not find_leaks(*(take_fingerprints(source, "x") for source in sources)).leaks
 
 
 @pytest.mark.parametrize("held", ["val", "test"])
@@ -79,7 +79,7 @@ def test_parquet_files_of_splits(tmp_path):
 
 def test_supervised_training_needs_responses(folder, tmp_path):
     with pytest.raises(ValueError, match="mathvision: its records have no responses, and supervised training needs"):
-        make_source(f"mathvision:{folder}", "cold_start", seed=0, max_broken=100)
+        make_source(f"mathvision:{folder}", "cold_start", seed=0, max_invalid=100)
     turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "<SUMMARY>a</SUMMARY><CAPTION>a</CAPTION>"}]
     turns[1]["value"] += "<REASONING>a</REASONING><CONCLUSION>4</CONCLUSION>"
     rows = [{"id": str(n), "image": "good.png", "conversations": turns} for n in range(4)]
@@ -89,51 +89,53 @@ def test_supervised_training_needs_responses(folder, tmp_path):
     lines = [{"id": str(n), "image": "good.png", "question": "q", "answer": "1"} for n in range(3)]
     lines[1]["response"] = turns[1]["value"]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert entry_ids(str(tmp_path / "x.jsonl"), "cold_start", whole=True, max_broken=2) == ["1"]
+    assert entry_ids(str(tmp_path / "x.jsonl"), "cold_start", whole=True, max_invalid=2) == ["1"]
     with pytest.raises(ValueError, match="2 records cannot be used .no_response 2.*(?s:.*)x.jsonl:3: response is miss"):
-        make_source(str(tmp_path / "x.jsonl"), "cold_start", seed=0, whole=True, max_broken=1)
+        make_source(str(tmp_path / "x.jsonl"), "cold_start", seed=0, whole=True, max_invalid=1)
 
 
 def test_what_the_text_rules_out_is_left_out_up_to_a_number(folder):
     name = f"mathvision:{folder}"
     with pytest.raises(ValueError, match=r"1 records cannot .*\(empty_answer 1\), at most 0 (?s:.*)jsonl:8: the an"):
         make_source(name, "train", seed=0)
-    source = make_source(name, "train", seed=0, whole=True, max_broken=1)
-    assert [source.entry(i).id for i in range(len(source))] == [str(n) for n in range(60) if n != 7]
-    # What goes through by index leaves broken pictures out, too.
-    with pytest.raises(TooManyBroken, match="more than 2 records cannot be used .*(?s:.*)bad.png"):
+    source = make_source(name, "train", seed=0, whole=True, max_invalid=1)
+    assert [source.raw_record(i).id for i in range(len(source))] == [str(n) for n in range(60) if n != 7]
+    # What goes through by index leaves broken images out, too.
+    with pytest.raises(TooManyInvalid, match="more than 2 records cannot be used .*(?s:.*)bad.png"):
         readable(source, 2)
     assert ids(readable(source, 3)) == [str(n) for n in range(60) if n not in (7, 8, 9)]
 
 
 def test_filters(folder):
-    source = make_source(f"mathvision:{folder}#kinds=counting&max_options=2", "train", seed=0, whole=True, max_broken=1)
+    source = make_source(
+        f"mathvision:{folder}#kinds=counting&max_options=2", "train", seed=0, whole=True, max_invalid=1
+    )
     assert ids(source) == [str(n) for n in range(60) if n % 2 == 0 and n % 3 == 0]
     assert source.left_out == {"many_options": 30, "other_kind": 20} and len(source.faults) == 0
 
 
 def test_a_mixture_keeps_its_proportions_and_what_is_held_out_stands_once(folder):
     name = f"mathvision:{folder}*3,scenes*1"
-    mixed = make_source(name, "train", seed=0, max_broken=1, size=1200)
+    mixed = make_source(name, "train", seed=0, max_invalid=1, size=1200)
     places = [mixed.source.place(i)[0] for i in range(1200)]
     for start in range(0, 1200, 4):
         assert collections.Counter(places[start : start + 4]) == {"mathvision": 3, "scenes": 1}
     assert sources_of(mixed).keys() == {"mathvision", "scenes"}
-    one = entry_ids(f"mathvision:{folder}", "train", max_broken=1)
+    one = entry_ids(f"mathvision:{folder}", "train", max_invalid=1)
     drawn = [mixed.source.place(i)[1] for i, source in enumerate(places) if source == "mathvision"]
     assert sorted(drawn[: len(one)]) == list(range(len(one)))  # a whole pass before any comes again
     first = next(i for i, source in enumerate(places) if source == "scenes")
     assert mixed[first].id.startswith("scenes/scene-0-train-")
     twice = f"mathvision:{folder}*1,mathvision:{folder}#kinds=counting*1"
-    held = make_source(twice, "held_out", seed=0, max_broken=2)
-    every = [entry_ids(part, "held_out", max_broken=1) for part in twice.replace("*1", "").split(",")]
+    held = make_source(twice, "held_out", seed=0, max_invalid=2)
+    every = [entry_ids(part, "held_out", max_invalid=1) for part in twice.replace("*1", "").split(",")]
     assert sorted(ids(held)) == sorted([f"mathvision/{n}" for n in every[0]] + [f"mathvision.2/{n}" for n in every[1]])
-    once = make_source(twice, "train", seed=0, max_broken=2, whole=True, once=True)
+    once = make_source(twice, "train", seed=0, max_invalid=2, whole=True, once=True)
     assert len(once) == 59 + 20 and len({once.source.place(i) for i in once._indices}) == 79
 
 
-def test_pictures_in_files_of_their_own_are_known(folder):
-    found = picture_files(make_source(f"mathvision:{folder}", "train", seed=0, whole=True, max_broken=1))
-    assert found["3"] == folder / "good.png" and found["9"] == folder / "bad.png" and len(found) == 59
-    mixed = make_source(f"mathvision:{folder},scenes", "train", seed=0, whole=True, max_broken=1, size=100)
-    assert picture_files(mixed)["mathvision/3"] == folder / "good.png"
+def test_images_in_files_of_their_own_are_known(folder):
+    result = image_files(make_source(f"mathvision:{folder}", "train", seed=0, whole=True, max_invalid=1))
+    assert result["3"] == folder / "good.png" and result["9"] == folder / "bad.png" and len(result) == 59
+    mixed = make_source(f"mathvision:{folder},scenes", "train", seed=0, whole=True, max_invalid=1, size=100)
+    assert image_files(mixed)["mathvision/3"] == folder / "good.png"

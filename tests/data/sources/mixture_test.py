@@ -114,7 +114,7 @@ def test_records_carry_their_source():
 
 
 @pytest.mark.parametrize(
-    "sizes, weights, told",
+    "sizes, weights, message",
     [
         ((3, 3), (1, 0), "weight of 'b' is 0"),
         ((3, 3), (1, -1), "weight of 'b' is -1"),
@@ -124,8 +124,8 @@ def test_records_carry_their_source():
         ((3, 3), (1, 0.0000001), "need blocks of 10000001"),
     ],
 )
-def test_what_cannot_be_mixed_is_refused(sizes, weights, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_mixed_is_refused(sizes, weights, message):
+    with pytest.raises(ValueError, match=message):
         mix(sizes, weights)
     with pytest.raises(ValueError, match="expected the same names"):
         Mixture({"a": _Numbers(1)}, {"b": 1})

@@ -7,11 +7,11 @@ from fractions import Fraction
 import pytest
 
 from qwenla_jax.data.datasets.readers import READERS
-from qwenla_jax.data.sources.spec import CORPORA, parse, problems
+from qwenla_jax.data.sources.spec import DATASETS, parse, problems
 
 
 def test_the_names_are_those_of_the_readers():
-    assert CORPORA == tuple(READERS)
+    assert DATASETS == tuple(READERS)
 
 
 @pytest.mark.parametrize(
@@ -44,24 +44,24 @@ def test_forms(spec, want):
 
 
 @pytest.mark.parametrize(
-    "spec, told",
+    "spec, message",
     [
         ("wemath:/d", "'wemath:/d': expected scenes, easy_vqa, an existing .jsonl file, or NAME:PATH with a NAME of"),
         ("", "'': expected scenes"),
         ("scenes,", "'': expected scenes"),
         ("we_math:", "'we_math:': expected a path after we_math:"),
         ("scenes*0", "'scenes.0': the weight is 0"),
-        ("we_math:/d#colour=red", "'colour=red' is no KEY=VALUE with a KEY of max_options, pictures, kinds, turns"),
+        ("we_math:/d#colour=red", "'colour=red' is no KEY=VALUE with a KEY of max_options, images, kinds, turns"),
         ("we_math:/d#max_options=few", "max_options=few, expected a whole number"),
-        ("we_math:/d#pictures=2", "pictures=2, expected 1"),
+        ("we_math:/d#images=2", "images=2, expected 1"),
         ("we_math:/d#turns=first", "turns=first, expected turns=first, of llava_cot"),
         ("scenes,we_math:/no/such/folder", "there is no file or folder '/no/such/folder'"),
         ("parquet:/no/*.parquet", r"there is no file or folder '/no/\*.parquet'"),
         ("no.jsonl*2,scenes", "there is no file 'no.jsonl'; expected scenes, easy_vqa, an existing .jsonl"),
     ],
 )
-def test_what_is_wrong_is_named(spec, told):
-    with pytest.raises(AssertionError, match=told):
+def test_what_is_wrong_is_named(spec, message):
+    with pytest.raises(AssertionError, match=message):
         assert not list(problems(spec)), " ".join(problems(spec))
 
 

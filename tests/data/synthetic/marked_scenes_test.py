@@ -109,8 +109,10 @@ def test_plain_workings_name_all_marks(scenes):
         assert box == f"\\boxed{{{item.answer}}}"
         assert not set(re.findall("[a-z]+", caption)) & set(MARKS)
         if item.kind in MARK_KINDS:
-            told, answer = working.split(": ")
-            assert sorted(told.split(", ")) == sorted(f"{t.size} {t.color} {t.shape} {t.mark}" for t in scene.objects)
+            message, answer = working.split(": ")
+            assert sorted(message.split(", ")) == sorted(
+                f"{t.size} {t.color} {t.shape} {t.mark}" for t in scene.objects
+            )
             assert answer == item.answer
 
 

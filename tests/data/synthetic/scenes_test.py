@@ -41,8 +41,8 @@ def test_another_process_draws_the_same():
 
 
 def test_splits_and_seeds_differ():
-    pictures = {make_scene(seed, split, 0).image.tobytes() for seed in (0, 1) for split in (0, 1, 2)}
-    assert len(pictures) == 6
+    images = {make_scene(seed, split, 0).image.tobytes() for seed in (0, 1) for split in (0, 1, 2)}
+    assert len(images) == 6
 
 
 def test_an_object_has_its_colour_at_its_centre(scenes):

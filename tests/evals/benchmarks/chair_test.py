@@ -106,9 +106,9 @@ def test_words_are_those_of_the_slow_expressions(shared_data):
 
 
 def test_synonyms_lines_as_officially():
-    found = parse_synonyms(["bicycle, bike", "car,  limo, iPhone", "bus, bike"], "here").object_of
+    result = parse_synonyms(["bicycle, bike", "car,  limo, iPhone", "bus, bike"], "here").object_of
     # The later line wins; " limo" keeps its blank and "iPhone" its capital, so no word meets them.
-    assert found == {"bicycle": "bicycle", "bike": "bus", "car": "car", " limo": "car", "iPhone": "car", "bus": "bus"}
+    assert result == {"bicycle": "bicycle", "bike": "bus", "car": "car", " limo": "car", "iPhone": "car", "bus": "bus"}
     with pytest.raises(ValueError, match="holds no synonyms"):
         parse_synonyms(["", " "], "here")
 
@@ -132,7 +132,7 @@ def test_numbers_by_hand():
 
 
 def test_coco_files_are_the_ground_truth(tmp_path):
-    # Oracle: by hand. Picture 1 has a cat by its boxes and a dog by a caption; picture 2 nothing.
+    # Oracle: by hand. Image 1 has a cat by its boxes and a dog by a caption; image 2 nothing.
     instances = {
         "images": [{"id": 1}, {"id": 2}],
         "categories": [{"id": 7, "name": "cat"}],
@@ -150,7 +150,7 @@ def test_coco_files_are_the_ground_truth(tmp_path):
     assert "not comparable" in result.notes["synonyms"]
     with pytest.raises(ValueError, match="instances alone; expected instances and captions"):
         score_files("chair", [tmp_path / "said.jsonl"], gold[:1])
-    for odd, told in (
+    for odd, message in (
         ({"annotations": [{"image_id": 1, "caption": ["a dog"]}]}, None),
         ({"annotations": [{"image_id": 1, "caption": 5}]}, None),
         ({"annotations": [{"caption": "a dog"}]}, "row 1: not COCO's annotations: lacks 'image_id'"),
@@ -159,10 +159,10 @@ def test_coco_files_are_the_ground_truth(tmp_path):
         ({"annotations": [], "categories": [{"id": 7, "name": "cat"}], "images": [5]}, "not COCO's annotations: 'int'"),
     ):
         (tmp_path / "captions.json").write_text(json.dumps(odd))
-        if told is None:
+        if message is None:
             score_files("chair", [tmp_path / "said.jsonl"], gold)
             continue
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             score_files("chair", [tmp_path / "said.jsonl"], gold)
 
 

@@ -85,8 +85,8 @@ def test_hanging_values_are_killed_and_counted():
     pytest.importorskip("latex2sympy2_extended")
     # The time of the library's parser doubles with every bracket.
     slow = "(" * 60 + "1" + ")" * 60
-    found = same_values([(r"\frac{1}{2}", r"\frac{2}{4}"), (slow, "3"), ("2^{2}", "4")])
-    assert (found[0], found[2]) == (True, True) and not found[1]
+    result = same_values([(r"\frac{1}{2}", r"\frac{2}{4}"), (slow, "3"), ("2^{2}", "4")])
+    assert (result[0], result[2]) == (True, True) and not result[1]
 
 
 def test_values_end_where_the_expression_ends():

@@ -118,7 +118,7 @@ def test_splits_are_not_added_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("odd", "told"),
+    ("odd", "message"),
     [
         ({"answer": "?"}, "right answers are withheld"),
         ({"answer": [""], "question_type": "open"}, "row 1: a right answer is blank"),
@@ -128,10 +128,10 @@ def test_splits_are_not_added_up(tmp_path):
         ({"options": ["a"] * 27}, "row 1: options holds 27 texts"),
     ],
 )
-def test_gold_that_cannot_be_scored(tmp_path, odd, told):
+def test_gold_that_cannot_be_scored(tmp_path, odd, message):
     row = {"id": "test_Art_1", "question": "q", "options": ["a", "b"], "answer": "A", "response": "A"}
     (tmp_path / "said.json").write_text(json.dumps([row | odd]))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         score_files("mmmu", [tmp_path / "said.json"])
 
 
@@ -176,9 +176,9 @@ def test_pro_question_that_nobody_can_answer_counts(tmp_path):
     path.write_text(json.dumps(row | {"response": "Answer: B"}))
     result = score_files("mmmu_pro", [path])
     assert result.figures["accuracy/vision"].value == 0.0 and result.counts["whose_right_letter_is_no_option"] == 1
-    for odd, told in (({"answer": "blue"}, "'blue'; expected a letter"), ({"options": "[]"}, "holds no options")):
+    for odd, message in (({"answer": "blue"}, "'blue'; expected a letter"), ({"options": "[]"}, "holds no options")):
         path.write_text(json.dumps(row | odd | {"response": "B"}))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             score_files("mmmu_pro", [path])
 
 

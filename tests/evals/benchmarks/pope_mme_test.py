@@ -1,4 +1,4 @@
-"""POPE and MME. Oracles: the objects of POPE's pictures, which nobody here labelled; hand-computed scores."""
+"""POPE and MME. Oracles: the objects of POPE's images, which nobody here labelled; hand-computed scores."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def write(path, rows):
 def test_labels_fit_the_objects_and_answers_by_them_are_all_right(shared_data, tmp_path):
     folder = shared_data / "hallucination"
     objects = json.loads((folder / "chair_ground_truth.json").read_text())
-    gold, told, always = [], [], []
+    gold, message, always = [], [], []
     for split in SPLITS:
         gold.append(folder / f"coco_pope_{split}.json")
         rows = rows_of(gold[-1])
@@ -36,9 +36,9 @@ def test_labels_fit_the_objects_and_answers_by_them_are_all_right(shared_data, t
             {"question_id": row["question_id"], "answer": "Yes, there is." if s else "No"}
             for row, s in zip(rows, seen, strict=True)
         ]
-        told.append(write(tmp_path / f"{split}.jsonl", answers))
+        message.append(write(tmp_path / f"{split}.jsonl", answers))
         always.append(write(tmp_path / f"all_{split}.jsonl", [row | {"answer": "yes"} for row in answers]))
-    result = score_files("pope", told, gold)
+    result = score_files("pope", message, gold)
     assert {
         name: result.figures[name].value for name in ("F1", "F1/random", "accuracy/popular", "yes/adversarial")
     } == {"F1": 100.0, "F1/random": 100.0, "accuracy/popular": 100.0, "yes/adversarial": 50.0}
@@ -102,18 +102,18 @@ def test_pope_split_is_that_of_the_column_and_not_of_the_id(tmp_path):
         for place, split in enumerate(SPLITS)
         for n in range(3)
     ]
-    told = [row | {"prediction": "no" if n == 8 else "yes"} for n, row in enumerate(rows)]
-    result = score_files("pope", [write(tmp_path / "said.jsonl", told)])
+    message = [row | {"prediction": "no" if n == 8 else "yes"} for n, row in enumerate(rows)]
+    result = score_files("pope", [write(tmp_path / "said.jsonl", message)])
     assert result.counts == {"answers": 9} | {f"questions/{split}": 3 for split in SPLITS}
     assert result.notes["F1"] == "mean of 3 splits"
     # Of the last split 2 of 3 are found and nothing else is told: precision 1, recall 2/3.
     assert [result.figures[f"F1/{split}"].value for split in SPLITS] == pytest.approx([100.0, 100.0, 80.0])
     # A column that tells no split leaves it to the next one, and ids that begin with it are whole.
-    for row in told:
+    for row in message:
         row |= {"split": row.pop("category"), "category": "test"}
-    assert score_files("pope", [write(tmp_path / "said.jsonl", told)]).figures == result.figures
-    told = [{"id": f"{row['split']}/{row['question_id']}", "prediction": row["prediction"]} for row in told]
-    assert score_files("pope", [write(tmp_path / "ours.jsonl", told)], [write(tmp_path / "g.jsonl", rows)]) == result
+    assert score_files("pope", [write(tmp_path / "said.jsonl", message)]).figures == result.figures
+    message = [{"id": f"{row['split']}/{row['question_id']}", "prediction": row["prediction"]} for row in message]
+    assert score_files("pope", [write(tmp_path / "ours.jsonl", message)], [write(tmp_path / "g.jsonl", rows)]) == result
 
 
 def test_pope_predictions_without_ids_go_by_the_questions_texts(tmp_path):
@@ -138,15 +138,15 @@ def test_mme_reads_as_officially(text, read):
     assert mme_answer(text) == read
 
 
-def mme(kind, picture, *pairs):
+def mme(kind, image, *pairs):
     return [
-        Answer(Item(f"{kind}/{picture}/{n}", answer=gold, kind=kind, details={"picture": picture}), said)
+        Answer(Item(f"{kind}/{image}/{n}", answer=gold, kind=kind, details={"image": image}), said)
         for n, (said, gold) in enumerate(pairs)
     ]
 
 
 def test_mme_by_hand():
-    # existence: 3 of 4 questions, 1 of 2 pictures: 75 + 50. code_reasoning: 1 of 2 and 0 of 1: 50 + 0.
+    # existence: 3 of 4 questions, 1 of 2 images: 75 + 50. code_reasoning: 1 of 2 and 0 of 1: 50 + 0.
     answers = mme("existence", "a", ("yes", "yes"), ("no", "no")) + mme("existence", "b", ("yes", "yes"), ("yes", "no"))
     answers += mme("code_reasoning", "a", ("maybe", "yes"), ("No", "no"))
     result = score_mme(answers, Settings())

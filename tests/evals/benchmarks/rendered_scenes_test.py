@@ -8,9 +8,9 @@ CAPTION = "small red circle, big blue square, big blue square"
 
 
 def response(caption, conclusion, reflections=0):
-    look = "<REFLECTION>look again</REFLECTION>" * reflections
+    reattention = "<REFLECTION>look again</REFLECTION>" * reflections
     return (
-        f"<SUMMARY>s</SUMMARY><CAPTION>{caption}</CAPTION><REASONING>r</REASONING>{look}"
+        f"<SUMMARY>s</SUMMARY><CAPTION>{caption}</CAPTION><REASONING>r</REASONING>{reattention}"
         f"<CONCLUSION>{conclusion}</CONCLUSION>"
     )
 

@@ -54,7 +54,7 @@ def batch_of(launch, shape, rows, tokens):
     import torch
 
     ids = torch.from_numpy(launch.shapes.tokens_of(shape)[:tokens].astype(np.int64))[None].repeat(rows, 1)
-    _, patches = launch.shapes.picture_of(shape)
+    _, patches = launch.shapes.make_image(shape)
     return {
         "input_ids": ids,
         "mm_token_type_ids": (ids == shape.config.image_token_id).int(),
@@ -90,9 +90,9 @@ def test_training_floors_are_what_torch_counts(launch, shape, hf):
     names = "self_attn.[qkvo]_proj|mlp.(gate|up|down)_proj"
     rules = peft.LoraConfig(r=launch.shapes.RANK, target_modules=rf".*language_model.*({names})")
     adapted = peft.get_peft_model(hf, rules)
-    found = counted(work(adapted)) - 3 * unseen(shape, T, B)
+    result = counted(work(adapted)) - 3 * unseen(shape, T, B)
     adapted.unload()
-    assert floors["train, LoRA"][0] == found
+    assert floors["train, LoRA"][0] == result
 
 
 def test_floors_of_prefill_and_decoding_are_what_torch_counts(launch, shape, hf):
@@ -133,22 +133,22 @@ def test_bytes_by_hand(launch, shape, hf):
 
 
 def test_both_sides_have_the_same_loss(launch, shape, tmp_path):
-    """The same picture, tokens and weights go into both: a random model's losses are equal, and far from each other's
+    """The same image, tokens and weights go into both: a random model's losses are equal, and far from each other's
     when a single patch is not where it should be."""
     pytest.importorskip("torch")
-    config = dataclasses.replace(shape.config, initializer_range=0.2)  # so that the picture matters
+    config = dataclasses.replace(shape.config, initializer_range=0.2)  # so that the image matters
     folder = save(tmp_path / "model", config, init_params(config, jax.random.key(0)))
     model = launch.model.Model(dataclasses.replace(shape, config=config), folder)
     inputs = launch.model.write_inputs(model, tmp_path)
     args = argparse.Namespace(config=folder, inputs=inputs, device="cpu", dtype="float32", in_a_row=1)
     peer = launch.transformers_peer.Peer(args)
-    found = peer.train(shape.train_rows)
-    assert len(found["seconds"]) == len(found["cpu_seconds"]) == 1
-    assert model.train()() == pytest.approx(found["loss"], abs=1e-4)
+    result = peer.train(shape.train_rows)
+    assert len(result["seconds"]) == len(result["cpu_seconds"]) == 1
+    assert model.train()() == pytest.approx(result["loss"], abs=1e-4)
     assert peer.peak(64)["matrix_gflops"] > 0
     pixels = peer.inputs["pixel_values"]
     pixels[[0, 59]] = pixels[[59, 0]]
-    assert abs(peer.train(shape.train_rows)["loss"] - found["loss"]) > 1e-3
+    assert abs(peer.train(shape.train_rows)["loss"] - result["loss"]) > 1e-3
 
 
 def times(seconds, cpu):
@@ -156,32 +156,32 @@ def times(seconds, cpu):
 
 
 @pytest.fixture
-def found(launch, shape):
+def result(launch, shape):
     """Rows as measured, with peaks of 1 TFLOP/s and 1 GB/s."""
     rows = {name: times([], []) for name in ("train", "train, LoRA", "prefill, batch 2", "generate, batch 2")}
     rows["train"] = times([2.0, 4.0, 3.0], [2.0, 8.0, 3.0]) | {"peer_seconds": [6.0], "peer_cpu_seconds": [3.0]}
     rows["train, LoRA"] |= {"none": "does not fit", "peer_none": "ImportError"}
     rows["prefill, batch 2"] |= {"seconds": [1.0], "cpu_seconds": [1.0]}
     rows["generate, batch 2"] |= {"seconds": [3.0], "cpu_seconds": [3.0]}
-    found = {"peaks": {"matrix_gflops": 1000.0, "memory_gb_s": 1.0}, "rows": rows, "peer_versions": None}
-    found |= {"our_peak": 1000.0, "peer_peak": None}
-    launch.model.fill(found, shape)
-    return found | {"shape": dataclasses.asdict(shape)}
+    result = {"peaks": {"matrix_gflops": 1000.0, "memory_gb_s": 1.0}, "rows": rows, "peer_versions": None}
+    result |= {"our_peak": 1000.0, "peer_peak": None}
+    launch.model.fill(result, shape)
+    return result | {"shape": dataclasses.asdict(shape)}
 
 
-def test_medians_shares_and_ratios_by_hand(launch, shape, found):
-    train, decode = found["rows"]["train"], found["rows"]["decode, batch 2"]
+def test_medians_shares_and_ratios_by_hand(launch, shape, result):
+    train, decode = result["rows"]["train"], result["rows"]["decode, batch 2"]
     assert train["seconds_median"] == 3.0 and train["peer_seconds_median"] == 6.0 and train["speed"] == 2.0
     assert train["cpu_share"] == 1.0 / cores() and train["peer_cpu_share"] == 0.5 / cores()
     flops, moved = launch.shapes.floors(shape)["train"]
     assert (train["flops_floor"], train["bytes_floor"]) == pytest.approx((flops / 1e12, moved / 1e9))
     assert train["share"] == pytest.approx(max(flops / 1e12, moved / 1e9) / 3)
     assert decode["seconds_median"] == 2.0 and decode["tokens"] == 14 and "speed" not in decode
-    assert "share" not in found["rows"]["train, LoRA"]
+    assert "share" not in result["rows"]["train, LoRA"]
 
 
-def test_the_table_says_what_was_measured(launch, found):
-    lines = list(launch.model.table(json.loads(json.dumps(found))))
+def test_the_table_says_what_was_measured(launch, result):
+    lines = list(launch.model.table(json.loads(json.dumps(result))))
     heads, train, lora = lines[4].split(), lines[5].split(), lines[6]
     assert heads[-2:] == ["peer/ours", "same"] and train[0] == "train" and {"3.0000", "6.0000", "2.00"} <= set(train)
     assert "does not fit" in lora and "ImportError" in lora
@@ -266,18 +266,18 @@ def test_the_whole_path_at_small_size(tmp_path):
     command = [*COMMAND, "--suite=gpu", "--small", "--json", f"--peer_python={sys.executable}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert {"suite", "machine", "peaks", "shape", "rows", "steps", "reattention", "peer_versions"} <= set(found)
+    result = json.loads(done.stdout)
+    assert {"suite", "machine", "peaks", "shape", "rows", "steps", "reattention", "peer_versions"} <= set(result)
     pairs = ("flops_floor", "bytes_floor", "share", "seconds_median", "peer_seconds_median", "speed", "cpu_share")
     for name in ("train", "train, LoRA", "prefill, batch 2"):
-        assert set(pairs) <= set(found["rows"][name]), name
-    generate = found["rows"]["generate, batch 2"]
-    assert found["peaks"]["matrix_gflops"] == max(found["our_peak"], found["peer_peak"]) > 0
+        assert set(pairs) <= set(result["rows"][name]), name
+    generate = result["rows"]["generate, batch 2"]
+    assert result["peaks"]["matrix_gflops"] == max(result["our_peak"], result["peer_peak"]) > 0
     assert generate["equal_tokens"] == 1.0 and generate["speed"] > 0 and len(generate["seconds"]) == 2
-    assert abs(found["rows"]["train"]["loss"] - found["rows"]["train"]["peer_loss"]) <= 1e-4
-    assert set(found["steps"]) == {"BRPO step, LoRA", "BRPO step, full"}
-    assert all(set(row) == {"step", "rollout", "update"} for row in found["steps"].values())
-    modes = found["reattention"]["modes"]
+    assert abs(result["rows"]["train"]["loss"] - result["rows"]["train"]["peer_loss"]) <= 1e-4
+    assert set(result["steps"]) == {"BRPO step, LoRA", "BRPO step, full"}
+    assert all(set(row) == {"step", "rollout", "update"} for row in result["steps"].values())
+    modes = result["reattention"]["modes"]
     assert list(modes) == ["text only", "copy, 8 rows at once", "route 50%, compact, 8 rows"]
     assert modes["text only"]["ratio"] == 1.0 and modes["copy, 8 rows at once"]["inserted"] > 0
     assert "peer/ours" in done.stderr

@@ -53,7 +53,7 @@ def test_loads(users_module, name):
 )
 def test_refused(users_module, spec, message):
     users_module("users", SOURCE)
-    users_module("broken", "1 / 0")
+    users_module("invalid", "1 / 0")
     users_module("leaving", "raise SystemExit(3)")
     with pytest.raises(ValueError, match=message) as caught:
         load_reward(spec)

@@ -274,15 +274,15 @@ def one_worker(folder):
 
 
 def marked_processes(mark):
-    found = []
+    result = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
                 if (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                    found.append(int(entry.name))
+                    result.append(int(entry.name))
         except OSError:
             pass  # it has just ended, or is not ours
-    return found
+    return result
 
 
 def workers_of(mark):
@@ -400,11 +400,11 @@ def test_state_does_not_depend_on_the_number_of_workers(users_module):
     users_module("users", "seen = []\ndef count(r):\n    seen.append(r)\n    return len(seen)\n")
     users_module("more", "def order(r):\n    return int(''.join(set(map(str, range(9)))))\n")
     settings = RewardSettings(extra=(("users:count", 1.0), ("more:order", 1.0)))
-    found = []
+    result = []
     for workers in (1, 2, 3):
         with RewardPool(settings, workers=workers) as pool:
-            found += [pool.score(good(40)) for _ in range(2)]
-    assert all(scores == found[0] for scores in found)
+            result += [pool.score(good(40)) for _ in range(2)]
+    assert all(scores == result[0] for scores in result)
 
 
 def test_without_users_rewards():

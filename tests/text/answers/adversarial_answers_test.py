@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from qwenla_jax.text.answers.match import bare_matches, matches
+from qwenla_jax.text.answers.match import exact_matches, matches
 
 OPTIONS = ("red", "blue", "3 or 4", "10 cm", r"$\frac{1}{2}$")
 
@@ -156,4 +156,4 @@ def test_deep_nesting_is_wrong_and_quick(depth, pair):
     ],
 )  # fmt: skip
 def test_bare_is_letter_by_letter(conclusion, answer, right):
-    assert bare_matches(conclusion, answer) is right
+    assert exact_matches(conclusion, answer) is right

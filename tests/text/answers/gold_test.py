@@ -39,8 +39,8 @@ def test_wrappings(gold, bare):
 
 @pytest.mark.parametrize("gold", ["<answer>3", "<foo>3</foo>", "...", "?!", "x <|im_end|>", "</SUMMARY>"])
 def test_what_no_response_can_match_is_told(gold):
-    told = unmatchable(unwrap_gold(gold))
-    assert told is not None and "expected" in told
+    message = unmatchable(unwrap_gold(gold))
+    assert message is not None and "expected" in message
 
 
 @pytest.mark.parametrize("gold", ["3", "-", "+", "π", "°", "∞", "</b>", "1 < x", "a<b>c", "<", "$$x$$", "No."])

@@ -133,8 +133,8 @@ def official_open(response, gold):
     tails = []
     for piece in pieces:
         marks = leads + ["="] * (piece is pieces[-1])
-        found = [tail for mark in marks if mark in piece and (tail := piece.split(mark)[-1].strip())]
-        tails += [min(found, key=len)] if found and min(found, key=len) not in list(":,.!?;'") else []
+        result = [tail for mark in marks if mark in piece and (tail := piece.split(mark)[-1].strip())]
+        tails += [min(result, key=len)] if result and min(result, key=len) not in list(":,.!?;'") else []
     tails = tails or [response.strip().strip(".").lower()]
     numbers = r"-?\b\d{1,3}(?:,\d{3})+\b", r"-?\d+(?:\.\d+)?[eE][+-]?\d+"
     plain = r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"

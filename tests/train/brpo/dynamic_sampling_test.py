@@ -18,15 +18,15 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.data.synthetic.source import SceneSource
-from qwenla_jax.train.brpo.dynamic_sampling import Drawn, fill, fit, further_records, join
-from qwenla_jax.train.brpo.score import Verdicts
+from qwenla_jax.train.brpo.dynamic_sampling import SampledGroups, fill, fit, further_records, join
+from qwenla_jax.train.brpo.score import ScoredRollout
 from qwenla_jax.train.loop import run
 from qwenla_jax.types import Rollout
 
 G = 2
 
 
-def drawn(names, equal, slots=3):
+def groups(names, equal, slots=3):
     """Questions by name; every row carries its question's number times 10 plus its place in the group."""
     rows = len(names) * G
     mark = np.repeat([ord(name) for name in names], G) * 10 + np.tile(np.arange(G), len(names))
@@ -36,55 +36,55 @@ def drawn(names, equal, slots=3):
         length_B=np.full(rows, 4),
         stopped_B=np.ones(rows, bool),
         inserted_B=np.zeros(rows, int),
-        refused_B=np.zeros(rows, int),
-        kept_BxExX=np.ones((rows, 1, slots), bool),
+        skipped_B=np.zeros(rows, int),
+        selected_BxExX=np.ones((rows, 1, slots), bool),
     )
-    equal_Q = np.array(equal)
-    counted = (~np.repeat(equal_Q, G)).astype(np.float32)
-    verdicts = Verdicts(
-        [str(m) for m in mark], [None] * rows, mark.astype(np.float32), counted, counted, equal_Q,
+    zero_std_Q = np.array(equal)
+    counted = (~np.repeat(zero_std_Q, G)).astype(np.float32)
+    scored = ScoredRollout(
+        [str(m) for m in mark], [None] * rows, mark.astype(np.float32), counted, counted, zero_std_Q,
         rollout.length_B, rollout.stopped_B,
     )  # fmt: skip
-    return Drawn(list(names), rollout, verdicts)
+    return SampledGroups(list(names), rollout, scored)
 
 
 def consistent(result):
     want = np.repeat([ord(name) for name in result.records], G) * 10 + np.tile(np.arange(G), len(result.records))
     return (
         np.array_equal(result.rollout.ids_BxR[:, 0], want)
-        and result.verdicts.texts == [str(m) for m in want]
-        and np.array_equal(result.verdicts.advantage_B, want)
+        and result.scored.texts == [str(m) for m in want]
+        and np.array_equal(result.scored.advantage_B, want)
     )
 
 
 def test_nothing_is_drawn_where_all_teach():
-    first = drawn("abc", [False] * 3)
+    first = groups("abc", [False] * 3)
     result, rounds = fill(first, lambda turn: pytest.fail("drawn"), 4)
     assert result is first and rounds == 0
 
 
 def test_those_that_teach_come_first_and_in_order():
-    further = [drawn("def", [True, False, True], slots=5), drawn("ghi", [False, False, True])]
-    result, rounds = fill(drawn("abc", [True, False, True]), further.__getitem__, 4)
+    further = [groups("def", [True, False, True], slots=5), groups("ghi", [False, False, True])]
+    result, rounds = fill(groups("abc", [True, False, True]), further.__getitem__, 4)
     assert result.records == ["b", "e", "g"] and rounds == 2
-    assert consistent(result) and result.verdicts.counted_B.tolist() == [1] * 6
-    assert result.rollout.kept_BxExX.shape == (6, 1, 5)
-    assert result.rollout.kept_BxExX.sum(axis=(1, 2)).tolist() == [3, 3, 5, 5, 3, 3]
+    assert consistent(result) and result.scored.counted_B.tolist() == [1] * 6
+    assert result.rollout.selected_BxExX.shape == (6, 1, 5)
+    assert result.rollout.selected_BxExX.sum(axis=(1, 2)).tolist() == [3, 3, 5, 5, 3, 3]
 
 
 def test_where_the_rounds_are_spent_the_rest_counts_in_nothing():
     turns = []
     result, rounds = fill(
-        drawn("abc", [True, False, True]), lambda turn: turns.append(turn) or drawn("def", [True] * 3), 2
+        groups("abc", [True, False, True]), lambda turn: turns.append(turn) or groups("def", [True] * 3), 2
     )
     assert turns == [0, 1] and rounds == 2 and result.records == ["b", "a", "c"] and consistent(result)
-    assert result.verdicts.counted_B.tolist() == [1, 1, 0, 0, 0, 0]
+    assert result.scored.counted_B.tolist() == [1, 1, 0, 0, 0, 0]
 
 
 def test_what_an_insertion_shows_keeps_its_slots():
-    kept = np.arange(12).reshape(2, 2, 3) % 2 == 0
-    assert np.array_equal(fit(fit(kept, 7), 3), kept) and not fit(kept, 7)[:, :, 3:].any()
-    assert join([drawn("a", [False]).rollout]).ids_BxR.shape == (2, 4)
+    selected = np.arange(12).reshape(2, 2, 3) % 2 == 0
+    assert np.array_equal(fit(fit(selected, 7), 3), selected) and not fit(selected, 7)[:, :, 3:].any()
+    assert join([groups("a", [False]).rollout]).ids_BxR.shape == (2, 4)
 
 
 def test_further_questions_are_a_function_of_seed_step_and_round():
@@ -112,7 +112,7 @@ def test_a_run_trains_on_questions_that_teach(tmp_path, monkeypatch):
         steps=3,
         data=DataOptions(batch_size=4, max_response_tokens=16),
         optim=OptimOptions(learning_rate=1e-5, accumulation=2),
-        brpo=BrpoOptions(group_size=2, drop_equal_groups=True, resample_rounds=3, mask_truncated=True),
+        brpo=BrpoOptions(group_size=2, drop_zero_std_groups=True, resample_rounds=3, mask_truncated=True),
         rewards=RewardOptions(
             format=0.0, accuracy=0.0, balance=0.0, extra=("lengths:by_length",), pool=PoolOptions(workers=1)
         ),
@@ -122,15 +122,15 @@ def test_a_run_trains_on_questions_that_teach(tmp_path, monkeypatch):
     assert dataclasses.asdict(options)["brpo"]["resample_rounds"] == 3
     run(options, tmp_path / "with")
     run(replace(options, brpo=replace(options.brpo, resample_rounds=0)), tmp_path / "without")
-    told = {
+    message = {
         name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("with", "without")
     }
     # The first round is the same questions; what is trained on is not.
-    assert told["with"][0]["train/reward"] == told["without"][0]["train/reward"]
-    assert 0 < told["without"][0]["train/frac_reward_zero_std"] < 1
-    for row in told["with"]:
+    assert message["with"][0]["train/reward"] == message["without"][0]["train/reward"]
+    assert 0 < message["without"][0]["train/frac_reward_zero_std"] < 1
+    for row in message["with"]:
         assert row["train/resample/missing"] < row["train/frac_reward_zero_std"] or not row["train/resample/rounds"]
-    assert any(row["train/resample/rounds"] for row in told["with"])
+    assert any(row["train/resample/rounds"] for row in message["with"])
     # Responses are cut off at 16 tokens here, so with masking no token counts, and nothing is updated.
-    assert all(row["train/completions/clipped_ratio"] == 1 and row["train/skipped"] == 1 for row in told["without"])
+    assert all(row["train/completions/clipped_ratio"] == 1 and row["train/skipped"] == 1 for row in message["without"])

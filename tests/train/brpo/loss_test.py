@@ -107,9 +107,9 @@ def test_finite_differences(norm, ratio, kl):
         total = 0.0
         for b, n in enumerate(length[:3]):
             r, d = ratios(x, b), ref[b, :n] - x[b, :n]
-            kept = np.minimum(r, 1.3) if adv[b] > 0 else np.maximum(r, 0.8)
+            selected = np.minimum(r, 1.3) if adv[b] > 0 else np.maximum(r, 0.8)
             divergence = {"k1": -d, "k2": d**2 / 2, "k3": np.exp(d) - d - 1}[kl]
-            terms = kept * adv[b] - 0.1 * divergence
+            terms = selected * adv[b] - 0.1 * divergence
             total -= terms.mean() if norm == "sequence" else terms.sum()
         return total
 
@@ -119,8 +119,8 @@ def test_finite_differences(norm, ratio, kl):
     with jax.enable_x64(True):
         args = [jnp.asarray(x, jnp.float64) for x in (old, ref, adv, mask)]
         value = lambda x: brpo_loss(x, *args, **SETTINGS, norm=norm, ratio=ratio, kl=kl)[0]  # noqa: E731
-        found, grad = jax.value_and_grad(value)(jnp.asarray(logp, jnp.float64))
-    np.testing.assert_allclose(found, formula(logp), rtol=1e-6)
+        result, grad = jax.value_and_grad(value)(jnp.asarray(logp, jnp.float64))
+    np.testing.assert_allclose(result, formula(logp), rtol=1e-6)
     want = np.zeros((4, 5))
     for index in np.ndindex(4, 5):
         step = np.zeros((4, 5))
@@ -178,8 +178,8 @@ def advantages_of(rewards_QxG, valid=None, **settings):
     rewards = np.asarray(rewards_QxG, np.float64)
     flat = rewards.reshape(-1, 1)
     valid_B = np.ones(len(flat), bool) if valid is None else np.asarray(valid).reshape(-1)
-    found, equal = advantages(flat, np.ones(1), valid_B, rewards.shape[1], **({"std_eps": 1e-4} | settings))
-    return found.reshape(rewards.shape), equal
+    result, equal = advantages(flat, np.ones(1), valid_B, rewards.shape[1], **({"std_eps": 1e-4} | settings))
+    return result.reshape(rewards.shape), equal
 
 
 def test_advantages():

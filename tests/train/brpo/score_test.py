@@ -14,7 +14,7 @@ from qwenla_jax.types import Rollout
 
 HEAD = "<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING>"
 RIGHT, WRONG = f"{HEAD}<CONCLUSION>3</CONCLUSION>", f"{HEAD}<CONCLUSION>4</CONCLUSION>"
-LOOKS = f"{HEAD}<REFLECTION>a b</REFLECTION><CONCLUSION>3</CONCLUSION>"
+INSERTIONS = f"{HEAD}<REFLECTION>a b</REFLECTION><CONCLUSION>3</CONCLUSION>"
 SETTINGS = RewardSettings(target_length=4.0)
 # Three questions, G = 2; tokens are pieces of text.
 PIECES = ["", RIGHT, WRONG, f"{HEAD}<REFLECTION>", "a", " b", "</REFLECTION><CONCLUSION>3</CONCLUSION>", "nothing"]
@@ -33,7 +33,7 @@ class Pool:
         ]
 
 
-def judged(pool, **options):
+def rollout_batch(pool, **options):
     tokenizer = SimpleNamespace(decode=lambda ids: "".join(PIECES[i] for i in ids))
     length = np.array([3, 3, 3, 3, 5, 4])
     rollout = Rollout(
@@ -42,8 +42,8 @@ def judged(pool, **options):
         length_B=length,
         stopped_B=np.array([1, 1, 1, 1, 1, 0], bool),
         inserted_B=np.zeros(6, int),
-        refused_B=np.zeros(6, int),
-        kept_BxExX=np.zeros((6, 0, 1), bool),
+        skipped_B=np.zeros(6, int),
+        selected_BxExX=np.zeros((6, 0, 1), bool),
     )
     records = [Record(name, (), f"question {name}", "3", None, "count", options=(name, "3")) for name in "abc"]
     return judge([rollout], records, tokenizer, pool, SETTINGS, BrpoOptions(group_size=2, **options))
@@ -51,42 +51,42 @@ def judged(pool, **options):
 
 def test_what_a_reward_is_handed():
     pool = Pool()
-    judged(pool)
-    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", LOOKS, (2,), 5, True, ("c", "3"))
+    rollout_batch(pool)
+    assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", INSERTIONS, (2,), 5, True, ("c", "3"))
     assert [record.id for record in pool.seen] == list("aabbcc") and not pool.seen[5].finished
 
 
 def test_totals_advantages_and_metrics():
-    found = judged(Pool())
-    assert [s.total for s in found.scores] == [2, 1, 2, 2, 2.5, 0]
+    result = rollout_batch(Pool())
+    assert [s.total for s in result.scores] == [2, 1, 2, 2, 2.5, 0]
     half = math.sqrt(0.5)
-    np.testing.assert_allclose(found.advantage_B, [half, -half, 0, 0, half, -half], rtol=1e-3)
-    assert found.equal_Q.tolist() == [False, True, False]
-    assert found.counted_B.tolist() == found.trained_B.tolist() == [1] * 6
-    told = found.metrics()
-    assert told["reward"] == pytest.approx(9.5 / 6) and told["frac_reward_zero_std"] == pytest.approx(1 / 3)
-    assert told["rewards/accuracy/mean"] == pytest.approx(4 / 6) and told["rewards/balance/mean"] == 0.5 / 6
-    assert told["completions/clipped_ratio"] == pytest.approx(1 / 6) and told["completions/max_length"] == 5
-    assert told["reflection/count_mean"] == pytest.approx(1 / 6)
-    assert told["reward_std"] == pytest.approx((half + 0 + 2.5 * half) / 3)
+    np.testing.assert_allclose(result.advantage_B, [half, -half, 0, 0, half, -half], rtol=1e-3)
+    assert result.zero_std_Q.tolist() == [False, True, False]
+    assert result.counted_B.tolist() == result.trained_B.tolist() == [1] * 6
+    message = result.metrics()
+    assert message["reward"] == pytest.approx(9.5 / 6) and message["frac_reward_zero_std"] == pytest.approx(1 / 3)
+    assert message["rewards/accuracy/mean"] == pytest.approx(4 / 6) and message["rewards/balance/mean"] == 0.5 / 6
+    assert message["completions/clipped_ratio"] == pytest.approx(1 / 6) and message["completions/max_length"] == 5
+    assert message["reflection/count_mean"] == pytest.approx(1 / 6)
+    assert message["reward_std"] == pytest.approx((half + 0 + 2.5 * half) / 3)
 
 
 def test_equal_groups_are_left_out_on_request():
-    found = judged(Pool(), drop_equal_groups=True)
-    assert found.counted_B.tolist() == found.trained_B.tolist() == [1, 1, 0, 0, 1, 1]
+    result = rollout_batch(Pool(), drop_zero_std_groups=True)
+    assert result.counted_B.tolist() == result.trained_B.tolist() == [1, 1, 0, 0, 1, 1]
 
 
 def test_truncated_responses_earn_but_are_not_trained_on_on_request():
-    found = judged(Pool(), mask_truncated=True)
-    assert found.counted_B.tolist() == [1] * 6 and found.trained_B.tolist() == [1, 1, 1, 1, 1, 0]
-    np.testing.assert_allclose(found.advantage_B, judged(Pool()).advantage_B)
+    result = rollout_batch(Pool(), mask_truncated=True)
+    assert result.counted_B.tolist() == [1] * 6 and result.trained_B.tolist() == [1, 1, 1, 1, 1, 0]
+    np.testing.assert_allclose(result.advantage_B, rollout_batch(Pool()).advantage_B)
 
 
 def test_a_response_without_rewards_is_out_of_the_step():
-    found = judged(Pool(fail=(1, 4, 5)))
-    assert found.counted_B.tolist() == found.trained_B.tolist() == [1, 0, 1, 1, 0, 0]
-    assert not found.advantage_B.any() and found.equal_Q.tolist() == [True, True, True]
-    told = found.metrics()
-    assert told["reward_errors/timeout"] == 3 and told["reward_errors/crash"] == 0 and told["reward"] == 2
-    nothing = judged(Pool(fail=range(6))).metrics()
+    result = rollout_batch(Pool(fail=(1, 4, 5)))
+    assert result.counted_B.tolist() == result.trained_B.tolist() == [1, 0, 1, 1, 0, 0]
+    assert not result.advantage_B.any() and result.zero_std_Q.tolist() == [True, True, True]
+    message = result.metrics()
+    assert message["reward_errors/timeout"] == 3 and message["reward_errors/crash"] == 0 and message["reward"] == 2
+    nothing = rollout_batch(Pool(fail=range(6))).metrics()
     assert math.isnan(nothing["reward"]) and nothing["reward_errors/timeout"] == 6

@@ -168,13 +168,13 @@ def _read(folder: Path, given: Any, target: Path) -> None:
     )
     if any(info.values()):
         raise SystemExit(f"{folder}: not all was loaded: {info}")
-    found = {"logits": _logits(model, given)}
+    result = {"logits": _logits(model, given)}
     if (folder / "tokenizer.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         rendered = tokenizer.apply_chat_template(conversation(), tokenize=False, add_generation_prompt=True)
         ids = tokenizer.encode(rendered, add_special_tokens=False)
-        found |= {"rendered": rendered, "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
-    np.savez(target, **found)
+        result |= {"rendered": rendered, "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
+    np.savez(target, **result)
 
 
 def main() -> None:
@@ -192,9 +192,9 @@ def main() -> None:
         for tied in (True, False):
             folder = Path(place) / ("tied" if tied else "untied")
             given = export(folder, tied)
-            found = {version: read_by(version, folder, given) for version in RELEASES}
-            last = found[next(reversed(RELEASES))]
-            for version, each in found.items():
+            result = {version: read_by(version, folder, given) for version in RELEASES}
+            last = result[next(reversed(RELEASES))]
+            for version, each in result.items():
                 gap = float(np.abs(each["logits"] - last["logits"]).max())
                 same = all(np.array_equal(each[key], last[key]) for key in ("ids", "text", "rendered"))
                 print(f"{version}: {'tied' if tied else 'untied, sharded'}: logits within {gap:.2g}, same text: {same}")

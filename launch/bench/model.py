@@ -47,7 +47,8 @@ from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params, logits_of
 from qwenla_jax.planner.published import published_processor
 from qwenla_jax.sampling.prefill import encode_prompts
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.sft.update import make_sft_gradient
 from qwenla_jax.types import PromptBatch, TokenBatch, VisionBatch

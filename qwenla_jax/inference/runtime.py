@@ -30,7 +30,8 @@ from qwenla_jax.parallel.distributed import is_multiprocess, place
 from qwenla_jax.parallel.mesh import make_mesh
 from qwenla_jax.parallel.sharding import activation_rules, batch_sharding, gathered, replicated
 from qwenla_jax.reattention.options import ReattentionConfig
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch, VisualTokens

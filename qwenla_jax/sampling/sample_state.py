@@ -7,16 +7,22 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwenla_jax.model.kv_cache import KeyValues
+from qwenla_jax.types import PromptBatch
 
 
 @struct.dataclass
 class SampleState:
-    """The loop's carry; every row stands on its own.
+    """All that decoding needs beside the parameters; every row stands on its own.
 
     Attributes:
+      prompts: the Q questions; row b belongs to question b // G.
+      prompt_QxPxD: embeddings of the prompts: insertions repeat them.
+      prefix: keys and values of the prompts.
+      allowed_B: int32, most insertions of each row.
+      seed, step, sample_B: uint32; a token's random key is a function of these, the row's number and the token's.
       hidden_BxD: the hidden state that predicts each row's next token.
       cache: keys and values of the row's own tokens; `cache.length_B` is the next free slot.
-      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because a image put
+      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because an image put
         into the sequence moves it by another amount than it moves the length.
       received_BxP: float32, attention that the row's tokens have paid to each slot of its prompt, summed; [B, 0] where
         nothing is chosen by it.
@@ -25,6 +31,13 @@ class SampleState:
       ids_BxR, logp_BxR, length_B, stopped_B, inserted_B, skipped_B, selected_BxExX: the growing `types.Rollout`.
     """
 
+    prompts: PromptBatch
+    prompt_QxPxD: jax.Array
+    prefix: KeyValues
+    allowed_B: jax.Array
+    seed: jax.Array
+    step: jax.Array
+    sample_B: jax.Array
     hidden_BxD: jax.Array
     cache: KeyValues
     next_pos_B: jax.Array

@@ -8,7 +8,8 @@ import pytest
 
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 
 COUNT = 24

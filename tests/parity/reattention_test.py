@@ -15,7 +15,8 @@ from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention import splice
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.reattention.route import select
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_selection, response_states
 

@@ -15,7 +15,8 @@ from qwenla_jax.data.images.preprocess import ImageLayout
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 
 FOLDER = Path(qwenla_jax.__file__).parent / "assets" / "tiny"

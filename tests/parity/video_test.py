@@ -18,7 +18,8 @@ from qwenla_jax.data.images.video import video_to_patches
 from qwenla_jax.data.record import Clip, Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.types import VisionBatch
 

@@ -12,7 +12,8 @@ from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_q
 
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import ReattentionConfig
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 from qwenla_jax.utils.compile_counter import CompileCounter

@@ -11,7 +11,8 @@ from models import IMAGE, START, STOP, VOCAB, questions, small_model
 from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs
 

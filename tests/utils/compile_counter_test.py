@@ -13,7 +13,8 @@ from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
-from qwenla_jax.sampling.sampler import SampleOptions, sample
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 from qwenla_jax.train.logprobs import response_logprobs

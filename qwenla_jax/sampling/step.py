@@ -1,0 +1,158 @@
+"""One step of decoding: a token for every row that takes one, and the insertions of rows that wait for theirs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from qwenla_jax.model.kv_cache import KeyValues, append
+from qwenla_jax.model.qwen_vl import Params, QwenVL, logits_of
+from qwenla_jax.reattention.block import Inserted
+from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.reattention.route import select
+from qwenla_jax.reattention.splice import embed_with_sources, insertion
+from qwenla_jax.sampling.prefill import text_positions
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sample_state import RowSubset, SampleState
+from qwenla_jax.sampling.token import sample_token, token_keys
+
+
+def decode_step(
+    model: QwenVL, options: SampleOptions, params: Params, logit_bias_V: jax.Array, state: SampleState
+) -> SampleState:
+    """Samples a token for every row that is live and not pending, and runs it through the model.
+
+    A row that samples `<REFLECTION>` and may insert becomes pending: its tag is run behind the insertion, by
+    `run_insertions`. Rows that are pending or have stopped run along; what they give is not kept.
+
+    Args:
+      model, options: static.
+      params: in the compute type.
+      logit_bias_V: float32, see `token.suppression_bias`.
+      state: the state.
+    """
+    reattention = options.reattention
+    logits_BxV = logits_of(params, state.hidden_BxD)
+    keys_B = token_keys(state.seed, state.step, state.sample_B, state.length_B)
+    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, options.temperature, options.top_p, keys_B)
+    active_B = state.live_B & ~state.pending_B
+    forced_B = active_B & state.closing_B
+    ids_B = jnp.where(forced_B, reattention.close_id, ids_B)
+    here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == state.length_B[:, None])
+    length_B = state.length_B + active_B
+    more_B = length_B < options.max_new_tokens
+    tag_B = active_B & (ids_B == reattention.open_id) & more_B & reattention.inserts
+    pending_B = tag_B & (state.inserted_B < state.allowed_B)
+    fed_B = active_B & ~pending_B
+    x_Bx1xD = model.apply({"params": params}, ids_B[:, None], None, None, method="embed")
+    decoded = model.apply(
+        {"params": params},
+        x_Bx1xD,
+        text_positions(state.next_pos_B, 1),
+        state.prefix,
+        state.cache,
+        None,
+        returned_attention(reattention),
+        method="decode",
+    )
+    received_BxP = state.received_BxP
+    if reattention.selects:
+        received_BxP = received_BxP + jnp.where(fed_B[:, None], decoded.received["prefix"][:, 0], 0.0)
+    return state.replace(
+        hidden_BxD=jnp.where(fed_B[:, None], decoded.hidden_BxTxD[:, 0], state.hidden_BxD),
+        cache=append(state.cache, KeyValues(*decoded.new, fed_B.astype(jnp.int32))),
+        next_pos_B=state.next_pos_B + fed_B,
+        received_BxP=received_BxP,
+        pending_B=state.pending_B | pending_B,
+        closing_B=state.closing_B & ~active_B,
+        ids_BxR=jnp.where(here_BxR, ids_B[:, None], state.ids_BxR),
+        logp_BxR=jnp.where(here_BxR & ~forced_B[:, None], logp_B[:, None], state.logp_BxR),
+        length_B=length_B,
+        stopped_B=state.stopped_B | (active_B & jnp.isin(ids_B, jnp.asarray(options.stop_ids, jnp.int32))),
+        skipped_B=state.skipped_B + (tag_B & ~pending_B),
+    )
+
+
+def returned_attention(reattention: ReattentionConfig) -> tuple[str, ...]:
+    """The keys whose received attention the decoder returns: the prompt's, where ROUTE selects by it."""
+    return ("prefix",) if reattention.selects else ()
+
+
+def insertion_rows(options: SampleOptions, rows: int) -> int:
+    """How many of a batch's rows one call of `run_insertions` takes: as many of each shard."""
+    return min(rows, -(-options.reattention.rows_at_once // options.shards) * options.shards)
+
+
+def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state: SampleState) -> SampleState:
+    """Prefills the insertion and the tag of pending rows, at most `insertion_rows` of them, and goes on behind the tag.
+
+    Args:
+      model, options: static.
+      params: in the compute type.
+      state: the state; with no row pending nothing changes.
+    """
+    reattention, B = options.reattention, len(state.length_B)
+    group = B // len(state.prompts.length_Q)
+    rows = RowSubset(state.pending_B, options.shards, insertion_rows(options, B))
+    live_C = rows.wanted_C
+    asked = jax.tree.map(lambda x: rows.take(x, 0, group), state.prompts)
+    selected_CxX = select(reattention, asked, rows.take(state.received_BxP))
+    tokens = insertion(reattention, asked, selected_CxX, rows.take(state.next_pos_B))
+    # The tag stands right behind the insertion's last slot.
+    at_CxT = jnp.arange(tokens.ids_BxY.shape[1] + 1) == tokens.length_B[:, None]
+    ids_CxT, source_CxT, pos_CxTx3, bias_CxT = _with_tag(reattention, tokens, at_CxT)
+    prefix = _take_cache(rows, state.prefix, group)
+    cache = _take_cache(rows, state.cache, 1)
+    x_CxTxD = embed_with_sources(model, params, ids_CxT, source_CxT, rows.take(state.prompt_QxPxD, 0, group))
+    returned = returned_attention(reattention)
+    decoded = model.apply({"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, method="decode")
+    cache = append(cache, KeyValues(*decoded.new, (tokens.length_B + 1) * live_C, bias_CxT))
+    of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731
+    received_BxP = state.received_BxP
+    if reattention.selects:
+        received_BxP = rows.put(received_BxP, rows.take(received_BxP) + of_tag(decoded.received["prefix"]))
+    turn_C = rows.take(state.inserted_B)
+    now_CxE = jnp.arange(state.selected_BxExX.shape[1]) == turn_C[:, None]
+    selected_CxExX = jnp.where(now_CxE[..., None], selected_CxX[:, None], rows.take(state.selected_BxExX))
+    done_B = rows.put(jnp.zeros((B,), bool), live_C)
+    return state.replace(
+        hidden_BxD=rows.put(state.hidden_BxD, of_tag(decoded.hidden_BxTxD)),
+        cache=_put_cache(rows, state.cache, cache),
+        next_pos_B=rows.put(state.next_pos_B, tokens.next_pos_B + 1),
+        received_BxP=received_BxP,
+        pending_B=state.pending_B & ~done_B,
+        closing_B=state.closing_B | (done_B & (reattention.mode == "vision_only")),
+        inserted_B=state.inserted_B + done_B,
+        selected_BxExX=rows.put(state.selected_BxExX, selected_CxExX),
+    )
+
+
+def _with_tag(
+    reattention: ReattentionConfig, tokens: Inserted, at_CxT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Ids, sources, positions and bias of the insertion with its tag at `at_CxT`: T = Y + 1 slots."""
+    one_more = lambda x: jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+    ids_CxT = jnp.where(at_CxT, reattention.open_id, one_more(tokens.ids_BxY))
+    source_CxT = jnp.where(at_CxT, -1, one_more(tokens.source_BxY))
+    pos_CxTx3 = jnp.where(at_CxT[..., None], tokens.next_pos_B[:, None, None], one_more(tokens.pos_BxYx3))
+    bias_CxT = jnp.where(at_CxT, 0.0, one_more(tokens.bias_BxY)) if reattention.masks else None
+    return ids_CxT, source_CxT, pos_CxTx3, bias_CxT
+
+
+def _take_cache(rows: RowSubset, cache: KeyValues, share: int) -> KeyValues:
+    """The chosen rows of a cache of which `share` rows in a row have one line in common."""
+    return KeyValues(
+        rows.take(cache.k_LxBxSxKxH, 1, share),
+        rows.take(cache.v_LxBxSxKxH, 1, share),
+        rows.take(cache.length_B, 0, share),
+        None if cache.bias_BxS is None else rows.take(cache.bias_BxS, 0, share),
+    )
+
+
+def _put_cache(rows: RowSubset, cache: KeyValues, new: KeyValues) -> KeyValues:
+    return KeyValues(
+        rows.put(cache.k_LxBxSxKxH, new.k_LxBxSxKxH, 1),
+        rows.put(cache.v_LxBxSxKxH, new.v_LxBxSxKxH, 1),
+        rows.put(cache.length_B, new.length_B),
+        None if new.bias_BxS is None else rows.put(cache.bias_BxS, new.bias_BxS),
+    )

@@ -11,7 +11,6 @@ from PIL import Image
 
 import qwenla_jax
 from qwenla_jax.cli.generate import main, make_parser
-from qwenla_jax.reattention import options
 
 TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 ATTENTION = {

@@ -165,7 +165,7 @@ class BrpoStage:
         rows = []
         for row in range(min(self._runtime.options.log.completions_rows, len(scored.texts))):
             record, earned = records[row // group], scored.scores[row]
-            scored = isinstance(earned, RewardScores)
+            rewarded = isinstance(earned, RewardScores)
             cut = "" if scored.stopped_B[row] else f"cut off at {scored.length_B[row]} tokens"
             rows.append(
                 Completion(
@@ -173,10 +173,10 @@ class BrpoStage:
                     prompt=record.question,
                     answer=record.answer,
                     response=scored.texts[row],
-                    rewards=dict(earned.components) if scored else {},
-                    reward=earned.total if scored else float("nan"),
+                    rewards=dict(earned.components) if rewarded else {},
+                    reward=earned.total if rewarded else float("nan"),
                     advantage=float(scored.advantage_B[row]),
-                    note=cut if scored else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
+                    note=cut if rewarded else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
                 )
             )
         write_completions(workdir, step, rows)

@@ -18,7 +18,7 @@ from qwenla_jax.utils.libtpu import skip_without_tpu
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_string("step dump", None, "folder of the step dump", required=True, flag_values=values)
+    flags.DEFINE_string("step_dump", None, "folder of the step dump", required=True, flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

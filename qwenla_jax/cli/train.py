@@ -24,7 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "check_data",
         False,
-        "read every record, name the broken ones and the leaked images, and leave (1 if any)",
+        "read every record, name the invalid ones and the leaked images, and leave (1 if any)",
         flag_values=values,
     )
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)

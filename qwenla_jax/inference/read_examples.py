@@ -101,7 +101,7 @@ def whole(source: RecordSource, make: Callable[[Record], Example], config: Infer
             if len(invalid) > most:
                 message = "\n".join(invalid[:5])
                 raise TooManyInvalid(
-                    f"{len(invalid)} held-out records are broken, at most {most} may be{_advice(config)}:\n{message}"
+                    f"{len(invalid)} held-out records are invalid, at most {most} may be{_advice(config)}:\n{message}"
                 ) from error
             continue
         yield example

@@ -33,7 +33,7 @@ class DataCheck:
 
     Attributes:
       lines: the report.
-      broken: records that cannot be used.
+      invalid: records that cannot be used.
       leaked: images of the training data that an evaluation has, too.
     """
 

@@ -45,7 +45,7 @@ class Check:
     expected: str
 
     def __str__(self) -> str:
-        return f"{'ok    ' if self.ok else 'FAILED'} {self.name}: {self.found} (expected {self.expected})"
+        return f"{'ok    ' if self.ok else 'FAILED'} {self.name}: {self.result} (expected {self.expected})"
 
 
 def examine(options: RunOptions) -> list[Check]:

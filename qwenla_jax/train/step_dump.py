@@ -26,7 +26,7 @@ from qwenla_jax.types import PromptBatch, ReinsertedImages, ResponseBatch, Token
 from qwenla_jax.utils import json_files
 
 FOLDER = "step_dumps"
-RECORD, ARRAYS, STATE = "step dump.json", "arrays.npz", "state"
+RECORD, ARRAYS, STATE = "step_dump.json", "arrays.npz", "state"
 _STRUCTS = {
     cls.__name__: cls for cls in (VisionBatch, TokenBatch, PromptBatch, ReinsertedImages, ResponseBatch, RolloutBatch)
 }

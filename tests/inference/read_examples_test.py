@@ -90,7 +90,7 @@ def test_a_run_counts_what_it_leaves_out_and_resumes_to_the_bit(options, tmp_pat
 
 
 def test_more_than_may_be_end_the_run_by_name(options, tmp_path):
-    with pytest.raises(Failed, match="3 records are broken, at most 2 may be .*--check_data") as error:
+    with pytest.raises(Failed, match="3 records are invalid, at most 2 may be .*--check_data") as error:
         run(replace(options, data=replace(options.data, max_invalid=2)), tmp_path / "run")
     assert any(text in str(error.value) for text in ("3.png", "5.png", "record '7': its prompt has"))
 
@@ -100,7 +100,7 @@ def test_an_evaluation_leaves_out_what_is_broken_and_puts_nothing_in_its_place(o
     pick = lambda record: record.images and record  # noqa: E731
     stand_in = lambda record: SimpleNamespace(record=pick(record), prompt_length=1, ids_T=[0])  # noqa: E731
     assert [example.record.id for example in whole(held, stand_in, options.data)] == ["0", "1", "2", "4"]
-    with pytest.raises(TooManyInvalid, match="2 held-out records are broken, at most 1 may be"):
+    with pytest.raises(TooManyInvalid, match="2 held-out records are invalid, at most 1 may be"):
         list(whole(held, stand_in, replace(options.data, max_invalid=1)))
 
 

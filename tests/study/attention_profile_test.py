@@ -47,7 +47,7 @@ def test_theorem_numbers(model):
     for row in other["positions"]:
         assert row["bound"] <= row["entropy"] and 0 < row["r"] < 1
     assert other["insertions"]["rose"] == other["insertions"]["count"] > 0
-    with pytest.raises(ValueError, match="'blind' has 0 images"):
+    with pytest.raises(ValueError, match="'image_swap' has 0 images"):
         image_swap_probe(*model, Blind(3, "held_out"), 8)
     with pytest.raises(ValueError, match="swaps"):
         theorem_numbers(*model, SceneSource(3, "held_out"), 8, swaps=8)

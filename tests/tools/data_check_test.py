@@ -53,7 +53,7 @@ def test_every_broken_record_is_named_and_counted_once(tmp_path):
         "7.png: ",
         "record 'a8': its prompt has",
         "test.jsonl:12: the answer 'C' is none of the options A, B",
-        "broken, empty_answer: 1",
+        "invalid, empty_answer: 1",
         "broken, too_long: 1",
         "left out by filter, other_kind: 1",
     ):

@@ -101,7 +101,7 @@ def test_its_capsule_comes_out_again(step_dump, monkeypatch):
     result = replay(folder / "run" / "step_dumps" / "step_000002")
     assert result.reproduced and result.identical_responses and result.step == 2, str(result)
     assert not math.isfinite(result.metrics["loss"][0]) and "decoder/norm/scale" in result.not_finite
-    record = json.loads((folder / "run" / "step_dumps" / "step_000002" / "step dump.json").read_text())
+    record = json.loads((folder / "run" / "step_dumps" / "step_000002" / "step_dump.json").read_text())
     assert len(record["rows"]) == 4 and {abs(row["rewards"]["extra"]["huge"]) for row in record["rows"]} == {1.6e308}
 
 

@@ -1,4 +1,4 @@
-"""Corpora by the name that a config gives."""
+"""Datasets by the name that a config gives."""
 
 from __future__ import annotations
 

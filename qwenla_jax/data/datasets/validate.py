@@ -36,8 +36,8 @@ class Checked:
 
     Attributes:
       name: of the dataset.
-      size: its number of records, broken ones included.
-      broken: the number of records with at least one problem.
+      size: its number of records, invalid ones included.
+      invalid: the number of records with at least one problem.
       problems: all of them, in the dataset's order.
       refused: what the reader left out on purpose, by reason.
     """
@@ -58,7 +58,7 @@ class Checked:
         Args:
           most: problems that are written out; None for all.
         """
-        lines = [f"{self.name}: {self.size} records, {self.invalid} of them broken"]
+        lines = [f"{self.name}: {self.size} records, {self.invalid} of them invalid"]
         lines += [f"  {reason}: {count}" for reason, count in sorted(self.counts().items())]
         lines += [f"  left out, {reason}: {count}" for reason, count in sorted(self.refused.items())]
         lines += [str(problem) for problem in self.problems[:most]]

@@ -1,4 +1,4 @@
-"""Training on a source in which some records are broken."""
+"""Training on a source in which some records are invalid."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class _Items(Protocol[Read]):
 
 
 class TooManyInvalid(ValueError):
-    """More records of a source are broken than it may have."""
+    """More records of a source are invalid than it may have."""
 
 
 class SkipInvalid(Generic[Item]):
-    """A source in which the next whole record stands in the place of a broken one.
+    """A source in which the next whole record stands in place of an invalid one.
 
     Which record an index gives is a function of the index and the data alone, so a restarted run sees the same ones.
     The stand-in comes once more than the others in an epoch. Counting starts anew with each object: a run that is
@@ -34,7 +34,7 @@ class SkipInvalid(Generic[Item]):
 
     Args:
       source: the records, or what is made of them; it raises ValueError where one cannot be used.
-      most: so many different records may be broken.
+      most: so many different records may be invalid.
       found: told of each invalid record when it is met for the first time; may be called from several threads.
       advice: what a refusal ends with.
 
@@ -58,7 +58,7 @@ class SkipInvalid(Generic[Item]):
         return len(self._source)
 
     def skipped(self) -> Counter[str]:
-        """Records found broken so far, by reason, each counted once."""
+        """Invalid records met so far, by reason, each counted once."""
         with self._lock:
             return Counter(reason for reason, _ in self._invalid.values())
 
@@ -67,10 +67,10 @@ class SkipInvalid(Generic[Item]):
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Item, int]:
-        """The record of an index as above, and how many broken ones stand between.
+        """The record of an index as above, and how many invalid ones stand between.
 
         Raises:
-          TooManyInvalid: more than `most` different records have turned out broken; the message counts them by reason
+          TooManyInvalid: more than `most` different records have turned out invalid; the message counts them by reason
             and shows the first five.
         """
         for step in range(len(self)):
@@ -84,7 +84,7 @@ class SkipInvalid(Generic[Item]):
                 raise
             except ValueError as error:
                 self._note(at, error)
-        raise TooManyInvalid(f"all {len(self)} records are broken: {self._told()}")
+        raise TooManyInvalid(f"all {len(self)} records are invalid: {self._told()}")
 
     def _note(self, at: int, error: ValueError) -> None:
         with self._lock:
@@ -92,7 +92,7 @@ class SkipInvalid(Generic[Item]):
             self._invalid[at] = str(getattr(error, "reason", "unusable")), str(error)
             count = len(self._invalid)
         if count > self._most:
-            message = f"{count} records are broken, at most {self._most} may be{self._advice}: {self._told()}"
+            message = f"{count} records are invalid, at most {self._most} may be{self._advice}: {self._told()}"
             raise TooManyInvalid(message) from error
         if new and self._found is not None:
             self._found(str(error))

@@ -47,7 +47,7 @@ def test_check_names_every_fault(path):
     assert [(p.where, p.reason) for p in result.problems] == [(f"{path}:{line}", reason) for line, reason in want]
     assert (result.size, result.invalid) == (16, 12)
     text = result.text()
-    assert text.startswith("mathvision: 16 records, 12 of them broken\n") and "  duplicate_id: 1\n" in text
+    assert text.startswith("mathvision: 16 records, 12 of them invalid\n") and "  duplicate_id: 1\n" in text
     assert f"{path}:13: id '0' stands at {path}:1 already; ids must differ" in text
     assert f"{path}:10: the answer 'C' is none of the options A, B" in text
     assert "... and 10 more" in result.text(most=2)
@@ -78,11 +78,11 @@ def test_skipping_goes_round_the_end_and_stops_at_its_bound(path):
     source = SkipInvalid(mathvision(path), most=2)
     assert [source[2].id, source[3].id, source[2].id, source[4].id] == ["4"] * 4  # two are broken, however often read
     with pytest.raises(
-        TooManyInvalid, match=r"3 records are broken, at most 2 may be: (?s:.*)test.jsonl:3: the answer is"
+        TooManyInvalid, match=r"3 records are invalid, at most 2 may be: (?s:.*)test.jsonl:3: the answer is"
     ):
         source[5]
     path.write_text(lines[2])
-    with pytest.raises(TooManyInvalid, match="all 1 records are broken: empty_answer 1"):
+    with pytest.raises(TooManyInvalid, match="all 1 records are invalid: empty_answer 1"):
         SkipInvalid(mathvision(path), most=5)[0]
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         SkipInvalid(mathvision(path), most=-1)

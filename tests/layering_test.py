@@ -18,6 +18,7 @@ ROOMS = (
     "utils",
     "types",
     "config.schema",
+    "config.shared_options",
     "text",
     "data",
     "model",

@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import numpy as np
 
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
-from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
 from qwenla_jax.types import PromptBatch, ReinsertedImages, VisionBatch
@@ -53,14 +54,14 @@ def questions(rows: int, seed: int = 0, prompt: int = 16, tokens: int = 4) -> tu
 
 
 def looking_questions(
-    rows: int, seed: int = 0, prompt: int = 24, images: int = 2, block: ReinsertionOptions | None = None
+    rows: int, seed: int = 0, prompt: int = 24, images: int = 2, block: ReattentionOptions | None = None
 ) -> tuple[VisionBatch, PromptBatch, list[list[tuple[int, int]]]]:
     """Prompts with their `block`, in the layout of real ones, and the grids of each prompt's images.
 
     Rows have 1 to `images` images in turn, of odd shapes, between delimiters; the fourth row has none. The vision
     batch has `rows * images` frames, of which some belong to nobody.
     """
-    block = block or ReinsertionOptions()
+    block = block or ReattentionOptions()
     rng = np.random.default_rng([71, seed])
     frames, tokens = rows * images, 4
     vision = VisionBatch(

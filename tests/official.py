@@ -14,7 +14,8 @@ import numpy as np
 import plain
 import torch
 
-from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.config.shared_options import ReattentionOptions
+from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.types import ReinsertedImages
 
 CAP = 3  # insertions of a response
@@ -31,7 +32,7 @@ def with_block(batch, arch, oracle):
     for q, grids in enumerate(oracle.cases[arch.case]):
         n = batch.length_Q[q]
         own = batch.prompts.visual_QxP[q, :n], batch.prompts.pos_QxPx3[q, :n]
-        blocks.append(reinserted_images(*own, grids, ReinsertionOptions()))
+        blocks.append(reinserted_images(*own, grids, ReattentionOptions()))
     Q, X = len(blocks), max(len(b.source_X) for b in blocks) + 3
     N = max(len(grids) for grids in oracle.cases[arch.case])
     block = ReinsertedImages(

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwenla_jax.config.run_options import BrpoOptions, DataOptions, EvalOptions, ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import BrpoOptions, DataOptions, EvalOptions, RunOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.inference.runtime import Runtime, build, make_run_source
 from qwenla_jax.model.config import TextConfig
 from qwenla_jax.planner.flops import decoder_forward, head

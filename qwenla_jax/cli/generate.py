@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qwenla_jax.config.shared_options import MODES
 from qwenla_jax.utils.libtpu import skip_without_tpu
 from qwenla_jax.utils.unicode import half_character
-
-MODES = ("none", "copy", "route", "vision_only")
 
 
 class _Parser(argparse.ArgumentParser):

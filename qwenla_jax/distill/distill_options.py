@@ -9,20 +9,18 @@ from typing import Any
 from ml_collections import config_dict
 
 from qwenla_jax.config.checks import paths, relations
-from qwenla_jax.config.run_options import (
+from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
+from qwenla_jax.config.schema import build, group, option, refuse
+from qwenla_jax.config.shared_options import (
     DTYPES,
     MOST_PIXELS,
     MOST_ROWS,
     MOST_SECONDS,
     MOST_TOKENS,
     MOST_WORKERS,
-    DataOptions,
-    EvalOptions,
     MeshOptions,
     ReattentionOptions,
-    RunOptions,
 )
-from qwenla_jax.config.schema import build, group, option, refuse
 from qwenla_jax.distill.endpoint import address_problem, read_key
 
 VERIFIERS = ("format", "rule", "agreement", "judges")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.config.checks import paths, relations
-from qwenla_jax.config.run_options import DTYPES, DataOptions, EvalOptions, ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
 from qwenla_jax.config.schema import ConfigError, build, option
+from qwenla_jax.config.shared_options import DTYPES, MODES, ReattentionOptions
 from qwenla_jax.data.datasets.parquet import is_parquet, shards
 from qwenla_jax.evals.prompts import check_form
 
 _SAMPLE = 65_536  # bytes
-MODES = ("none", "copy", "route", "vision_only")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from PIL import Image
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import Example, to_prompt_example
-from qwenla_jax.data.batching.reinsertion import ReinsertionOptions
 from qwenla_jax.data.images.decode import open_image
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, smart_resize, to_rgb
 from qwenla_jax.data.record import Record
@@ -109,7 +108,7 @@ def ask(
     record = Record("question", imgs, question, "", None, "")
     example = to_prompt_example(record, tok, processor, layout, system)
     batch = collate_prompts(
-        [example], _buckets(example, processor, layout), 1, ReinsertionOptions() if reattention.inserts else None
+        [example], _buckets(example, processor, layout), 1, reattention if reattention.inserts else None
     )
     logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
     rollout = jax.device_get(_sample(config, options, checkpoint.params, *batch, logit_bias_V, np.uint32(seed)))

@@ -16,7 +16,6 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, collate_responses, ladder, make_buckets
 from qwenla_jax.data.batching.example import Example, to_prompt_example, to_sft_example
 from qwenla_jax.data.batching.loader import RecordSource, make_pipeline
-from qwenla_jax.data.batching.reinsertion import ReinsertionOptions
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record, Split
 from qwenla_jax.data.sources.factory import make_source
@@ -219,24 +218,15 @@ class Runtime:
 
     def reattention(self) -> ReattentionConfig:
         """Whether and how this run's reflections look at the images again."""
-        own, ids = self.options.reattention, self.tokenizer.ids
-        return ReattentionConfig(
-            mode=own.mode,
-            keep_ratio=own.keep_ratio,
-            form=own.form,
-            max_insertions=own.max_insertions,
-            max_inserted_tokens=own.max_inserted_tokens,
-            rows_at_once=own.rows_at_once,
-            open_id=ids.reflection_open,
-            close_id=ids.reflection_close,
-        )
+        ids = self.tokenizer.ids
+        options = dataclasses.asdict(self.options.reattention)
+        return ReattentionConfig(**options, open_id=ids.reflection_open, close_id=ids.reflection_close)
 
     def collate_prompts(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
     ) -> tuple[VisionBatch, PromptBatch]:
         """`data.collate.collate_prompts`, with the images' blocks where this run puts them in."""
-        own = self.options.reattention
-        block = ReinsertionOptions(own.delimiters, own.positions) if self.reattention().inserts else None
+        block = self.options.reattention if self.reattention().inserts else None
         return collate_prompts(examples, buckets, batch_size, block)
 
     def collate_responses(
@@ -250,7 +240,7 @@ class Runtime:
             batch_size,
             response_buckets(self.options.data.max_response_tokens),
             insertion_buckets(own.max_insertions),
-            ReinsertionOptions(own.delimiters, own.positions),
+            self.options.reattention,
             self.tokenizer.ids.reflection_open,
         )
 

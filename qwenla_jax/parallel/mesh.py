@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from qwenla_jax.config.run_options import MeshOptions
+from qwenla_jax.config.shared_options import MeshOptions
 
 AXES = ("data", "fsdp", "tensor")
 

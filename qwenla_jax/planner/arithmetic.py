@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwenla_jax.config.run_options import MeshOptions, RunOptions
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.config import ModelConfig

@@ -9,38 +9,23 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 
+from qwenla_jax.config.shared_options import FORMS, MODES, ReattentionOptions
 from qwenla_jax.types import PromptBatch, ReinsertedImages
-
-MODES = ("none", "copy", "route", "vision_only")
-FORMS = ("compact", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
-class ReattentionConfig:
-    """How a response looks again (paper, section Visual re-attention; where it is silent, as said).
+class ReattentionConfig(ReattentionOptions):
+    """How a response looks again (paper, section Visual re-attention), with the ids that programs need; static.
+
+    `form` gives the same logits either way; the paper is silent on the cap, the budget and the delimiters.
 
     Attributes:
-      mode: "none": a reflection is text alone; "copy": all visual tokens stand before it again; "route": the most
-        attended of them; "vision_only": as copy, and the reflection is closed at once.
-      keep_ratio: route: m, the share of the visual tokens that is kept, rounded up to whole tokens; at 0 nothing is
-        put in, not even delimiters, and at 1 everything is.
-      form: route: "compact" puts the kept tokens in; "bias" puts all of them in and hides the others by an additive
-        attention bias. Both give the same logits.
-      max_insertions: most insertions of a response (paper silent); a later reflection is text alone.
-      max_inserted_tokens: most inserted tokens of a response, or None (paper silent).
-      rows_at_once: sampling: rows that wait for their block are served together, this many at a time.
       open_id, close_id: ids of `<REFLECTION>` and `</REFLECTION>`.
 
     Raises:
       ValueError: a value out of its range.
     """
 
-    mode: str = "none"
-    keep_ratio: float = 0.5
-    form: str = "compact"
-    max_insertions: int = 4
-    max_inserted_tokens: int | None = None
-    rows_at_once: int = 8
     open_id: int = -1
     close_id: int = -1
 

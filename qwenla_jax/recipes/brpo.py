@@ -11,12 +11,12 @@ from qwenla_jax.config.run_options import (
     CheckpointOptions,
     DataOptions,
     EvalOptions,
-    MeshOptions,
     OptimOptions,
     RewardOptions,
     RunOptions,
 )
 from qwenla_jax.config.schema import to_config_dict
+from qwenla_jax.config.shared_options import MeshOptions
 
 
 def _tiny() -> RunOptions:

@@ -15,10 +15,10 @@ from qwenla_jax.config.run_options import (
     EvalOptions,
     LogOptions,
     OptimOptions,
-    ReattentionOptions,
     RunOptions,
 )
 from qwenla_jax.config.schema import to_config_dict
+from qwenla_jax.config.shared_options import ReattentionOptions
 
 # Vision tower and merger frozen; of embedding and head only the rows of the new tags (paper, stage 4).
 TRAINABLE = (("visual/.*", "freeze"), (r"decoder/(embed/embedding|lm_head/kernel)", "tags"), (".*", "train"))

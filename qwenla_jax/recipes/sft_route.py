@@ -4,7 +4,7 @@ most (paper, section Visual re-attention).
 
 from ml_collections import config_dict
 
-from qwenla_jax.config.run_options import ReattentionOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.recipes import sft_copy
 
 

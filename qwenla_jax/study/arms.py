@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenla_jax.config.run_options import EvalOptions, ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import EvalOptions, RunOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.distill.run import run as distill
 from qwenla_jax.study.collect import (

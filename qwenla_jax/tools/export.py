@@ -9,7 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from qwenla_jax.config.checks import from_config_dict
-from qwenla_jax.config.run_options import MeshOptions, RunOptions
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.inference.runtime import build
 from qwenla_jax.model.lora import adapted_kernels, base_of, joined, only_adapters
 from qwenla_jax.model.qwen_vl import Params

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenla_jax.config.run_options import ReattentionOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.distill import run as run_module

@@ -113,9 +113,9 @@ def test_text_alone_is_what_transformers_generates(index):
 @pytest.mark.parametrize(
     ("which", "question", "reflections"), [([1], QUESTIONS[0], CAP), ([0, 1], "Is there a red circle?", CAP + 1)]
 )
-def test_copy_is_the_prompt_with_the_images_given_again(reflecting, imgs, which, question, reflections):
+def test_copy_is_the_prompt_with_the_images_given_again(reflecting, images, which, question, reflections):
     """Greedy tokens; then where it looked, and the attention that the images got."""
-    files, number = [imgs[i] for i in which], len(which)
+    files, number = [images[i] for i in which], len(which)
     official = Official(reflecting, opened(files), question)
     expected = official.greedy(TOKENS, CAP)
     assert expected[:-1].count(official.open) >= reflections, "the checkpoint of this test is to reflect often"

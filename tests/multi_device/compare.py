@@ -22,15 +22,8 @@ import numpy as np  # noqa: E402
 import traffic  # noqa: E402
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, looking_questions, questions, small_config  # noqa: E402
 
-from qwenla_jax.config.run_options import (  # noqa: E402
-    BrpoOptions,
-    DataOptions,
-    LoraOptions,
-    MeshOptions,
-    OptimOptions,
-    ReattentionOptions,
-    RunOptions,
-)
+from qwenla_jax.config.run_options import BrpoOptions, DataOptions, LoraOptions, OptimOptions, RunOptions  # noqa: E402
+from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions  # noqa: E402
 from qwenla_jax.inference.load import kernels_to_adapt  # noqa: E402
 from qwenla_jax.inference.runtime import Runtime  # noqa: E402
 from qwenla_jax.model import lora  # noqa: E402

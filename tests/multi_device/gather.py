@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from qwenla_jax.config.run_options import DataOptions, EvalOptions, MeshOptions, RunOptions  # noqa: E402
+from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions  # noqa: E402
+from qwenla_jax.config.shared_options import MeshOptions  # noqa: E402
 from qwenla_jax.inference.runtime import build, make_run_source  # noqa: E402
 from qwenla_jax.planner.hlo import collectives  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402

@@ -16,7 +16,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from qwenla_jax.config.run_options import MeshOptions  # noqa: E402
+from qwenla_jax.config.shared_options import MeshOptions  # noqa: E402
 from qwenla_jax.model import kernels  # noqa: E402
 from qwenla_jax.model.attention import Segment, segment_attention  # noqa: E402
 from qwenla_jax.model.layers import MASK_VALUE  # noqa: E402

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from qwenla_jax.config.run_options import MeshOptions  # noqa: E402
+from qwenla_jax.config.shared_options import MeshOptions  # noqa: E402
 from qwenla_jax.parallel import distributed  # noqa: E402
 from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
 from qwenla_jax.parallel.sharding import batch_sharding  # noqa: E402

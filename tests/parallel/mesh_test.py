@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from qwenla_jax.config.run_options import MeshOptions
+from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.parallel.mesh import make_mesh
 
 

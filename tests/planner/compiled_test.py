@@ -10,7 +10,8 @@ import pytest
 from fit_options import LARGE
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from qwenla_jax.config.run_options import MeshOptions, OptimOptions, ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import OptimOptions, RunOptions
+from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions
 from qwenla_jax.data.batching.collate import collate_sft
 from qwenla_jax.inference.runtime import build, make_run_source
 from qwenla_jax.parallel.mesh import AXES, make_mesh

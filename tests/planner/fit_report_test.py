@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fit_options import LARGE
 
-from qwenla_jax.config.run_options import DataOptions, EvalOptions, MeshOptions, RunOptions
+from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
+from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import all_chips, chip, parse_topology, slices, tpu_devices
 from qwenla_jax.planner.compiled import Load

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from qwenla_jax.config.run_options import EvalOptions, ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import EvalOptions, RunOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.inference.runtime import build
 from qwenla_jax.study.attention_profile import attention_profile, image_swap_probe, theorem_numbers

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from qwenla_jax.config.run_options import EvalOptions, ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import EvalOptions, RunOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.synthetic.scene_questions import caption_of
 from qwenla_jax.data.synthetic.scenes import SIDE, make_scene
 from qwenla_jax.distill.distill_options import DistillOptions

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from qwenla_jax.config.run_options import ReattentionOptions, RunOptions
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.study import pipeline
 from qwenla_jax.study.arms import Settings, Stage, stages_of, systems_of

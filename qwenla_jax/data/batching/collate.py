@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.example import Example
-from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.data.images.preprocess import MAX_ASPECT, ImageLayout
 from qwenla_jax.types import PromptBatch, ReinsertedImages, ResponseBatch, TokenBatch, VisionBatch
 
@@ -174,7 +175,7 @@ def collate_prompts(
     examples: Sequence[Example],
     buckets: Buckets,
     batch_size: int | None = None,
-    block: ReinsertionOptions | None = None,
+    block: ReattentionOptions | None = None,
 ) -> tuple[VisionBatch, PromptBatch]:
     """Pads prompts to buckets.
 
@@ -227,7 +228,7 @@ def collate_responses(
     batch_size: int | None,
     lengths: Sequence[int],
     insertions: Sequence[int],
-    block: ReinsertionOptions,
+    block: ReattentionOptions,
     tag: int,
 ) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
     """Pads prompts and, apart from them, their responses, in which the images are to be put in again.
@@ -304,7 +305,7 @@ def _collate(
 
 
 def _collate_blocks(
-    examples: Sequence[Example], rows: int, tokens: int, options: ReinsertionOptions
+    examples: Sequence[Example], rows: int, tokens: int, options: ReattentionOptions
 ) -> ReinsertedImages:
     """The slots follow from the vision batch's bucket and the most images of a record: no more shapes come of it."""
     N = max(1, *(len(example.frames) for example in examples))

@@ -3,38 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-POSITIONS = ("again", "original")
-
-
-@dataclass(frozen=True)
-class ReinsertionOptions:
-    """How an image is put into the sequence again (paper silent on both).
-
-    Attributes:
-      delimiters: whether `<|vision_start|>` and `<|vision_end|>` stand around each image, as in the prompt.
-      positions: "again": the image takes the next free positions, as if it were given a second time; "original": its
-        tokens keep the positions that they have in the prompt, and only the delimiters take new ones.
-
-    Raises:
-      ValueError: another word for `positions`.
-    """
-
-    delimiters: bool = True
-    positions: str = "again"
-
-    def __post_init__(self) -> None:
-        """Checks the choice."""
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions: got {self.positions!r}, expected one of {', '.join(POSITIONS)}")
-
-    def slots(self, images: int, tokens: int) -> int:
-        """Slots of so many images with `tokens` visual tokens each."""
-        return images * (tokens + 2 * self.delimiters)
+from qwenla_jax.config.shared_options import ReattentionOptions
 
 
 class Block(NamedTuple):
@@ -47,7 +20,7 @@ class Block(NamedTuple):
 
 
 def reinserted_images(
-    visual_T: np.ndarray, pos_Tx3: np.ndarray, grids: Sequence[tuple[int, int]], options: ReinsertionOptions
+    visual_T: np.ndarray, pos_Tx3: np.ndarray, grids: Sequence[tuple[int, int]], options: ReattentionOptions
 ) -> Block:
     """All images of a prompt, one after the other.
 

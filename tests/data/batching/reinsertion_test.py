@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.collate import collate_prompts, collate_responses, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
-from qwenla_jax.data.batching.reinsertion import ReinsertionOptions, reinserted_images
+from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
@@ -36,7 +37,7 @@ def test_positions_are_those_of_the_images_given_again(seed, delimiters):
     rng = np.random.default_rng(seed)
     grids = [tuple(int(n) for n in rng.integers(1, 7, 2)) for _ in range(1 + seed % 3)]
     ids, pos, visual, next_pos = prompt(grids, rng)
-    block = reinserted_images(visual, pos, grids, ReinsertionOptions(delimiters))
+    block = reinserted_images(visual, pos, grids, ReattentionOptions(delimiters=delimiters))
     again = []
     for rows, cols in grids:
         again += [START] * delimiters + [IMAGE] * (rows * cols) + [END] * delimiters
@@ -58,7 +59,7 @@ def test_a_block_by_hand():
     """Token (i, j) of an image of 2 x 3 stands at (p+1, p+1+i, p+1+j) and its end at p+1+3."""
     ids = np.array([7, START, *[IMAGE] * 6, END, 8])
     pos, _ = mrope_positions(ids, IMAGE, [(2, 3)])
-    block = reinserted_images(np.where(ids == IMAGE, 0, -1), pos, [(2, 3)], ReinsertionOptions())
+    block = reinserted_images(np.where(ids == IMAGE, 0, -1), pos, [(2, 3)], ReattentionOptions())
     assert block.pos_Xx3.tolist() == [
         [0, 0, 0],
         *[[1, 1 + i, 1 + j] for i in range(2) for j in range(3)],
@@ -73,7 +74,7 @@ def test_original_positions_are_the_prompts_own(delimiters):
     rng = np.random.default_rng(1)
     grids = [(2, 3), (4, 1)]
     ids, pos, visual, _ = prompt(grids, rng)
-    block = reinserted_images(visual, pos, grids, ReinsertionOptions(delimiters, "original"))
+    block = reinserted_images(visual, pos, grids, ReattentionOptions(delimiters=delimiters, positions="original"))
     seen = ids[block.source_X] == IMAGE
     np.testing.assert_array_equal(block.pos_Xx3[seen], pos[visual >= 0])
     assert (block.moves_X == ~seen).all()
@@ -82,14 +83,12 @@ def test_original_positions_are_the_prompts_own(delimiters):
 
 
 def test_no_image_no_block():
-    block = reinserted_images(np.full(3, -1), np.zeros((3, 3), np.int32), [], ReinsertionOptions())
+    block = reinserted_images(np.full(3, -1), np.zeros((3, 3), np.int32), [], ReattentionOptions())
     assert len(block.source_X) == len(block.moves_X) == block.span == 0 and block.pos_Xx3.shape == (0, 3)
 
 
-def test_options():
-    with pytest.raises(ValueError, match="'before', expected one of again, original"):
-        ReinsertionOptions(positions="before")
-    assert ReinsertionOptions().slots(2, 5) == 14 and ReinsertionOptions(False).slots(2, 5) == 10
+def test_slots():
+    assert ReattentionOptions().slots(2, 5) == 14 and ReattentionOptions(delimiters=False).slots(2, 5) == 10
 
 
 LAYOUT = ImageLayout(patch_size=4, merge_size=2, temporal_patch_size=2, window_size=16)
@@ -110,7 +109,7 @@ def records(seed, tok, response=None):
 def test_a_batch_holds_each_prompts_block_in_a_shape_of_its_bucket(delimiters):
     tok = train_tiny_tokenizer(["how many circles are there?"], 320)
     buckets = make_buckets(LAYOUT, 4, SETTINGS.min_pixels, SETTINGS.max_pixels, 96, 96)
-    options, shapes, lengths = ReinsertionOptions(delimiters), set(), set()
+    options, shapes, lengths = ReattentionOptions(delimiters=delimiters), set(), set()
     for seed in range(4):
         examples = records(seed, tok)
         vision, prompts = collate_prompts(examples, buckets, 4, options)
@@ -140,10 +139,10 @@ def test_prompts_and_responses_of_a_batch_are_the_examples_cut_in_two():
     text = "so <REFLECTION>a</REFLECTION> and <REFLECTION>b</REFLECTION> two"
     examples = records(0, tok, text)
     collate = lambda lengths, insertions: collate_responses(  # noqa: E731
-        examples, buckets, 4, lengths, insertions, ReinsertionOptions(), tag
+        examples, buckets, 4, lengths, insertions, ReattentionOptions(), tag
     )
     _, prompts, responses = collate((8, 64, 128), (1, 3))
-    _, alone = collate_prompts(records(0, tok), buckets, 4, ReinsertionOptions())
+    _, alone = collate_prompts(records(0, tok), buckets, 4, ReattentionOptions())
     jax.tree.map(np.testing.assert_array_equal, prompts, alone)
     for q, example in enumerate(examples):
         answer = example.ids_T[example.prompt_length :]

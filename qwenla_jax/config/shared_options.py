@@ -1,0 +1,71 @@
+"""Option classes and bounds that several rooms share. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qwenla_jax.config.schema import option
+
+DTYPES = ("float32", "bfloat16")
+
+# Far above what serves, and far below what would fill any memory before it is refused.
+MOST_ROWS = 2**16
+MOST_TOKENS = 2**18  # the positions of Qwen2.5-VL end at 128,000
+MOST_PIXELS = 2**26
+MOST_INSERTIONS = 256
+MOST_WORKERS = 1024  # threads or processes
+MOST_SECONDS = 10**6
+
+MODES = ("none", "copy", "route", "vision_only")
+FORMS = ("compact", "bias")
+POSITIONS = ("again", "original")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReattentionOptions:
+    """Whether reflections look at the images again, in sampling, training and evaluation alike."""
+
+    mode: str = option(
+        "none",
+        "what stands before a reflection: none (text alone), copy (all visual tokens again), route (the most attended),"
+        " vision_only (as copy, and the reflection is closed at once)",
+        choices=MODES,
+    )
+    keep_ratio: float = option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
+    form: str = option(
+        "compact",
+        "route: put in the kept tokens only, or all of them with a bias that hides the rest",
+        choices=FORMS,
+    )
+    max_insertions: int = option(
+        2, "most insertions of a response; later reflections are text alone", low=0, high=MOST_INSERTIONS
+    )
+    max_inserted_tokens: int | None = option(
+        None, "most inserted tokens of a response; none: no such limit", low=0, high=MOST_TOKENS
+    )
+    rows_at_once: int = option(
+        8, "sampling: rows that wait for their images are served together, so many", low=1, high=MOST_ROWS
+    )
+    delimiters: bool = option(True, "put the vision delimiters around the images again")
+    positions: str = option(
+        "again",
+        "again: the images take the next positions, as if given a second time; original: those in the prompt",
+        choices=POSITIONS,
+    )
+
+    def slots(self, images: int, tokens: int) -> int:
+        """Slots of so many images with `tokens` visual tokens each, put in whole."""
+        return images * (tokens + 2 * self.delimiters)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """How many devices lie along each mesh axis; one of them may be -1: whatever is left."""
+
+    data: int = option(-1, "devices that split the batch", low=-1)
+    fsdp: int = option(1, "devices that split the batch, the parameters and the optimizer state", low=-1)
+    tensor: int = option(1, "devices that split heads and feed-forward widths", low=-1)
+    gather_to_sample: bool = option(
+        False,
+        "sampling: gather the parameters over fsdp once, before the first token, not in every layer of every token",
+    )

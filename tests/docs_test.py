@@ -185,6 +185,8 @@ def known_flags() -> set[str]:
             if path.suffix == ".py" and path != Path(__file__):
                 text = path.read_text()
                 names |= set(re.findall(r"(?:DEFINE_\w+|add_argument|add)\(\s*\"(?:--)?(\w+)\"", text))
+                for loop in re.findall(r"for name in \(([^)]*)\):\s+\w+\.add_argument\(f\"--\{name\}", text):
+                    names |= set(re.findall(r"\w+", loop))
             elif path.suffix == ".sh":
                 names |= set(re.findall(r"--(\w+)", path.read_text()))
     return names | {"help"}

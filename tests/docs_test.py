@@ -2,7 +2,7 @@
 
 Oracle: the programs' own parsers, the dataclasses of the settings, and the disk. A code block is checked by what it is:
 
-    bash    (or a fence without a language) every command goes through its program's parser, which ends before anything is loaded
+    bash    (or without a language) every command goes through its program's parser; nothing is loaded
     bash    behind the mark `run`: every command really runs
     python  is executed, in a folder with an image called photo.png
     behind the mark `needs: ...`: programs and flags have to exist

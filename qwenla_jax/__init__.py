@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwenla_jax.inference.answer import show
     from qwenla_jax.inference.ask import ask
+    from qwenla_jax.inference.show import show
     from qwenla_jax.weights.hf import load, save
 
 __all__ = ["__version__", "ask", "load", "save", "show"]
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return ask
     if name == "show":
-        from qwenla_jax.inference.answer import show
+        from qwenla_jax.inference.show import show
 
         return show
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

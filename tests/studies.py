@@ -46,6 +46,9 @@ def attention(early=0.4, middle=0.3, late=0.2, before=0.3, inside=0.15, after=0.
     }
 
 
+ATTENTION = attention()
+
+
 def heat(count=3):
     grid = [[0.01, 0.02], [0.03, 0.04]]
     words = [{"part": p, "word": p, "token": 5, "original": grid, "inserted": grid} for p in WORDS]
@@ -66,7 +69,7 @@ def write_system(folder, name, lines, seed=0, attention=None, batch_s=(0.5, 0.5,
     saved = {"of": of, "name": name, "scenes_seed": 7000 + seed, "scores": scores}
     (place / "scores.json").write_text(json.dumps(saved))
     (place / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    (place / "attention.json").write_text(json.dumps(attention or attention()))
+    (place / "attention.json").write_text(json.dumps(attention or ATTENTION))
     (place / "heat.json").write_text(json.dumps(heat() if maps is None else maps))
     return place
 

@@ -25,12 +25,12 @@ from qwenla_jax.config.run_options import BrpoOptions, DataOptions, OptimOptions
 from qwenla_jax.config.schema import to_dict
 from qwenla_jax.data.batching.collate import collate_prompts
 from qwenla_jax.data.synthetic.source import SceneSource
-from qwenla_jax.inference.runtime import build, make_run_source
 from qwenla_jax.planner.flops import Work, brpo_step_work
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.brpo.reference import make_reference
 from qwenla_jax.train.brpo.trainer import BrpoStage
 from qwenla_jax.train.loop import first_state, state_plan
+from qwenla_jax.train.train_runtime import build, make_run_source
 from qwenla_jax.utils.compile_counter import CompileCounter
 from qwenla_jax.weights.hf import save
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from qwenla_jax.config.run_options import BrpoOptions, DataOptions, EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import ReattentionOptions
-from qwenla_jax.inference.runtime import Runtime, build, make_run_source
+from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.config import TextConfig
 from qwenla_jax.planner.flops import decoder_forward, head
+from qwenla_jax.train.train_runtime import build, make_run_source
 from qwenla_jax.utils.compile_counter import CompileCounter
 
 TAG_BIAS = 4.0

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.synthetic.source import SceneSource
-from qwenla_jax.inference.runtime import build
 from qwenla_jax.rewards.reward_record import RewardRecord
 from qwenla_jax.rewards.weights import score
 from qwenla_jax.run import checksums
@@ -32,6 +31,7 @@ from qwenla_jax.text.response_format import parse
 from qwenla_jax.tools.preflight import examine
 from qwenla_jax.train.brpo.score import reward_pool, reward_settings
 from qwenla_jax.train.loop import first_state, state_plan
+from qwenla_jax.train.train_runtime import build
 
 
 def note(text: str) -> None:

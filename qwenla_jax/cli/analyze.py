@@ -15,6 +15,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from qwenla_jax.cli.generate import number
+from qwenla_jax.config.shared_options import MODES, MOST_INSERTIONS, MOST_PIXELS, MOST_ROWS, MOST_TOKENS
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
@@ -23,21 +25,29 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "qwenla analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
-    parser.add_argument("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
-    parser.add_argument("--max_pixels", type=int, help="shrink images with more (default: as the checkpoint says)")
-    parser.add_argument("--questions", type=int, default=256, help="held-out questions (default: 256)")
-    parser.add_argument("--reattention", default="none", choices=("none", "copy", "route", "vision_only"))
-    parser.add_argument(
-        "--keep_ratio", type=float, default=0.5, help="route: share of the visual tokens (default: 0.5)"
+    add = parser.add_argument
+    add("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
+    add("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
+    add(
+        "--max_pixels",
+        type=number(int, 1, MOST_PIXELS),
+        help="shrink images with more (default: as the checkpoint says)",
     )
-    parser.add_argument("--max_insertions", type=int, default=2, help="most insertions of a response (default: 2)")
-    parser.add_argument("--max_response_tokens", type=int, default=64, help="longest response (default: 64)")
-    parser.add_argument("--max_prompt_tokens", type=int, default=128, help="longest prompt (default: 128)")
-    parser.add_argument("--batch_size", type=int, default=64, help="questions at once (default: 64)")
-    parser.add_argument("--swaps", type=int, default=4, help="images that theorem 3.1 averages over (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of drawn questions (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--questions", type=number(int, 1), default=256, help="held-out questions (default: 256)")
+    add("--reattention", default="none", choices=MODES)
+    add("--keep_ratio", type=number(float, 0, 1), default=0.5, help="route: share of the visual tokens (default: 0.5)")
+    add(
+        "--max_insertions",
+        type=number(int, 0, MOST_INSERTIONS),
+        default=2,
+        help="most insertions of a response (default: 2)",
+    )
+    add("--max_response_tokens", type=number(int, 1, MOST_TOKENS), default=64, help="longest response (default: 64)")
+    add("--max_prompt_tokens", type=number(int, 1, MOST_TOKENS), default=128, help="longest prompt (default: 128)")
+    add("--batch_size", type=number(int, 1, MOST_ROWS), default=64, help="questions at once (default: 64)")
+    add("--swaps", type=number(int, 1), default=4, help="images that theorem 3.1 averages over (default: 4)")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of drawn questions (default: 0)")
+    add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
 
@@ -45,35 +55,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints."""
     args = parse_arguments(argv)
     skip_without_tpu()
-    from qwenla_jax.config.checks import from_config_dict
-    from qwenla_jax.config.run_options import RunOptions
-    from qwenla_jax.config.schema import ConfigError, to_dict
+    from qwenla_jax.config.checks import inference_relations, init_problems, source_problems
+    from qwenla_jax.config.inference_config import InferenceConfig
+    from qwenla_jax.config.shared_options import ReattentionOptions
 
-    raw = to_dict(RunOptions())
-    raw |= {"init_from": args.model, "seed": args.seed}
-    raw["data"] |= {
-        "source": args.source,
-        "max_response_tokens": args.max_response_tokens,
-        "max_prompt_tokens": args.max_prompt_tokens,
-        "max_pixels": args.max_pixels,
-    }
-    raw["eval"] |= {"batch_size": args.batch_size}
-    raw["reattention"] |= {
-        "mode": args.reattention,
-        "keep_ratio": args.keep_ratio,
-        "max_insertions": args.max_insertions,
-    }
-    try:
-        options = from_config_dict(raw)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    config = InferenceConfig(
+        init_from=args.model,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        max_prompt_tokens=args.max_prompt_tokens,
+        max_response_tokens=args.max_response_tokens,
+        max_pixels=args.max_pixels,
+        reattention=ReattentionOptions(args.reattention, args.keep_ratio, max_insertions=args.max_insertions),
+    )
+    problems = [
+        *inference_relations(config),
+        *init_problems(config, "tiny"),
+        *source_problems({"source": args.source}, "tiny"),
+    ]
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
         return 2
-    from qwenla_jax.inference.runtime import build, make_run_source
+    from qwenla_jax.data.sources.factory import make_source
+    from qwenla_jax.inference.runtime import build
     from qwenla_jax.study.attention_profile import attention_profile, image_swap_probe, theorem_numbers
 
     try:
-        source = make_run_source(options, "held_out")
-        runtime, params = build(options)
+        source = make_source(args.source, "held_out", seed=args.seed)
+        runtime, params = build(config)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -7,24 +7,32 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import config_dict
 
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import build, refuse
 from qwenla_jax.data.sources import spec
 
-if TYPE_CHECKING:
-    from qwenla_jax.config.run_options import RunOptions
-
 MOST_UPDATES = 2**31 - 1  # their number is an int32
+
+
+def inference_relations(config: InferenceConfig) -> Iterator[str]:
+    """Problems between settings of sampling that are each fine alone."""
+    low, high, mesh = config.min_pixels, config.max_pixels, config.mesh
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    if low and high and low > high:
+        yield f"config.data.min_pixels: got {low}, expected at most max_pixels ({high})"
+    if 0 in sizes or sum(size == -1 for size in sizes) > 1:
+        yield f"config.mesh: got data, fsdp, tensor = {sizes}, expected sizes of at least 1, of which one may be -1"
 
 
 def relations(options: RunOptions) -> Iterator[str]:
     """Problems between settings that are each fine alone."""
-    data, optim, mesh = options.data, options.optim, options.mesh
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    data, optim = options.data, options.optim
+    yield from inference_relations(options.inference)
     if data.batch_size % optim.accumulation:
         yield (
             f"config.optim.accumulation: got {optim.accumulation}, expected a divisor of "
@@ -40,10 +48,6 @@ def relations(options: RunOptions) -> Iterator[str]:
             f"config.steps: got {options.steps} with {options.brpo.inner_updates} inner updates each, expected at most "
             f"{MOST_UPDATES} updates"
         )
-    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
-        yield f"config.data.min_pixels: got {data.min_pixels}, expected at most max_pixels ({data.max_pixels})"
-    if 0 in sizes or sum(size == -1 for size in sizes) > 1:
-        yield f"config.mesh: got data, fsdp, tensor = {sizes}, expected sizes of at least 1, of which one may be -1"
     if options.stage == "sft" and options.reattention.mode == "vision_only":
         yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
     own = options.rewards
@@ -79,25 +83,30 @@ def relations(options: RunOptions) -> Iterator[str]:
 
 def paths(options: RunOptions) -> Iterator[str]:
     """Required values that are missing, and files that are not there or not what is needed."""
-    yield from _init_problems(options)
-    if options.data.source is None:
-        yield f"config.data.source: the {options.preset} preset needs --config.data.source=FILE.jsonl or NAME:PATH"
-    for key, source in (("source", options.data.source), ("eval_source", options.data.eval_source)):
+    yield from init_problems(options.inference, options.preset)
+    sources = {"source": options.data.source, "eval_source": options.data.eval_source}
+    yield from source_problems(sources, options.preset)
+
+
+def source_problems(sources: Mapping[str, str | None], preset: str) -> Iterator[str]:
+    """A missing `source`, and sources that cannot be opened, by their key in `config.data`."""
+    if sources["source"] is None:
+        yield f"config.data.source: the {preset} preset needs --config.data.source=FILE.jsonl or NAME:PATH"
+    for key, source in sources.items():
         if source is None:
             continue
-        result = list(spec.problems(source))
-        yield from (f"config.data.{key}: {problem}" for problem in result)
-        if not result and any(part.reader == "easy_vqa" for part in spec.parse(source)):
+        problems = list(spec.problems(source))
+        yield from (f"config.data.{key}: {problem}" for problem in problems)
+        if not problems and any(part.reader == "easy_vqa" for part in spec.parse(source)):
             if importlib.util.find_spec("easy_vqa") is None:
                 yield f"config.data.{key}: easy_vqa is not installed; the extra `demo` brings it"
 
 
-def _init_problems(options: RunOptions) -> Iterator[str]:
-    source = options.init_from
+def init_problems(config: InferenceConfig, preset: str) -> Iterator[str]:
+    """What is wrong with the model that is named."""
+    source = config.init_from
     if source is None:
-        yield (
-            f"config.init_from: the {options.preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint"
-        )
+        yield (f"config.init_from: the {preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint")
     elif source.startswith("random:"):
         path = Path(source.removeprefix("random:"))
         # Unlike Path's, these functions take any text.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.schema import group, option
 from qwenla_jax.config.shared_options import (
     DTYPES,
@@ -292,3 +293,26 @@ class RunOptions:
     checkpoint: CheckpointOptions = group(CheckpointOptions, "checkpoints")
     log: LogOptions = group(LogOptions, "metrics and completions")
     guard: GuardOptions = group(GuardOptions, "what a run does about trouble")
+
+    @property
+    def inference(self) -> InferenceConfig:
+        """What sampling and evaluation need of these settings."""
+        data = self.data
+        return InferenceConfig(
+            init_from=self.init_from,
+            seed=self.seed,
+            dtype=self.dtype,
+            # A frozen base needs no more bits than are computed with.
+            param_dtype=self.dtype if self.lora.rank else self.param_dtype,
+            remat=self.remat,
+            attention=self.attention,
+            mesh=self.mesh,
+            batch_size=self.eval.batch_size,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_response_tokens=data.max_response_tokens,
+            min_pixels=data.min_pixels,
+            max_pixels=data.max_pixels,
+            max_invalid=data.max_invalid,
+            system=data.system,
+            reattention=self.reattention,
+        )

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from qwenla_jax.config.checks import paths, relations
-from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
+from qwenla_jax.config.checks import inference_relations, init_problems, source_problems
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.schema import build, group, option, refuse
 from qwenla_jax.config.shared_options import (
     DTYPES,
@@ -141,22 +141,25 @@ class DistillOptions:
     reattention: ReattentionOptions = group(ReattentionOptions, "looking at the images again")
     mesh: MeshOptions = group(MeshOptions, "devices")
 
-
-def run_options(options: DistillOptions) -> RunOptions:
-    """What `train.runtime` needs to know, as the settings of a run that never trains."""
-    shared = {field.name: getattr(options.data, field.name) for field in dataclasses.fields(options.data)}
-    return dataclasses.replace(
-        RunOptions(),
-        preset=options.preset,
-        seed=options.seed,
-        init_from=options.init_from,
-        dtype=options.dtype,
-        param_dtype=options.param_dtype,
-        data=dataclasses.replace(DataOptions(), **shared),
-        eval=EvalOptions(batch_size=options.data.batch_size),
-        reattention=options.reattention,
-        mesh=options.mesh,
-    )
+    @property
+    def inference(self) -> InferenceConfig:
+        """What sampling needs of these settings."""
+        data = self.data
+        return InferenceConfig(
+            init_from=self.init_from,
+            seed=self.seed,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            mesh=self.mesh,
+            batch_size=data.batch_size,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_response_tokens=data.max_response_tokens,
+            min_pixels=data.min_pixels,
+            max_pixels=data.max_pixels,
+            max_invalid=data.max_invalid,
+            system=data.system,
+            reattention=self.reattention,
+        )
 
 
 def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> DistillOptions:
@@ -166,8 +169,9 @@ def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> Dist
       ConfigError: unknown keys, wrong values, missing files or required values; all at once, one a line.
     """
     options = read_options(config.to_dict() if isinstance(config, config_dict.ConfigDict) else config)
-    run = run_options(options)
-    refuse([*relations(run), *paths(run), *_relations(options)])
+    config, source = options.inference, {"source": options.data.source}
+    shared = [*inference_relations(config), *init_problems(config, options.preset)]
+    refuse([*shared, *source_problems(source, options.preset), *_relations(options)])
     return options
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwenla_jax.config.schema import differences, to_dict
 from qwenla_jax.data.sources.factory import make_source, readable
-from qwenla_jax.distill.distill_options import FREE_KEYS, DistillOptions, run_options
+from qwenla_jax.distill.distill_options import FREE_KEYS, DistillOptions
 from qwenla_jax.distill.endpoint import read_key
 from qwenla_jax.distill.judges import JudgeLog, Judges
 from qwenla_jax.distill.results import ask_judges, summary_text, write_results
@@ -85,7 +85,7 @@ def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
 
 
 def _sample(options: DistillOptions, workdir: Path, done: int, source: Any) -> None:
-    runtime, params = build(run_options(options))
+    runtime, params = build(options.inference)
     rows, k = options.data.batch_size, options.sampling.samples
     total = -(-len(source) // rows)
     progress = Progress(total, done // rows)

@@ -17,8 +17,8 @@ from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.sources.factory import image_files
 from qwenla_jax.distill.distill_options import MAX_SAMPLES, DistillOptions
-from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.inference.sample_batches import sample_batches
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.utils import jsonl_store
 
@@ -105,18 +105,22 @@ def generate(
     """
     drawing, rows = options.sampling, options.data.batch_size
     sampler = runtime.sampler(runtime.sample_options(drawing.samples, drawing.temperature, drawing.top_p))
-    buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
+    to_example = runtime.example(with_response=False)
     place = image_namer(source, workdir)
-    for first in range(done, len(source), rows):
-        examples = [to_example(source[i]) for i in range(first, min(first + rows, len(source)))]
-        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
-        rollout = sampler(params, vision, prompts, 0, sample_numbers(first, rows, drawing.samples))
-        texts = texts_of(rollout, runtime.tokenizer)
-        length_B, stopped_B = np.asarray(rollout.length_B), np.asarray(rollout.stopped_B)
+    starts = range(done, len(source), rows)
+    batches = (
+        (
+            [to_example(source[i]) for i in range(first, min(first + rows, len(source)))],
+            sample_numbers(first, rows, drawing.samples),
+        )
+        for first in starts
+    )
+    for first, batch in zip(starts, sample_batches(runtime, params, batches, sampler), strict=True):
+        length_B, stopped_B = batch.rollout.length_B, batch.rollout.stopped_B
         lines = []
         jsonl_store.check_there(workdir)
-        for number, example in enumerate(examples):
-            record, image = example.record, place(example.record)
+        for number, record in enumerate(batch.records):
+            image = place(record)
             for sample in range(drawing.samples):
                 row = number * drawing.samples + sample
                 lines.append(
@@ -128,11 +132,11 @@ def generate(
                         "image": image,
                         "question": record.question,
                         "answer": record.answer,
-                        "text": texts[row],
+                        "text": batch.texts[row],
                         "tokens": int(length_B[row]),
                         "stopped": bool(stopped_B[row]),
                     }
                     | ({"options": list(record.options)} if record.options else {})
                 )
         jsonl_store.append(workdir / jsonl_store.SAMPLES, lines)
-        tell(first + len(examples))
+        tell(first + len(batch.records))

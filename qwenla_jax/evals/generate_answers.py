@@ -17,14 +17,15 @@ import numpy as np
 
 from qwenla_jax.config.schema import differences, to_dict
 from qwenla_jax.data.batching.collate import Buckets, make_buckets
+from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.images.preprocess import smart_resize
-from qwenla_jax.evals.generate_options import GenerateOptions, flags_of, run_options
+from qwenla_jax.evals.generate_options import GenerateOptions, flags_of
 from qwenla_jax.evals.prompts import prompt_of
 from qwenla_jax.evals.registry import questions_of
 from qwenla_jax.evals.table_files import some
 from qwenla_jax.evals.task import Item, Questions, Settings
-from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime, build
+from qwenla_jax.inference.sample_batches import sample_batches
 from qwenla_jax.text.conversation import Turn, Visual, build_conversation
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.compile_counter import CompileCounter
@@ -95,7 +96,7 @@ def generate(
             note(f"all questions are answered in {workdir}")
             return _summary_of(workdir)
         items = asked_items(options, gold, settings)
-        runtime, params = build(run_options(options))
+        runtime, params = build(options.inference)
         usable, unusable = measure(runtime, options, items)
         for row in unusable[:20]:
             note(f"cannot be used: {row['id']}: {row['message']}")
@@ -258,14 +259,15 @@ def _answer(
     rows, source = options.batch_size, Questions(items)
     sampler = runtime.sampler(runtime.sample_options(1, options.temperature, options.top_p))
     to_example = runtime.example(with_response=False)
-    for number in range(done, len(batches)):
-        batch = batches[number]
-        vision, prompts = runtime.collate_prompts([to_example(source[one.index]) for one in batch], buckets, rows)
+
+    def inputs(batch: Batch) -> tuple[list[Example], np.ndarray]:
         # A sample's key goes by its question, so that neighbours do not matter.
         keys_B = np.zeros(rows, np.uint32)
         keys_B[: len(batch)] = [one.index for one in batch]
-        rollout = sampler(params, vision, prompts, 0, keys_B)
-        texts = texts_of(rollout, runtime.tokenizer)
+        return [to_example(source[one.index]) for one in batch], keys_B
+
+    answered = sample_batches(runtime, params, map(inputs, batches[done:]), sampler, buckets)
+    for number, (batch, (_, _, _, rollout, texts)) in enumerate(zip(batches[done:], answered, strict=True), done):
         columns = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.skipped_B)
         length_B, stopped_B, inserted_B, skipped_B = map(np.asarray, columns)
         jsonl_store.append(

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.config.checks import paths, relations
-from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
+from qwenla_jax.config.checks import inference_relations, init_problems
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.schema import ConfigError, build, option
 from qwenla_jax.config.shared_options import DTYPES, MODES, ReattentionOptions
 from qwenla_jax.data.datasets.parquet import is_parquet, shards
@@ -43,6 +43,24 @@ class GenerateOptions:
     prompt: str = option("structured", "structured, plain, or a text with {question} in it")
     missing: str = option("refuse", "a question that cannot be used: refuse, wrong, leave_out")
 
+    @property
+    def inference(self) -> InferenceConfig:
+        """What sampling needs of these settings."""
+        return InferenceConfig(
+            init_from=self.model,
+            seed=self.sampling_seed,
+            dtype=self.dtype,
+            param_dtype=self.dtype,
+            batch_size=self.batch_size,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            max_pixels=self.max_pixels,
+            system=self.system,
+            reattention=ReattentionOptions(
+                mode=self.reattention, keep_ratio=self.keep_ratio, max_insertions=self.max_insertions
+            ),
+        )
+
 
 # What the command line takes under these names; the others come from its other flags and from the files.
 FLAGS = tuple(
@@ -71,8 +89,8 @@ def make_options(values: Mapping[str, Any], gold: Sequence[Path]) -> GenerateOpt
         if not folder.is_dir():
             raise ValueError(f"--model: {folder}: no such folder; expected one in Hugging Face format, or tiny")
         options = dataclasses.replace(options, model=str(folder.absolute()), weights=_digest(_sampled(folder)))
-    run = run_options(options)
-    if problems := [*relations(run), *paths(run)]:
+    config = options.inference
+    if problems := [*inference_relations(config), *init_problems(config, "tiny")]:
         raise ConfigError(flags_of("\n".join(problems)))
     return options
 
@@ -82,31 +100,6 @@ def flags_of(text: str) -> str:
     for group in ("config.data.", "config.reattention.", "config."):
         text = text.replace(group, "--")
     return text
-
-
-def run_options(options: GenerateOptions) -> RunOptions:
-    """What `train.runtime` needs to know, as the settings of a run that never trains."""
-    data = dataclasses.replace(
-        DataOptions(),
-        batch_size=options.batch_size,
-        max_prompt_tokens=options.max_prompt_tokens,
-        max_response_tokens=options.max_response_tokens,
-        max_pixels=options.max_pixels,
-        system=options.system,
-    )
-    reattention = ReattentionOptions(
-        mode=options.reattention, keep_ratio=options.keep_ratio, max_insertions=options.max_insertions
-    )
-    return dataclasses.replace(
-        RunOptions(),
-        seed=options.sampling_seed,
-        init_from=options.model,
-        dtype=options.dtype,
-        param_dtype=options.dtype,
-        data=data,
-        eval=EvalOptions(batch_size=options.batch_size),
-        reattention=reattention,
-    )
 
 
 def _signed(path: Path) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import os
-import re
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 from PIL import Image
 
 from qwenla_jax.text.response_format import Section
-from qwenla_jax.text.special_tokens import REFLECTION_NAME, TAGS
+from qwenla_jax.text.special_tokens import REFLECTION_NAME
+from qwenla_jax.text.tag_pieces import split_tags
+from qwenla_jax.utils.html import image_uri, render
+
+_LARGEST_SIDE = 480  # pixels of an image's data in HTML
+_SHOWN_SIDE = 240  # pixels of an image's longer side as HTML shows it
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,18 @@ class SelectedTokens:
     Attributes:
       image: its number in the question, from 0.
       rows, cols: the image's grid of visual tokens.
-      kept: (row, col) of the tokens that are shown, in raster order.
+      selected: (row, col) of the tokens that are shown, in raster order.
     """
 
     image: int
     rows: int
     cols: int
     selected: tuple[tuple[int, int], ...]
+
+    def mask(self) -> list[list[bool]]:
+        """Whether each token is shown, by rows."""
+        selected = set(self.selected)
+        return [[(row, col) in selected for col in range(self.cols)] for row in range(self.rows)]
 
 
 @dataclass(frozen=True)
@@ -106,17 +110,57 @@ class Insertion:
         """Visual tokens that there are."""
         return sum(one.rows * one.cols for one in self.images)
 
+    def selection_line(self) -> str:
+        """What the insertion shows, on one line."""
+        shown = f"{self.selected_tokens} of {self.visual_tokens} visual tokens kept"
+        return f"looked again at token {self.position}: {shown}"
+
+    def attention_line(self) -> str:
+        """How much attention went to visual tokens before the insertion and in its reflection, on one line."""
+        before, after = self.before, self.after
+        was, was_ratio = ("-", "-") if before is None else (f"{before.total:.1%}", _times(before.ratio))
+        return (
+            f"attention on visual tokens: {was} -> {after.total:.1%} (original {after.original:.1%}, inserted "
+            f"{after.inserted:.1%}); {was_ratio} -> {_times(after.ratio)} an even share"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""
         return {
             "position": self.position,
             "offset": self.offset,
-            "images": [asdict(one) | {"kept": [list(cell) for cell in one.selected]} for one in self.images],
+            "images": [asdict(one) | {"selected": [list(cell) for cell in one.selected]} for one in self.images],
             "selected_tokens": self.selected_tokens,
             "visual_tokens": self.visual_tokens,
             "before": None if self.before is None else self.before.to_dict(),
             "after": self.after.to_dict(),
         }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the response's text.
+
+    Attributes:
+      name: of the section; None for text outside of every complete section, in which tags stand as they came.
+      text: what is in it, a section's tags left out.
+      insertion: the one that stands right before it.
+    """
+
+    name: str | None
+    text: str
+    insertion: Insertion | None
+
+    @property
+    def is_reflection(self) -> bool:
+        """Whether it is a complete reflection."""
+        return self.name == REFLECTION_NAME
+
+    def tagged(self) -> list[str]:
+        """Text and tags in turn, a section's own tags included; those at odd places are tags."""
+        if self.name is None:
+            return split_tags(self.text)
+        return ["", f"<{self.name}>", f" {self.text} ", f"</{self.name}>"]
 
 
 @dataclass(frozen=True)
@@ -157,239 +201,51 @@ class Answer:
             "seconds": self.seconds,
         }
 
+    def pieces(self) -> Iterator[Piece]:
+        """The whole text in order, cut at sections and insertions; blanks between sections are left out."""
+        insertions = {insertion.offset: insertion for insertion in self.reattention}
+
+        def outside(start: int, end: int) -> Iterator[Piece]:
+            cuts = [start, *(at for at in sorted(insertions) if start < at < end), end]
+            for first, last in zip(cuts, cuts[1:], strict=False):
+                text = self.text[first:last].strip()
+                if text:
+                    yield Piece(None, text, insertions.get(first))
+
+        done = 0
+        for section in self.sections:
+            yield from outside(done, section.start)
+            yield Piece(section.name, section.text.strip(), insertions.get(section.start))
+            done = section.end
+        yield from outside(done, len(self.text))
+
+    def note(self) -> str:
+        """One line about the whole answer."""
+        count = len(self.token_ids)
+        parts = [f"{count} token{'s' if count != 1 else ''} in {self.seconds:.1f} s"]
+        if self.skipped:
+            parts.append(f"{self.skipped} more reflection{'s' if self.skipped != 1 else ''} without looking again")
+        if not self.stopped:
+            parts.append("cut off by the longest length allowed")
+        return "; ".join(parts)
+
+    def to_html(self) -> str:
+        """The answer as one HTML element: images, selected tokens outlined, text by sections. All text is escaped."""
+        frames = []
+        for image in self.images:
+            width, height = (max(1, round(side * _SHOWN_SIDE / max(image.size))) for side in image.size)
+            uri = image_uri(image, "JPEG", _LARGEST_SIDE, quality=90)
+            frames.append({"uri": uri, "width": width, "height": height})
+        return render("answer.html", answer=self, frames=frames)
+
     def _repr_html_(self) -> str:
         """What a notebook shows for it."""
-        from qwenla_jax.inference.answer import to_html
-
-        return to_html(self)
+        return self.to_html()
 
 
 def _over(share: float, even: float) -> float | None:
     return share / even if even > 0 else None
 
 
-_WIDEST_MAP = 36  # cells of a terminal's map; a larger grid is drawn by blocks
-
-
-_LARGEST_IMAGE = 480  # pixels of a side in HTML
-
-
-_TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line break: a model must not steer a terminal
-
-
-_BOLD, _DIM, _YELLOW, _CYAN, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[36m", "\x1b[0m"
-
-
-_STYLE = """
-.qla { font-family: sans-serif; line-height: 1.5; max-width: 60em; }
-.qla .question { font-weight: bold; margin: .5em 0; }
-.qla .part { border-left: 3px solid #8888; padding: .2em .8em; margin: .5em 0; white-space: pre-wrap; }
-.qla .reflection { border-color: #e69f00; background: #e69f0018; }
-.qla .tag { font-family: monospace; font-size: .85em; opacity: .65; }
-.qla .reflection .tag { color: #b87a00; opacity: 1; font-weight: bold; }
-.qla .look { margin: .5em 0 0 1em; font-size: .9em; }
-.qla .image { position: relative; display: inline-block; margin: .3em .6em .3em 0; line-height: 0; }
-.qla .image svg { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
-.qla .note { font-size: .85em; opacity: .7; }
-"""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of the response's text.
-
-    Attributes:
-      name: of the section; None for text outside of every complete section, in which tags stand as they came.
-      text: what is in it, a section's tags left out.
-      insertion: the one that stands right before it.
-    """
-
-    name: str | None
-    text: str
-    insertion: Insertion | None
-
-
-def pieces(answer: Answer) -> Iterator[Piece]:
-    """The whole text in order, cut at sections and insertions; blanks between sections are left out."""
-    insertions = {insertion.offset: insertion for insertion in answer.reattention}
-
-    def outside(start: int, end: int) -> Iterator[Piece]:
-        cuts = [start, *(at for at in sorted(insertions) if start < at < end), end]
-        for first, last in zip(cuts, cuts[1:], strict=False):
-            text = answer.text[first:last].strip()
-            if text:
-                yield Piece(None, text, insertions.get(first))
-
-    done = 0
-    for section in answer.sections:
-        yield from outside(done, section.start)
-        yield Piece(section.name, section.text.strip(), insertions.get(section.start))
-        done = section.end
-    yield from outside(done, len(answer.text))
-
-
-def show(answer: Answer, file: TextIO | None = None) -> None:
-    """Shows an answer where one is looking: in a notebook with its images, elsewhere as text.
-
-    Args:
-      answer: from `qwenla_jax.ask`.
-      file: where text goes, coloured if it is a terminal (and the variable NO_COLOR is not set); None: to a notebook's
-        cell if there is one, else to standard output.
-    """
-    if file is None and in_notebook():
-        from IPython.display import display  # there is one, so this is no dependency
-
-        display(answer)
-        return
-    stream = sys.stdout if file is None else file
-    text = to_text(answer, color=stream.isatty() and not os.environ.get("NO_COLOR"))
-    known = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(known, "replace").decode(known), file=stream)
-
-
-def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this process (Colab's is one)."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
-
-
-def insertion_line(insertion: Insertion) -> str:
-    """What one insertion shows, on one line."""
-    shown = f"{insertion.selected_tokens} of {insertion.visual_tokens} visual tokens kept"
-    return f"looked again at token {insertion.position}: {shown}"
-
-
-def attention_line(insertion: Insertion) -> str:
-    """How much attention went to visual tokens before an insertion and in its reflection, on one line."""
-    before, after = insertion.before, insertion.after
-    was, was_ratio = ("-", "-") if before is None else (f"{before.total:.1%}", _times(before.ratio))
-    return (
-        f"attention on visual tokens: {was} -> {after.total:.1%} (original {after.original:.1%}, inserted "
-        f"{after.inserted:.1%}); {was_ratio} -> {_times(after.ratio)} an even share"
-    )
-
-
-def note_line(answer: Answer) -> str:
-    """One line about the whole answer."""
-    count = len(answer.token_ids)
-    parts = [f"{count} token{'s' if count != 1 else ''} in {answer.seconds:.1f} s"]
-    if answer.skipped:
-        parts.append(f"{answer.skipped} more reflection{'s' if answer.skipped != 1 else ''} without looking again")
-    if not answer.stopped:
-        parts.append("cut off by the longest length allowed")
-    return "; ".join(parts)
-
-
-def token_map(selected: SelectedTokens) -> list[str]:
-    """The grid as lines: "#" where tokens are kept, "." where not, "+" for a block of which some are."""
-    step = -(-max(selected.rows, selected.cols) // _WIDEST_MAP)
-    chosen = set(selected.selected)
-    lines = []
-    for top in range(0, selected.rows, step):
-        line = ""
-        for left in range(0, selected.cols, step):
-            block = [
-                (row, col) in chosen
-                for row in range(top, min(top + step, selected.rows))
-                for col in range(left, min(left + step, selected.cols))
-            ]
-            line += "#" if all(block) else "+" if any(block) else "."
-        lines.append(" ".join(line))
-    return lines
-
-
-def to_text(answer: Answer, color: bool = False) -> str:
-    """The answer for a terminal.
-
-    Args:
-      answer: see there.
-      color: with ANSI escape codes.
-    """
-    paint = (lambda code, text: f"{code}{text}{_RESET}") if color else (lambda code, text: text)
-    lines = []
-    for piece in pieces(answer):
-        if piece.insertion is not None:
-            lines.append(paint(_YELLOW, f"[{insertion_line(piece.insertion)}]"))
-            for selected in piece.insertion.images:
-                if len(piece.insertion.images) > 1:
-                    lines.append(f"    image {selected.image}")
-                lines += [paint(_YELLOW, f"    {line}") for line in token_map(selected)]
-            lines.append(paint(_YELLOW, f"[{attention_line(piece.insertion)}]"))
-        text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece.text)
-        if piece.name is None:
-            lines.append(_TAG.sub(lambda tag: paint(_DIM, tag[0]), text))
-        else:
-            head = paint(_CYAN + _BOLD if piece.name == REFLECTION_NAME else _BOLD, piece.name)
-            lines += [head, *(f"  {line}" for line in text.split("\n") if line.strip())]
-        lines.append("")
-    return "\n".join([*lines, paint(_DIM, f"({note_line(answer)})")])
-
-
-def to_html(answer: Answer) -> str:
-    """The answer as one piece of HTML: images, kept tokens outlined, text by sections. All text is escaped."""
-    images = [_image_data(image) for image in answer.images]
-    frames = "".join(_figure(data, image) for data, image in zip(images, answer.images, strict=True))
-    parts = [f"<style>{_STYLE}</style>", frames, f'<div class="question">{_escaped(answer.question)}</div>']
-    for piece in pieces(answer):
-        if piece.insertion is not None:
-            shown = "".join(
-                _figure(images[selected.image], answer.images[selected.image], selected)
-                for selected in piece.insertion.images
-            )
-            parts.append(
-                f'<div class="look">{_escaped(insertion_line(piece.insertion))}<br>{shown}<br>'
-                f"{_escaped(attention_line(piece.insertion))}</div>"
-            )
-        if piece.name is None:
-            body = _TAG.split(piece.text)
-            tags = [*(_mark(tag[0]) for tag in _TAG.finditer(piece.text)), ""]
-            inner = "".join(_escaped(text) + tag for text, tag in zip(body, tags, strict=True))
-            parts.append(f'<div class="part">{inner}</div>')
-        else:
-            kind = "part reflection" if piece.name == REFLECTION_NAME else "part"
-            first, last = _mark(f"<{piece.name}>"), _mark(f"</{piece.name}>")
-            parts.append(f'<div class="{kind}">{first} {_escaped(piece.text)} {last}</div>')
-    parts.append(f'<div class="note">{_escaped(note_line(answer))}</div>')
-    return f'<div class="qla">{"".join(parts)}</div>'
-
-
-def _mark(tag: str) -> str:
-    return f'<span class="tag">{_escaped(tag)}</span>'
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text, quote=True)
-
-
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
-
-
-def _image_data(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _figure(data: str, image: Image.Image, selected: SelectedTokens | None = None) -> str:
-    """An image, with the tokens that an insertion keeps outlined and the others darkened."""
-    scale = 240 / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    overlay = ""
-    if selected is not None:
-        every = [(row, col) for row in range(selected.rows) for col in range(selected.cols)]
-        chosen = set(selected.selected)
-        square = lambda cells: "".join(f"M{col} {row}h1v1h-1z" for row, col in cells)  # noqa: E731
-        overlay = (
-            f'<svg viewBox="0 0 {selected.cols} {selected.rows}" preserveAspectRatio="none">'
-            f'<path class="left-out" d="{square(cell for cell in every if cell not in chosen)}" fill="#000a"/>'
-            f'<path class="kept" d="{square(selected.selected)}" fill="none" stroke="#ffb000" stroke-width="2" '
-            'vector-effect="non-scaling-stroke"/></svg>'
-        )
-    return f'<span class="image"><img src="{data}" width="{width}" height="{height}" alt="image">{overlay}</span>'

@@ -1,35 +1,29 @@
-"""Where a run starts from: a checkpoint folder, the embedded one, or a random model of a given shape."""
+"""The model that the settings name: a checkpoint folder, the embedded one, or a random model of a given shape."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.data.images.preprocess import ProcessorSettings
 from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
-from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
-from qwenla_jax.model.trainable import trainable_labels
 from qwenla_jax.parallel.sharding import param_shardings
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
 from qwenla_jax.weights.hf import EMBEDDED, load
-
-# Keeps the adapters' random numbers apart from those of the parameters.
-ADAPTER_STREAM = 0x10A
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
     """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor.
 
-    `params` has the adapters that the run asks for, and `shardings` are those of all of it.
+    `shardings` are those of all of `params`.
     """
 
     model: QwenVL
@@ -98,80 +92,48 @@ def tiny_processor() -> ProcessorSettings:
     )
 
 
-def start(options: RunOptions, mesh: Mesh) -> Start:
-    """Builds or loads what `options.init_from` names, placed on the mesh.
+def start(config: InferenceConfig, mesh: Mesh) -> Start:
+    """Builds or loads what `config.init_from` names, placed on the mesh.
 
     Raises:
       FileNotFoundError, ValueError: the checkpoint is missing, broken, or lacks what training needs; by file and key.
     """
-    name = options.init_from or ""
+    name = config.init_from or ""
     changes: dict[str, Any] = {
-        "dtype": options.dtype,
-        # A frozen base needs no more bits than are computed with.
-        "param_dtype": options.dtype if options.lora.rank else options.param_dtype,
-        "remat": options.remat,
-        "attention": options.attention,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "remat": config.remat,
+        "attention": config.attention,
     }
     if name == "random:tiny":
         tokenizer = train_tiny_tokenizer(tokenizer_texts())
-        config = dataclasses.replace(tiny_config(tokenizer), **changes)
-        return _placed(options, config, _random(config, options.seed, mesh), tokenizer, tiny_processor(), mesh)
+        sizes = dataclasses.replace(tiny_config(tokenizer), **changes)
+        return _placed(sizes, _random(sizes, config.seed, mesh), tokenizer, tiny_processor(), mesh)
     folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
     folder = folder.parent if folder.is_file() else folder
-    config = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
+    sizes = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
     if name.startswith("random:"):
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{folder / 'tokenizer.json'}: no such file; a random model needs a tokenizer too")
         tokenizer = Tokenizer.from_folder(folder)
         processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
         tokenizer = tokenizer.with_tags()
-        _check_vocabulary(folder, config, tokenizer)
-        return _placed(options, config, _random(config, options.seed, mesh), tokenizer, processor, mesh)
-    kernels_to_adapt(options, config)  # a wrong expression is refused before the weights are read
-    loaded = load(folder, shardings=param_shardings(config, mesh), **changes)
+        _check_vocabulary(folder, sizes, tokenizer)
+        return _placed(sizes, _random(sizes, config.seed, mesh), tokenizer, processor, mesh)
+    loaded = load(folder, shardings=param_shardings(sizes, mesh), **changes)
     for part, file in ((loaded.tokenizer, "tokenizer.json"), (loaded.processor, "preprocessor_config.json")):
         if part is None:
             raise FileNotFoundError(f"{folder / file}: no such file; training needs it")
     assert loaded.tokenizer is not None and loaded.processor is not None
     tokenizer = loaded.tokenizer.with_tags()
-    _check_vocabulary(folder, config, tokenizer)
-    return _placed(options, config, loaded.params, tokenizer, loaded.processor, mesh)
-
-
-def kernels_to_adapt(options: RunOptions, config: ModelConfig) -> tuple[str, ...]:
-    """The kernels that a run gives an adapter to; see `model.lora.kernels_for` for what it raises."""
-    return lora.kernels_for(config, options.lora.modules) if options.lora.rank else ()
+    _check_vocabulary(folder, sizes, tokenizer)
+    return _placed(sizes, loaded.params, tokenizer, loaded.processor, mesh)
 
 
 def _placed(
-    options: RunOptions,
-    config: ModelConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    processor: ProcessorSettings,
-    mesh: Mesh,
+    config: ModelConfig, params: Params, tokenizer: Tokenizer, processor: ProcessorSettings, mesh: Mesh
 ) -> Start:
-    """The start, with the adapters that the run asks for beside the base parameters."""
-    kernels, rank = kernels_to_adapt(options, config), options.lora.rank or 1
-    shardings = param_shardings(config, mesh, kernels, rank)
-    if kernels:
-        key = jax.random.fold_in(jax.random.key(options.seed), ADAPTER_STREAM)
-        shapes = jax.eval_shape(lambda: params)
-        make = lambda key: lora.adapters(shapes, kernels, rank, options.lora.alpha, key, options.param_dtype)  # noqa: E731
-        params = _kept(options, lora.joined(params, jax.jit(make, out_shardings=lora.only_adapters(shardings))(key)))
-    return Start(QwenVL(config), params, tokenizer, processor, shardings)
-
-
-def with_adapters(options: RunOptions, params: Params, kernels: Sequence[str], key: jax.Array) -> Params:
-    """Parameters with the adapters that a run starts with beside them."""
-    own = lora.adapters(params, kernels, options.lora.rank or 1, options.lora.alpha, key, options.param_dtype)
-    return _kept(options, lora.joined(params, own))
-
-
-def _kept(options: RunOptions, params: Params) -> Params:
-    """What of the base is trained all the same is kept as adapters are."""
-    labels = trainable_labels(params, options.optim.trainable)
-    return jax.tree.map(lambda x, label: x if label == "freeze" else x.astype(options.param_dtype), params, labels)
+    return Start(QwenVL(config), params, tokenizer, processor, param_shardings(config, mesh))
 
 
 def _check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -192,9 +154,9 @@ def _random(config: ModelConfig, seed: int, mesh: Mesh) -> Params:
     return make(jax.random.key(seed))
 
 
-def model_config(options: RunOptions) -> ModelConfig:
-    """The configuration of the model that a run would start from."""
-    name = options.init_from or ""
+def model_config(config: InferenceConfig) -> ModelConfig:
+    """The sizes of the model that the settings name."""
+    name = config.init_from or ""
     if name == "random:tiny":
         return tiny_config(train_tiny_tokenizer(tokenizer_texts()))
     folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qwenla_jax.config.run_options import DataOptions
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
@@ -23,12 +23,12 @@ class Examples:
     Attributes:
       source: the records.
       make: record to example.
-      data: the run's settings of lengths.
+      config: its lengths.
     """
 
     source: RecordSource
     make: Callable[[Record], Example]
-    data: DataOptions
+    config: InferenceConfig
 
     def __len__(self) -> int:
         return len(self.source)
@@ -39,7 +39,7 @@ class Examples:
         Raises:
           ValueError: the record cannot be read, has several images, or its prompt or response is too long.
         """
-        return fitting(self.make(self.source[index]), self.data)
+        return fitting(self.make(self.source[index]), self.config)
 
 
 class TooLong(ValueError):
@@ -52,7 +52,7 @@ class TooLong(ValueError):
     reason = "too_long"
 
 
-def fitting(example: Example, data: DataOptions) -> Example:
+def fitting(example: Example, config: InferenceConfig) -> Example:
     """The example, if a run can use it.
 
     Raises:
@@ -60,7 +60,7 @@ def fitting(example: Example, data: DataOptions) -> Example:
     """
     n, name = example.prompt_length, f"record {example.record.id!r}"
     for what, size in (("prompt", n), ("response", len(example.ids_T) - n)):
-        most = getattr(data, f"max_{what}_tokens")
+        most = getattr(config, f"max_{what}_tokens")
         if size > most:
             raise TooLong(f"{name}: its {what} has {size} tokens; config.data.max_{what}_tokens is {most}")
     if len(example.record.images) > 1:
@@ -71,7 +71,7 @@ def fitting(example: Example, data: DataOptions) -> Example:
 def usable(
     source: RecordSource,
     make: Callable[[Record], Example],
-    data: DataOptions,
+    config: InferenceConfig,
     note: Callable[[str], None] | None = None,
 ) -> SkipInvalid[Example]:
     """The examples of a source, with the next whole one in the place of a record that cannot be used.
@@ -79,19 +79,19 @@ def usable(
     Args:
       source: of `runtime.make_run_source`.
       make: record to example.
-      data: the run's settings. Of `max_invalid` the records that the source left out already are taken.
+      config: of its `max_invalid` the records that the source left out already are taken.
       note: told of each invalid record when it is met first.
     """
-    return SkipInvalid(Examples(source, make, data), _left(source, data), note, _advice(data))
+    return SkipInvalid(Examples(source, make, config), _left(source, config), note, _advice(config))
 
 
-def whole(source: RecordSource, make: Callable[[Record], Example], data: DataOptions) -> Iterator[Example]:
+def whole(source: RecordSource, make: Callable[[Record], Example], config: InferenceConfig) -> Iterator[Example]:
     """The usable examples of a source in its order, each once: for an evaluation, which nothing may stand twice in.
 
     Raises (when read):
       TooManyInvalid: there are more unusable records than may be.
     """
-    examples, most = Examples(source, make, data), _left(source, data)
+    examples, most = Examples(source, make, config), _left(source, config)
     invalid: list[str] = []
     for index in range(len(source)):
         try:
@@ -101,19 +101,19 @@ def whole(source: RecordSource, make: Callable[[Record], Example], data: DataOpt
             if len(invalid) > most:
                 message = "\n".join(invalid[:5])
                 raise TooManyInvalid(
-                    f"{len(invalid)} held-out records are broken, at most {most} may be{_advice(data)}:\n{message}"
+                    f"{len(invalid)} held-out records are broken, at most {most} may be{_advice(config)}:\n{message}"
                 ) from error
             continue
         yield example
 
 
-def _left(source: RecordSource, data: DataOptions) -> int:
+def _left(source: RecordSource, config: InferenceConfig) -> int:
     left_out = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, SelectedRecords))
-    return max(0, data.max_invalid - left_out)
+    return max(0, config.max_invalid - left_out)
 
 
-def _advice(data: DataOptions) -> str:
-    return f" (config.data.max_invalid is {data.max_invalid}; train.py --check_data finds all)"
+def _advice(config: InferenceConfig) -> str:
+    return f" (config.data.max_invalid is {config.max_invalid}; train.py --check_data finds all)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,27 +1,22 @@
-"""What both stages share: model, data, layouts, and the compiled programs made from them."""
+"""What needs a model and trains nothing: its mesh, shardings, tokenizer, and the compiled sampler."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, collate_responses, ladder, make_buckets
 from qwenla_jax.data.batching.example import Example, to_prompt_example, to_sft_example
-from qwenla_jax.data.batching.loader import RecordSource, make_pipeline
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
-from qwenla_jax.data.record import Record, Split
-from qwenla_jax.data.sources.factory import make_source
-from qwenla_jax.data.sources.skip_invalid import SkipInvalid
 from qwenla_jax.inference.load import start
-from qwenla_jax.inference.read_examples import Read, WithMet, usable
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import check_backend
 from qwenla_jax.model.qwen_vl import Params, QwenVL
@@ -33,17 +28,17 @@ from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch, VisualTokens
+from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch
 
 Sampler = Callable[[Params, VisionBatch, PromptBatch, int, np.ndarray], Rollout]
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A run's fixed parts.
+    """A model on its devices, and how it answers.
 
     Attributes:
-      options: the run's settings.
+      config: what it was made with.
       mesh: the devices.
       model: the Linen module, its configuration within.
       layouts: the parameters' shardings, those of adapters among them.
@@ -51,7 +46,7 @@ class Runtime:
       logit_bias_V: float32 added to all logits: suppressed tokens.
     """
 
-    options: RunOptions
+    config: InferenceConfig
     mesh: Mesh
     model: QwenVL
     shardings: Any
@@ -62,14 +57,14 @@ class Runtime:
 
     def buckets(self, rows: int) -> Buckets:
         """The shapes that batches of `rows` rows may have."""
-        data = self.options.data
+        config = self.config
         return make_buckets(
             self.layout,
             rows,
             self.processor.min_pixels,
             self.processor.max_pixels,
-            data.max_prompt_tokens,
-            data.max_prompt_tokens + data.max_response_tokens,
+            config.max_prompt_tokens,
+            config.max_prompt_tokens + config.max_response_tokens,
             shards=self.row_shards,
         )
 
@@ -82,106 +77,16 @@ class Runtime:
         """Record to example."""
         make = to_sft_example if with_response else to_prompt_example
         return functools.partial(
-            make, tok=self.tokenizer, settings=self.processor, layout=self.layout, system=self.options.data.system
+            make, tok=self.tokenizer, settings=self.processor, layout=self.layout, system=self.config.system
         )
-
-    def usable(
-        self, source: RecordSource, with_response: bool, note: Callable[[str], None] | None = None
-    ) -> SkipInvalid[Example]:
-        """The source's examples, with the next whole one in the place of a record that cannot be used.
-
-        An image that cannot be opened, a prompt or response that is too long, and more than one image make a record
-        unusable; together with those that the source left out there may be `data.max_invalid`.
-
-        Args:
-          source: of `make_run_source`.
-          with_response: whether examples come with their responses.
-          note: told of each invalid record.
-        """
-        return usable(source, self.example(with_response), self.options.data, note)
-
-    def batches(
-        self,
-        source: SkipInvalid[Example],
-        collate: Callable[[Sequence[Example], Buckets], Any],
-        step: int,
-        again: int | None = None,
-    ) -> Iterator[tuple[Any, list[Record], int]]:
-        """Training batches from step `step` on, in A equal parts stacked on a leading axis.
-
-        Args:
-          source: of `usable`.
-          collate: `data.collate`'s, with all but the buckets bound.
-          step: counted from 0.
-          again: make a pair of the batch: itself, and once more in parts of so many rows.
-
-        Returns:
-          the batch, the records of its rows, and how many invalid records the whole batch met.
-        """
-        data = self.options.data
-
-        def stack(read: Sequence[Read]) -> tuple[Any, list[Record], int]:
-            examples = [one.example for one in read]
-            batch = self._stacked(examples, collate)
-            batch = batch if again is None else (batch, self._stacked(examples, collate, again))
-            return batch, [e.record for e in examples], sum(one.met for one in read)
-
-        return make_pipeline(
-            WithMet(source),
-            lambda one: one,
-            stack,
-            data.batch_size,
-            self.options.seed,
-            step,
-            data.threads,
-            group=data.length_group,
-        )
-
-    def _stacked(
-        self,
-        examples: Sequence[Example],
-        collate: Callable[[Sequence[Example], Buckets], Any],
-        rows: int | None = None,
-    ) -> Any:
-        rows = rows or self.options.data.batch_size // self.options.optim.accumulation
-        buckets = self.buckets(rows)
-        return stack_microbatches([collate(examples[i : i + rows], buckets) for i in range(0, len(examples), rows)])
-
-    def stack(
-        self,
-        records: Sequence[Record],
-        collate: Callable[[Sequence[Example], Buckets], Any],
-        with_response: bool,
-        rows: int | None = None,
-    ) -> Any:
-        """One batch of given records, as `batches` would make it; or in parts of so many rows."""
-        example = self.example(with_response)
-        return self._stacked([example(record) for record in records], collate, rows)
-
-    def encoder(self) -> Callable[[Params, VisionBatch], VisualTokens]:
-        """The vision tower compiled: (params, images of a batch in parts) -> their visual tokens in parts."""
-        rows = batch_sharding(self.mesh, leading=1)
-
-        @functools.partial(jax.jit, in_shardings=(self.shardings, rows), out_shardings=rows)
-        def run(params: Params, vision: VisionBatch) -> VisualTokens:
-            return VisualTokens(
-                jax.lax.map(lambda part: self.model.apply({"params": params}, part, method="encode"), vision),
-                vision.shards,
-            )
-
-        def call(params: Params, vision: VisionBatch) -> VisualTokens:
-            with self.context():
-                return run(params, place(vision, rows))
-
-        return call
 
     def sampling_program(self, options: SampleOptions) -> Any:
         """The jitted `sampling.loop.sample`: (params, vision, prompts, bias, seed, step, sample numbers) -> Rollout."""
         rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
 
         def program(params: Params, *inputs: Any) -> Rollout:
-            if self.options.mesh.gather_to_sample:
-                params = jax.tree.map(lambda x: x.astype(self.options.dtype), params)
+            if self.config.mesh.gather_to_sample:
+                params = jax.tree.map(lambda x: x.astype(self.config.dtype), params)
                 params = jax.lax.with_sharding_constraint(params, gathered(self.shardings))
             return sample(self.model, options, params, *inputs)
 
@@ -195,7 +100,7 @@ class Runtime:
         """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
         compiled = self.sampling_program(options)
         rows = batch_sharding(self.mesh)
-        seed = np.uint32(self.options.seed)
+        seed = np.uint32(self.config.seed)
 
         def call(params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray) -> Rollout:
             vision, prompts, sample_B = place((vision, prompts, sample_B), rows)
@@ -205,10 +110,10 @@ class Runtime:
         return call
 
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
-        """Sampling with this run's response length and stop tokens."""
+        """Sampling with its response length and stop tokens."""
         return SampleOptions(
             group_size,
-            self.options.data.max_response_tokens,
+            self.config.max_response_tokens,
             temperature,
             top_p,
             self.tokenizer.ids.stop(),
@@ -217,30 +122,30 @@ class Runtime:
         )
 
     def reattention(self) -> ReattentionConfig:
-        """Whether and how this run's reflections look at the images again."""
+        """Whether and how its reflections look at the images again."""
         ids = self.tokenizer.ids
-        options = dataclasses.asdict(self.options.reattention)
+        options = dataclasses.asdict(self.config.reattention)
         return ReattentionConfig(**options, open_id=ids.reflection_open, close_id=ids.reflection_close)
 
     def collate_prompts(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
     ) -> tuple[VisionBatch, PromptBatch]:
         """`data.collate.collate_prompts`, with the images' blocks where this run puts them in."""
-        block = self.options.reattention if self.reattention().inserts else None
+        block = self.config.reattention if self.reattention().inserts else None
         return collate_prompts(examples, buckets, batch_size, block)
 
     def collate_responses(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
     ) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
-        """`data.collate.collate_responses` with this run's sizes and this run's way to look again."""
-        own = self.options.reattention
+        """`data.collate.collate_responses` with its sizes and its way to look again."""
+        own = self.config.reattention
         return collate_responses(
             examples,
             buckets,
             batch_size,
-            response_buckets(self.options.data.max_response_tokens),
+            response_buckets(self.config.max_response_tokens),
             insertion_buckets(own.max_insertions),
-            self.options.reattention,
+            self.config.reattention,
             self.tokenizer.ids.reflection_open,
         )
 
@@ -252,84 +157,59 @@ class Runtime:
         return stack
 
 
-def make_run_source(options: RunOptions, split: Split) -> RecordSource:
-    """The questions of one split of a run; see `data.sources` for what it raises."""
-    data = options.data
-    name = data.source if split != "held_out" or data.eval_source is None else data.eval_source
-    assert name is not None
-    return make_source(
-        name,
-        split,
-        seed=options.seed,
-        size=data.size if split != "held_out" else None,
-        reflection_share=data.reflection_share,
-        correction_share=data.correction_share,
-        style=data.response_style if split == "cold_start" else "structured",
-        whole=data.eval_source is not None,
-        max_invalid=data.max_invalid,
-    )
-
-
-def build(options: RunOptions) -> tuple[Runtime, Params]:
-    """Loads the model and makes everything that does not depend on the step.
-
-    Returns:
-      the run's fixed parts, and the parameters it starts from.
+def build(config: InferenceConfig) -> tuple[Runtime, Params]:
+    """Loads the model and makes what answers with it.
 
     Raises:
       ValueError: settings that do not fit the devices or the checkpoint.
     """
-    mesh = make_mesh(options.mesh)
-    check_rows(options, mesh)
-    check_backend(options.attention, jax.default_backend())
-    first = start(options, mesh)
-    runtime = assemble(options, mesh, first.model, first.shardings, first.tokenizer, first.processor)
-    return runtime, first.params
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, {"eval.batch_size": config.batch_size})
+    check_backend(config.attention, jax.default_backend())
+    first = start(config, mesh)
+    return assemble(config, mesh, first.model, first.shardings, first.tokenizer, first.processor), first.params
 
 
-def check_rows(options: RunOptions, mesh: Mesh) -> None:
-    """Raises ValueError where the rows of a batch do not divide over the mesh."""
+def check_rows(mesh: Mesh, sizes: Mapping[str, int]) -> None:
+    """Raises ValueError where the rows of a batch, by the setting that gives them, do not divide over the mesh."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = options.data.batch_size // options.optim.accumulation
-    sizes = [("data.batch_size / optim.accumulation", rows), ("eval.batch_size", options.eval.batch_size)]
-    sizes += [("brpo.rollout_batch", options.brpo.rollout_batch)] if options.brpo.rollout_batch else []
-    for key, size in sizes:
+    for key, size in sizes.items():
         if size % shards:
             raise ValueError(f"config.{key}: {size} rows do not divide over {shards} devices (mesh data x fsdp)")
 
 
 def assemble(
-    options: RunOptions,
+    config: InferenceConfig,
     mesh: Mesh,
     model: QwenVL,
     shardings: Any,
     tokenizer: Tokenizer,
     processor: ProcessorSettings,
 ) -> Runtime:
-    """The fixed parts of a run on a mesh, whose devices need not be there: nothing is put on them.
+    """A runtime on a mesh, whose devices need not be there: nothing is put on them.
 
     Args:
-      options: the run's settings.
+      config: the settings.
       mesh: the devices.
-      model, layouts, tokenizer, processor: what the run starts from; of the processor the bounds are still the
+      model, shardings, tokenizer, processor: what was loaded; of the processor the bounds are still the
         checkpoint's.
     """
-    config = model.config
+    sizes = model.config
     return Runtime(
-        options=options,
+        config=config,
         mesh=mesh,
         model=model,
         shardings=shardings,
         tokenizer=tokenizer,
-        processor=processor_of(options, processor),
-        layout=layout_of(config),
-        logit_bias_V=suppression_bias(config.text.vocab_size, tokenizer.vocab_size, tokenizer.ids.suppressed()),
+        processor=processor_of(config, processor),
+        layout=layout_of(sizes),
+        logit_bias_V=suppression_bias(sizes.text.vocab_size, tokenizer.vocab_size, tokenizer.ids.suppressed()),
     )
 
 
-def processor_of(options: RunOptions, processor: ProcessorSettings) -> ProcessorSettings:
-    """The checkpoint's image processor with the run's bounds."""
-    low, high = options.data.min_pixels, options.data.max_pixels
+def processor_of(config: InferenceConfig, processor: ProcessorSettings) -> ProcessorSettings:
+    """The checkpoint's image processor with the bounds of the settings."""
+    low, high = config.min_pixels, config.max_pixels
     return dataclasses.replace(
         processor,
         min_pixels=low or min(processor.min_pixels, high or processor.min_pixels),
@@ -346,44 +226,6 @@ def layout_of(config: ModelConfig) -> ImageLayout:
         vision.temporal_patch_size,
         vision.window_size,
         vision.tokens_per_second,
-    )
-
-
-def stack_microbatches(batches: Sequence[Any]) -> Any:
-    """Batches of one run of parts, padded to a common shape and stacked on a leading axis.
-
-    Parts of one step may have fallen into different buckets; the larger one holds them all. What is padded lies behind
-    every length and is never read, but for `visual` indexes, which count by the padded number of visual tokens.
-    """
-    if len(batches) == 1:
-        return jax.tree.map(lambda x: x[None], batches[0])
-    return jax.tree_util.tree_map_with_path(_pad_and_stack, *[_common_visual(batch, batches) for batch in batches])
-
-
-def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
-    """The batch with the largest I and M of all parts: every run of frames padded, visual indexes counted anew."""
-    vision, text, *rest = batch
-    shards, (frames, old) = vision.shards, vision.gather_IxM.shape
-    most, new = np.max([other[0].gather_IxM.shape for other in batches], axis=0)
-    room = (most - frames) // shards
-
-    def padded(x: np.ndarray) -> np.ndarray:
-        split = x.reshape(shards, frames // shards, *x.shape[1:])
-        return np.pad(split, [(0, 0), (0, room), *[(0, 0)] * (x.ndim - 1)]).reshape(most, *x.shape[1:])
-
-    name = "visual_BxT" if hasattr(text, "visual_BxT") else "visual_QxP"
-    index = getattr(text, name)
-    frame, token = np.divmod(index, old)
-    frame += frame // (frames // shards) * room
-    moved = np.where(index >= 0, frame * new + token, -1).astype(index.dtype)
-    return jax.tree.map(padded, vision), text.replace(**{name: moved}), *rest
-
-
-def _pad_and_stack(path: Any, *arrays: np.ndarray) -> np.ndarray:
-    shape = np.max([a.shape for a in arrays], axis=0)
-    fill = -1 if path[-1].name.startswith(("visual_", "source_")) else 0  # -1: no image's token
-    return np.stack(
-        [np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)], constant_values=fill) for a in arrays]
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.data.batching.example import Example
-from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.planner.compiled import Load, abstract_params, example
 from qwenla_jax.planner.flops import Work, brpo_step_work, decoder_forward, head, patch_embed, vision_forward
@@ -24,6 +23,7 @@ from qwenla_jax.planner.hlo import Collective
 from qwenla_jax.tools.dry_run import parameter_counts
 from qwenla_jax.train.logprobs import VOCAB_CHUNK
 from qwenla_jax.train.loop import abstract_state, state_plan
+from qwenla_jax.train.train_runtime import TrainRuntime
 
 SIZES = {"float32": 4, "bfloat16": 2}
 MOST_FSDP = 64  # devices that share out the parameters; further ones repeat them
@@ -84,7 +84,7 @@ class Sizes:
     tensor: int
 
 
-def sizes_of(runtime: Runtime, load: Load) -> Sizes:
+def sizes_of(runtime: TrainRuntime, load: Load) -> Sizes:
     """The sizes of a run's update.
 
     Raises:
@@ -120,7 +120,7 @@ class Resident:
     components: dict[str, int]
 
 
-def resident(runtime: Runtime) -> Resident:
+def resident(runtime: TrainRuntime) -> Resident:
     """The share of one chip in a run's state."""
     options = runtime.options
     params = abstract_params(runtime)
@@ -133,7 +133,7 @@ def resident(runtime: Runtime) -> Resident:
     return Resident(numbers, kept)
 
 
-def work(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, Work]:
+def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]:
     """Operations and bytes moved to and from memory of one step on one chip, by phase ("rollout", "update").
 
     The bytes assume that a shard's rows read all weights of its share of the heads (whole layers are gathered), and
@@ -172,7 +172,7 @@ def least_bytes(options: RunOptions, config: ModelConfig) -> float:
     return float(kept + (total * SIZES[options.dtype] if apart else 0))
 
 
-def transient(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, dict[str, float]]:
+def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, dict[str, float]]:
     """Bytes of one chip beside the resident ones, by phase and component; an estimate."""
     config, options = runtime.model.config, runtime.options
     text, vision = config.text, config.vision
@@ -222,7 +222,7 @@ def _layer_numbers(config: ModelConfig) -> int:
     return attention + 3 * text.hidden_size * text.intermediate_size
 
 
-def traffic(runtime: Runtime, sizes: Sizes, kept: Resident) -> dict[str, list[Collective]]:
+def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, list[Collective]]:
     """Collectives of one step on one chip, by phase; what a program with these layouts needs at least.
 
     Weights are gathered over fsdp for the prompts' pass and for the responses' pass of every forward and backward, the

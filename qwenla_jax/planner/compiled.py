@@ -14,17 +14,19 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.collate import collate_sft
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.record import Record
-from qwenla_jax.inference.load import kernels_to_adapt, model_config, tiny_processor, with_adapters
-from qwenla_jax.inference.runtime import Runtime, assemble, check_rows, response_buckets
+from qwenla_jax.inference.load import model_config, tiny_processor
+from qwenla_jax.inference.runtime import assemble, response_buckets
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params
 from qwenla_jax.parallel.sharding import param_shardings
 from qwenla_jax.planner.published import published_config, published_processor, published_sizes
 from qwenla_jax.text.tokenizer import Tokenizer
+from qwenla_jax.train.adapters import kernels_to_adapt, with_adapters
 from qwenla_jax.train.brpo.reference import reference_program, stored_reference_shardings
 from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.loop import abstract_state, state_plan
 from qwenla_jax.train.programs import update_program
+from qwenla_jax.train.train_runtime import TrainRuntime, check_batches, for_training
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.types import PromptBatch, VisionBatch
 from qwenla_jax.weights.hf import EMBEDDED
@@ -54,7 +56,7 @@ def planned_config(options: RunOptions) -> ModelConfig:
         raise ValueError(
             f"config.init_from: the preset {options.preset!r} names no architecture; give random:PATH of a config.json"
         )
-    config = published_config(options.preset) if options.init_from is None else model_config(options)
+    config = published_config(options.preset) if options.init_from is None else model_config(options.inference)
     return dataclasses.replace(
         config,
         dtype=options.dtype,
@@ -64,7 +66,7 @@ def planned_config(options: RunOptions) -> ModelConfig:
     )
 
 
-def abstract_runtime(options: RunOptions, mesh: Mesh) -> Runtime:
+def abstract_runtime(options: RunOptions, mesh: Mesh) -> TrainRuntime:
     """The fixed parts of a run on a mesh whose devices need not be there.
 
     The embedded tokenizer stands in for the checkpoint's: ids are values or small constants, never sizes.
@@ -72,16 +74,17 @@ def abstract_runtime(options: RunOptions, mesh: Mesh) -> Runtime:
     Raises:
       ValueError: settings that do not fit the mesh, or see `planned_config`.
     """
-    check_rows(options, mesh)
+    check_batches(options, mesh)
     tiny = (options.init_from or "").removeprefix("random:") == "tiny"
     processor = tiny_processor() if tiny else published_processor()
     tokenizer = Tokenizer.from_folder(EMBEDDED).with_tags()
     config = planned_config(options)
     shardings = param_shardings(config, mesh, kernels_to_adapt(options, config), options.lora.rank or 1)
-    return assemble(options, mesh, QwenVL(config), shardings, tokenizer, processor)
+    runtime = assemble(options.inference, mesh, QwenVL(config), shardings, tokenizer, processor)
+    return for_training(runtime, options)
 
 
-def abstract_params(runtime: Runtime) -> Any:
+def abstract_params(runtime: TrainRuntime) -> Any:
     """Shapes, types and layouts of the parameters, adapters among them."""
     options, config = runtime.options, runtime.model.config
     kernels = kernels_to_adapt(options, config)
@@ -97,7 +100,7 @@ def _laid_out(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, shardings)
 
 
-def example(runtime: Runtime, load: Load, response_tokens: int = 0) -> Example:
+def example(runtime: TrainRuntime, load: Load, response_tokens: int = 0) -> Example:
     """A question of the given size, and a response where `response_tokens` is above 0: of use for its shapes only.
 
     Raises:
@@ -124,7 +127,7 @@ def example(runtime: Runtime, load: Load, response_tokens: int = 0) -> Example:
     )
 
 
-def abstract_batch(runtime: Runtime, load: Load) -> tuple[Any, ...]:
+def abstract_batch(runtime: TrainRuntime, load: Load) -> tuple[Any, ...]:
     """Shapes of the batch of one update, parts stacked on the leading axis, as the run's own collation makes them.
 
     For BRPO (vision, prompts, judged), for supervised training what its collation returns; see
@@ -148,7 +151,7 @@ def abstract_batch(runtime: Runtime, load: Load) -> tuple[Any, ...]:
     return wide if sft else (*wide, _rollout_batch(runtime, wide[1]))
 
 
-def _rollout_batch(runtime: Runtime, prompts: PromptBatch) -> RolloutBatch:
+def _rollout_batch(runtime: TrainRuntime, prompts: PromptBatch) -> RolloutBatch:
     """Responses of the longest kind."""
     options = runtime.options
     parts, questions = prompts.length_Q.shape
@@ -184,7 +187,7 @@ class Planned:
     programs: dict[str, jax.stages.Lowered]
 
 
-def plan_programs(runtime: Runtime, load: Load) -> Planned:
+def plan_programs(runtime: TrainRuntime, load: Load) -> Planned:
     """Lowers the programs of one step of a run, for the devices of its mesh.
 
     Raises:
@@ -212,7 +215,7 @@ def plan_programs(runtime: Runtime, load: Load) -> Planned:
 
 
 def lower_rollout(
-    runtime: Runtime, params: Any, vision: VisionBatch, prompts: PromptBatch, rows: int
+    runtime: TrainRuntime, params: Any, vision: VisionBatch, prompts: PromptBatch, rows: int
 ) -> jax.stages.Lowered:
     """The sampler for one part of a batch, `rows` responses. Call it inside `runtime.context()`."""
     options = runtime.options.brpo

@@ -13,7 +13,6 @@ import jax
 from jax.sharding import AbstractMesh
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.parallel.mesh import AXES, make_mesh
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import Chip, Topology, slices, tpu_devices
@@ -21,6 +20,7 @@ from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs, p
 from qwenla_jax.planner.flops import Work
 from qwenla_jax.planner.hlo import KINDS, Collective, collectives
 from qwenla_jax.sampling.sampler import cache_sizes
+from qwenla_jax.train.train_runtime import TrainRuntime
 
 HEADROOM = 0.1  # share of the memory that a run should leave free
 
@@ -221,7 +221,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
     return _fit(runtime, topology, QUICK if quick else FULL, components, phases, problem)
 
 
-def _dynamic_trips(runtime: Runtime, name: str) -> list[int]:
+def _dynamic_trips(runtime: TrainRuntime, name: str) -> list[int]:
     """Rounds of the sampler's loops, one for each size of its cache, when every response is as long as may be."""
     if name != "rollout":
         return []
@@ -230,7 +230,7 @@ def _dynamic_trips(runtime: Runtime, name: str) -> list[int]:
 
 
 def _fit(
-    runtime: Runtime,
+    runtime: TrainRuntime,
     topology: Topology,
     source: str,
     components: dict[str, float],

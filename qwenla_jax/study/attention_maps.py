@@ -15,14 +15,13 @@ from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES
 from qwenla_jax.evals.benchmarks.rendered_scenes import message
-from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.sample_batches import answer
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.reattention.splice import embed_with_sources, splice
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.train.evaluation import answer
 from qwenla_jax.types import PromptBatch, VisionBatch
 
 _NAMING = re.compile(rf"\b(?:{'|'.join((*COLORS, *SHAPES))})s?\b")
@@ -113,7 +112,7 @@ def heat_maps(
                 raise ValueError(f"record {record.id!r} has {len(record.images)} images; expected one to draw on")
         with runtime.context():
             maps = jax.device_get(mass(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX))
-        for row, (record, text) in enumerate(zip(batch.records, texts_of(r, runtime.tokenizer), strict=False)):
+        for row, (record, text) in enumerate(zip(batch.records, batch.texts, strict=False)):
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             grid = _grid(record, example)
             words = []

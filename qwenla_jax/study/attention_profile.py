@@ -15,9 +15,9 @@ from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.attention_mass import PARTS, AttentionMass, compiled_mass, parts_of, profile
 from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.sample_batches import Answered, answer
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
-from qwenla_jax.train.evaluation import Answered, answer
 from qwenla_jax.train.logprobs import response_logprobs
 
 
@@ -108,7 +108,7 @@ def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, siz
     Raises:
       ValueError: questions without an image, with several, or with images of different sizes.
     """
-    rows = runtime.options.eval.batch_size
+    rows = runtime.config.batch_size
     logprobs = _compiled_logprobs(runtime)
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
@@ -125,9 +125,7 @@ def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, siz
         drop += float(((own_BxR - other_BxR)[:n] * counted_BxR).sum())
         blind = jax.device_get(sampler(params, swapped, batch.prompts, 0, np.arange(rows, dtype=np.uint32)))
         tokens, count = tokens + int(r.length_B[:n].sum()), count + n
-        for record, a, b in zip(
-            batch.records, texts_of(r, runtime.tokenizer), texts_of(blind, runtime.tokenizer), strict=False
-        ):
+        for record, a, b in zip(batch.records, batch.texts, texts_of(blind, runtime.tokenizer), strict=False):
             right += accuracy_reward(a, record.answer, record.options) == 1.0
             wrong += accuracy_reward(b, record.answer, record.options) == 1.0
     return {"logp_drop": drop / tokens, "accuracy": right / count, "accuracy_swapped": wrong / count}
@@ -156,7 +154,7 @@ def theorem_numbers(
     Raises:
       ValueError: `swaps` out of range, or questions whose images cannot be swapped for one another.
     """
-    rows = runtime.options.eval.batch_size
+    rows = runtime.config.batch_size
     if not 1 <= swaps < rows:
         raise ValueError(f"swaps: got {swaps}, expected 1 to {rows - 1} (the batch size less 1)")
     reattention, ids = runtime.reattention(), runtime.tokenizer.ids

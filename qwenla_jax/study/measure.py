@@ -12,10 +12,10 @@ from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.evals.benchmarks.rendered_scenes import judge_answer, said_details, said_objects, summarise
 from qwenla_jax.inference.responses import responses_of
 from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.sample_batches import answer
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.study.attention_maps import token_at
 from qwenla_jax.text.token_counts import reflection_tokens
-from qwenla_jax.train.evaluation import answer
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils.intervals import wilson
 
@@ -76,7 +76,7 @@ def score(
     """
     timed = Timed(sampler)
     rollout_batch, lines = [], []
-    tok, rows = runtime.tokenizer, runtime.options.eval.batch_size
+    tok, rows = runtime.tokenizer, runtime.config.batch_size
     full = 0
     for batch in answer(runtime, params, source, len(source), timed):
         r = batch.rollout

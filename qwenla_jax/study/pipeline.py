@@ -144,7 +144,7 @@ def _evaluated(
             return saved["scores"], saved["seconds"]
     note(f"evaluate {system.name}")
     begin = time.perf_counter()
-    runtime, params = build(options)
+    runtime, params = build(options.inference)
     seed = settings.seed + FRESH_SEED
     source = scene_source(settings.source, seed, "held_out", settings.questions)
     sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))

@@ -139,8 +139,8 @@ def _check(options: RunOptions, with_response: bool) -> Callable[[Record], objec
     make = functools.partial(
         to_sft_example if with_response else to_prompt_example,
         tok=tokenizer,
-        settings=processor_of(options, processor),
-        layout=layout_of(model_config(options)),
+        settings=processor_of(options.inference, processor),
+        layout=layout_of(model_config(options.inference)),
         system=options.data.system,
     )
-    return lambda record: fitting(make(record), options.data)
+    return lambda record: fitting(make(record), options.inference)

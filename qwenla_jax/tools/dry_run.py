@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.inference.load import kernels_to_adapt, model_config
-from qwenla_jax.inference.runtime import make_run_source
+from qwenla_jax.inference.load import model_config
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.lora import is_adapter
 from qwenla_jax.model.trainable import VOCABULARY_AXIS, param_paths, trainable_labels
 from qwenla_jax.parallel.sharding import param_shapes
 from qwenla_jax.text.special_tokens import TAGS
+from qwenla_jax.train.adapters import kernels_to_adapt
+from qwenla_jax.train.train_runtime import make_run_source
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -51,7 +52,7 @@ def describe_run(options: RunOptions) -> list[str]:
     Raises:
       ValueError, OSError, ModuleNotFoundError: settings or files that cannot be used.
     """
-    config = model_config(options)
+    config = model_config(options.inference)
     counts = parameter_counts(options, config)
     total = sum(counts.values())
     text, vision = config.text, config.vision

@@ -11,13 +11,13 @@ import orbax.checkpoint as ocp
 from qwenla_jax.config.checks import from_config_dict
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
-from qwenla_jax.inference.runtime import build
 from qwenla_jax.model.lora import adapted_kernels, base_of, joined, only_adapters
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.model.trainable import param_paths, trainable_labels, trained_part
 from qwenla_jax.run.checkpoints import CHECKPOINT_FOLDER, Checkpoints
 from qwenla_jax.train.checkpointing import check_frozen
 from qwenla_jax.train.loop import abstract_state, state_plan
+from qwenla_jax.train.train_runtime import build
 from qwenla_jax.train.train_state import to_keep
 from qwenla_jax.weights.hf import save
 from qwenla_jax.weights.peft import save_adapters

@@ -13,7 +13,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.inference.runtime import Runtime, build, make_run_source
 from qwenla_jax.model.layers import LORA_B, LORA_SCALE
 from qwenla_jax.model.lora import adapted_kernels, only_adapters
 from qwenla_jax.parallel.sharding import replicated
@@ -28,6 +27,7 @@ from qwenla_jax.train.loop import RunRefused, first_state, state_plan
 from qwenla_jax.train.programs import batch_shardings, gradient_of
 from qwenla_jax.train.sft.trainer import SftStage
 from qwenla_jax.train.stage import Stage
+from qwenla_jax.train.train_runtime import TrainRuntime, build, make_run_source
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.utils.compile_counter import CompileCounter
 
@@ -154,7 +154,7 @@ def _compiles(shapes: list[tuple[Any, Any]], compiled: list[int]) -> Check:
     return Check("compilations", later <= planned, result, f"at most {planned} after the first, for new shapes")
 
 
-def _image(runtime: Runtime, params: Any, reference: Any, batch: tuple[Any, ...]) -> Check:
+def _image(runtime: TrainRuntime, params: Any, reference: Any, batch: tuple[Any, ...]) -> Check:
     """The same responses with blank images must be another matter."""
     options, gradient = runtime.options, gradient_of(runtime)
     reattention = jax.jit(

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from qwenla_jax.config.checks import from_config_dict
-from qwenla_jax.inference.runtime import build
 from qwenla_jax.model.trainable import param_paths, trainable_labels, trained_part
 from qwenla_jax.parallel.sharding import replicated
 from qwenla_jax.train import step_dump
@@ -19,6 +18,7 @@ from qwenla_jax.train.brpo.reference import make_reference
 from qwenla_jax.train.brpo.trainer import brpo_sampler, sample_microbatches
 from qwenla_jax.train.loop import abstract_state, state_plan
 from qwenla_jax.train.programs import batch_shardings, gradient_of, update_program
+from qwenla_jax.train.train_runtime import build
 from qwenla_jax.train.train_state import to_keep
 from qwenla_jax.train.train_state import whole as whole_state
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.attention_mass import compiled_mass, parts_of, profile
-from qwenla_jax.inference.read_examples import whole
-from qwenla_jax.inference.responses import texts_of
-from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.runtime import Sampler
+from qwenla_jax.inference.sample_batches import answer
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward
+from qwenla_jax.train.train_runtime import TrainRuntime
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.intervals import Interval, wilson
@@ -114,7 +111,7 @@ class Evaluation:
 class AttentionProbe:
     """Attention on visual tokens in the responses of one batch, which is the same at every evaluation."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: TrainRuntime) -> None:
         self._mass = compiled_mass(runtime, runtime.reattention())
         self._ids = runtime.tokenizer.ids
 
@@ -137,35 +134,8 @@ class AttentionProbe:
         return result
 
 
-class Answered(NamedTuple):
-    """A batch with its responses, on the host; rows behind the last question only fill the batch."""
-
-    records: list[Any]
-    vision: VisionBatch
-    prompts: PromptBatch
-    rollout: Rollout
-
-
-def answer(
-    runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
-) -> Iterator[Answered]:
-    """Responses to the first `size` usable questions, batch by batch; greedy ones unless another sampler is given.
-
-    Raises:
-      TooManyInvalid: more records than `data.max_invalid` cannot be used; those are left out.
-    """
-    rows = runtime.options.eval.batch_size
-    buckets, to_example = runtime.buckets(rows), runtime.example(with_response=False)
-    sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
-    result = itertools.islice(whole(source, to_example, runtime.options.data), size)
-    while examples := list(itertools.islice(result, rows)):
-        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
-        rollout = sampler(params, vision, prompts, 0, np.arange(rows, dtype=np.uint32))
-        yield Answered([example.record for example in examples], vision, prompts, jax.device_get(rollout))
-
-
 def evaluate(
-    runtime: Runtime,
+    runtime: TrainRuntime,
     sampler: Sampler,
     params: Params,
     source: RecordSource,
@@ -193,9 +163,7 @@ def evaluate(
             out.attention.update(probe(params, batch.vision, batch.prompts, rollout, len(records)))
         counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.skipped_B], axis=1).tolist()
         # Rows behind the last record only fill the batch.
-        for record, text, (length, inserted, skipped) in zip(
-            records, texts_of(rollout, runtime.tokenizer), counts, strict=False
-        ):
+        for record, text, (length, inserted, skipped) in zip(records, batch.texts, counts, strict=False):
             out.ids.append(record.id)
             out.kinds.append(record.kind)
             out.right.append(accuracy_reward(text, record.answer, record.options, match=match) == 1.0)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.batching.loader import RecordSource
-from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.parallel.distributed import broadcast, is_primary
 from qwenla_jax.run.checkpoints import Checkpoints
 from qwenla_jax.run.metrics import MetricWriter
 from qwenla_jax.train.evaluation import AttentionProbe, Evaluation, evaluate
 from qwenla_jax.train.stage import CheckStop
+from qwenla_jax.train.train_runtime import TrainRuntime
 from qwenla_jax.utils.intervals import paired
 from qwenla_jax.utils.progress import Progress
 
@@ -33,7 +33,7 @@ class Evaluator:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: TrainRuntime,
         source: RecordSource,
         workdir: Path,
         writer: MetricWriter,

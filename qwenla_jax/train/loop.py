@@ -14,7 +14,6 @@ import optax
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
-from qwenla_jax.inference.runtime import Runtime, build, make_run_source
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.lora import only_adapters
 from qwenla_jax.model.qwen_vl import Params
@@ -36,6 +35,7 @@ from qwenla_jax.train.health import Failed, Guard
 from qwenla_jax.train.optimizer import make_optimizer, schedule
 from qwenla_jax.train.sft.trainer import SftStage
 from qwenla_jax.train.stage import Stage
+from qwenla_jax.train.train_runtime import TrainRuntime, build, make_run_source
 from qwenla_jax.utils.progress import Progress, duration
 from qwenla_jax.weights.hf import save
 
@@ -135,7 +135,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     return summary | {"seconds": seconds, "export": export}
 
 
-def _export(options: RunOptions, workdir: Path, runtime: Runtime, params: Params) -> Path | str:
+def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: Params) -> Path | str:
     """The model in Hugging Face format; of several processes none may have room for all of it."""
     if is_multiprocess():
         return f"the last checkpoint, of which python convert/to_hf.py --src {workdir} --dst DIR makes such a folder"
@@ -196,7 +196,7 @@ def rate_change(options: RunOptions, done: int, steps: int) -> tuple[float, floa
     return (float(old((done - 1) * inner)), now) if abs(now - planned) > 0.01 * max(now, planned) else None
 
 
-def state_plan(runtime: Runtime, params: Params) -> tuple[optax.GradientTransformation, train_state.TrainState]:
+def state_plan(runtime: TrainRuntime, params: Params) -> tuple[optax.GradientTransformation, train_state.TrainState]:
     """The run's optimizer and the layouts of its state."""
     options = runtime.options
     updates = options.steps * (options.brpo.inner_updates if options.stage == "brpo" else 1)
@@ -308,7 +308,7 @@ def _save(checkpointer: TrainCheckpointer, step: int, state: Any, progress: Prog
     progress.note(f"continuing without a checkpoint of step {step}")
 
 
-def _headline(runtime: Runtime, workdir: Path, done: int, params: Params) -> str:
+def _headline(runtime: TrainRuntime, workdir: Path, done: int, params: Params) -> str:
     options = runtime.options
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     own = sum(leaf.size for leaf in jax.tree.leaves(only_adapters(params)))

@@ -7,16 +7,16 @@ from typing import Any
 import jax
 import optax
 
-from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.trainable import trainable_labels
 from qwenla_jax.parallel.sharding import batch_sharding, replicated
 from qwenla_jax.train.brpo.reference import reference_shardings, stored_reference_shardings
 from qwenla_jax.train.brpo.update import make_brpo_gradient
 from qwenla_jax.train.sft.update import make_sft_gradient
+from qwenla_jax.train.train_runtime import TrainRuntime
 from qwenla_jax.train.train_state import Gradient, TrainState, make_update
 
 
-def gradient_of(runtime: Runtime) -> Gradient:
+def gradient_of(runtime: TrainRuntime) -> Gradient:
     """The gradient of a run's stage."""
     options = runtime.options
     rules, reattention = options.optim.trainable, runtime.reattention()
@@ -29,13 +29,13 @@ def gradient_of(runtime: Runtime) -> Gradient:
     return lambda params, kept, *rest: gradient(params, jax.device_put(kept, shardings), *rest)
 
 
-def tower_is_frozen(runtime: Runtime) -> bool:
+def tower_is_frozen(runtime: TrainRuntime) -> bool:
     """Whether nothing of the vision tower and its merger is trained, so that an image has one set of tokens."""
     labels = trainable_labels(runtime.shardings, runtime.options.optim.trainable)
     return all(label == "freeze" for label in jax.tree.leaves(labels["visual"]))
 
 
-def update_program(runtime: Runtime, optimizer: optax.GradientTransformation, shardings: TrainState) -> Any:
+def update_program(runtime: TrainRuntime, optimizer: optax.GradientTransformation, shardings: TrainState) -> Any:
     """The jitted update of a run's stage: (state, batch ...) -> new state, metrics. The old state is overwritten."""
     return jax.jit(
         make_update(gradient_of(runtime), optimizer),
@@ -45,7 +45,7 @@ def update_program(runtime: Runtime, optimizer: optax.GradientTransformation, sh
     )
 
 
-def batch_shardings(runtime: Runtime) -> tuple[Any, ...]:
+def batch_shardings(runtime: TrainRuntime) -> tuple[Any, ...]:
     """Layouts of what a stage's gradient takes after the parameters.
 
     For BRPO reference, images, prompts, responses, bias; for supervised training the batch and the bias.

@@ -11,7 +11,6 @@ from PIL import Image
 
 import qwenla_jax
 from qwenla_jax.cli.generate import main, make_parser
-from qwenla_jax.reattention import options
 
 TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 ATTENTION = {
@@ -59,9 +58,9 @@ def test_json(reflecting, images, capsys):
         assert result["token_ids"][reattention["position"]] == tag
         (image,) = reattention["images"]
         assert (image["image"], image["rows"], image["cols"]) == (0, 4, 4)
-        assert len(image["kept"]) == reattention["selected_tokens"] == 5  # of 16 at 0.3: 4.8, rounded up
+        assert len(image["selected"]) == reattention["selected_tokens"] == 5  # of 16 at 0.3: 4.8, rounded up
         assert reattention["visual_tokens"] == 16
-        for row, col in image["kept"]:
+        for row, col in image["selected"]:
             assert 0 <= row < 4 and 0 <= col < 4
         assert set(reattention["before"]) == set(reattention["after"]) == ATTENTION
 

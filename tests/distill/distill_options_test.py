@@ -17,7 +17,7 @@ from qwenla_jax.config.schema import (
     to_config_dict,
     to_dict,
 )
-from qwenla_jax.distill.distill_options import DistillOptions, from_config_dict, read_options, run_options
+from qwenla_jax.distill.distill_options import DistillOptions, from_config_dict, read_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,11 +109,11 @@ def test_presets():
         get_config("9b")
 
 
-def test_the_run_behind_it_has_the_same_settings():
+def test_what_samples_has_the_same_settings():
     options = read_options({"seed": 7, "dtype": "bfloat16", "data": {"source": "easy_vqa", "batch_size": 6}})
-    run = run_options(options)
-    assert (run.seed, run.dtype, run.init_from) == (7, "bfloat16", "tiny")
-    assert (run.data.source, run.data.size, run.data.batch_size, run.eval.batch_size) == ("easy_vqa", 2000, 6, 6)
+    config = options.inference
+    assert (config.seed, config.dtype, config.init_from, config.batch_size) == (7, "bfloat16", "tiny", 6)
+    assert (options.data.source, options.data.size) == ("easy_vqa", 2000)
 
 
 def test_differences_name_what_is_not_free():

@@ -20,7 +20,7 @@ from qwenla_jax.cli import evaluate
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.evals import generate_answers as module
 from qwenla_jax.evals.generate_answers import generate
-from qwenla_jax.evals.generate_options import make_options, run_options
+from qwenla_jax.evals.generate_options import make_options
 from qwenla_jax.evals.registry import score_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,7 @@ def test_answers_are_those_of_each_question_alone(whole, gold):
     from qwenla_jax.inference.responses import texts_of
 
     options = make_options({"task": "mmmu", **SMALL}, [gold])
-    runtime, params = module.build(run_options(options))
+    runtime, params = module.build(options.inference)
     source = SceneSource(3, "held_out", SIZE)
     two = (source[SEVERAL].images[0], source[0].images[0].resize((56, 84)))
     images = {NONE: (), SEVERAL: two, OF_ANOTHER: source[2].images}
@@ -231,7 +231,7 @@ def test_a_prompt_too_long_and_a_question_without_text(whole, gold, tmp_path):
 def rows_tokens(gold):
     """The longest prompt of a question with one image."""
     options = make_options({"task": "mmmu", **SMALL}, [gold])
-    usable, _ = module.measure(module.build(run_options(options))[0], options, module.asked_items(options, [gold]))
+    usable, _ = module.measure(module.build(options.inference)[0], options, module.asked_items(options, [gold]))
     return max(one.prompt for one in usable if one.images < 2)
 
 

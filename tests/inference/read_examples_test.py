@@ -19,12 +19,12 @@ from qwenla_jax.config.run_options import (
 )
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.inference.read_examples import whole
-from qwenla_jax.inference.runtime import make_run_source
 from qwenla_jax.run.signals import Stopped
 from qwenla_jax.train.contamination_guard import guard_against_leaks
 from qwenla_jax.train.health import Failed
 from qwenla_jax.train.loop import run
 from qwenla_jax.train.sft.trainer import SftStage
+from qwenla_jax.train.train_runtime import make_run_source
 
 RESPONSE = "<SUMMARY>a</SUMMARY><CAPTION>a</CAPTION><REASONING>a</REASONING><CONCLUSION>1</CONCLUSION>"
 

@@ -11,17 +11,8 @@ import pytest
 from PIL import Image
 
 import qwenla_jax
-from qwenla_jax.inference.answer import (
-    Answer,
-    Insertion,
-    SelectedTokens,
-    VisualAttention,
-    pieces,
-    show,
-    to_html,
-    to_text,
-    token_map,
-)
+from qwenla_jax.inference.answer import Answer, Insertion, SelectedTokens, VisualAttention
+from qwenla_jax.inference.show import show, to_text, token_map
 from qwenla_jax.text.response_format import parse
 
 TEXT = (
@@ -86,16 +77,17 @@ class Reader(HTMLParser):
 
 
 def test_html_escapes_all_text():
-    read = Reader(to_html(make_answer()))
+    read = Reader(make_answer().to_html())
     assert not read.named("script") and not read.named("b")
     text = "".join(read.words)
     assert "a < b & <script>alert(1)</script>" in text
     assert "<b>How many?</b>" in text
+    assert "again␛[31m" in text
 
 
 def test_html_outlines_the_kept_tokens():
     answer = make_answer()
-    read = Reader(to_html(answer))
+    read = Reader(answer.to_html())
     svgs = read.named("svg")
     assert [svg["viewbox"] for svg in svgs] == ["0 0 3 2"] * 2
     corners = {(int(y), int(x)) for x, y in re.findall(r"M(\d+) (\d+)h1v1h-1z", read.named("path", "kept")[0]["d"])}
@@ -112,16 +104,18 @@ def test_html_outlines_the_kept_tokens():
 
 
 def test_html_has_the_sections_with_their_tags():
-    read = Reader(to_html(make_answer()))
+    read = Reader(make_answer().to_html())
     tags = re.findall(r"</?[A-Z]+>", "".join(read.words))
     assert tags == re.findall(r"</?[A-Z]+>", TEXT)
     assert len(read.named("span", "tag")) == len(tags)
     assert len(read.named("div", "part reflection")) == 1
-    assert make_answer()._repr_html_() == to_html(make_answer())
+    assert make_answer()._repr_html_() == make_answer().to_html()
 
 
 def test_pieces_hold_the_whole_text_in_order():
-    result = [(piece.name, piece.text, piece.insertion and piece.insertion.position) for piece in pieces(make_answer())]
+    result = [
+        (piece.name, piece.text, piece.insertion and piece.insertion.position) for piece in make_answer().pieces()
+    ]
     assert result == [
         ("SUMMARY", "count", None),
         ("REASONING", "a < b & <script>alert(1)</script>", None),

@@ -24,18 +24,18 @@ from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, looking_question
 
 from qwenla_jax.config.run_options import BrpoOptions, DataOptions, LoraOptions, OptimOptions, RunOptions  # noqa: E402
 from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions  # noqa: E402
-from qwenla_jax.inference.load import kernels_to_adapt  # noqa: E402
-from qwenla_jax.inference.runtime import Runtime  # noqa: E402
 from qwenla_jax.model import lora  # noqa: E402
 from qwenla_jax.model.qwen_vl import QwenVL, init_params  # noqa: E402
 from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
 from qwenla_jax.parallel.sharding import param_shardings  # noqa: E402
 from qwenla_jax.sampling import sampler as loop  # noqa: E402
 from qwenla_jax.sampling.token import suppression_bias  # noqa: E402
+from qwenla_jax.train.adapters import kernels_to_adapt  # noqa: E402
 from qwenla_jax.train.brpo.reference import make_reference  # noqa: E402
 from qwenla_jax.train.brpo.update import RolloutBatch  # noqa: E402
 from qwenla_jax.train.optimizer import make_optimizer  # noqa: E402
 from qwenla_jax.train.programs import update_program  # noqa: E402
+from qwenla_jax.train.train_runtime import TrainRuntime  # noqa: E402
 from qwenla_jax.train.train_state import create, state_shardings  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
@@ -119,7 +119,8 @@ def make_runtime(way, sizes, devices):
     bias = suppression_bias(way.vocab, way.vocab, [IMAGE, VIDEO, START, END])
     bias[OPEN] += 4.0
     ids = types.SimpleNamespace(reflection_open=OPEN, reflection_close=CLOSE, stop=lambda: (STOP,))
-    return Runtime(options, mesh, QwenVL(config), shardings, types.SimpleNamespace(ids=ids), None, None, bias)
+    tokenizer = types.SimpleNamespace(ids=ids)
+    return TrainRuntime(options.inference, mesh, QwenVL(config), shardings, tokenizer, None, None, bias, options)
 
 
 def compute(way, sizes, devices):

@@ -15,8 +15,8 @@ import numpy as np  # noqa: E402
 
 from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions  # noqa: E402
 from qwenla_jax.config.shared_options import MeshOptions  # noqa: E402
-from qwenla_jax.inference.runtime import build, make_run_source  # noqa: E402
 from qwenla_jax.planner.hlo import collectives  # noqa: E402
+from qwenla_jax.train.train_runtime import build, make_run_source  # noqa: E402
 from qwenla_jax.utils.compiler_options import accepted  # noqa: E402
 
 options = RunOptions(

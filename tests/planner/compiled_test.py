@@ -13,12 +13,12 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from qwenla_jax.config.run_options import OptimOptions, RunOptions
 from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions
 from qwenla_jax.data.batching.collate import collate_sft
-from qwenla_jax.inference.runtime import build, make_run_source
 from qwenla_jax.parallel.mesh import AXES, make_mesh
 from qwenla_jax.parallel.sharding import gathered, row_shards
 from qwenla_jax.planner.compiled import Load, abstract_batch, abstract_runtime, plan_programs
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train import logprobs
+from qwenla_jax.train.train_runtime import build, make_run_source
 
 
 def one_device(options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenla_jax.run.completions import Completion, response_html, write_completions
+from qwenla_jax.run.completions import Completion, write_completions
 
 ATTACK = (
     '</td></table><script>alert("1")</script><img src=x onerror=alert(2)> &lt; & \' " \x00\x1b[31m \udc80 é 猫 '
@@ -118,5 +118,6 @@ def test_rows_with_other_rewards_are_refused(tmp_path):
         write_completions(tmp_path, 1, [row(), row(format=1.0)])
 
 
-def test_an_empty_reflection_is_marked_too():
-    assert Page(response_html("a<REFLECTION></REFLECTION>b")).marks == ["<REFLECTION></REFLECTION>"]
+def test_an_empty_reflection_is_marked_too(tmp_path):
+    path = write_completions(tmp_path, 1, [row("a<REFLECTION></REFLECTION>b")])
+    assert Page(path.read_text(encoding="utf-8")).marks == ["<REFLECTION></REFLECTION>"]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from qwenla_jax.config.run_options import EvalOptions, RunOptions
+from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.inference.runtime import build
@@ -28,7 +28,7 @@ class Blind(SceneSource):
 
 @pytest.fixture(scope="module")
 def model():
-    return build(RunOptions(eval=EvalOptions(batch_size=8), reattention=ReattentionOptions(mode="copy")))
+    return build(InferenceConfig(batch_size=8, reattention=ReattentionOptions(mode="copy")))
 
 
 def test_a_swapped_image(model):

@@ -19,10 +19,9 @@ from studies import attention, heat, line, records, response, write_curve, write
 from qwenla_jax.study import figures as fg
 from qwenla_jax.study import tables as tb
 from qwenla_jax.study.attention_figure import figure_5
-from qwenla_jax.study.cases import marked
 from qwenla_jax.study.collect import BASE, COPY, ROUTE, TEXT, Curve, StudyError, collect
 from qwenla_jax.study.redraw import make_image
-from qwenla_jax.study.report_page import DRAWINGS, report_html, write_report
+from qwenla_jax.study.report_page import DRAWINGS, write_report
 
 COUNT = 64
 
@@ -165,7 +164,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.text, self.captions = [], [], "", 0
+        self.open, self.tags, self.text, self.marks = [], [], "", []
         self.feed(text)
         self.close()
         assert not self.open
@@ -174,12 +173,22 @@ class Page(html.parser.HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag == "mark":
+            self.marks.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.text += data
+        if "mark" in self.open:
+            self.marks[-1] += data
+
+
+def write_page(study, folder):
+    """The page that is written, read back."""
+    write_report(study, folder / "report.html")
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_the_page_is_self_contained(study, tmp_path):
@@ -188,6 +197,7 @@ def test_the_page_is_self_contained(study, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     text = path.read_text()
     page = Page(text)
+    assert ", p < 0.001" in page.text and "50.0 [38.1, 61.9]<br>50.0 [38.1, 61.9]" in text
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe", "object", "base", "form", "video"}
     for tag, attrs in page.tags:
@@ -216,18 +226,21 @@ def test_the_page_is_self_contained(study, tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     folder = write_run(tmp_path / "seed_0", systems=(BASE, TEXT), base={"maps": heat(0)})
-    page = Page(report_html(collect([folder])))
+    page = write_page(collect([folder]), tmp_path)
     for name in ("Figure 5", "Figure 9", "Figure m", "Ablation table", "Examples"):
         assert f"{name} is not here: no evaluation of" in page.text, name
     assert "in seed_0/evaluate" in page.text and str(tmp_path) not in page.text
     assert "were not judged" in page.text
 
 
-def test_a_response_is_text():
-    got = marked("<script>&<REFLECTION>a<REFLECTION>b</SUMMARY>")
-    Page(got)
-    assert got.startswith("&lt;script&gt;&amp;<mark>") and got.count("<mark>") == got.count("</mark>") == 1
-    Page(marked("</REFLECTION>x"))
+def test_a_response_is_text(tmp_path):
+    hostile = "</REFLECTION></dd><script>&\x1b[31m\udc80<REFLECTION>a<REFLECTION>b</SUMMARY>"
+    lines = [line(r) | {"response": response("nothing", r.answer) + hostile} for r in records(0)]
+    run = write_run(tmp_path / "seed_0", systems=(COPY,), copy={"lines": lines})
+    page = write_page(collect([run]), tmp_path)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count("</REFLECTION></dd><script>&␛[31m?<REFLECTION>a<REFLECTION>b</SUMMARY>") == 2
+    assert page.marks == ["<REFLECTION>look again</REFLECTION>", "<REFLECTION>a<REFLECTION>b</SUMMARY>"] * 2
 
 
 def test_a_figure_is_the_same_file_twice(study):

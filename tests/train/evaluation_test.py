@@ -8,9 +8,10 @@ import pytest
 
 from qwenla_jax.config.run_options import EvalOptions, RewardOptions, RunOptions
 from qwenla_jax.data.record import Record
-from qwenla_jax.inference.runtime import build, make_run_source
+from qwenla_jax.inference.sample_batches import Answered
 from qwenla_jax.train import evaluation as module
-from qwenla_jax.train.evaluation import Answered, Evaluation, evaluate
+from qwenla_jax.train.evaluation import Evaluation, evaluate
+from qwenla_jax.train.train_runtime import build, make_run_source
 from qwenla_jax.types import Rollout
 
 

@@ -24,7 +24,6 @@ from qwenla_jax.config.run_options import (
     RewardOptions,
     RunOptions,
 )
-from qwenla_jax.inference.runtime import build
 from qwenla_jax.rewards import RewardError, RewardRecord, RewardSettings, score
 from qwenla_jax.tools.preflight import examine
 from qwenla_jax.tools.replay import replay
@@ -33,6 +32,7 @@ from qwenla_jax.train.brpo import trainer
 from qwenla_jax.train.brpo.reward_failures import RewardFailures, RewardsFailed
 from qwenla_jax.train.health import Failed, cause, first_step_problems
 from qwenla_jax.train.loop import run
+from qwenla_jax.train.train_runtime import build
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = RunOptions(

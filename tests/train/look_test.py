@@ -12,7 +12,6 @@ from models import CLOSE, END, IMAGE, OPEN, START, VIDEO, VOCAB, looking_questio
 
 from qwenla_jax.config.run_options import BrpoOptions, OptimOptions
 from qwenla_jax.inference.attention_mass import attention_mass
-from qwenla_jax.inference.runtime import stack_microbatches
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
 from qwenla_jax.sampling.token import suppression_bias
@@ -21,6 +20,7 @@ from qwenla_jax.train.brpo.update import RolloutBatch, make_brpo_gradient
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.sft.update import make_sft_gradient, reattention_sft_loss
+from qwenla_jax.train.train_runtime import stack_microbatches
 from qwenla_jax.train.train_state import create, make_update
 from qwenla_jax.types import ResponseBatch
 

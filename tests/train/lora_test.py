@@ -34,7 +34,6 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.config.schema import ConfigError, to_dict
-from qwenla_jax.inference.runtime import build
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.layers import Dense
@@ -51,6 +50,7 @@ from qwenla_jax.train.loop import RunRefused, first_state, run, state_plan
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.sft import trainer
 from qwenla_jax.train.sft.update import make_sft_gradient
+from qwenla_jax.train.train_runtime import build
 from qwenla_jax.train.train_state import create, fingerprint, make_update
 from qwenla_jax.types import TokenBatch
 from qwenla_jax.weights.hf import EMBEDDED

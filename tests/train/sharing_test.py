@@ -12,11 +12,11 @@ import pytest
 
 from qwenla_jax.config.checks import relations
 from qwenla_jax.config.run_options import BrpoOptions, DataOptions, EvalOptions, OptimOptions, RunOptions
-from qwenla_jax.inference.runtime import build, make_run_source
 from qwenla_jax.train.brpo import reference as reference_model
 from qwenla_jax.train.brpo import trainer
 from qwenla_jax.train.loop import first_state, state_plan
 from qwenla_jax.train.programs import tower_is_frozen
+from qwenla_jax.train.train_runtime import build, make_run_source
 from qwenla_jax.types import VisionBatch, VisualTokens
 
 PLAIN = RunOptions(

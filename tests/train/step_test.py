@@ -9,12 +9,12 @@ import pytest
 from models import IMAGE, VOCAB, questions, small_model
 
 from qwenla_jax.config.run_options import BrpoOptions, OptimOptions
-from qwenla_jax.inference.runtime import stack_microbatches
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.brpo.update import RolloutBatch, make_brpo_gradient
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.optimizer import make_optimizer
 from qwenla_jax.train.sft.update import make_sft_gradient, sft_loss
+from qwenla_jax.train.train_runtime import stack_microbatches
 from qwenla_jax.train.train_state import create, make_update
 from qwenla_jax.types import TokenBatch
 

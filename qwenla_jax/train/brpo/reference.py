@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 
-from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.lora import adapted_kernels, base_of
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.model.trainable import trainable_labels, trained_part
 from qwenla_jax.train.sft.update import Rules
+from qwenla_jax.train.train_runtime import TrainRuntime
 
 
-def make_reference(runtime: Runtime, params: Params) -> Params | None:
+def make_reference(runtime: TrainRuntime, params: Params) -> Params | None:
     """The frozen reference: the parameters a BRPO run starts from, in the type they are computed in; None if unused.
 
     With `brpo.reference` host it lies in the host's memory, and each update takes it to the devices for its own time.
@@ -28,7 +28,7 @@ def make_reference(runtime: Runtime, params: Params) -> Params | None:
     return reference_program(runtime)(params)
 
 
-def reference_program(runtime: Runtime) -> Any:
+def reference_program(runtime: TrainRuntime) -> Any:
     """What makes the reference of parameters, jitted: a copy of what is not there otherwise, in the computing type."""
     dtype, rules = runtime.options.dtype, runtime.options.optim.trainable
 
@@ -45,14 +45,14 @@ def _moving_base(tree: Any, rules: Rules) -> Any:
     return base_of(trained_part(tree, trainable_labels(tree, rules)))
 
 
-def reference_shardings(runtime: Runtime) -> Any:
+def reference_shardings(runtime: TrainRuntime) -> Any:
     """Where the reference lies during an update."""
     if adapted_kernels(runtime.shardings):
         return _moving_base(runtime.shardings, runtime.options.optim.trainable)
     return runtime.shardings
 
 
-def stored_reference_shardings(runtime: Runtime) -> Any:
+def stored_reference_shardings(runtime: TrainRuntime) -> Any:
     """Where the reference lies between updates."""
     shardings = reference_shardings(runtime)
     if runtime.options.brpo.reference == "device":

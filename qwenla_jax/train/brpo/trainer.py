@@ -13,7 +13,7 @@ import optax
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.read_examples import Records
-from qwenla_jax.inference.runtime import Runtime, Sampler, insertion_buckets, response_buckets
+from qwenla_jax.inference.runtime import Sampler, insertion_buckets, response_buckets
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
@@ -26,6 +26,7 @@ from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.programs import tower_is_frozen, update_program
 from qwenla_jax.train.stage import CheckStop, Clock, Inputs
+from qwenla_jax.train.train_runtime import TrainRuntime
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.types import PromptBatch, Rollout
 
@@ -35,7 +36,7 @@ class BrpoStage:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: TrainRuntime,
         optimizer: optax.GradientTransformation,
         shardings: TrainState,
         source: RecordSource,
@@ -164,7 +165,7 @@ class BrpoStage:
         rows = []
         for row in range(min(self._runtime.options.log.completions_rows, len(scored.texts))):
             record, earned = records[row // group], scored.scores[row]
-            scored = isinstance(earned, RewardScores)
+            rewarded = isinstance(earned, RewardScores)
             cut = "" if scored.stopped_B[row] else f"cut off at {scored.length_B[row]} tokens"
             rows.append(
                 Completion(
@@ -172,10 +173,10 @@ class BrpoStage:
                     prompt=record.question,
                     answer=record.answer,
                     response=scored.texts[row],
-                    rewards=dict(earned.components) if scored else {},
-                    reward=earned.total if scored else float("nan"),
+                    rewards=dict(earned.components) if rewarded else {},
+                    reward=earned.total if rewarded else float("nan"),
                     advantage=float(scored.advantage_B[row]),
-                    note=cut if scored else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
+                    note=cut if rewarded else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
                 )
             )
         write_completions(workdir, step, rows)
@@ -185,7 +186,7 @@ class BrpoStage:
         self._pool.close()
 
 
-def brpo_sampler(runtime: Runtime) -> Sampler:
+def brpo_sampler(runtime: TrainRuntime) -> Sampler:
     """The sampler of a BRPO run's rollouts."""
     options = runtime.options.brpo
     return runtime.sampler(runtime.sample_options(options.group_size, options.temperature, options.top_p))

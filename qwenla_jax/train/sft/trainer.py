@@ -11,12 +11,12 @@ import optax
 
 from qwenla_jax.data.batching.collate import collate_sft
 from qwenla_jax.data.batching.loader import RecordSource
-from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.programs import update_program
 from qwenla_jax.train.stage import CheckStop, Inputs
+from qwenla_jax.train.train_runtime import TrainRuntime
 from qwenla_jax.train.train_state import TrainState
 
 
@@ -25,7 +25,7 @@ class SftStage:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: TrainRuntime,
         optimizer: optax.GradientTransformation,
         shardings: TrainState,
         source: RecordSource,

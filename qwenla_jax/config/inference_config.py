@@ -1,0 +1,42 @@
+"""What sampling needs to know of a model and of its questions. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """A model and how it answers. Settings of training, distillation and evaluation each give one.
+
+    Attributes:
+      init_from: the model, as `config.init_from` of a run.
+      seed: of random parameters and of sampling.
+      dtype, param_dtype: types that are computed in, and that parameters are kept in.
+      remat, attention: as of a run.
+      mesh: devices along each axis.
+      batch_size: questions answered at once.
+      max_prompt_tokens, max_response_tokens: longest prompt, visual tokens included, and response.
+      min_pixels, max_pixels: bounds of an image; None: the checkpoint's.
+      max_invalid: so many records may be unusable.
+      system: text of a system turn; None: no such turn.
+      reattention: what stands before a reflection.
+    """
+
+    init_from: str | None = "tiny"
+    seed: int = 0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    mesh: MeshOptions = MeshOptions()
+    batch_size: int = 64
+    max_prompt_tokens: int = 128
+    max_response_tokens: int = 64
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_invalid: int = 0
+    system: str | None = None
+    reattention: ReattentionOptions = ReattentionOptions()

@@ -1,0 +1,77 @@
+"""The one loop from questions to texts: examples are collated, responses sampled, and decoded on the host."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from qwenla_jax.data.batching.collate import Buckets
+from qwenla_jax.data.batching.example import Example
+from qwenla_jax.data.batching.loader import RecordSource
+from qwenla_jax.data.record import Record
+from qwenla_jax.inference.read_examples import whole
+from qwenla_jax.inference.responses import texts_of
+from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.model.qwen_vl import Params
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
+
+
+class Answered(NamedTuple):
+    """A batch with its responses, on the host. Rows behind the last question only fill the batch.
+
+    Attributes:
+      records: the questions.
+      vision, prompts: the batch.
+      rollout: the responses, row b to question b // G.
+      texts: the rollout's texts, by row.
+    """
+
+    records: list[Record]
+    vision: VisionBatch
+    prompts: PromptBatch
+    rollout: Rollout
+    texts: list[str]
+
+
+def sample_batches(
+    runtime: Runtime,
+    params: Params,
+    batches: Iterable[tuple[Sequence[Example], np.ndarray]],
+    sampler: Sampler,
+    buckets: Buckets | None = None,
+) -> Iterator[Answered]:
+    """Samples batch by batch.
+
+    Args:
+      runtime, params: the model.
+      batches: at most `config.batch_size` examples each, and uint32 [batch_size * G], the numbers of the samples.
+      sampler: of `runtime.sampler`.
+      buckets: shapes that batches may have; None: those of the runtime.
+    """
+    rows = runtime.config.batch_size
+    buckets = buckets or runtime.buckets(rows)
+    for examples, sample_B in batches:
+        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
+        rollout = jax.device_get(sampler(params, vision, prompts, 0, sample_B))
+        records = [example.record for example in examples]
+        yield Answered(records, vision, prompts, rollout, texts_of(rollout, runtime.tokenizer))
+
+
+def answer(
+    runtime: Runtime, params: Params, source: RecordSource, size: int, sampler: Sampler | None = None
+) -> Iterator[Answered]:
+    """Responses to the first `size` usable questions, batch by batch; greedy ones unless another sampler is given.
+
+    Raises:
+      TooManyInvalid: more records than `config.max_invalid` cannot be used; those are left out.
+    """
+    rows = runtime.config.batch_size
+    sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    examples = itertools.islice(whole(source, runtime.example(with_response=False), runtime.config), size)
+    numbers = np.arange(rows, dtype=np.uint32)
+    batches = iter(lambda: list(itertools.islice(examples, rows)), [])
+    yield from sample_batches(runtime, params, ((batch, numbers) for batch in batches), sampler)

@@ -1,0 +1,92 @@
+"""HTML from the templates in `qwenla_jax/templates`: all text is escaped, and a name without a value is an error."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from PIL import Image
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # all that HTML does not allow in text
+
+
+def render(template: str, **values: Any) -> str:
+    """A template with its values, which are escaped.
+
+    Control characters become their symbols (U+2400 on), lone surrogates question marks, so the result is valid HTML
+    and UTF-8 whatever a model wrote.
+
+    Args:
+      template: name of a file in `qwenla_jax/templates`.
+      **values: what the template names.
+
+    Raises:
+      jinja2.UndefinedError: the template names something that is not given.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Writes `render`'s result, whole or not at all; a page that is there is replaced.
+
+    Raises:
+      jinja2.UndefinedError: as in `render`.
+      OSError: the file cannot be written.
+    """
+    page = render(template, **values)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(page, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """The bytes of a file as a URI that holds them."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def image_uri(image: Image.Image, form: str = "PNG", largest_side: int | None = None, **options: Any) -> str:
+    """An image as a data URI; in templates a filter.
+
+    Args:
+      image: any mode; RGB is what is written.
+      form: "PNG" or "JPEG".
+      largest_side: pixels; a larger image is shrunk. None: as it is.
+      **options: of Pillow's writer.
+    """
+    small = image.convert("RGB")
+    if largest_side is not None:
+        small.thumbnail((largest_side, largest_side))
+    buffer = io.BytesIO()
+    small.save(buffer, form, **options)
+    return data_uri(buffer.getvalue(), f"image/{form.lower()}")
+
+
+@functools.cache
+def _environment() -> Environment:
+    # Imported here: only a process that draws a page pays for it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def valid(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), value).encode("utf-8", "replace").decode("utf-8")
+        return Markup(text) if isinstance(value, Markup) else text
+
+    environment = Environment(
+        loader=PackageLoader("qwenla_jax"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=valid,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["image_uri"] = image_uri
+    return environment

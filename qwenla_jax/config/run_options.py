@@ -222,7 +222,8 @@ class RewardOptions(BuiltInOptions):
     """Weights and options of the built-in rewards, further rewards, and where they run."""
 
     extra: tuple[str, ...] = option(
-        (), "further rewards: module:function, or module:function=WEIGHT; rewards.record says what they are handed"
+        (),
+        "further rewards: module:function, or module:function=WEIGHT; rewards.reward_record says what they get",
     )
     pool: PoolOptions = group(PoolOptions, "the processes that rewards run in")
 

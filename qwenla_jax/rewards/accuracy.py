@@ -23,7 +23,7 @@ class AccuracyOptions:
     accuracy: float = option(1.0, "weight of the accuracy reward", low=0)
     match: str = option(
         "normalized",
-        "a conclusion is right in one of the usual writings of the answer, or bare: letter by letter, the paper's form",
+        "normalized: conclusions are right in any usual writing of the answer; exact: letter by letter, the paper's",
         choices=MATCHES,
     )
     math: bool = option(
@@ -67,7 +67,7 @@ def _value(settings: AccuracyOptions, record: RewardRecord) -> float:
 
 def _problems(settings: AccuracyOptions) -> Iterator[str]:
     if settings.math and settings.match == "exact":
-        yield "math: bare compares letter by letter; expected match=normalized, or no math"
+        yield "math: exact compares letter by letter; expected match=normalized, or no math"
     if settings.math and importlib.util.find_spec("math_verify") is None:
         yield "math: math-verify is not installed; the extra `math` brings it"
 

@@ -104,7 +104,7 @@ def test_unknown_key_names_the_nearest(key, nearest):
          "config.data.source: there is no file 'nowhere.jsonl'; expected scenes, easy_vqa, an existing .jsonl file or "
          "NAME:PATH"),
         ("rewards", {"match": "exact", "math": True},
-         "config.rewards.math: bare compares letter by letter; expected match=normalized, or no math"),
+         "config.rewards.math: exact compares letter by letter; expected match=normalized, or no math"),
         ("rewards", {"overlong": 1.0, "overlong_buffer": 65},
          "config.rewards.overlong_buffer: got 65, expected 1 to config.data.max_response_tokens (64)"),
         ("rewards", {"format": 0.0, "accuracy": 0.0, "balance": 0.0},

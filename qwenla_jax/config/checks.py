@@ -13,8 +13,10 @@ from ml_collections import config_dict
 
 from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.config.schema import build, refuse
+from qwenla_jax.config.schema import ConfigError, build, refuse
 from qwenla_jax.data.sources import spec
+from qwenla_jax.rewards.built_in import BUILT_IN
+from qwenla_jax.rewards.weights import RewardSettings
 
 MOST_UPDATES = 2**31 - 1  # their number is an int32
 
@@ -51,24 +53,18 @@ def relations(options: RunOptions) -> Iterator[str]:
     if options.stage == "sft" and options.reattention.mode == "vision_only":
         yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
     own = options.rewards
-    if options.stage == "brpo" and not (own.format or own.accuracy or own.balance or own.overlong or own.extra):
+    if options.stage == "brpo" and not (own.extra or any(getattr(own, name) for name in BUILT_IN)):
         yield "config.rewards: all weights are 0, expected at least one above 0"
-    if own.math and own.match == "exact":
-        yield "config.rewards.math: bare compares letter by letter; expected match=normalized, or no math"
-    if own.math and importlib.util.find_spec("math_verify") is None:
-        yield "config.rewards.math: math-verify is not installed; the extra `math` brings it"
-    if options.rewards.overlong and not 0 < options.rewards.overlong_buffer <= data.max_response_tokens:
-        yield (
-            f"config.rewards.overlong_buffer: got {options.rewards.overlong_buffer}, expected 1 to "
-            f"config.data.max_response_tokens ({data.max_response_tokens})"
-        )
+    try:
+        RewardSettings.from_options(own, (), data.max_response_tokens)
+    except ConfigError as error:
+        yield from (f"config.rewards.{problem}" for problem in str(error).splitlines())
     if options.brpo.resample_rounds and not options.brpo.drop_zero_std_groups:
         yield "config.brpo.resample_rounds: nothing is resampled without config.brpo.drop_zero_std_groups"
     if options.brpo.reward_total == "normalised" and options.brpo.scale != "group":
         yield f"config.brpo.scale: got {options.brpo.scale!r}, expected 'group' with reward_total=normalised"
-    for text in options.rewards.extra:
-        name, _, weight = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) or not re.fullmatch(r"|\d+(\.\d*)?|\.\d+", weight):
+    for text in own.extra:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(=(\d+(\.\d*)?|\.\d+)?)?", text):
             yield f"config.rewards.extra: got {text!r}, expected module:function or module:function=WEIGHT"
     for pattern in options.lora.modules:
         try:

@@ -19,6 +19,7 @@ from qwenla_jax.config.shared_options import (
     MeshOptions,
     ReattentionOptions,
 )
+from qwenla_jax.rewards.built_in import BuiltInOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,29 +186,12 @@ class PoolOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardOptions:
-    """Weights and shapes of the three rule rewards, further rewards, and where they run."""
+class RewardOptions(BuiltInOptions):
+    """Weights and options of the built-in rewards, further rewards, and where they run."""
 
-    format: float = option(1.0, "weight of the format reward", low=0)
-    accuracy: float = option(1.0, "weight of the accuracy reward", low=0)
-    balance: float = option(1.0, "weight of the reflection balance reward", low=0)
-    target_length: float = option(100.0, "lambda: ideal tokens of one reflection", above=0)
-    balance_floor: float | None = option(
-        None, "least balance reward, before its weight; none or -inf: no floor", high=1
-    )
-    balance_only_if_correct: bool = option(False, "give the balance reward only to responses with the right answer")
-    match: str = option(
-        "normalized",
-        "a conclusion is right in one of the usual writings of the answer, or bare: letter by letter, the paper's form",
-        choices=("normalized", "exact"),
-    )
-    math: bool = option(
-        False, "expressions that are equal by algebra are right too, while training; needs the extra `math`"
-    )
-    overlong: float = option(0.0, "weight of the penalty for responses that come near the longest length (DAPO)", low=0)
-    overlong_buffer: int = option(0, "tokens before the longest length in which that penalty falls from 0 to -1", low=0)
     extra: tuple[str, ...] = option(
-        (), "further rewards: module:function, or module:function=WEIGHT; rewards.record says what they are handed"
+        (),
+        "further rewards: module:function, or module:function=WEIGHT; rewards.reward_record says what they get",
     )
     pool: PoolOptions = group(PoolOptions, "the processes that rewards run in")
 

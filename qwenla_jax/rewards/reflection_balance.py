@@ -2,6 +2,28 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwenla_jax.config.schema import option
+from qwenla_jax.rewards.accuracy import ACCURACY, AccuracyOptions
+from qwenla_jax.rewards.built_in_reward import BuiltInReward
+from qwenla_jax.rewards.reward_record import RewardRecord
+
+
+@dataclass(frozen=True)
+class BalanceOptions(AccuracyOptions):
+    """Options of the balance reward, and those that say which answer is right. Paper silent: the weight; 1.
+
+    Not in the paper: `balance_only_if_correct`. Without a floor of about 0 or more it makes a wrong answer the way out
+    of a large negative balance, so set one with it.
+    """
+
+    balance: float = option(1.0, "weight of the reflection balance reward", low=0)
+    target_length: float = option(100.0, "lambda: ideal tokens of one reflection", above=0)
+    balance_floor: float | None = option(
+        None, "least balance reward, before its weight; none or -inf: no floor", high=1
+    )
+    balance_only_if_correct: bool = option(False, "give the balance reward only to responses with the right answer")
 
 
 def balance_reward(reflection_lengths: Sequence[int], target: float, floor: float | None = None) -> float:
@@ -21,8 +43,10 @@ def balance_reward(reflection_lengths: Sequence[int], target: float, floor: floa
     Raises:
       ValueError: target is not a positive finite number, a length is negative, or floor is above 1 or not finite.
     """
-    check_target(target)
-    check_floor(floor)
+    if not (math.isfinite(target) and target > 0):
+        raise ValueError(f"target_length: {target!r} tokens; want a positive finite number, the paper's is 100")
+    if floor is not None and not (math.isfinite(floor) and floor <= 1):
+        raise ValueError(f"balance_floor: {floor!r}; want None or a finite number of at most 1, the largest balance")
     negative = [length for length in reflection_lengths if length < 0]
     if negative:
         raise ValueError(f"reflection_lengths: {negative[0]} is negative; a length counts tokens")
@@ -33,13 +57,9 @@ def balance_reward(reflection_lengths: Sequence[int], target: float, floor: floa
     return reward if floor is None else max(reward, floor)
 
 
-def check_target(target: float) -> None:
-    """Raises ValueError where the ideal length of a reflection is not a positive finite number of tokens."""
-    if not (math.isfinite(target) and target > 0):
-        raise ValueError(f"target_length: {target!r} tokens; want a positive finite number, the paper's is 100")
+def _value(settings: BalanceOptions, record: RewardRecord) -> float:
+    balance = balance_reward(record.reflection_tokens, settings.target_length, settings.balance_floor)
+    return 0.0 if settings.balance_only_if_correct and ACCURACY.value(settings, record) == 0.0 else balance
 
 
-def check_floor(floor: float | None) -> None:
-    """Raises ValueError where the floor of the balance reward could never or always apply."""
-    if floor is not None and not (math.isfinite(floor) and floor <= 1):
-        raise ValueError(f"balance_floor: {floor!r}; want None or a finite number of at most 1, the largest balance")
+BALANCE = BuiltInReward("balance", BalanceOptions, _value)

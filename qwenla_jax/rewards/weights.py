@@ -2,91 +2,80 @@
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Self
 
-from qwenla_jax.rewards.accuracy import accuracy_reward, check_match
-from qwenla_jax.rewards.format import format_reward
-from qwenla_jax.rewards.overlong import check_overlong, overlong_reward
-from qwenla_jax.rewards.pool.plugins import BUILT_IN, Reward, as_number, load_rewards, names_of
-from qwenla_jax.rewards.reflection_balance import balance_reward, check_floor, check_target
+from qwenla_jax.config.schema import ConfigError, build, refuse
+from qwenla_jax.rewards.built_in import BUILT_IN, BuiltInOptions
+from qwenla_jax.rewards.pool.plugins import Reward, as_number, load_rewards, names_of
 from qwenla_jax.rewards.reward_record import RewardRecord
-from qwenla_jax.text.answers.algebra import require_math
 
 
 @dataclass(frozen=True)
-class RewardSettings:
-    """How the rewards are added up. The defaults are the paper's form.
+class RewardSettings(BuiltInOptions):
+    """How the rewards are added up: the options of each built-in reward, which its file explains, and what follows.
+
+    The defaults are the paper's form.
 
     Attributes:
-      format_weight, accuracy_weight, balance_weight: factors of the sum, finite and not negative. Paper silent: 1 each.
-      target_length: the paper's lambda, the ideal number of tokens in a reflection.
-      balance_floor: least value of the balance formula, None leaves it unbounded as the paper does.
-      balance_only_if_correct: the balance counts as 0 where the answer is wrong. Not in the paper. Without a floor of
-        about 0 or more this makes a wrong answer the way out of a large negative balance, so set one with it.
-      overlong_weight: factor of `overlong_reward`. Not in the paper, so 0.
-      overlong_buffer: tokens before the limit at which that reward starts to fall; 0 switches it off.
       max_tokens: the limit, the most tokens of a response.
-      extra: the user's own rewards, pairs (`module:function`, weight); `record.RewardRecord` is what they are handed.
-      match: how a conclusion is compared with the right answer: "usual" writings of it (`text.answers`), or "bare",
-        letter by letter. Paper: "by regular expression", which "bare" is at its plainest; "usual" is our choice.
-      math: expressions that are equal by algebra count as the right answer too (`text.math_answers`). Not in the paper.
+      extra: the user's own rewards, pairs (`module:function`, weight); `reward_record.RewardRecord` is what they are
+        handed.
 
     Raises:
-      ValueError: a value is out of range; the message names the setting.
+      ValueError: values are out of range or contradict each other; the message names the settings.
     """
 
-    format_weight: float = 1.0
-    accuracy_weight: float = 1.0
-    balance_weight: float = 1.0
-    target_length: float = 100.0
-    balance_floor: float | None = None
-    balance_only_if_correct: bool = False
-    overlong_weight: float = 0.0
-    overlong_buffer: int = 0
     max_tokens: int = 0
     extra: tuple[tuple[str, float], ...] = ()
-    match: str = "normalized"
-    math: bool = False
 
     def __post_init__(self) -> None:
-        for name in BUILT_IN:
-            _check_weight(f"{name}_weight", getattr(self, f"{name}_weight"))
-        check_target(self.target_length)
-        check_floor(self.balance_floor)
-        check_overlong(self.overlong_weight, self.overlong_buffer, self.max_tokens)
+        try:
+            checked = build(BuiltInOptions, _built_in_options(self))
+        except ConfigError as error:
+            refuse(line.removeprefix("config.") for line in str(error).splitlines())
+        for name, value in vars(checked).items():
+            object.__setattr__(self, name, value)  # the pool's processes are sent tuples as JSON lists
+        if self.max_tokens < 0:
+            raise ValueError(f"max_tokens: {self.max_tokens} is negative; it counts the tokens of a response")
+        refuse(problem for reward in BUILT_IN.values() for problem in reward.problems(self))
         for pair in self.extra:
             if not (isinstance(pair, tuple) and len(pair) == 2):
                 raise ValueError(f"extra: {pair!r}; want a pair (module:function, weight)")
-            _check_weight(f"extra, weight of {pair[0]!r}", pair[1])
+            if not (math.isfinite(pair[1]) and pair[1] >= 0):
+                raise ValueError(f"extra, weight of {pair[0]!r}: {pair[1]!r}; want a finite number of at least 0")
         names_of([spec for spec, _ in self.extra])
-        check_match(self.match, self.math)
+
+    @classmethod
+    def from_options(cls, options: BuiltInOptions, extra: Sequence[str], max_tokens: int) -> Self:
+        """The settings of a run from `config.rewards`; `extra` are texts `module:function` or `module:function=WEIGHT`.
+
+        Raises:
+          ConfigError: the built-in rewards' options; one line each. ValueError: `max_tokens` or `extra`.
+        """
+        pairs = [text.partition("=") for text in extra]
+        weighted = tuple((spec, float(weight or 1)) for spec, _, weight in pairs)
+        return cls(**_built_in_options(options), max_tokens=max_tokens, extra=weighted)
 
     def weights(self) -> dict[str, float]:
-        """Name of each component -> its factor in the sum: the four rules, then the user's rewards in their order."""
-        rules = {name: getattr(self, f"{name}_weight") for name in BUILT_IN}
+        """Name of each component -> its factor in the sum: the built-in ones, then the user's in their order."""
+        built_in = {name: getattr(self, name) for name in BUILT_IN}
         names = names_of([spec for spec, _ in self.extra])
-        return rules | {name: weight for name, (_, weight) in zip(names, self.extra, strict=True)}
+        return built_in | {name: weight for name, (_, weight) in zip(names, self.extra, strict=True)}
 
 
 @dataclass(frozen=True)
-class RewardScores:
-    """The rewards of one response.
+class RewardScores(make_dataclass("Values", [(name, float) for name in BUILT_IN], frozen=True)):
+    """The rewards of one response. Each built-in reward is a field of its name: its value before weighting.
 
     Attributes:
-      format, accuracy: 0.0 or 1.0, before weighting.
-      balance: at most 1.0, before weighting; floor and `balance_only_if_correct` already applied.
-      overlong: from -1.0 to 0.0, before weighting.
       total: the weighted sum, the r_i of the advantages.
       num_reflections: N_r.
       reflection_tokens: L_r, tokens in all reflections together, tags excluded.
       extra: name of each of the user's rewards -> its value, before weighting.
     """
 
-    format: float
-    accuracy: float
-    balance: float
-    overlong: float
     total: float
     num_reflections: int
     reflection_tokens: int
@@ -102,17 +91,13 @@ def rewards_of(settings: RewardSettings) -> dict[str, Reward]:
     """Name of each component -> the function of a record that computes it, in the order of `settings.weights()`.
 
     Raises:
-      ValueError: a reward of the user's cannot be loaded; see `plugins.load_reward`. Or `settings.math` needs a package
+      ValueError: a reward of the user's cannot be loaded; see `plugins.load_reward`. Or a built-in one needs a package
         that is not installed.
     """
-    if settings.math:
-        require_math()
-    return {
-        "format": _format,
-        "accuracy": functools.partial(_accuracy, settings),
-        "balance": functools.partial(_balance, settings),
-        "overlong": functools.partial(_overlong, settings),
-    } | load_rewards(spec for spec, _ in settings.extra)
+    for reward in BUILT_IN.values():
+        reward.prepare(settings)
+    built_in = {name: functools.partial(reward.value, settings) for name, reward in BUILT_IN.items()}
+    return built_in | load_rewards(spec for spec, _ in settings.extra)
 
 
 def combine(record: RewardRecord, components: Mapping[str, float], settings: RewardSettings) -> RewardScores:
@@ -152,23 +137,5 @@ def score(record: RewardRecord, settings: RewardSettings) -> RewardScores:
     return combine(record, components, settings)
 
 
-def _format(record: RewardRecord) -> float:
-    return format_reward(record.response)
-
-
-def _accuracy(settings: RewardSettings, record: RewardRecord) -> float:
-    return accuracy_reward(record.response, record.answer, record.options, match=settings.match, math=settings.math)
-
-
-def _balance(settings: RewardSettings, record: RewardRecord) -> float:
-    balance = balance_reward(record.reflection_tokens, settings.target_length, settings.balance_floor)
-    return 0.0 if settings.balance_only_if_correct and _accuracy(settings, record) == 0.0 else balance
-
-
-def _overlong(settings: RewardSettings, record: RewardRecord) -> float:
-    return overlong_reward(record.num_tokens, settings.max_tokens, settings.overlong_buffer)
-
-
-def _check_weight(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: {value!r}; want a finite number of at least 0")
+def _built_in_options(options: BuiltInOptions) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in fields(BuiltInOptions)}

@@ -256,7 +256,7 @@ def response_of(rng):
     return "".join(parts)
 
 
-SETTINGS = RewardSettings(target_length=4.0, overlong_weight=1.0, overlong_buffer=4, max_tokens=8)
+SETTINGS = RewardSettings(target_length=4.0, overlong=1.0, overlong_buffer=4, max_tokens=8)
 
 
 def check(response, answer):

@@ -1,11 +1,14 @@
 """Oracle: sums worked out by hand."""
 
 import dataclasses
+import math
 
 import pytest
 from rewards.records import record
 
-from qwenla_jax.rewards import RewardScores, RewardSettings, score
+from qwenla_jax.config.schema import leaves
+from qwenla_jax.rewards import RewardSettings, score
+from qwenla_jax.rewards.built_in import BUILT_IN, BuiltInOptions
 
 HEAD = "<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING>"
 THREE = "<CONCLUSION>3</CONCLUSION>"
@@ -34,21 +37,52 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_sum_by_hand(name):
-    response, form, accuracy, balance, *rest = CASES[name]
-    expected = RewardScores(form, accuracy, pytest.approx(balance, abs=1e-12), 0.0, *rest)
-    assert dataclasses.replace(score(record(response), SETTINGS), total=expected.total) == expected
-    assert score(record(response), SETTINGS).total == pytest.approx(expected.total, abs=1e-12)
+    response, form, accuracy, balance, total, count, tokens = CASES[name]
+    scores = score(record(response), SETTINGS)
+    assert (scores.format, scores.accuracy, scores.overlong) == (form, accuracy, 0.0)
+    assert (scores.balance, scores.total) == pytest.approx((balance, total), abs=1e-12)
+    assert (scores.num_reflections, scores.reflection_tokens, scores.extra) == (count, tokens, {})
 
 
 def test_defaults_are_the_papers():
     settings = RewardSettings()
-    assert dataclasses.astuple(settings) == (1.0, 1.0, 1.0, 100.0, None, False, 0.0, 0, 0, (), "normalized", False)
-    assert settings.weights() == {"format": 1.0, "accuracy": 1.0, "balance": 1.0, "overlong": 0.0}
-    assert score(record(HEAD + reflection(100) + THREE), settings) == RewardScores(1.0, 1.0, 1.0, 0.0, 3.0, 1, 100, {})
+    defaults = {
+        "format": 1.0, "accuracy": 1.0, "balance": 1.0, "target_length": 100.0, "balance_floor": None,
+        "balance_only_if_correct": False, "overlong": 0.0, "overlong_buffer": 0, "max_tokens": 0, "extra": (),
+        "match": "normalized", "math": False,
+    }  # fmt: skip
+    assert {name: getattr(settings, name) for name in defaults} == defaults
+    # What the paper does not have has no weight.
+    assert settings.weights() == dict.fromkeys(BUILT_IN, 0.0) | {"format": 1.0, "accuracy": 1.0, "balance": 1.0}
+    scores = score(record(HEAD + reflection(100) + THREE), settings)
+    assert (scores.format, scores.accuracy, scores.balance, scores.overlong, scores.total) == (1.0, 1.0, 1.0, 0.0, 3.0)
+    assert (scores.num_reflections, scores.reflection_tokens, scores.extra) == (1, 100, {})
+
+
+def test_built_in_rewards_are_listed_in_the_order_of_the_sum():
+    assert list(BUILT_IN)[:4] == ["format", "accuracy", "balance", "overlong"]  # sums of floats depend on it
+    assert list(score(record(THREE), SETTINGS).components) == list(SETTINGS.weights()) == list(BUILT_IN)
+
+
+def test_built_in_rewards_have_a_weight_and_keys_of_their_own():
+    own = {
+        name: [key for key in reward.options.__annotations__ if key in vars(reward.options)]
+        for name, reward in BUILT_IN.items()
+    }
+    assert all(name in keys for name, keys in own.items()), own
+    others = {"max_tokens", "extra", "pool", "total", "num_reflections", "reflection_tokens", "components"}
+    assert not others & set(sum(own.values(), []))
+    assert sorted(sum(own.values(), [])) == sorted(leaf.key for leaf in leaves(BuiltInOptions))
+
+
+def test_values_take_the_types_of_their_options():
+    settings = RewardSettings(target_length=10, balance_floor=-math.inf)
+    assert type(settings.target_length) is float and settings.balance_floor is None
+    assert settings == RewardSettings(target_length=10.0)
 
 
 def test_weights():
-    settings = RewardSettings(format_weight=0.5, accuracy_weight=2.0, balance_weight=0.25, target_length=10.0)
+    settings = RewardSettings(format=0.5, accuracy=2.0, balance=0.25, target_length=10.0)
     scores = score(record(HEAD + reflection(4) + THREE), settings)
     assert scores.total == pytest.approx(0.5 + 2.0 + 0.25 * 0.4)
     assert (scores.format, scores.accuracy, scores.balance) == pytest.approx((1.0, 1.0, 0.4))
@@ -86,7 +120,7 @@ def test_math_reaches_accuracy_and_balance():
 
 
 def test_overlong():
-    settings = RewardSettings(overlong_weight=0.5, overlong_buffer=4, max_tokens=10)
+    settings = RewardSettings(overlong=0.5, overlong_buffer=4, max_tokens=10)
     scores = score(record(THREE, num_tokens=9), settings)
     assert scores.overlong == -0.75
     assert scores.total == 1.0 - 0.375
@@ -96,27 +130,28 @@ def test_users_rewards(users_module):
     users_module("first", "def size(r): return len(r.response)\ndef format(r): return True\ndef kind(r): return 0.5")
     users_module("second", "import numpy\ndef size(r): return numpy.array(2)")
     extra = (("first:size", 0.5), ("second:size", 1.0), ("first:format", 0.25), ("first:kind", 0.0))
-    settings = RewardSettings(0.0, 2.0, 0.0, extra=extra)
+    settings = RewardSettings(format=0.0, accuracy=2.0, balance=0.0, extra=extra)
     names = {"first:size": 0.5, "second:size": 1.0, "first:format": 0.25, "kind": 0.0}
-    assert settings.weights() == {"format": 0.0, "accuracy": 2.0, "balance": 0.0, "overlong": 0.0} | names
+    assert settings.weights() == dict.fromkeys(BUILT_IN, 0.0) | {"accuracy": 2.0} | names
     scores = score(record(THREE), settings)
     assert scores.extra == {"first:size": 26.0, "second:size": 2.0, "first:format": 1.0, "kind": 0.5}
-    assert scores.components == {"format": 0.0, "accuracy": 1.0, "balance": 0.0, "overlong": 0.0} | scores.extra
+    rules = {"format": 0.0, "accuracy": 1.0, "balance": 0.0, "overlong": 0.0}
+    assert scores.components.items() >= (rules | scores.extra).items()
     assert scores.total == 2.0 + 13.0 + 2.0 + 0.25
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("format_weight", -1.0),
-        ("accuracy_weight", float("nan")),
-        ("balance_weight", float("inf")),
+        ("format", -1.0),
+        ("accuracy", float("nan")),
+        ("balance", float("inf")),
         ("target_length", 0.0),
         ("balance_floor", 2.0),
         ("match", "regex"),
         ("math", "yes"),
-        ("overlong_weight", -1.0),
-        ("overlong_weight", 1.0),
+        ("overlong", -1.0),
+        ("overlong", 1.0),
         ("overlong_buffer", 1),
         ("max_tokens", -1),
         ("extra", (("first:size",),)),

@@ -126,9 +126,9 @@ def same_values(pairs: Sequence[tuple[str, str]], workers: int = 1) -> list[bool
         return []
     require_latex()
     settings = RewardSettings(
-        format_weight=0.0,
-        accuracy_weight=0.0,
-        balance_weight=0.0,
+        format=0.0,
+        accuracy=0.0,
+        balance=0.0,
         extra=(("qwenla_jax.evals.benchmarks.latex_worker:same", 1.0),),
     )
     records = [RewardRecord(str(n), "", want, "", got, (), 0, True) for n, (got, want) in enumerate(pairs)]

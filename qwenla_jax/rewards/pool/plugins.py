@@ -8,11 +8,10 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from qwenla_jax.rewards.built_in import BUILT_IN
 from qwenla_jax.rewards.reward_record import RewardRecord
 
 Reward = Callable[[RewardRecord], Any]
-
-BUILT_IN = ("format", "accuracy", "balance", "overlong")
 
 _SPEC = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _MAX_MESSAGE = 300

@@ -78,21 +78,7 @@ class ScoredRollout:
 def reward_settings(options: RunOptions) -> RewardSettings:
     """The rewards' own settings from a run's."""
     own = options.rewards
-    extra = [text.partition("=") for text in own.extra]
-    return RewardSettings(
-        format_weight=own.format,
-        accuracy_weight=own.accuracy,
-        balance_weight=own.balance,
-        target_length=own.target_length,
-        balance_floor=own.balance_floor,
-        balance_only_if_correct=own.balance_only_if_correct,
-        overlong_weight=own.overlong,
-        overlong_buffer=own.overlong_buffer if own.overlong else 0,
-        max_tokens=options.data.max_response_tokens if own.overlong else 0,
-        match=own.match,
-        math=own.math,
-        extra=tuple((name, float(weight) if weight else 1.0) for name, _, weight in extra),
-    )
+    return RewardSettings.from_options(own, own.extra, options.data.max_response_tokens)
 
 
 def reward_pool(options: RunOptions) -> RewardPool:

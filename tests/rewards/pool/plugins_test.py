@@ -41,7 +41,7 @@ def test_loads(users_module, name):
         ("users:number", "int; want a function number"),
         ("users:absent", "users has no absent"),
         ("nowhere:one", "No module named 'nowhere'"),
-        ("broken:one", "ZeroDivisionError"),
+        ("invalid:one", "ZeroDivisionError"),
         ("leaving:one", "SystemExit"),
         ("users.one", "want module:function"),
         ("users:", "want module:function"),

@@ -232,7 +232,7 @@ ODD = (
 
 MARK = "QWENLA_TEST_MARK"
 EXTRA = (("users:length", 0.125), ("users:bad", 2.0))
-SETTINGS = RewardSettings(target_length=4.0, overlong_weight=1.0, overlong_buffer=2, max_tokens=6, extra=EXTRA)
+SETTINGS = RewardSettings(target_length=4.0, overlong=1.0, overlong_buffer=2, max_tokens=6, extra=EXTRA)
 PARTS = ("<SUMMARY>s</SUMMARY>", "<CAPTION>c</CAPTION>", "<REASONING>r</REASONING>", "<REFLECTION>w w</REFLECTION>")
 
 

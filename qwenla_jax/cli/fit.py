@@ -48,7 +48,8 @@ def preset(name: str) -> RunOptions:
 def scale(args: flags.FlagValues) -> None:
     """Compiles the cases that have no result yet, and writes the page."""
     from qwenla_jax.planner.fit_report import FULL, QUICK
-    from qwenla_jax.planner.scale import Case, compile_case, fit_cases, page, read_results, scaling_cases, write_page
+    from qwenla_jax.planner.scale import Case, compile_case, fit_cases, page, read_results, scaling_cases
+    from qwenla_jax.utils.atomic_files import write_text
 
     path, results = Path(args.scale), Path(args.results)
     known, source = read_results(results), QUICK if args.quick else FULL
@@ -68,7 +69,7 @@ def scale(args: flags.FlagValues) -> None:
         while any([compiled(case) for *_, case in fit_cases(preset, known) if case]):
             pass
     machine = f"{os.cpu_count()} cores ({platform.machine()})"
-    write_page(path, page(preset, known, machine))
+    write_text(path, page(preset, known, machine))
     print(f"wrote {path}")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from qwenla_jax.utils.atomic_files import replacing
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -22,12 +23,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writers = {".jsonl": _jsonl, ".tsv": _tsv, ".xlsx": _xlsx}
     if path.suffix not in writers:
         raise ValueError(f"{path}: cannot write {path.suffix or 'this'}; expected {', '.join(writers)}")
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        writers[path.suffix](beside, rows)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as fresh:
+        writers[path.suffix](fresh, rows)
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

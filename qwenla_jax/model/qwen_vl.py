@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.decoder import Decoded, Decoder
 from qwenla_jax.model.kv_cache import KeyValues
-from qwenla_jax.model.vision import VisionTower, window_slots
+from qwenla_jax.model.vision import VisionTower
 from qwenla_jax.types import VisionBatch, VisualTokens
 
 Params = dict[str, Any]
@@ -102,7 +102,7 @@ def logits_of(params: Params, hidden: jax.Array) -> jax.Array:
 def abstract_inputs(config: ModelConfig) -> tuple[VisionBatch, jax.Array, jax.Array, jax.Array]:
     """The smallest inputs on which the model initialises: one frame of one window, one row of one token."""
     v = config.vision
-    slots = window_slots(v)
+    slots = v.window_slots
     values = v.in_channels * v.temporal_patch_size * v.patch_size**2
     vision = VisionBatch(
         jnp.zeros((1, slots, values), jnp.float32),

@@ -46,7 +46,7 @@ class VisionAttention(nn.Module):
             seg = Segment(k.reshape(*split, N, H), v.reshape(*split, N, H), valid_IxS.reshape(*split)[:, None, None, :])
             return attend(self.attention, q.reshape(*split, N, H), (seg,), "frames").reshape(I, S, D)
 
-        windows = S // window_slots(cfg)
+        windows = S // cfg.window_slots
         if windows == 1:  # one window is the whole frame: both kinds of layer are the same
             out = within(1)
         else:
@@ -125,8 +125,3 @@ class VisionTower(nn.Module):
         # Else they may come out split by width, as the last kernel is, and picking from them is undone on all devices.
         merged = nn.with_logical_constraint(merged, ("frames", "tokens", "act_embed"))
         return jnp.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1)
-
-
-def window_slots(config: VisionConfig) -> int:
-    """Patch slots of one attention window: 64 in the released models (4 x 4 merged tokens of 2 x 2 patches)."""
-    return config.window_tokens**2 * config.merge_patches

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -162,13 +161,6 @@ def page(preset: Preset, results: Results, machine: str) -> str:
         _scaling_row(case, best(case, results) if common is None else results[case.key, common]) for case in scaling
     ]
     return "\n".join(lines + compared) + "\n"
-
-
-def write_page(path: Path, text: str) -> None:
-    """Writes the page whole or not at all."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
 
 
 _HEAD = """# Scale: what fits where

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.atomic_files import write_text
 
 VERSION = 1
 
@@ -79,9 +79,4 @@ def damage(path: Path, folder: Path) -> str | None:
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    write_text(path, json.dumps(content), durable=True)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.atomic_files import replacing
 from qwenla_jax.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -100,12 +101,8 @@ def truncate(path: Path, last_step: int) -> int:
     kept = [line for step, line in lines if step <= last_step]
     dropped = len(lines) - len(kept) + bool(torn)
     if dropped:
-        fresh = path.with_name(path.name + ".new")
-        with fresh.open("wb") as file:
-            file.writelines(line + b"\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        with replacing(path, durable=True) as fresh:
+            fresh.write_bytes(b"".join(line + b"\n" for line in kept))
     return dropped
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.atomic_files import write_text
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
@@ -105,11 +106,9 @@ def opened(workdir: Path) -> Iterator[None]:
             lock.write(f"process {os.getpid()} on {platform.node()}\n")
             lock.flush()
             if not marker.is_file():
-                fresh = workdir / (RUN_FILE + ".new")
                 made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 content = {"made_by": "qwenla_jax", "made": made, "id": uuid.uuid4().hex}
-                fresh.write_text(json.dumps(content), encoding="utf-8")
-                os.replace(fresh, marker)
+                write_text(marker, json.dumps(content))
         except OSError as error:
             raise WorkdirError(f"{workdir}: the work folder cannot be written: {error.strerror}") from error
         yield

@@ -25,6 +25,7 @@ from qwenla_jax.study.collect import FINISHED, SAVED
 from qwenla_jax.study.measure import score
 from qwenla_jax.train.loop import RunRefused
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.atomic_files import write_text
 
 DONE = "done.json"
 BEGUN = "made_from.json"  # the stamps of what a stage is made from, written before it begins
@@ -111,9 +112,7 @@ def _saved(path: Path, *keys: str) -> dict[str, Any]:
 
 def _write(path: Path, content: Any) -> None:
     """As JSON, whole or not at all."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(content), encoding="utf-8")
-    fresh.replace(path)
+    write_text(path, json.dumps(content))
 
 
 def _evaluated(

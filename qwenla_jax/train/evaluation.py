@@ -20,6 +20,7 @@ from qwenla_jax.rewards.format import format_reward
 from qwenla_jax.train.train_runtime import TrainRuntime
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.atomic_files import write_text
 from qwenla_jax.utils.intervals import Interval, wilson
 
 
@@ -78,9 +79,7 @@ class Evaluation:
     def write(self, path: Path) -> None:
         """Saves it as JSON, whole or not at all. Raises OSError where the run's folder is gone."""
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import functools
 import io
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qwenla_jax.utils.atomic_files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,10 +41,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
       jinja2.UndefinedError: as in `render`.
       OSError: the file cannot be written.
     """
-    page = render(template, **values)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(page, encoding="utf-8")
-    os.replace(fresh, path)
+    write_text(path, render(template, **values))
 
 
 def data_uri(data: bytes, media_type: str) -> str:

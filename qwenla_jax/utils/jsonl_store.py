@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from PIL import Image
 
 from qwenla_jax.utils import json_files
+from qwenla_jax.utils.atomic_files import replacing
 from qwenla_jax.utils.visible import HIDDEN
 
 Row = dict[str, Any]
@@ -128,11 +129,9 @@ def keep_rows(path: Path, count: int) -> None:
 @contextlib.contextmanager
 def rewriting(*paths: Path) -> Iterator[list[TextIO]]:
     """Files to write; they take the place of the old ones only when all are complete."""
-    temporary = [path.with_name(path.name + ".tmp") for path in paths]
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in temporary]
-    for new, path in zip(temporary, paths, strict=True):
-        new.replace(path)
+    with contextlib.ExitStack() as whole, contextlib.ExitStack() as files:
+        fresh = [whole.enter_context(replacing(path)) for path in reversed(paths)][::-1]  # replaced in order
+        yield [files.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in fresh]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -194,9 +193,8 @@ def image_name(record_id: str) -> str:
 def write_image(path: Path, image: Image.Image) -> None:
     """Writes a PNG, whole or not at all. Raises OSError where the run's folder is gone: it is not made again."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as fresh:
+        image.save(fresh, format="png")
 
 
 # What the results are made of, in a line of the log of samples.
@@ -231,11 +229,3 @@ def groups(path: Path, samples: int) -> Iterator[list[Row]]:
         if len(rows) == samples:
             yield rows
             rows = []
-
-
-def count_lines(path: Path) -> int:
-    """Lines of a log; 0 where there is none."""
-    if not path.is_file():
-        return 0
-    with path.open("rb") as lines:
-        return sum(1 for _ in lines)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from dataset_faults import open_dataset
 
-from qwenla_jax.data.datasets.readers import open_dataset
 from qwenla_jax.data.sources.factory import make_source
 
 ROOT = Path(__file__).resolve().parents[2]

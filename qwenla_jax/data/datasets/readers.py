@@ -26,21 +26,3 @@ READERS: Mapping[str, Callable[[str | Path], Dataset]] = MappingProxyType(
         "parquet": parquet_questions,
     }
 )
-
-
-def is_dataset(spec: str) -> bool:
-    """Whether a name is of the form "we_math:PATH"."""
-    return spec.partition(":")[0] in READERS and ":" in spec
-
-
-def open_dataset(spec: str) -> Dataset:
-    """The dataset of "NAME:PATH", with a name of `READERS`.
-
-    Raises:
-      ValueError: no such name, or no path.
-      Others: as the readers raise them.
-    """
-    name, colon, path = spec.partition(":")
-    if name not in READERS or not colon or not path:
-        raise ValueError(f"{spec!r}: expected NAME:PATH with a name of {', '.join(READERS)}")
-    return READERS[name](Path(path).expanduser())

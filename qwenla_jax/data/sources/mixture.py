@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 
@@ -21,25 +20,23 @@ class Mixture:
     """Several sources as one; which record stands at an index is a pure function of the index, weights and sizes.
 
     Indices come in blocks of the same length, each with exactly the same number of records of each source, spread out
-    evenly. A source is gone through without repeating a record before it starts again.
+    evenly. A source is gone through without repeating a record before it starts again; the mixture ends
+    with the block in which the last source has been gone through once.
 
     Args:
       sources: by name. A record's id gets the name before it ("we_math/12"), so that ids of different sources differ.
       weights: of the same names, any positive numbers; decimals are taken as they are written (0.1 is a tenth).
-      until: "last" ends with the block in which the last source has been gone through once, so that others repeat;
-        "first" ends before any source would repeat.
       seed: every pass through a source comes in an order of its own; None keeps the source's order.
 
     Raises:
-      ValueError: names that differ, a weight that is not positive, a source without records, proportions that need a
-        block of more than `LARGEST_BLOCK`, or "first" where a source is smaller than its share of one block.
+      ValueError: names that differ, a weight that is not positive, a source without records, or proportions that need
+        a block of more than `LARGEST_BLOCK`.
     """
 
     def __init__(
         self,
         sources: Mapping[str, RecordSource],
         weights: Mapping[str, float | Fraction],
-        until: Literal["first", "last"] = "last",
         seed: int | None = None,
     ) -> None:
         if not sources or set(sources) != set(weights):
@@ -49,8 +46,6 @@ class Mixture:
                 raise ValueError(f"weight of {name!r} is {weights[name]}; expected a positive number")
             if len(sources[name]) < 1:
                 raise ValueError(f"source {name!r} holds no record")
-        if until not in ("first", "last"):
-            raise ValueError(f"until is {until!r}; expected 'first' or 'last'")
         if seed is not None and seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         self._names = tuple(sources)
@@ -64,13 +59,7 @@ class Mixture:
             here = self._order == source
             self._before[here] = np.arange(here.sum())
         sizes = [len(sources[name]) for name in self._names]
-        if until == "last":
-            blocks = max(-(-size // count) for size, count in zip(sizes, self._counts, strict=True))
-        else:
-            blocks = min(size // count for size, count in zip(sizes, self._counts, strict=True))
-            if blocks == 0:
-                shares = ", ".join(f"{n} {c}" for n, c in zip(self._names, self._counts, strict=True))
-                raise ValueError(f"a block takes {shares}, and a source has less; make it larger, or until='last'")
+        blocks = max(-(-size // count) for size, count in zip(sizes, self._counts, strict=True))
         self._length = blocks * len(self._order)
         self._passes: dict[tuple[int, int], np.ndarray] = {}
 

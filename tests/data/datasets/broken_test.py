@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from dataset_faults import check
 from PIL import Image
 
 from qwenla_jax.data.batching.loader import make_pipeline
 from qwenla_jax.data.datasets.mathvision import mathvision
 from qwenla_jax.data.datasets.parquet import parquet_questions
-from qwenla_jax.data.datasets.validate import check
 from qwenla_jax.data.sources.filters import Filtered, many_options, no_image, other_kinds, several_images
 from qwenla_jax.data.sources.mixture import Mixture
 from qwenla_jax.data.sources.skip_invalid import SkipInvalid, TooManyInvalid

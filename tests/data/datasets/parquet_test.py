@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from dataset_faults import check
 from PIL import Image
 
 from qwenla_jax.data.datasets import parquet, parquet_process
@@ -15,7 +16,6 @@ from qwenla_jax.data.datasets.geometry3k import geometry3k
 from qwenla_jax.data.datasets.mathvision import mathvision
 from qwenla_jax.data.datasets.parquet import parquet_questions
 from qwenla_jax.data.datasets.polymath import polymath
-from qwenla_jax.data.datasets.validate import check
 from qwenla_jax.data.datasets.we_math import we_math
 
 pa = pytest.importorskip("pyarrow")

@@ -4,11 +4,10 @@ import json
 import re
 
 import pytest
+from dataset_faults import check, open_dataset
 
 from qwenla_jax.data.datasets.mathvision import mathvision
-from qwenla_jax.data.datasets.readers import open_dataset
 from qwenla_jax.data.datasets.scemqa import boxed_answer, option_answer, scemqa
-from qwenla_jax.data.datasets.validate import check
 from qwenla_jax.data.datasets.we_math import we_math
 
 

@@ -3,14 +3,14 @@
 import json
 
 import pytest
+from dataset_faults import check, open_dataset
 from PIL import Image
 
 from qwenla_jax.data.datasets.geometry3k import geometry3k
 from qwenla_jax.data.datasets.llava_cot import llava_cot, stands_alone
 from qwenla_jax.data.datasets.polymath import polymath
-from qwenla_jax.data.datasets.readers import READERS, is_dataset, open_dataset
+from qwenla_jax.data.datasets.readers import READERS
 from qwenla_jax.data.datasets.scemqa import scemqa
-from qwenla_jax.data.datasets.validate import check
 from qwenla_jax.data.datasets.we_math import we_math
 
 
@@ -193,9 +193,6 @@ def test_scemqa_images_without_an_ending(tmp_path):
 
 
 def test_names_and_files_that_are_none(tmp_path):
-    assert (
-        is_dataset("we_math:x") and not is_dataset("we_math") and not is_dataset("data:x") and not is_dataset("x.jsonl")
-    )
     for name in ("we_math", "other:x", "we_math:"):
         with pytest.raises(ValueError, match="expected NAME:PATH"):
             open_dataset(name)

@@ -4,10 +4,10 @@ import collections
 import json
 
 import pytest
+from dataset_faults import open_dataset
 from PIL import Image
 
 from qwenla_jax.data.contamination import find_leaks, take_fingerprints
-from qwenla_jax.data.datasets.readers import open_dataset
 from qwenla_jax.data.sources.factory import image_files, make_source, readable, sources_of
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 

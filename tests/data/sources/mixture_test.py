@@ -95,15 +95,6 @@ def test_a_seed_gives_each_pass_an_order_of_its_own_without_repeats(seed):
     assert backwards != [other.place(i) for i in range(len(other))]
 
 
-def test_first_repeats_nothing():
-    mixture = mix((10, 7), (2, 3), until="first")
-    assert len(mixture) == 10
-    places = [mixture.place(i) for i in range(10)]
-    assert len(set(places)) == 10
-    with pytest.raises(ValueError, match="a block takes a 2, b 3, and a source has less"):
-        mix((10, 2), (2, 3), until="first")
-
-
 def test_records_carry_their_source():
     mixture = mix((3, 2), (1, 1))
     assert [mixture[i].id for i in range(6)] == ["a/0", "b/0", "a/1", "b/1", "a/2", "b/0"]
@@ -129,5 +120,3 @@ def test_what_cannot_be_mixed_is_refused(sizes, weights, message):
         mix(sizes, weights)
     with pytest.raises(ValueError, match="expected the same names"):
         Mixture({"a": _Numbers(1)}, {"b": 1})
-    with pytest.raises(ValueError, match="until is 'never'"):
-        mix((3,), (1,), until="never")

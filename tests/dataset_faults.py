@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from qwenla_jax.data.datasets.raw_record import Dataset, RecordError
-from qwenla_jax.data.datasets.readers import open_dataset
+from qwenla_jax.data.datasets.readers import READERS
 from qwenla_jax.data.images.decode import ImageError, open_image
 
 
@@ -103,3 +103,16 @@ def check(dataset: Dataset | str, images: bool = True) -> Checked:
         problems += [Problem(raw_record.where, raw_record.id, reason, message) for reason, message in result]
         bad += bool(result)
     return Checked(dataset.name, len(dataset), bad, tuple(problems), dataset.refused)
+
+
+def open_dataset(spec: str) -> Dataset:
+    """The dataset of "NAME:PATH", with a name of `READERS`.
+
+    Raises:
+      ValueError: no such name, or no path.
+      Others: as the readers raise them.
+    """
+    name, colon, path = spec.partition(":")
+    if name not in READERS or not colon or not path:
+        raise ValueError(f"{spec!r}: expected NAME:PATH with a name of {', '.join(READERS)}")
+    return READERS[name](Path(path).expanduser())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from qwenla_jax.data.datasets.raw_record import Dataset, RecordError
 from qwenla_jax.data.datasets.readers import READERS

@@ -305,7 +305,7 @@ def _finish(
         "answered": len(answered),
         "unusable": len(unusable),
         **{f"unusable/{reason}": count for reason, count in sorted(Counter(r["reason"] for r in unusable).items())},
-        "without_a_image": sum(not one.images for one in usable),
+        "without_an_image": sum(not one.images for one in usable),
         "with_several_images": sum(one.images > 1 for one in usable),
         "cut_off_at_the_longest_length": sum(not row["stopped"] for row in answered),
         "tokens": sum(row["tokens"] for row in answered),

@@ -114,7 +114,7 @@ def test_every_question_is_answered_in_its_order(whole):
     assert [row["id"] for row in result] == [f"q{n}" for n in range(SIZE)]
     assert all(1 <= row["tokens"] <= 64 for row in result) and rows(folder / "unusable.jsonl") == []
     assert set(result[0]) == {"id", "prediction", "tokens", "stopped", "inserted", "skipped", "kind"}
-    assert summary["without_a_image"] == 1 and summary["with_several_images"] == 1
+    assert summary["without_an_image"] == 1 and summary["with_several_images"] == 1
     assert summary["batches"] == 4 and 2 <= summary["shapes"] <= 4
     logged = rows(folder / "answers.jsonl")
     assert logged[0]["id"] == f"q{SEVERAL}"  # the largest first

@@ -59,7 +59,7 @@ def _raw_record(row: dict[str, Any], where: str, images: Callable[[], tuple[RawI
             where,
             text_of(row, "id", where),
             _LINE_BREAK.sub("\n", text_of(row, "question", where)),
-            tuple((letter, _IMAGE_TAG.sub(r"image \1", text)) for letter, text in options),
+            tuple((letter, _IMAGE_TAG.sub(r"picture \1", text)) for letter, text in options),
             answer_of(row, "answer", where),
             None,
             str(row.get("subject") or "question"),

@@ -302,12 +302,12 @@ class Judges:
             raise _Failed(str(error), again=True) from error
         if reply.status >= 300:
             again = reply.status in _PASSING or reply.status >= 500
-            message = f"HTTP {reply.status}: {self._endpoint.told(reply.body)}"
+            message = f"HTTP {reply.status}: {self._endpoint.message(reply.body)}"
             raise _Failed(message, again, reply.status in _HOPELESS, reply.retry_after_s)
         try:
             text, usage = read_completion(reply)
         except ValueError as error:
-            raise _Failed(f"not a chat completion: {self._endpoint.told(reply.body, 120)}", again=True) from error
+            raise _Failed(f"not a chat completion: {self._endpoint.message(reply.body, 120)}", again=True) from error
         return self._endpoint.scrub(text), usage
 
 

@@ -164,7 +164,7 @@ class BrpoStage:
         rows = []
         for row in range(min(self._runtime.options.log.completions_rows, len(scored.texts))):
             record, earned = records[row // group], scored.scores[row]
-            scored = isinstance(earned, RewardScores)
+            has_scores = isinstance(earned, RewardScores)
             cut = "" if scored.stopped_B[row] else f"cut off at {scored.length_B[row]} tokens"
             rows.append(
                 Completion(
@@ -172,10 +172,10 @@ class BrpoStage:
                     prompt=record.question,
                     answer=record.answer,
                     response=scored.texts[row],
-                    rewards=dict(earned.components) if scored else {},
-                    reward=earned.total if scored else float("nan"),
+                    rewards=dict(earned.components) if has_scores else {},
+                    reward=earned.total if has_scores else float("nan"),
                     advantage=float(scored.advantage_B[row]),
-                    note=cut if scored else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
+                    note=cut if has_scores else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
                 )
             )
         write_completions(workdir, step, rows)
@@ -199,12 +199,15 @@ def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int,
     parts = len(batch[1].ids_QxP)
     numbers = np.arange(turn * rows, (turn + 1) * rows, dtype=np.uint32).reshape(parts, -1)
     cut = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(parts)]
-    rollouts = [sampler(params, *part, step, number) for part, number in zip(cut, numbers, strict=True)]
+    rollouts = [
+        sampler(params, vision, prompts, step, number) for (vision, prompts), number in zip(cut, numbers, strict=True)
+    ]
     return join(jax.device_get(rollouts))
 
 
 def block_slots(prompts: PromptBatch) -> int:
     """X, the slots of the images' blocks of a batch in parts."""
+    assert prompts.block is not None  # collated with the images' blocks
     return prompts.block.pos_QxXx3.shape[2]
 
 

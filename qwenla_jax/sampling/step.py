@@ -154,13 +154,12 @@ def _take_cache(rows: RowSubset, cache: KeyValues, share: int) -> KeyValues:
 
 
 def _put_cache(rows: RowSubset, cache: KeyValues, new: KeyValues) -> KeyValues:
-    bias_BxS = None
-    if new.bias_BxS is not None:
-        assert cache.bias_BxS is not None  # `new` was taken from it
-        bias_BxS = rows.put(cache.bias_BxS, new.bias_BxS)
-    return KeyValues(
+    result = KeyValues(
         rows.put(cache.k_LxBxSxKxH, new.k_LxBxSxKxH, 1),
         rows.put(cache.v_LxBxSxKxH, new.v_LxBxSxKxH, 1),
         rows.put(cache.length_B, new.length_B),
-        bias_BxS,
     )
+    if new.bias_BxS is None:
+        return result
+    assert cache.bias_BxS is not None  # `new` was taken from it
+    return dataclasses.replace(result, bias_BxS=rows.put(cache.bias_BxS, new.bias_BxS))

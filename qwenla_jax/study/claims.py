@@ -63,7 +63,7 @@ class Verdict:
       measure: what was measured here.
       sign: +1 where the claim is that the difference is above 0, -1 where below.
       unit: "points" of 100 percent, "%" on top of the other, "" for plain numbers.
-      found: the difference; nan where it could not be measured.
+      result: the difference; nan where it could not be measured.
       seeds: the same in each seed by itself.
       verdict: HOLDS, FAILS, UNKNOWN or NOT_JUDGED.
       reason: why it was not judged, or what to know beside the number.
@@ -89,7 +89,7 @@ class Verdict:
         """The verdict in one sentence, with its numbers."""
         if self.verdict == NOT_JUDGED:
             return f"Not judged: {self.reason}."
-        number = f"{written(self.found.value, self.unit)} {bounds(self.found, self.unit)}, {p_text(self.found.p)}"
+        number = f"{written(self.result.value, self.unit)} {bounds(self.result, self.unit)}, {p_text(self.result.p)}"
         why = " (the interval holds 0)" if self.verdict == UNKNOWN else ""
         word = self.verdict[0].upper() + self.verdict[1:]
         return f"{word}{why}: {number}; on the claim's side in {self.agreeing} of {len(self.seeds)} seeds."
@@ -241,7 +241,7 @@ def _looking(study: Study) -> list[Verdict]:
 
         def decay(of: Callable[..., Ratio] = of) -> Parts:
             ones = study.of(BASE)
-            tokens = sum(m.attention.positions["tokens"].sum(0) for m in ones)
+            tokens = np.sum([m.attention.positions["tokens"].sum(0) for m in ones], axis=0)
             # The bound of bins that halves the tokens best, so that neither half is a few of the longest answers.
             cut = 1 + int(np.abs(np.cumsum(tokens)[:-1] / tokens.sum() - 0.5).argmin())
             late, early = slice(cut, None), slice(None, cut)

@@ -210,9 +210,9 @@ def _verdict_table(judged: list[Verdict], study: Study) -> str:
     rows = []
     for v in judged:
         known = v.verdict != NOT_JUDGED
-        number = f"{written(v.found.value, v.unit)}\n{bounds(v.found, v.unit)}" if known else ""
+        number = f"{written(v.result.value, v.unit)}\n{bounds(v.result, v.unit)}" if known else ""
         seeds = f"{v.agreeing} of {len(v.seeds)}" if known else ""
-        p = p_text(v.found.p).removeprefix("p ").removeprefix("= ") if known else ""
+        p = p_text(v.result.p).removeprefix("p ").removeprefix("= ") if known else ""
         cells = (v.claim, v.paper, v.measure, number, p, seeds)
         reason = html.escape(_local(v.reason, study))
         note = f"<br><span class='note'>{reason}</span>" if v.reason else ""

@@ -60,31 +60,31 @@ def test_claims_that_hold(favourable):
     expected = {"1", "2a", "4a", "4b", "4c", "4d", "5a", "5b", "5c", "6a", "6b", "6c", "7a", "7c", "8", "9a", "9b"}
     expected |= {"10a", "10b", "10c", "11a", "11b", "11c"}
     assert {n for n in got if got[n].verdict == HOLDS and "'" not in n} - {"3a", "3b"} == expected
-    assert got["2b"].verdict == FAILS and got["2b"].found.value == pytest.approx(10)
+    assert got["2b"].verdict == FAILS and got["2b"].result.value == pytest.approx(10)
     assert all(got[number].agreeing == 2 for number in expected)
 
 
 def test_their_numbers(favourable):
     """Counted by hand from what the fixture wrote."""
     got = judged(favourable)
-    assert got["1"].found.value == pytest.approx(10 / 40) and got["1"].seeds == (0.25, 0.25)
-    assert got["1"].found.p == pytest.approx(stats.binomtest(0, 20).pvalue)
-    assert got["6a"].found.value == pytest.approx(18 / 40) and got["10b"].found.value == pytest.approx(4 / 40)
+    assert got["1"].result.value == pytest.approx(10 / 40) and got["1"].seeds == (0.25, 0.25)
+    assert got["1"].result.p == pytest.approx(stats.binomtest(0, 20).pvalue)
+    assert got["6a"].result.value == pytest.approx(18 / 40) and got["10b"].result.value == pytest.approx(4 / 40)
     # Text-only invents the second of two objects always, COPY in every fourth answer: 10 of 80 against 40 of 80.
-    assert got["7a"].found.value == pytest.approx(10 / 80 - 40 / 80)
-    assert got["7b"].verdict == UNKNOWN and got["7b"].found[:3] == (0, 0, 0)
-    assert got["7c"].found.value == -0.5 and got["7d"].verdict == UNKNOWN  # one of two marks, or none
+    assert got["7a"].result.value == pytest.approx(10 / 80 - 40 / 80)
+    assert got["7b"].verdict == UNKNOWN and got["7b"].result[:3] == (0, 0, 0)
+    assert got["7c"].result.value == -0.5 and got["7d"].verdict == UNKNOWN  # one of two marks, or none
     # The bins hold as many tokens each: the first is one third, the first two are two; a tie, and the first wins.
-    assert got["4a"].found.value == pytest.approx((0.3 + 0.2) / 2 - 0.4)
-    assert got["4b"].found.value == pytest.approx(((0.3 + 0.2) / 2 - 0.4) / 0.25)
-    assert got["4c"].found.value == pytest.approx(0.15 - 0.3)
-    assert got["5a"].found.value == pytest.approx(0.35 - 0.15)
-    assert got["5c'"].found.value == pytest.approx((0.35 - 0.2) / 0.25)
-    assert got["11a"].found.value == pytest.approx((0.63 + 0.64 + 0.635) / 1.5 - 1)
+    assert got["4a"].result.value == pytest.approx((0.3 + 0.2) / 2 - 0.4)
+    assert got["4b"].result.value == pytest.approx(((0.3 + 0.2) / 2 - 0.4) / 0.25)
+    assert got["4c"].result.value == pytest.approx(0.15 - 0.3)
+    assert got["5a"].result.value == pytest.approx(0.35 - 0.15)
+    assert got["5c'"].result.value == pytest.approx((0.35 - 0.2) / 0.25)
+    assert got["11a"].result.value == pytest.approx((0.63 + 0.64 + 0.635) / 1.5 - 1)
     assert got["11a"].seeds == (pytest.approx(0.27), pytest.approx(0.27))
-    assert got["11c"].found.value == pytest.approx(1.905 / 1.56 - 1)
+    assert got["11c"].result.value == pytest.approx(1.905 / 1.56 - 1)
     # The object before the middle (token 12 of 4 and 12: 8) is never invented, the one behind it always.
-    assert got["3a'"].found.value == pytest.approx(1)
+    assert got["3a'"].result.value == pytest.approx(1)
     assert got["6a"].sentence().startswith("Holds: +45.0 points [")
     assert got["6a"].sentence().endswith("p < 0.001; on the claim's side in 2 of 2 seeds.")
 
@@ -114,9 +114,9 @@ def test_claims_that_cannot_be_told(tmp_path):
     lines = [line(r, True, ((4, i % 2 == 0), (12, i % 2 == 1))) for i, r in enumerate(records(0))]
     write_run(tmp_path, systems=(BASE, TEXT, COPY), right={TEXT: 39}, base={"lines": lines})
     got = judged(collect([tmp_path]))
-    assert got["6a"].verdict == UNKNOWN and got["6a"].found.value == pytest.approx(1 / 40)
-    assert got["6a"].found.p == 1 and "Cannot be told (the interval holds 0): +2.5 points" in got["6a"].sentence()
-    assert got["3a'"].verdict == UNKNOWN and got["3a'"].found.value == 0
+    assert got["6a"].verdict == UNKNOWN and got["6a"].result.value == pytest.approx(1 / 40)
+    assert got["6a"].result.p == 1 and "Cannot be told (the interval holds 0): +2.5 points" in got["6a"].sentence()
+    assert got["3a'"].verdict == UNKNOWN and got["3a'"].result.value == 0
     # All answers are as long: none is longer than the median.
     assert got["3a"].verdict == NOT_JUDGED and "too little was counted" in got["3a"].reason
 
@@ -126,7 +126,7 @@ def test_hallucination_by_length(tmp_path):
     lines = [line(r, True, ((4, i >= 20), (12, False)), 20 if i >= 20 else 30) for i, r in enumerate(records(0))]
     write_run(tmp_path, systems=(BASE,), base={"lines": lines})
     got = judged(collect([tmp_path]))["3a"]
-    assert got.verdict == HOLDS and got.found.value == pytest.approx(0.5) and got.agreeing == 1
+    assert got.verdict == HOLDS and got.result.value == pytest.approx(0.5) and got.agreeing == 1
 
 
 def test_times_of_other_batches(tmp_path):

@@ -44,7 +44,7 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, above
             value = None
         # Not a number is in no range; what is above 0 must be so in 32 bits.
         inside = value is not None and low <= value <= high and not (above and value == low)
-        if not inside or 0 < abs(value) < 1e-30:
+        if value is None or not inside or 0 < abs(value) < 1e-30:
             raise argparse.ArgumentTypeError(f"got {_brief(repr(text))}, expected {what} {bounds}")
         return value
 

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags, logging
 
@@ -67,8 +67,9 @@ def settings(args: flags.FlagValues) -> Settings:
         runs["cold_start"] = change(runs["cold_start"], steps=runs["cold_start"].steps // 5)
     runs = {name: change(run, steps=max(1, run.steps // args.divide_steps)) for name, run in runs.items()}
     size = max(64, (distill.data.size or 0) // args.divide_steps)
+    arms: dict[str, Any] = {**runs, "base": change(runs["base"], seed=args.seed)}
     return Settings(
-        **{**runs, "base": change(runs["base"], seed=args.seed)},
+        **arms,
         distill=change(distill, data=change(distill.data, size=size)),
         seed=args.seed,
         source="marked_scenes" if args.study else "scenes",
@@ -104,7 +105,7 @@ def compiled_once() -> Iterator[None]:
     """Keeps compiled programs on disk meanwhile, for seeds and arms share many; where the user keeps them, there."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if cast(Any, jax.config).jax_compilation_cache_dir:  # made at run time
         yield
         return
     with tempfile.TemporaryDirectory(prefix="qwenla_jax_compiled_") as folder:

@@ -179,9 +179,11 @@ class RawRecords(Protocol):
 
     def __len__(self) -> int:
         """Number of records."""
+        ...
 
     def raw_record(self, index: int) -> RawRecord:
         """The row at an index from 0."""
+        ...
 
 
 def file_leaks(trained: RawRecords, evaluated: RawRecords, size: int | None = None) -> LeakReport:
@@ -312,7 +314,7 @@ def find_leaks(trained: Fingerprints, evaluated: Fingerprints) -> LeakReport:
         for how, index in indices.items():
             for other in index.get(getattr(each, how), ()):
                 result.setdefault(other.record, Leak(each.record, other.record, how))
-        if each.phash is not None and hashed:
+        if each.phash is not None and each.thumb is not None and hashed:
             near = np.bitwise_count(hashes ^ np.uint64(each.phash)) <= HASH_BITS
             near &= np.abs(shapes - each.shape) <= _SHAPE
             for at in np.flatnonzero(near):

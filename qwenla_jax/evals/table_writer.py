@@ -45,6 +45,7 @@ def _tsv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _xlsx(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         import openpyxl
+        import openpyxl.cell
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{path}: writing xlsx needs openpyxl: pip install 'qwenla_jax[evals]'; or name a .tsv"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -87,7 +88,7 @@ def ask(
     config = checkpoint.config
     if max_pixels is not None:
         processor = _with_max_pixels(processor, max_pixels)
-    reattention = ReattentionConfig(
+    asked = ReattentionConfig(
         mode=reattention,
         keep_ratio=keep_ratio,
         max_insertions=max_insertions,
@@ -95,7 +96,7 @@ def ask(
         open_id=tok.ids.reflection_open,
         close_id=tok.ids.reflection_close,
     )
-    options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), reattention)
+    options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), asked)
     vision = config.vision
     layout = ImageLayout(
         vision.patch_size,
@@ -107,9 +108,7 @@ def ask(
     imgs = _images(images, processor, layout)
     record = Record("question", imgs, question, "", None, "")
     example = to_prompt_example(record, tok, processor, layout, system)
-    batch = collate_prompts(
-        [example], _buckets(example, processor, layout), 1, reattention if reattention.inserts else None
-    )
+    batch = collate_prompts([example], _buckets(example, processor, layout), 1, asked if asked.inserts else None)
     logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
     rollout = jax.device_get(_sample(config, options, checkpoint.params, *batch, logit_bias_V, np.uint32(seed)))
     ids = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
@@ -118,7 +117,7 @@ def ask(
         text=text,
         token_ids=ids,
         sections=list(parse(text).sections),
-        reattention=_insertions(checkpoint, tok, reattention, *batch, rollout, example),
+        reattention=_insertions(checkpoint, tok, asked, *batch, rollout, example),
         skipped=int(rollout.skipped_B[0]),
         stopped=bool(rollout.stopped_B[0]),
         seconds=time.perf_counter() - started,
@@ -172,7 +171,7 @@ def _sample(
     seed: jax.Array,
 ) -> Rollout:
     return sample(
-        QwenVL(config), options, params, vision, prompts, logit_bias_V, seed, np.uint32(0), np.zeros(1, np.uint32)
+        QwenVL(config), options, params, vision, prompts, logit_bias_V, seed, jnp.uint32(0), jnp.zeros(1, jnp.uint32)
     )
 
 

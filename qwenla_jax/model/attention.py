@@ -11,6 +11,7 @@ backward, so that it never exists whole. `model.kernels` decides which calls a k
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -168,6 +169,7 @@ def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tu
         total = total + lay.ungroup(e.sum(-1))
         part = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
         out = out + lay.ungroup(part)
+    assert isinstance(out, jax.Array) and isinstance(total, jax.Array)  # there is a segment
     return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
 
@@ -206,6 +208,7 @@ def _backward_block(
         part = jnp.einsum("qkms,qskh->qkmh", d_s, segment.k, preferred_element_type=jnp.float32)
         d_q = d_q + lay.ungroup(part)
         sums.append((d_k, d_v))
+    assert isinstance(d_q, jax.Array)  # there is a segment
     return d_q.astype(dtype), tuple(sums)
 
 
@@ -273,5 +276,7 @@ def _query_blocks(q: jax.Array, segments: tuple[Segment, ...], size: int) -> Any
 def _take(segments: tuple[Segment, ...], block: Any) -> tuple[jax.Array, tuple[Segment, ...], jax.Array]:
     """The arguments that one of `_query_blocks` stands for."""
     queries, first, visible = block
-    own = (s if part is None else s.replace(visible=part) for s, part in zip(segments, visible, strict=True))
+    own = (
+        s if part is None else dataclasses.replace(s, visible=part) for s, part in zip(segments, visible, strict=True)
+    )
     return queries, tuple(own), first

@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qwenla_jax.utils.json_files import read_object
 from qwenla_jax.utils.json_section import Section
@@ -68,7 +68,7 @@ _TEXT_DEFAULTS: dict[str, Any] = {
     "rope_theta": 1e6,
     "mrope_section": [16, 24, 24],
 }
-_ID_DEFAULTS = dict(zip(_ID_KEYS, (151655, 151656, 151652, 151653), strict=True))
+_ID_DEFAULTS: dict[str, Any] = dict(zip(_ID_KEYS, (151655, 151656, 151652, 151653), strict=True))
 # Far above any model: a file that asks for more is refused before anything is made for each layer or row.
 _MOST_LAYERS, _MOST = 1024, 2**24
 _MAX_BYTES = 10 << 20
@@ -374,7 +374,7 @@ def _read(top: Section, folder: Path | None = None) -> ModelConfig:
             dtype=dtype,
             param_dtype=dtype,
             initializer_range=text.number("initializer_range"),
-            **{name: ids.whole(name) for name in _ID_KEYS},
+            **cast(dict[str, Any], {name: ids.whole(name) for name in _ID_KEYS}),
         )
     except ValueError as error:
         raise error if str(error).startswith(top.where) else ValueError(f"{top.where}: {error}") from error
@@ -421,7 +421,7 @@ def _text(c: Section, tie: bool) -> TextConfig:
         head_dim=c.whole("head_dim") if own else sizes["hidden_size"] // max(sizes["num_heads"], 1),
         rms_norm_eps=c.number("rms_norm_eps"),
         rope_theta=rope.number("rope_theta"),
-        mrope_section=rope.wholes("mrope_section"),
+        mrope_section=cast(tuple[int, int, int], rope.wholes("mrope_section")),  # `TextConfig` counts them
         tie_word_embeddings=tie,
         **sizes,
     )

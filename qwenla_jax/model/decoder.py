@@ -7,12 +7,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.attention import Segment, attention_with_weights
 from qwenla_jax.model.config import TextConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
-from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
+from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, partitioned, scan_layers
 from qwenla_jax.model.rope import mrope_angles, rotate
 
 # Below this many rows a product with a one-hot matrix beats a gather, whose gradient is a scatter.
@@ -71,7 +72,7 @@ class DecoderAttention(nn.Module):
         k = dense("k", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
         v = dense("v", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        q = nn.with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
+        q = with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
         shards = [*past, (k, v)]
         segments = tuple(
             Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None)
@@ -105,7 +106,7 @@ class DecoderLayer(nn.Module):
         cfg, types = self.config, (self.dtype, self.param_dtype)
         x, total = carry
         return_attention = tuple(total)
-        x = nn.with_logical_constraint(x, ("batch", "tokens", "act_embed"))
+        x = with_logical_constraint(x, ("batch", "tokens", "act_embed"))
         h = RMSNorm(cfg.rms_norm_eps, *types, name="input_norm")(x)
         attend_to = DecoderAttention(cfg, *types, self.init_scale, self.attention, name="attn")
         h, new, received = attend_to(h, cos, sin, masks, past, return_attention)
@@ -128,7 +129,7 @@ class Embedding(nn.Module):
     def __call__(self, ids_BxT: jax.Array) -> jax.Array:
         table_VxD = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(self.init_scale), ("vocab", "embed")),
+            partitioned(nn.initializers.normal(self.init_scale), ("vocab", "embed")),
             (self.vocab_size, self.features),
             jnp.dtype(self.param_dtype),
         )
@@ -154,7 +155,7 @@ class Head(nn.Module):
     def __call__(self) -> jax.Array:
         return self.param(
             "kernel",
-            nn.with_logical_partitioning(nn.initializers.normal(self.init_scale), ("embed", "vocab")),
+            partitioned(nn.initializers.normal(self.init_scale), ("embed", "vocab")),
             (self.features, self.vocab_size),
             jnp.dtype(self.param_dtype),
         )
@@ -225,4 +226,4 @@ class Decoder(nn.Module):
 
 def _sharded_bias(bias_BxS: jax.Array | None) -> jax.Array | None:
     """The bias, laid out as the rows are."""
-    return None if bias_BxS is None else nn.with_logical_constraint(bias_BxS, ("batch", "tokens"))
+    return None if bias_BxS is None else with_logical_constraint(bias_BxS, ("batch", "tokens"))

@@ -12,13 +12,14 @@ paper silent: nothing of this changes what is computed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
@@ -194,10 +195,13 @@ def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interp
     lanes = -(-H // LANES) * LANES
     heads_first = lambda x, size: _padded(_padded(jnp.swapaxes(x, 1, 2), 3, lanes), 2, size)  # noqa: E731
     out = jax.vmap(kernel)(heads_first(scaled, shape[0]), heads_first(k, shape[1]), heads_first(v, shape[1]), ids)
+    out = cast(jax.Array, out)  # alone, for no residuals are asked for
     return jnp.swapaxes(out[:, :, :tokens, :H], 1, 2).reshape(-1, T, N, H)[:B]
 
 
-def cudnn_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], implementation: str = "cudnn") -> jax.Array:
+def cudnn_attention(
+    q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], implementation: Literal["xla", "cudnn"] = "cudnn"
+) -> jax.Array:
     """cuDNN's flash attention through `jax.nn.dot_product_attention`, masked by order and lengths alone.
 
     One run of keys that all queries see alike: the hidden ones go behind the others, and a length hides them. A run
@@ -212,6 +216,7 @@ def cudnn_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], impleme
     k, v = (_per_row(x, B) for x in (segments[0].k, segments[0].v))
     lengths = None
     if len(segments) == 2:
+        assert segments[0].length_Q is not None  # else `refusal` names it
         start_B = _per_row(segments[0].length_Q, B)
         slots = k.shape[1] + T
         put = jax.vmap(lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0))
@@ -280,8 +285,10 @@ def _on_mesh(kernel: Any, q: jax.Array, segments: tuple[Segment, ...], rows: str
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
         return kernel(q, segments)
     B, _, N, _ = q.shape
-    by_row, _, by_head, _ = nn.logical_to_mesh_axes((rows, None, "act_heads", None))
-    shards, parts = (math.prod(mesh.shape[name] for name in _names(axes)) for axes in (by_row, by_head))
+    axes = logical_to_mesh_axes((rows, None, "act_heads", None))
+    assert axes is not None  # names were given
+    by_row, _, by_head, _ = axes
+    shards, parts = (math.prod(mesh.shape[name] for name in _names(by)) for by in (by_row, by_head))
     if B % shards:
         by_row, shards = None, 1
     K = segments[0].k.shape[2]
@@ -291,7 +298,7 @@ def _on_mesh(kernel: Any, q: jax.Array, segments: tuple[Segment, ...], rows: str
         by_head, times = None, 1
     heads = lambda x: x if times == 1 else jnp.repeat(x, times, axis=2)  # noqa: E731
     own = lambda x: x if len(x) % shards == 0 else _per_row(x, B)  # noqa: E731
-    split = tuple(jax.tree.map(own, s.replace(k=heads(s.k), v=heads(s.v))) for s in segments)
+    split = tuple(jax.tree.map(own, dataclasses.replace(s, k=heads(s.k), v=heads(s.v))) for s in segments)
     wide = PartitionSpec(by_row, None, by_head, None)
     specs = tuple(jax.tree.map(lambda x: wide if x.ndim == 4 else PartitionSpec(by_row), _flat(s)) for s in split)
     call = jax.shard_map(
@@ -309,8 +316,8 @@ def _names(axes: Any) -> tuple[str, ...]:
 
 def _flat(segment: Segment) -> Segment:
     """With `visible` as [Q, S], so that only keys and values have four axes."""
-    return segment if segment.visible is None else segment.replace(visible=segment.visible[:, 0, 0])
+    return segment if segment.visible is None else dataclasses.replace(segment, visible=segment.visible[:, 0, 0])
 
 
 def _whole(segment: Segment) -> Segment:
-    return segment if segment.visible is None else segment.replace(visible=segment.visible[:, None, None])
+    return segment if segment.visible is None else dataclasses.replace(segment, visible=segment.visible[:, None, None])

@@ -37,9 +37,7 @@ def grow(cache: KeyValues, slots: int) -> KeyValues:
     more = [(0, 0)] * 5
     more[2] = (0, slots - cache.k_LxBxSxKxH.shape[2])
     bias_BxS = None if cache.bias_BxS is None else jnp.pad(cache.bias_BxS, more[1:3])
-    return cache.replace(
-        k_LxBxSxKxH=jnp.pad(cache.k_LxBxSxKxH, more), v_LxBxSxKxH=jnp.pad(cache.v_LxBxSxKxH, more), bias_BxS=bias_BxS
-    )
+    return KeyValues(jnp.pad(cache.k_LxBxSxKxH, more), jnp.pad(cache.v_LxBxSxKxH, more), cache.length_B, bias_BxS)
 
 
 def append(cache: KeyValues, new: KeyValues) -> KeyValues:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,11 @@ ATTENTION_OUTPUT = "attention_output"
 
 # A linear layer's low-rank adapter, beside its kernel; see `model.lora`.
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
+
+
+def partitioned(init: nn.initializers.Initializer, axes: tuple[str, ...]) -> Callable[..., jax.Array]:
+    """An initializer with the logical names of its axes, typed as what `Module.param` returns: without flax's box."""
+    return cast(Callable[..., jax.Array], nn.with_logical_partitioning(init, axes))
 
 
 class Dense(nn.Module):
@@ -44,7 +50,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(nn.initializers.normal(self.init_scale), self.axes),
+            partitioned(nn.initializers.normal(self.init_scale), self.axes),
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
@@ -53,7 +59,7 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param(
                 "bias",
-                nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+                partitioned(nn.initializers.zeros, self.axes[1:]),
                 (self.features,),
                 jnp.dtype(self.param_dtype),
             )
@@ -79,7 +85,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param(
             "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            partitioned(nn.initializers.ones, ("norm",)),
             (x.shape[-1],),
             jnp.dtype(self.param_dtype),
         )
@@ -146,7 +152,7 @@ def scan_layers(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast,) * num_broadcast + (0,) * num_scanned,
+        in_axes=cast(Any, (nn.broadcast,) * num_broadcast + (0,) * num_scanned),  # one for each, not only an int
         length=length,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

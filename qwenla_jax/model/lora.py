@@ -18,7 +18,7 @@ import difflib
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ def adapters(
     Returns:
       A tree of the adapters' leaves alone.
     """
-    flat, made = flatten_dict(shapes, sep="/"), {}
+    flat, made = cast(dict[str, Any], flatten_dict(shapes, sep="/")), {}
     for path in kernels:
         *layers, into, out = flat[path].shape
         own, bound = jax.random.fold_in(key, zlib.crc32(path.encode())), into**-0.5
@@ -130,7 +130,7 @@ def adapter_specs(specs: Mapping[str, Any], kernels: Iterable[str]) -> dict[str,
       specs: logical axes of the base parameters, as `qwen_vl.logical_specs` gives them.
       kernels: from `kernels_for`.
     """
-    flat, made = flatten_dict(specs, sep="/"), {}
+    flat, made = cast(dict[str, Any], flatten_dict(specs, sep="/")), {}
     for path in kernels:
         *layers, into, out = flat[path]
         layer = path.removesuffix("kernel")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.decoder import Decoded, Decoder
@@ -52,6 +53,7 @@ class QwenVL(nn.Module):
         x_BxTxD = self.decoder.embed(ids_BxT)
         if visual_BxT is None:
             return x_BxTxD
+        assert visual_ZxD is not None
         # Run by run, so that a device picks from its own: one index into all of them would gather them on every device.
         index_UxN = visual_BxT.reshape(shards, -1)
         first_Ux1 = jnp.arange(shards, dtype=index_UxN.dtype)[:, None] * (len(visual_ZxD) // shards)
@@ -60,7 +62,7 @@ class QwenVL(nn.Module):
         visual_UxZxD = visual_ZxD.reshape(shards, -1, visual_ZxD.shape[-1])
         picked = jax.vmap(lambda visual, index: jnp.take(visual, index, axis=0))(visual_UxZxD, index_UxN)
         picked = picked.reshape(*visual_BxT.shape, -1)
-        picked = nn.with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
+        picked = with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
         return jnp.where((visual_BxT >= 0)[..., None], picked.astype(x_BxTxD.dtype), x_BxTxD)
 
     def decode(
@@ -81,6 +83,14 @@ class QwenVL(nn.Module):
         """Hidden states [B, T, D] of whole sequences, after the last norm."""
         x = self.embed(ids_BxT, visual_BxT, self.encode(vision), vision.shards)
         return self.decode(x, pos_BxTx3).hidden_BxTxD
+
+    if TYPE_CHECKING:
+        # Flax's own says nothing of the method's result, and adds the variables that only `mutable` returns.
+        @overload
+        def apply(self, variables: Any, *args: Any, method: Literal["decode"]) -> Decoded: ...
+        @overload
+        def apply(self, variables: Any, *args: Any, method: Literal["encode", "embed"] | None = None) -> jax.Array: ...
+        def apply(self, variables: Any, *args: Any, method: str | None = None) -> Any: ...
 
 
 def head_matrix(params: Params) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def mrope_angles(pos_BxTx3: jax.Array, head_dim: int, theta: float, sections: tu
     # A product with a constant 0/1 matrix chooses each frequency's axis: exact, and cheaper than a gather.
     select_3xF = np.asarray(axis_of_freq[None, :] == np.arange(3)[:, None], np.float32)
     pos = pos_BxTx3.astype(jnp.float32)
-    chosen = sum(pos[..., axis, None] * select_3xF[axis] for axis in range(3))
+    chosen = cast(jax.Array, sum(pos[..., axis, None] * select_3xF[axis] for axis in range(3)))
     return chosen * inv_freq
 
 

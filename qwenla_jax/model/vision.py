@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.attention import Segment
 from qwenla_jax.model.config import VisionConfig
@@ -68,7 +69,7 @@ class VisionBlock(nn.Module):
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, valid_IxS: jax.Array, is_full: jax.Array
     ) -> tuple[jax.Array, None]:
         cfg, types = self.config, (self.dtype, self.param_dtype)
-        x = nn.with_logical_constraint(x, ("frames", "patches", "act_embed"))
+        x = with_logical_constraint(x, ("frames", "patches", "act_embed"))
         h = RMSNorm(cfg.rms_norm_eps, *types, name="norm1")(x)
         x = x + VisionAttention(cfg, *types, self.init_scale, self.attention, name="attn")(
             h, cos, sin, valid_IxS, is_full
@@ -123,5 +124,5 @@ class VisionTower(nn.Module):
         )
         merged = Merger(cfg, *types, self.init_scale, name="merger")(x)
         # Else they may come out split by width, as the last kernel is, and picking from them is undone on all devices.
-        merged = nn.with_logical_constraint(merged, ("frames", "tokens", "act_embed"))
+        merged = with_logical_constraint(merged, ("frames", "tokens", "act_embed"))
         return jnp.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1)

@@ -163,6 +163,7 @@ def _rollout_batch(runtime: TrainRuntime, prompts: PromptBatch) -> RolloutBatch:
 
     reattention, kept = runtime.reattention(), None
     if reattention.inserts:
+        assert prompts.block is not None  # collated with the images' blocks
         kept = array(np.bool_, reattention.max_insertions, prompts.block.source_QxX.shape[2])
     one = array(np.float32)
     return RolloutBatch(

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import AbstractMesh
@@ -167,7 +167,7 @@ def _mesh_sizes(options: RunOptions, chips: int) -> tuple[int, int, int]:
 @contextlib.contextmanager
 def _effort(level: str | None) -> Iterator[None]:
     """Compiles at JAX's optimisation level of this name; None leaves it."""
-    before = jax.config.jax_optimization_level
+    before = cast(Any, jax.config).jax_optimization_level  # made at run time
     jax.config.update("jax_optimization_level", level or before)
     try:
         yield
@@ -209,7 +209,9 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         used[name] = float(memory.peak_memory_in_bytes)
         peak = used[name] + sum(kept.components.get(part, 0) for part in beside)
         times = sizes.parts if name == "rollout" else 1
-        result = collectives(compiled.as_text(), topology.chips, _dynamic_trips(runtime, name))
+        text = compiled.as_text()
+        assert text is not None
+        result = collectives(text, topology.chips, _dynamic_trips(runtime, name))
         phases[name] = _phase(topology.chip, work.get(name, Work()), result, peak, times, **spent)
     components: dict[str, float] = dict(kept.components)
     if phases:

@@ -77,16 +77,16 @@ def parse(text: str) -> tuple[str, Computations]:
       ValueError: the text has no entry.
     """
     computations: Computations = {}
-    entry = name = None
+    entry: str | None = None
+    name: str | None = None
     for line in text.splitlines():
         head = None if line.startswith(" ") else _COMPUTATION.match(line)
         if head:
             name = head[2]
-            computations[name] = []
+            computations[head[2]] = []
             entry = name if head[1] else entry
             continue
-        result = _INSTRUCTION.match(line) if name else None
-        if result:
+        if name and (result := _INSTRUCTION.match(line)):
             computations[name].append(_instruction(result[1], result[2]))
     if entry is None:
         raise ValueError("the text has no ENTRY computation; expected a compiled program's `as_text()`")

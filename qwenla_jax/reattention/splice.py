@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -29,7 +31,7 @@ def insertion(
     if not options.masks:
         return copy_slots(prompts, compact(selected_BxX, slots), next_pos_B)
     everything = copy_slots(prompts, compact(all_slots(prompts), slots), next_pos_B)
-    return everything.replace(bias_BxY=hiding_bias(selected_BxX))
+    return dataclasses.replace(everything, bias_BxY=hiding_bias(selected_BxX))
 
 
 def embed_with_sources(

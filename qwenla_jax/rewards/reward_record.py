@@ -67,7 +67,7 @@ class RewardRecord:
         for text in values["options"]:
             _check("options", text, str)
         lists = {name: tuple(values[name]) for name in ("reflection_tokens", "options")}
-        return cls(**values | lists)
+        return cls(**{**values, **lists})
 
 
 def _check(name: str, value: Any, kind: type) -> None:

@@ -48,7 +48,7 @@ def rating(path: Path) -> float | None:
         result = json_files.read_object(path).get("rating")
     except (OSError, ValueError):
         return None
-    return float(result) if type(result) in (int, float) and abs(result) <= 1e30 else None
+    return float(result) if result is not None and type(result) in (int, float) and abs(result) <= 1e30 else None
 
 
 def damage(path: Path, folder: Path) -> str | None:

@@ -251,5 +251,5 @@ class MetricWriter:
 def _keep(path: Path) -> None:
     """Moves a file that is not empty to `NAME-N` with the first number that is free."""
     if path.is_file() and path.stat().st_size:
-        numbers = itertools.count(1)
-        os.replace(path, next(p for n in numbers if not (p := path.with_stem(f"{path.stem}-{n}")).exists()))
+        names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+        os.replace(path, next(name for name in names if not name.exists()))

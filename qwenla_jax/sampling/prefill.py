@@ -54,7 +54,10 @@ def prefill(
     text, (Q, P), R = config.text, prompts.ids_QxP.shape, options.max_new_tokens
     B = Q * G
     hidden_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
-    E, X = (reattention.max_insertions, prompts.block.source_QxX.shape[1]) if reattention.inserts else (0, 0)
+    E = X = 0
+    if reattention.inserts:
+        assert prompts.block is not None  # collated with the images' blocks
+        E, X = reattention.max_insertions, prompts.block.source_QxX.shape[1]
     return SampleState(
         prompts=prompts,
         prompt_QxPxD=prompt_QxPxD,

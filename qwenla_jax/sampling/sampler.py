@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -70,7 +71,7 @@ def sample(
         # A size is left while it still has room for a row's token, and for an insertion with its tag.
         most = size if size == sizes[-1] else size - (slots + 1 if reattention.inserts else 1)
         fits = functools.partial(cache_has_room, most)
-        state = state.replace(cache=grow(state.cache, size))
+        state = dataclasses.replace(state, cache=grow(state.cache, size))
         if reattention.inserts:
             state = decode_with_insertions(options, decode, insert, fits, state)
         else:

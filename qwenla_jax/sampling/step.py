@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -58,7 +60,8 @@ def decode_step(
     received_BxP = state.received_BxP
     if reattention.selects:
         received_BxP = received_BxP + jnp.where(fed_B[:, None], decoded.received["prefix"][:, 0], 0.0)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         hidden_BxD=jnp.where(fed_B[:, None], decoded.hidden_BxTxD[:, 0], state.hidden_BxD),
         cache=append(state.cache, KeyValues(*decoded.new, fed_B.astype(jnp.int32))),
         next_pos_B=state.next_pos_B + fed_B,
@@ -115,7 +118,8 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
     now_CxE = jnp.arange(state.selected_BxExX.shape[1]) == turn_C[:, None]
     selected_CxExX = jnp.where(now_CxE[..., None], selected_CxX[:, None], rows.take(state.selected_BxExX))
     done_B = rows.put(jnp.zeros((B,), bool), live_C)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         hidden_BxD=rows.put(state.hidden_BxD, of_tag(decoded.hidden_BxTxD)),
         cache=_put_cache(rows, state.cache, cache),
         next_pos_B=rows.put(state.next_pos_B, tokens.next_pos_B + 1),
@@ -150,9 +154,12 @@ def _take_cache(rows: RowSubset, cache: KeyValues, share: int) -> KeyValues:
 
 
 def _put_cache(rows: RowSubset, cache: KeyValues, new: KeyValues) -> KeyValues:
-    return KeyValues(
+    result = KeyValues(
         rows.put(cache.k_LxBxSxKxH, new.k_LxBxSxKxH, 1),
         rows.put(cache.v_LxBxSxKxH, new.v_LxBxSxKxH, 1),
         rows.put(cache.length_B, new.length_B),
-        None if new.bias_BxS is None else rows.put(cache.bias_BxS, new.bias_BxS),
     )
+    if new.bias_BxS is None:
+        return result
+    assert cache.bias_BxS is not None  # `new` was taken from it
+    return dataclasses.replace(result, bias_BxS=rows.put(cache.bias_BxS, new.bias_BxS))

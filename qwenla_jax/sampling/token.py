@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.layers import MASK_VALUE
 
@@ -83,7 +83,7 @@ def drawn(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
     Small weights belong to random numbers near 0, which lie close enough, see `uniforms`.
     """
     # Whole on every device that has the row: left to itself XLA may split what is sorted.
-    weight_BxN = nn.with_logical_constraint(weight_BxN, ("batch", "tokens"))
+    weight_BxN = with_logical_constraint(weight_BxN, ("batch", "tokens"))
     order_BxN, sum_BxN = rising_sums(weight_BxN)
     passed_BxN = sum_BxN > uniform_B[:, None] * sum_BxN[:, -1:]
     # A random number of 1 passes none and takes the last.

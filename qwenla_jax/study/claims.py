@@ -241,7 +241,7 @@ def _looking(study: Study) -> list[Verdict]:
 
         def decay(of: Callable[..., Ratio] = of) -> Parts:
             ones = study.of(BASE)
-            tokens = sum(m.attention.positions["tokens"].sum(0) for m in ones)
+            tokens = np.sum([m.attention.positions["tokens"].sum(0) for m in ones], axis=0)
             # The bound of bins that halves the tokens best, so that neither half is a few of the longest answers.
             cut = 1 + int(np.abs(np.cumsum(tokens)[:-1] / tokens.sum() - 0.5).argmin())
             late, early = slice(cut, None), slice(None, cut)

@@ -215,7 +215,7 @@ def _legend(figure: Figure, axis: Any) -> None:
     )
 
 
-def _bins(values: Sequence[float], most: int = 8) -> np.ndarray:
+def _bins(values: Sequence[float] | np.ndarray, most: int = 8) -> np.ndarray:
     """Bounds of up to `most` bins between the smallest and the largest value, of whole tokens."""
     low, high = math.floor(min(values, default=0)), math.floor(max(values, default=0)) + 1
     width = max(1, math.ceil((high - low) / most))
@@ -247,7 +247,7 @@ def _attention(study: Study, names: Sequence[str]) -> Figure:
         edges = attention_sums[0].edges
         if any(not np.array_equal(attention.edges, edges) for attention in attention_sums):
             raise StudyError(f"{name}: the seeds' attention was measured in different bins of positions")
-        tokens = sum(attention.positions["tokens"].sum(0) for attention in attention_sums)
+        tokens = np.sum([attention.positions["tokens"].sum(0) for attention in attention_sums], axis=0)
         _curve(axes[0], name, edges, [st.visual_mass(attention.positions) for attention in attention_sums], 100, tokens)
         _curve(axes[1], name, edges, [st.visual_ratio(attention.positions) for attention in attention_sums], 1, tokens)
     axes[0].set_ylim(bottom=0)

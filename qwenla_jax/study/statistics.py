@@ -161,6 +161,7 @@ def _pooled(parts: Sequence[Ratio]) -> tuple[np.ndarray, np.ndarray]:
         weights = _weights(len(top), index)
         over, under = over + top.sum(0), under + bottom.sum(0)
         drawn_over, drawn_under = drawn_over + weights @ top, drawn_under + weights @ bottom
+    assert isinstance(over, np.ndarray) and isinstance(drawn_over, np.ndarray)  # there is a part
     with np.errstate(divide="ignore", invalid="ignore"):
         return over / under, drawn_over / drawn_under
 

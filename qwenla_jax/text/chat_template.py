@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 
@@ -84,7 +84,12 @@ def _rendered(template: str) -> list[str]:
 
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
     return [
-        theirs.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=open_answer)
+        cast(  # text, for it is not tokenized
+            str,
+            theirs.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=open_answer
+            ),
+        )
         for turns in _PROBES
         for open_answer in (True, False)
     ]

@@ -207,7 +207,7 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> Tokeniz
         ]
     )
     backend.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(added),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

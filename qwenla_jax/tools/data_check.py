@@ -69,7 +69,7 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
     asked: list[tuple[str, str, Split, bool]] = [("training", data.source, "cold_start" if sft else "train", apart)]
     if options.eval.final_size or options.eval.every:
         asked.append(("evaluation", data.eval_source or data.source, "held_out", apart))
-    asked += [("against", spec, "held_out", True) for spec in against]
+    asked.extend(("against", spec, "held_out", True) for spec in against)
     lines: list[str] = []
     invalid: dict[str, None] = {}  # a row that both splits meet counts once
     prints: dict[str, list[Fingerprints]] = {"training": [], "evaluation": []}

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import resource
 import time
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -93,6 +93,7 @@ def examine(options: RunOptions) -> list[Check]:
             compiled.append(counter.count)
         checks += _first_step(options, metrics)
         checks.append(_compiles(shapes, compiled))
+        assert stage.inputs is not None
         checks.append(_image(runtime, state.params, reference, stage.inputs.batch))
         checks += _adapters(state, before, taught, options)
         checks.append(_memory(state, reference))
@@ -181,7 +182,7 @@ def _adapters(state: TrainState, before: int, taught: bool, options: RunOptions)
     kernels = adapted_kernels(state.params)
     if not kernels:
         return []
-    own = flatten_dict(only_adapters(state.params), sep="/")
+    own = cast(dict[str, Any], flatten_dict(only_adapters(state.params), sep="/"))
     still = [path for path, leaf in own.items() if path.endswith(LORA_B) and not np.any(leaf)]
     size = sum(leaf.size for path, leaf in own.items() if not path.endswith(LORA_SCALE))
     same = frozen_fingerprint(state.params, options.optim.trainable) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.parallel.sharding import row_shards
@@ -17,7 +18,11 @@ VOCAB_CHUNK = 16384
 
 
 def token_logprobs(
-    hidden_BxTxD: jax.Array, head_DxV: jax.Array, ids_BxT: jax.Array, logit_bias_V: jax.Array, temperature: float = 1.0
+    hidden_BxTxD: jax.Array,
+    head_DxV: jax.Array,
+    ids_BxT: jax.Array,
+    logit_bias_V: jax.Array | np.ndarray,
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of given tokens and the entropy of their distributions; [B, T, V] never exists whole.
 
@@ -157,7 +162,7 @@ def response_logprobs(
     vision: VisionBatch,
     prompts: PromptBatch,
     ids_BxR: jax.Array,
-    logit_bias_V: jax.Array,
+    logit_bias_V: jax.Array | np.ndarray,
     temperature: float,
     reattention: ReattentionConfig = TEXT_ONLY,
     length_B: jax.Array | None = None,

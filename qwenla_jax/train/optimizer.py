@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from qwenla_jax.config.run_options import OptimOptions
 from qwenla_jax.model.trainable import VOCABULARY_AXIS, param_name, trainable_labels, trained_part
 
 
-def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
+def schedule(options: OptimOptions, steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     """Learning rate by optimizer step: a linear rise, then constant or a fall to 0 by cosine or line."""
     warmup = max(1, round(options.warmup_ratio * steps))
     rise = optax.linear_schedule(0.0, options.learning_rate, warmup)
@@ -26,7 +26,7 @@ def schedule(options: OptimOptions, steps: int) -> optax.Schedule:
     }[options.schedule]
     # The first update must move: count from the end of the rise's first step.
     joined = optax.join_schedules([rise, after], [warmup])
-    return lambda count: joined(count + 1)
+    return lambda count: cast(jax.Array, joined(count + 1))
 
 
 def _on_part(inner: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:

@@ -35,6 +35,7 @@ class Stage(Protocol):
 
     def step(self, state: TrainState, step: int, check_stop: CheckStop) -> tuple[TrainState, dict[str, Any]]:
         """Step `step` (counted from 0); the metrics, without prefix, may still be on the device."""
+        ...
 
     def show(self, workdir: Path, step: int) -> None:
         """Writes a table of what the last step looked at, where the stage has one."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def state_shardings(params: Any, param_layouts: Any, optimizer: optax.GradientTr
     """Layouts of a whole state: moments lie as their parameters do, everything else is replicated."""
     abstract = jax.eval_shape(lambda params: create(params, optimizer), params)
     return TrainState(
-        step=replicated(mesh),
+        step=cast(Any, replicated(mesh)),  # a state of shardings
         params=param_layouts,
         opt_state=like_params(abstract.opt_state, params, param_layouts, mesh),
     )
@@ -50,12 +51,12 @@ def to_keep(state: TrainState, rules: Sequence[tuple[str, str]]) -> TrainState:
     """What a checkpoint holds: with adapters only what is trained, for the rest is where the run started from."""
     if not adapted_kernels(state.params):
         return state
-    return state.replace(params=trained_part(state.params, trainable_labels(state.params, rules)))
+    return dataclasses.replace(state, params=trained_part(state.params, trainable_labels(state.params, rules)))
 
 
 def whole(kept: TrainState, params: Any) -> TrainState:
     """The inverse of `to_keep`: what was not kept is taken from the parameters that the run started from."""
-    return kept.replace(params=joined(params, kept.params))
+    return dataclasses.replace(kept, params=joined(params, kept.params))
 
 
 def fingerprint(tree: Any) -> int:
@@ -124,5 +125,5 @@ def apply_gradients(
     old = TrainState(state.step, part, state.opt_state)
     new = TrainState(state.step + 1, optax.apply_updates(part, updates), opt_state)
     new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
-    state = new.replace(params=unflatten_dict(flat | flatten_dict(new.params)))
+    state = dataclasses.replace(new, params=unflatten_dict(flat | flatten_dict(new.params)))
     return state, {"grad_norm": norm, "skipped": 1.0 - good.astype(jnp.float32)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
 import jax.monitoring
 
@@ -24,10 +23,10 @@ class CompileCounter:
         self.count = 0
         self.seconds = 0.0
 
-    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
             self.count += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     def __enter__(self) -> CompileCounter:
         """Starts to count, from where an earlier block of the same counter ended."""

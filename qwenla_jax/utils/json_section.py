@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SHOWN = 200  # characters of a wrong value that an error repeats
@@ -49,7 +49,7 @@ class Section:
     def whole(self, name: str) -> int:
         """A whole number; also one that is repeated in a list, as [14, 14]. Raises ValueError at anything else."""
         value = self.get(name)
-        each = value if isinstance(value, list | tuple) and value else [value]
+        each: Sequence[Any] = value if isinstance(value, list | tuple) and value else [value]
         if any(type(number) is not int or number != each[0] for number in each):
             raise self.wrong(name, value, "a whole number")
         return each[0]

@@ -94,7 +94,9 @@ def plan_from_hf(
     return Plan(source, config, headers, orbax.pieces(config, headers, chunks), chunks, small, tags)
 
 
-def from_hf(plan: Plan, target: Path, note: Callable[[int], None] = lambda size: None, overwrite: bool = False) -> Path:
+def from_hf(
+    plan: Plan, target: Path, note: Callable[[int], object] = lambda size: None, overwrite: bool = False
+) -> Path:
     """Carries a plan out. What an interrupted conversion has written is taken over.
 
     Args:
@@ -148,7 +150,9 @@ def from_hf(plan: Plan, target: Path, note: Callable[[int], None] = lambda size:
     return target
 
 
-def to_hf(source: Path, target: Path, note: Callable[[int], None] = lambda size: None, overwrite: bool = False) -> Path:
+def to_hf(
+    source: Path, target: Path, note: Callable[[int], object] = lambda size: None, overwrite: bool = False
+) -> Path:
     """Writes the Hugging Face folder that `from_hf` read: the same files, byte for byte, where nothing was changed.
 
     Raises:

@@ -20,7 +20,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 once this is imported)
@@ -344,7 +344,7 @@ def load_arrays(folder: Path, config: ModelConfig, shardings: Any = None) -> dic
     like: dict[str, Any] = {}
     for entry in table(config):
         for path in entry.paths:
-            where = shardings if shardings is not None else here
+            where = cast(Any, shardings if shardings is not None else here)
             node, *keys = like, *path.split("/")
             for key in keys[:-1]:
                 node = node.setdefault(key, {})

@@ -82,7 +82,7 @@ def _to_example(
         visuals += [Visual(clip.num_visual_tokens, video=True) for clip in clips]
         turns = [] if system is None else [Turn("system", system)]
         prompt = build_conversation([*turns, Turn("user", [*visuals, record.question])], tok).ids
-        response = encode_response(record.response, tok) if with_response else []
+        response = encode_response(record.response, tok) if with_response and record.response is not None else []
         ids_T = np.array(prompt + response, np.int32)
         grids = [*((frame.rows, frame.cols) for frame in frames), *(clip.grid for clip in clips)]
         pos_Tx3, next_pos = visual_positions(

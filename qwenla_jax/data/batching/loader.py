@@ -25,9 +25,11 @@ class Sized(Protocol):
 
     def __len__(self) -> int:
         """Number of items."""
+        ...
 
     def __getitem__(self, index: int) -> Any:
         """The item at an index from 0."""
+        ...
 
 
 class RecordSource(Protocol):
@@ -35,9 +37,11 @@ class RecordSource(Protocol):
 
     def __len__(self) -> int:
         """Number of records."""
+        ...
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int, /) -> Record:
         """The record at an index from 0."""
+        ...
 
 
 def batch_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> np.ndarray:

@@ -107,6 +107,7 @@ def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
     if message is not None:
         right = "a list of {from: human, value: text} and {from: gpt, value: text} in turns"
         raise RecordError(where, "conversations", f"{message}; expected {right}")
+    assert isinstance(said, list)
     return [(said[i]["value"], said[i + 1]["value"].strip()) for i in range(0, len(said), 2)]
 
 

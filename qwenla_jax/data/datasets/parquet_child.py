@@ -206,9 +206,10 @@ def _values(column: pa.Array) -> list[Any]:
 def _counts(column: pa.Array) -> list[int]:
     column = _decoded(column)
     if _is_list(column.type):
-        return pc.fill_null(pc.list_value_length(column), 0).to_pylist()
+        return pc.fill_null(pc.call_function("list_value_length", [column]), 0).to_pylist()
     if types.is_string(column.type) or types.is_large_string(column.type):
-        return pc.fill_null(pc.greater(pc.binary_length(column), 0), False).cast(pa.int8()).to_pylist()
+        held = pc.call_function("greater", [pc.call_function("binary_length", [column]), 0])
+        return pc.fill_null(held, False).cast(pa.int8()).to_pylist()
     return column.is_valid().cast(pa.int8()).to_pylist()
 
 

@@ -50,6 +50,7 @@ class RawImage(Protocol):
     @property
     def name(self) -> str:
         """What errors call it, and the same for the same image of two entries."""
+        ...
 
     def read(self) -> bytes:
         """The bytes of its file.
@@ -58,6 +59,7 @@ class RawImage(Protocol):
           RecordError: there are none.
           ImageError: there are none, or too many, to be an image.
         """
+        ...
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,13 @@ def make_source(
       ModuleNotFoundError: a package is needed.
     """
     parts = parse(name)
-    drawn = dict(seed=seed, reflection_share=reflection_share, correction_share=correction_share, style=style)
+    shares = dict(reflection_share=reflection_share, correction_share=correction_share)
     alone = len(parts) == 1
     opened: dict[str, Source] = {}
     for part in parts:
-        opened[part.name] = open_part(part, split, size=size if alone else None, whole=whole, **drawn)
+        opened[part.name] = open_part(
+            part, split, size=size if alone else None, whole=whole, seed=seed, style=style, **shares
+        )
     unusable([source for source in opened.values() if isinstance(source, SelectedRecords)], max_invalid)
     for part in parts:
         if not len(opened[part.name]):

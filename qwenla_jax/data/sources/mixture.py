@@ -109,6 +109,7 @@ class Mixture:
         result = self._passes.get((source, number))
         if result is None:
             # By the name, so that adding a source does not reorder the others.
+            assert self._seed is not None  # without one `place` asks for no order
             name = self._names[source]
             result = np.random.default_rng([self._seed, number, *name.encode()]).permutation(len(self._sources[name]))
             if len(self._passes) >= 4 * len(self._names):

@@ -16,9 +16,11 @@ class _Items(Protocol[Read]):
 
     def __len__(self) -> int:
         """Number of items."""
+        ...
 
     def __getitem__(self, index: int) -> Read:
         """The item at an index from 0."""
+        ...
 
 
 class TooManyInvalid(ValueError):

@@ -68,7 +68,7 @@ def ask(
 
 
 def _mark(things: Objects, rng: np.random.Generator) -> Draft:
-    thing = things[rng.integers(len(things))]
+    thing = things[int(rng.integers(len(things)))]
     others = [mark for mark in MARKS if mark != thing.mark]
     wrong = others[rng.integers(len(others))]
     question = f"What mark is on the {thing}?"

@@ -86,7 +86,7 @@ def _value(text: str) -> float | None:
 def _read(text: str) -> Any:
     import latex2sympy2_extended  # takes a second; `latex_worker` has done it before
 
-    result = latex2sympy2_extended.latex2sympy(_first(text))
+    result: Any = latex2sympy2_extended.latex2sympy(_first(text))
     # Braces around a number are brackets to the official scorer's library, and a set to this one.
     single = "," not in text and getattr(result, "is_FiniteSet", False) and len(result) == 1
     return next(iter(result)) if single else result

@@ -6,6 +6,7 @@ equals 50 (the sign left out) but not 0.5.
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,40})"
@@ -18,7 +19,7 @@ _POWER = re.compile(
 _RATIO = re.compile(r"([-+]?) ?(?:([0-9]{1,40}) )?([-+]?[0-9]{1,40}) ?/ ?([0-9]{1,40})")
 _PART = r"(?:\{{ ?({0}[0-9]{{1,40}}) ?\}}|([0-9]))"
 _LATEX_RATIO = re.compile(rf"([-+]?) ?([0-9]{{1,40}})? ?\\[dt]?frac ?{_PART.format('[-+]?')} ?{_PART.format('')}")
-_WORDS = (
+_WORDS: Sequence[str] = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 ).split()
@@ -142,7 +143,7 @@ def _unit(text: str) -> str | None:
             continue
         match = _UNIT_WORD.fullmatch(word.rstrip("."))
         name = None if match is None else _lookup(match[1])
-        if name is None or power and match[2]:
+        if match is None or name is None or power and match[2]:
             return None
         names.append(name + (power or match[2] or ""))
         power = ""

@@ -73,7 +73,7 @@ def fill(first: SampledGroups, draw: Callable[[int], SampledGroups], rounds: int
 def join(rollouts: Sequence[Rollout]) -> Rollout:
     """Rollouts below each other; what an insertion shows is padded to the widest."""
     widest = max(r.selected_BxExX.shape[2] for r in rollouts)
-    padded = [r.replace(selected_BxExX=fit(r.selected_BxExX, widest)) for r in rollouts]
+    padded = [dataclasses.replace(r, selected_BxExX=fit(r.selected_BxExX, widest)) for r in rollouts]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *padded)
 
 

@@ -200,12 +200,15 @@ def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int,
     parts = len(batch[1].ids_QxP)
     numbers = np.arange(turn * rows, (turn + 1) * rows, dtype=np.uint32).reshape(parts, -1)
     cut = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(parts)]
-    rollouts = [sampler(params, *part, step, number) for part, number in zip(cut, numbers, strict=True)]
+    rollouts = [
+        sampler(params, vision, prompts, step, number) for (vision, prompts), number in zip(cut, numbers, strict=True)
+    ]
     return join(jax.device_get(rollouts))
 
 
 def block_slots(prompts: PromptBatch) -> int:
     """X, the slots of the images' blocks of a batch in parts."""
+    assert prompts.block is not None  # collated with the images' blocks
     return prompts.block.pos_QxXx3.shape[2]
 
 

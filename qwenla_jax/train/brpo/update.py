@@ -84,6 +84,7 @@ def make_brpo_gradient(
             def loss(moving: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
                 logp_BxR, entropy_BxR = logprobs(joined(params, moving))
                 if options.beta:
+                    assert ref_params is not None
                     ref_logp_BxR = jax.lax.stop_gradient(logprobs(ref_params)[0])
                 else:
                     ref_logp_BxR = jax.lax.stop_gradient(logp_BxR)

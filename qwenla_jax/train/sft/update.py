@@ -85,8 +85,10 @@ def make_sft_gradient(
             def loss(moving: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
                 whole = joined(params, moving)
                 if reattention.inserts:
-                    return reattention_sft_loss(model, whole, *batch, logit_bias_V, reattention)
-                nll, prob = sft_loss(model, whole, *batch, logit_bias_V)
+                    return reattention_sft_loss(
+                        model, whole, *batch, logit_bias_V=logit_bias_V, reattention=reattention
+                    )
+                nll, prob = sft_loss(model, whole, *batch, logit_bias_V=logit_bias_V)
                 return nll, (prob, batch[1].loss_BxT[:, 1:].sum())
 
             (nll, (prob, weight)), grads = jax.value_and_grad(loss, has_aux=True)(trained)

@@ -169,9 +169,9 @@ def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> Dist
       ConfigError: unknown keys, wrong values, missing files or required values; all at once, one a line.
     """
     options = read_options(config.to_dict() if isinstance(config, config_dict.ConfigDict) else config)
-    config, source = options.inference, {"source": options.data.source}
-    shared = [*inference_relations(config), *init_problems(config, options.preset)]
-    refuse([*shared, *source_problems(source, options.preset), *_relations(options)])
+    sampling, sources = options.inference, {"source": options.data.source}
+    shared = [*inference_relations(sampling), *init_problems(sampling, options.preset)]
+    refuse([*shared, *source_problems(sources, options.preset), *_relations(options)])
     return options
 
 

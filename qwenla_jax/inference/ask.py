@@ -22,6 +22,7 @@ from qwenla_jax.data.record import Record
 from qwenla_jax.inference.answer import Answer, Insertion, SelectedTokens, VisualAttention
 from qwenla_jax.inference.attention_mass import attention_mass
 from qwenla_jax.inference.responses import texts_of
+from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.options import ReattentionConfig
@@ -97,16 +98,9 @@ def ask(
         close_id=tok.ids.reflection_close,
     )
     options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), asked)
-    vision = config.vision
-    layout = ImageLayout(
-        vision.patch_size,
-        vision.spatial_merge_size,
-        vision.temporal_patch_size,
-        vision.window_size,
-        vision.tokens_per_second,
-    )
-    imgs = _images(images, processor, layout)
-    record = Record("question", imgs, question, "", None, "")
+    layout = layout_of(config)
+    opened = _images(images, processor, layout)
+    record = Record("question", opened, question, "", None, "")
     example = to_prompt_example(record, tok, processor, layout, system)
     batch = collate_prompts([example], _buckets(example, processor, layout), 1, asked if asked.inserts else None)
     logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
@@ -122,7 +116,7 @@ def ask(
         stopped=bool(rollout.stopped_B[0]),
         seconds=time.perf_counter() - started,
         question=question,
-        images=imgs,
+        images=opened,
     )
 
 

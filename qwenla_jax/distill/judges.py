@@ -142,10 +142,9 @@ def read_verdict(reply: str) -> Vote:
     """The verdict in a reply: the last in the form asked for, or the bare word; without one the judge abstains."""
     result = _VERDICT.findall(reply)
     bare = _BARE.fullmatch(reply)
-    if not result and not bare:
-        return Vote.ABSTAIN
-    word = result[-1] if result else bare[1]  # type: ignore[index]
-    return Vote(word.lower())
+    if result:
+        return Vote(result[-1].lower())
+    return Vote(bare[1].lower()) if bare else Vote.ABSTAIN
 
 
 def image_url(path: Path, max_side: int) -> str:

@@ -114,7 +114,7 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
     corrections, corrected = read_corrections(workdir), {}
     count: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
-    votes = {model: collections.Counter() for model in options.judges.models}  # type: ignore[var-annotated]
+    votes = {model: collections.Counter() for model in options.judges.models}
     names = (jsonl_store.ANSWERS, jsonl_store.ACCEPTED, jsonl_store.REJECTED, jsonl_store.QUEUE)
     with jsonl_store.rewriting(*(workdir / name for name in names)) as (answers, accepted, rejected, queue):
         for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):

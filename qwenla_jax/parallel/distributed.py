@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def broadcast(make: Callable[[], T]) -> T:
     made, error = gather((made, error))[0]
     if error is not None:
         raise error
-    return made  # type: ignore[return-value]
+    return cast(T, made)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.atomic_files import replacing
@@ -54,7 +54,7 @@ def _summary_writer() -> type[SummaryWriter]:
     """tensorboardX's writer. It imports torch where that is installed, for seconds, and numbers need none of it."""
     hidden = "torch" not in sys.modules and "tensorboardX" not in sys.modules
     if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+        cast(dict[str, Any], sys.modules)["torch"] = None  # an import of it fails
     try:
         from tensorboardX import SummaryWriter
     finally:

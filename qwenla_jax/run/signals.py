@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from qwenla_jax.parallel.distributed import gather
 
@@ -37,7 +38,7 @@ class Interrupt:
     def __init__(self, note: Callable[[str], None] = lambda text: None) -> None:
         self._note = note
         self._number: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._thread: threading.Thread | None = None
 
     @property
@@ -83,7 +84,7 @@ class Interrupt:
         if self._thread is None:
             return
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._write, b"\0")
         self._thread.join()

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -68,7 +68,7 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
     arrays: dict[str, np.ndarray] = {}
     layout = [_pack(value, str(index), arrays) for index, value in enumerate(inputs.batch)]
     if is_primary():
-        np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+        np.savez(folder / ARRAYS, **cast(dict[str, Any], arrays))
     with ocp.StandardCheckpointer() as writer:
         writer.save((folder / STATE).absolute(), to_keep(state, options.optim.trainable), force=True)
     record = {

@@ -7,6 +7,7 @@ so that a small model can read them but errs: shapes stand off any grid, cover e
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -171,17 +172,17 @@ def draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarray
     )
 
 
-def draw_shape(draw: ImageDraw.ImageDraw, thing: SceneObject, scale: int, **style: object) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, thing: SceneObject, scale: int, **style: Any) -> None:
     """Draws an object's outline on a canvas of `scale` pixels a pixel, in a style of ImageDraw's."""
     x, y, r = thing.x * scale, thing.y * scale, thing.radius * scale
     if thing.shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), **style)  # type: ignore[arg-type]
+        draw.ellipse((x - r, y - r, x + r, y + r), **style)
         return
     corners = [
         (x + r * reach * math.sin(thing.angle + turn), y - r * reach * math.cos(thing.angle + turn))
         for reach, turn in _corners(thing.shape)
     ]
-    draw.polygon(corners, **style)  # type: ignore[arg-type]
+    draw.polygon(corners, **style)
 
 
 def _corners(shape: str) -> list[tuple[float, float]]:

@@ -133,7 +133,7 @@ def test_a_few_skipped_updates_do_not_end_a_run(tmp_path, monkeypatch):
         return result.replace(advantage_B=result.advantage_B * (np.nan if invalid.calls % 2 == 0 else 1))
 
     invalid.calls = 0
-    monkeypatch.setattr(trainer.BrpoStage, "_judged", invalid)
+    monkeypatch.setattr(trainer.BrpoStage, "_rollout_batch", invalid)
     run(SMALL, tmp_path)
     assert [row["train/skipped"] for row in lines(tmp_path)] == [0, 1, 0, 1, 0, 1]
 
@@ -149,7 +149,7 @@ def test_a_work_folder_deleted_under_a_run_ends_it_and_stays_deleted(tmp_path, m
         return rollout_batch(self, groups, batch)
 
     deleting.steps = 0
-    monkeypatch.setattr(trainer.BrpoStage, "_judged", deleting)
+    monkeypatch.setattr(trainer.BrpoStage, "_rollout_batch", deleting)
     with pytest.raises(Failed, match=f"{tmp_path / 'run'}: the work folder was deleted or replaced"):
         run(SMALL, tmp_path / "run")
     assert deleting.steps == 3 and not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""How much a checkpoint looks: python launch/analyze.py --model DIR --reattention copy
+"""How much attention a checkpoint gives to visual tokens: qwenla analyze --model=DIR --reattention=copy
 
 Greedy answers to held-out questions are run once more and their attention on visual tokens is collected: by position in
 the response and before, in and after reflections, for the prompt's own images and the inserted ones, beside what
@@ -33,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=number(int, 1, MOST_PIXELS),
         help="shrink images with more (default: as the checkpoint says)",
     )
-    add("--questions", type=number(int, 1), default=256, help="held-out questions (default: 256)")
+    add("--size", type=number(int, 1), default=256, help="held-out questions (default: 256)")
     add("--reattention", default="none", choices=MODES)
     add("--keep_ratio", type=number(float, 0, 1), default=0.5, help="route: share of the visual tokens (default: 0.5)")
     add(
@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    if not 1 <= args.swaps < args.batch_size or args.questions <= args.swaps:
-        print("--swaps: expected at least 1, and less than --batch_size and --questions", file=sys.stderr)
+    if not 1 <= args.swaps < args.batch_size or args.size <= args.swaps:
+        print("--swaps: expected at least 1, and less than --batch_size and --size", file=sys.stderr)
         return 2
     result = {
-        "profile": attention_profile(runtime, params, source, args.questions),
-        "image_swap": image_swap_probe(runtime, params, source, args.questions),
-        "theorems": theorem_numbers(runtime, params, source, args.questions, args.swaps),
+        "profile": attention_profile(runtime, params, source, args.size),
+        "image_swap": image_swap_probe(runtime, params, source, args.size),
+        "theorems": theorem_numbers(runtime, params, source, args.size, args.swaps),
     }
     if args.json:
         print(json.dumps(result))

@@ -1,7 +1,7 @@
-"""Samples answers and verifies them: python launch/distill.py --config=configs/distill.py --workdir=DIR
+"""Samples answers and verifies them: qwenla distill --config=distill[:PRESET] --workdir=DIR
 
-What is found in DIR is resumed. Questions for which no answer was accepted are in DIR/queue.jsonl: a person fills
-in `response`, and `python launch/distill.py --workdir=DIR --take_back=queue.jsonl` adds them to DIR/accepted.jsonl.
+A run in DIR is resumed. Questions for which no answer was accepted are in DIR/queue.jsonl: a person fills
+in `response`, and `qwenla distill --workdir=DIR --take_back=queue.jsonl` adds them to DIR/accepted.jsonl.
 """
 
 from __future__ import annotations

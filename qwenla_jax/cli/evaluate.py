@@ -1,7 +1,7 @@
 """Answers a benchmark's questions and scores the answers, or scores saved predictions.
 
-python launch/evaluate.py --task=mathvision --gold=QUESTIONS --model=DIR --workdir=OUT
-python launch/evaluate.py --task=pope --gold=QUESTIONS --score=PREDICTIONS
+qwenla evaluate --task=mathvision --gold=QUESTIONS --model=DIR --workdir=OUT
+qwenla evaluate --task=pope --gold=QUESTIONS --score=PREDICTIONS
 
 With --model, answers go to OUT, and the same command continues after an interruption; then OUT/predictions.jsonl is
 scored, into OUT/score.json and OUT/score.txt. Images are inside the files of --gold (parquet, base64), beside them,

@@ -1,4 +1,4 @@
-"""What a run needs of chips that are not there: python launch/fit.py --config=configs/brpo.py:7b --topology=v5p:2x2x4
+"""What a run needs of chips that are not there: qwenla fit --config=brpo:7b --topology=v5p:2x2x4
 
 Compiles the programs of a step for the TPU slice (needs the extra `fit`), and prints memory by component, operations,
 traffic by kind of collective, the roofline's step time, and the smallest slice that fits. For GPUs (--topology=h200:8)

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint to Orbax: python convert/from_hf.py --src DIR --dst DIR
+"""A Hugging Face checkpoint to Orbax: qwenla convert from_hf --src=DIR --dst=DIR
 
 Streams: bytes are copied from the safetensors files to the checkpoint's chunks, so that memory does not grow with the
 model. All that is missing, unexpected or misshapen is told before anything is written. Interrupted, the same command

@@ -1,4 +1,7 @@
-"""Asks a model about images: python launch/generate.py --model=DIR --image=FILE --question="How many circles?"
+"""Asks a model about images.
+
+    qwenla generate --model=tiny --image=FILE --question="How many circles?"
+    qwenla generate --model=DIR --image=FILE --question=TEXT --reattention=route --keep_ratio=0.25 --json
 
 Prints the answer by sections, and where the model looked at its images again: how many visual tokens were put into
 the sequence once more, which, and how much attention went to visual tokens before and in the reflection. With --json

@@ -1,4 +1,4 @@
-"""Computes the step of a step dump again: python launch/replay.py --step_dump=WORKDIR/step_dumps/step_000123
+"""Computes a dumped step again: qwenla replay --step_dump=WORKDIR/step_dumps/step_000123
 
 A run that ends because its updates were not finite leaves such a folder. Exits with 0 where the step comes out bit for
 bit as it was, with 1 where it does not.

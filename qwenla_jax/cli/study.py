@@ -1,6 +1,6 @@
-"""All five stages on the embedded default: python launch/pipeline.py --workdir=DIR
+"""All five stages on the embedded default: qwenla study --workdir=DIR
 
-What is found in DIR is resumed: a stage whose result is there, made with the same settings, is skipped. At the end
+A run in DIR is resumed: a stage whose result is there, made with the same settings, is skipped. At the end
 DIR/table.md and DIR/table.json tell accuracy by question type, format, reflections, hallucinated objects and attention
 on visual tokens for the base model, the cold start, Qwen-Zero, and text-only, COPY, ROUTE and vision-only reflection.
 
@@ -74,7 +74,7 @@ def settings(args: flags.FlagValues) -> Settings:
         seed=args.seed,
         source="marked_scenes" if args.study else "scenes",
         every_arm=args.study,
-        questions=args.questions,
+        questions=args.size,
     )
 
 
@@ -120,7 +120,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "workdir", "runs/pipeline", "folder of the run, with a folder for every stage", flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("questions", 1000, "fresh scenes of the evaluation", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("size", 1000, "fresh scenes of the evaluation", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
         "divide_steps", 1, "make every stage so many times shorter, for a trial", lower_bound=1, flag_values=values
     )

@@ -1,4 +1,4 @@
-"""Back to Hugging Face: python convert/to_hf.py --src DIR --dst DIR
+"""Back to Hugging Face: qwenla convert to_hf --src=DIR --dst=DIR
 
 DIR is what convert/from_hf.py made, of which the very files come back, byte for byte; or the work folder of a training
 run, whose newest checkpoint (or --step) is written as a folder that transformers loads unmodified. Adapters of a run

@@ -1,4 +1,12 @@
-"""Trains one stage: python launch/train.py --config=configs/brpo.py --workdir=DIR"""
+"""Trains one stage: qwenla train --config=RECIPE[:PRESET] --workdir=DIR [--config.KEY=VALUE ...]
+
+    qwenla train --config=brpo --workdir=runs/brpo
+    qwenla train --config=brpo:7b --config.init_from=MODEL --config.data.source=we_math:FOLDER --dry_run
+    qwenla train --config=sft_copy --config.init_from=BASE --config.data.source=DISTILLED/accepted.jsonl
+
+A recipe is base, cold_start, brpo, sft_copy or sft_route, or a file such as configs/brpo.py; a preset is tiny, 3b, 7b,
+32b or 72b. A run that is in the work folder is resumed. In a checkout python launch/train.py does the same.
+"""
 
 from __future__ import annotations
 

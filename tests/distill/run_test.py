@@ -196,8 +196,8 @@ def test_a_run_cut_at_any_byte_ends_as_the_whole_one(whole, tmp_path, cut):
     for index in range(on_disk, 10):
         if draw.random() < 0.5:
             image = folder / "images" / f"scene-0-train-{index}.png"
-            image.rename(image.with_name(image.name + ".tmp"))
-    (folder / "answers.jsonl.tmp").write_bytes(b"{")
+            image.rename(image.with_name(f".{image.stem}.new.png"))
+    (folder / ".answers.new.jsonl").write_bytes(b"{")
     run(SMALL, folder)
     assert contents(folder) == contents(whole)
 

@@ -159,7 +159,7 @@ def test_a_foreign_log_and_other_settings_are_refused(whole, gold, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="other settings") as error:
         answer(gold, tmp_path, keep_ratio=0.25, reattention="route")
-    message = ["--reattention: 'none' in the folder, 'route' now", "--keep_ratio: 0.5 in the folder, 0.25 now"]
+    message = ["--keep_ratio: 0.5 in the folder, 0.25 now", "--reattention: 'none' in the folder, 'route' now"]
     assert str(error.value).splitlines()[1:] == message
     other = tmp_path / "questions.tsv"
     other.write_text(gold.read_text().replace("open", "opened", 1))

@@ -20,7 +20,7 @@ def run(body, tmp_path):
 def test_a_stall_is_reported_and_ended(tmp_path):
     done = run("""
 with Watchdog(Path(WORKDIR), 0.5) as dog:
-    dog.beat("rollout")
+    dog.heartbeat("rollout")
     the_place_where_it_hangs()
 """, tmp_path)  # fmt: skip
     assert done.returncode == 75
@@ -34,7 +34,7 @@ def test_what_moves_is_left_alone(tmp_path):
 with Watchdog(Path(WORKDIR), 0.5) as dog:
     for _ in range(12):
         time.sleep(0.1)
-        dog.beat("step")
+        dog.heartbeat("step")
 print("fine")
 with Watchdog(Path(WORKDIR), None) as dog:
     time.sleep(0.8)

@@ -54,7 +54,7 @@ def test_every_broken_record_is_named_and_counted_once(tmp_path):
         "record 'a8': its prompt has",
         "test.jsonl:12: the answer 'C' is none of the options A, B",
         "invalid, empty_answer: 1",
-        "broken, too_long: 1",
+        "invalid, too_long: 1",
         "left out by filter, other_kind: 1",
     ):
         assert message in text, message

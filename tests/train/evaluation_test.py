@@ -54,7 +54,7 @@ def test_answers_are_matched_as_the_rewards_match_them(monkeypatch, match, right
         skipped_B=none,
         selected_BxExX=np.zeros((3, 0, 1), bool),
     )
-    monkeypatch.setattr(module, "answer", lambda *args: iter([Answered(records, None, None, rollout)]))
+    monkeypatch.setattr(module, "answer", lambda *args: iter([Answered(records, None, None, rollout, texts)]))
     runtime = SimpleNamespace(
         options=RunOptions(rewards=RewardOptions(match=match)),
         tokenizer=SimpleNamespace(decode=lambda ids: texts[ids[0]]),

@@ -81,7 +81,7 @@ def test_a_run_on_real_questions(line, shared_data, tmp_path):
     questions = {}
     for name in DATASETS:
         dataset = open_dataset(f"{name}:{shared_data / name}")
-        questions |= {f"{name}/{dataset.entry(i).id}": dataset.entry(i) for i in range(len(dataset))}
+        questions |= {f"{name}/{dataset.raw_record(i).id}": dataset.raw_record(i) for i in range(len(dataset))}
     asked = json.loads((tmp_path / "evaluations" / "step_000002.json").read_text())["ids"]
     assert len(set(asked)) == 4 and set(asked) <= set(questions)
     page = (tmp_path / "completions" / "step_000001.html").read_text()
@@ -109,6 +109,6 @@ def twins(shared_data):
     sides = []
     for split in ("train", "held_out"):
         source = make_source(f"scemqa:{shared_data / 'scemqa'}", split, seed=0)
-        entries = [source.entry(i) for i in range(len(source))]
+        entries = [source.raw_record(i) for i in range(len(source))]
         sides.append([(e.id, hashlib.sha256(e.images[0].path.read_bytes()).hexdigest()) for e in entries])
     return [(a, b) for a, one in sides[0] for b, other in sides[1] if one == other]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qwenla_jax.config.shared_options import MODES
+from qwenla_jax.config.shared_options import MODES, MODES_HELP
 from qwenla_jax.utils.libtpu import skip_without_tpu
 from qwenla_jax.utils.unicode import half_character
 
@@ -91,8 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--reattention",
         choices=MODES,
         default="copy",
-        help="what stands before a reflection: none (text alone), copy (all visual tokens again), route (the most "
-        "attended), vision_only (as copy, and the reflection is closed at once); default: %(default)s",
+        help=f"{MODES_HELP}; default: %(default)s",
     )
     add(
         "--keep_ratio",

@@ -19,6 +19,7 @@ from qwenla_jax.config.shared_options import (
     MeshOptions,
     ReattentionOptions,
 )
+from qwenla_jax.data.datasets.readers import READERS
 from qwenla_jax.rewards.built_in import BuiltInOptions
 
 
@@ -29,7 +30,7 @@ class DataOptions:
     source: str | None = option(
         "scenes",
         "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a "
-        "dataset as NAME:PATH (we_math, mathvision, scemqa, polymath, geometry3k, llava_cot, parquet) with filters "
+        f"dataset as NAME:PATH ({', '.join(READERS)}) with filters "
         "behind it (#max_options=N&images=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
     )
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")

@@ -16,7 +16,15 @@ MOST_INSERTIONS = 256
 MOST_WORKERS = 1024  # threads or processes
 MOST_SECONDS = 10**6
 
-MODES = ("none", "copy", "route", "vision_only")
+# The modes of re-attention with their help; `reattention.options` and `reattention.route` implement them.
+_MODES = {
+    "none": "text alone",
+    "copy": "all visual tokens again",
+    "route": "the most attended",
+    "vision_only": "as copy, and the reflection is closed at once",
+}
+MODES = tuple(_MODES)
+MODES_HELP = "what stands before a reflection: " + ", ".join(f"{mode} ({text})" for mode, text in _MODES.items())
 FORMS = ("compact", "bias")
 POSITIONS = ("again", "original")
 
@@ -25,12 +33,7 @@ POSITIONS = ("again", "original")
 class ReattentionOptions:
     """Whether reflections look at the images again, in sampling, training and evaluation alike."""
 
-    mode: str = option(
-        "none",
-        "what stands before a reflection: none (text alone), copy (all visual tokens again), route (the most attended),"
-        " vision_only (as copy, and the reflection is closed at once)",
-        choices=MODES,
-    )
+    mode: str = option("none", MODES_HELP, choices=MODES)
     keep_ratio: float = option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
     form: str = option(
         "compact",

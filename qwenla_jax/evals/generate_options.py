@@ -27,7 +27,7 @@ class GenerateOptions:
     images: str | None = option(None, "folder of its images; none: that of each file")
     model: str = option("tiny", "folder of a checkpoint in Hugging Face format, or tiny: the embedded one")
     weights: str = option("", "that folder's files, as a digest of names, sizes and samples of their content")
-    reattention: str = option("none", "what stands before a reflection: none, copy, route, vision_only", choices=MODES)
+    reattention: str = option("none", f"what stands before a reflection: {', '.join(MODES)}", choices=MODES)
     keep_ratio: float = option(0.5, "route: share of the visual tokens that is kept", low=0, high=1)
     max_insertions: int = option(2, "most insertions of a response", low=0)
     max_response_tokens: int = option(1024, "longest response in tokens, the stop token included", low=1)

@@ -63,7 +63,7 @@ def ask(
       checkpoint: from `qwenla_jax.load`.
       images: an image or several, as files or Pillow's; an empty list asks without any.
       question: the user's text.
-      reattention: what stands before a reflection: "none", "copy", "route" or "vision_only".
+      reattention: what stands before a reflection, one of `shared_options.MODES`.
       keep_ratio: route: the share of the visual tokens that is kept, 0 to 1.
       max_insertions: most insertions of a response; later reflections are text alone (paper silent).
       temperature: 0 is greedy.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.attention import Segment, attention_with_weights
-from qwenla_jax.model.config import TextConfig
+from qwenla_jax.model.config import ModelConfig, TextConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, partitioned, scan_layers
@@ -164,22 +164,18 @@ class Head(nn.Module):
 class Decoder(nn.Module):
     """The stack of layers; embedding and head live here so that the tree reads as the checkpoint does."""
 
-    config: TextConfig
-    dtype: str
-    param_dtype: str
-    remat: str
-    init_scale: float
-    attention: str
+    config: ModelConfig
 
     def setup(self) -> None:
-        cfg, types = self.config, (self.dtype, self.param_dtype)
-        self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, *types, self.init_scale)
-        self.layers = scan_layers(DecoderLayer, cfg.num_layers, self.remat, num_broadcast=3, num_scanned=1)(
-            cfg, *types, self.init_scale, self.attention
+        cfg, text = self.config, self.config.text
+        types, init_scale = (cfg.dtype, cfg.param_dtype), cfg.initializer_range
+        self.embed = Embedding(text.vocab_size, text.hidden_size, *types, init_scale)
+        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=3, num_scanned=1)(
+            text, *types, init_scale, cfg.attention
         )
-        self.norm = RMSNorm(cfg.rms_norm_eps, *types)
-        if not cfg.tie_word_embeddings:
-            self.lm_head = Head(cfg.vocab_size, cfg.hidden_size, self.param_dtype, self.init_scale)
+        self.norm = RMSNorm(text.rms_norm_eps, *types)
+        if not text.tie_word_embeddings:
+            self.lm_head = Head(text.vocab_size, text.hidden_size, cfg.param_dtype, init_scale)
 
     def __call__(
         self,
@@ -203,7 +199,7 @@ class Decoder(nn.Module):
           bias_BxT: float32, added to every score of a new token's key; None for none.
           watch: which of the runs "prefix", "cache" and "new" are watched; for passes without a gradient.
         """
-        cfg = self.config
+        cfg = self.config.text
         T = x_BxTxD.shape[1]
         angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
         names, masks, past = [], [], []

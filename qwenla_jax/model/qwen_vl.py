@@ -25,9 +25,9 @@ class QwenVL(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        shared = (cfg.dtype, cfg.param_dtype, cfg.remat, cfg.initializer_range, cfg.attention)
-        self.visual = VisionTower(cfg.vision, *shared)
-        self.decoder = Decoder(cfg.text, *shared)
+        types = (cfg.dtype, cfg.param_dtype)
+        self.visual = VisionTower(cfg.vision, *types, cfg.remat, cfg.initializer_range, cfg.attention)
+        self.decoder = Decoder(cfg)
 
     def encode(self, vision: VisionBatch | VisualTokens) -> jax.Array:
         """Visual tokens of all frames, [I * M, D]: what `visual_BxT` indexes; as they are where they are known."""

@@ -45,12 +45,22 @@ class ReattentionConfig(ReattentionOptions):
     @property
     def inserts(self) -> bool:
         """Whether anything is ever put in."""
-        return self.mode != "none" and self.max_insertions > 0 and not (self.mode == "route" and self.keep_ratio == 0)
+        return self.mode != "none" and self.max_insertions > 0 and self.selected_ratio > 0
+
+    @property
+    def selected_ratio(self) -> float:
+        """The share of the visual tokens that an insertion shows."""
+        return self.keep_ratio if self.mode == "route" else 1.0
 
     @property
     def selects(self) -> bool:
-        """Whether tokens are chosen by the attention that was paid to them."""
-        return self.inserts and self.mode == "route" and self.keep_ratio < 1
+        """Whether an insertion shows some of the visual tokens, not all."""
+        return self.inserts and self.selected_ratio < 1
+
+    @property
+    def uses_attention(self) -> bool:
+        """Whether they are selected by the attention that they received."""
+        return self.selects and self.mode == "route"
 
     @property
     def masks(self) -> bool:
@@ -67,7 +77,7 @@ def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> jax.
     if not options.selects:
         return tokens_Q
     # No floating-point product gives the ceiling for every share and number of tokens: a table of exact ones does.
-    share = exact_ratio(options.keep_ratio)
+    share = exact_ratio(options.selected_ratio)
     selected = [math.ceil(share * tokens) for tokens in range(block.source_QxX.shape[1] + 1)]
     return jnp.asarray(selected, jnp.int32)[tokens_Q]
 
@@ -94,7 +104,9 @@ def most_slots(options: ReattentionConfig, block: ReinsertedImages | None) -> in
     if block is None or not options.inserts:
         return 0
     X, N = block.source_QxX.shape[1], block.tokens_QxN.shape[1]
-    return X if not options.selects or options.masks else min(X, math.ceil(exact_ratio(options.keep_ratio) * X) + 2 * N)
+    if not options.selects or options.masks:
+        return X
+    return min(X, math.ceil(exact_ratio(options.selected_ratio) * X) + 2 * N)
 
 
 def allowed_insertions(options: ReattentionConfig, prompts: PromptBatch) -> jax.Array:

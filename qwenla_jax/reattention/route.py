@@ -29,7 +29,8 @@ def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.A
     Args:
       options: see there.
       prompts: one a row, with their `block`.
-      received_BxP: float32, attention paid to each prompt slot by the tokens generated so far, summed over them.
+      received_BxP: float32, attention paid to each prompt slot by the tokens generated so far, summed over them; [B, 0]
+        where `options.uses_attention` is False.
 
     Returns:
       bool [B, X]; delimiters are always kept.

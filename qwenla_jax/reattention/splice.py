@@ -185,10 +185,10 @@ def replay_selection(
     """
     B = len(ids_BxR)
     asked = one_a_row(prompts, B)
-    everything_BxX = all_slots(asked)
-    selected_BxExX = jnp.repeat(everything_BxX[:, None], max_insertions, axis=1)
-    if not options.selects:
-        return selected_BxExX
+    one_each = lambda selected_BxX: jnp.repeat(selected_BxX[:, None], max_insertions, axis=1)  # noqa: E731
+    if not options.uses_attention:
+        return one_each(select(options, asked, jnp.zeros((B, 0), jnp.float32)))
+    selected_BxExX = one_each(all_slots(asked))
     params, prefix, prompt_QxPxD = jax.lax.stop_gradient((params, prefix, prompt_QxPxD))
     variables = {"params": params}
     allowed_B = jnp.minimum(allowed_insertions(options, asked), max_insertions)

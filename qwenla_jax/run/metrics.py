@@ -9,10 +9,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.atomic_files import replacing
@@ -117,11 +117,58 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json_files.loads(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
+class Sink(Protocol):
+    """Where metrics go beside metrics.jsonl: a class in `SINKS`, called with the run's folder and `last_step`.
+
+    `last_step` is the last step that counts, -1 in a fresh run: a sink forgets the later ones. An OSError of `write`
+    ends the sink, not the run.
+    """
+
+    name: str
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Writes the metrics of a step; they may be nan or infinite."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+class TensorBoardSink:
+    """Event files in `tensorboard/`."""
+
+    name = "TensorBoard"
+
+    def __init__(self, workdir: Path, last_step: int) -> None:
+        board = workdir / TENSORBOARD_FOLDER
+        earlier = board.is_dir() and any(board.iterdir())
+        # The writer names its file by the second: a restart in the same second must not reuse the name. Its thread dies
+        # at the first error, and a full queue would then wait for it for ever: room for more than a step's metrics.
+        self._board = _summary_writer()(
+            str(board),
+            purge_step=last_step + 1 if earlier else None,
+            filename_suffix=f".{time.time_ns()}",
+            max_queue=10_000,
+        )
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Writes a step's metrics."""
+        for name, number in numbers.items():
+            self._board.add_scalar(name, number, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._board.close()
+
+
+SINKS: tuple[Callable[[Path, int], Sink], ...] = (TensorBoardSink,)
+
+
 class MetricWriter:
     """Writes metrics of training and evaluation steps.
 
     A disk that refuses them does not end the run: lines wait in memory until it takes them, which is said once, and
-    TensorBoard is given up.
+    the sink that it refuses is given up.
 
     Args:
       workdir: folder of the run; made if it is not there.
@@ -147,7 +194,7 @@ class MetricWriter:
     ) -> None:
         self._progress = progress if primary else None
         self._file: int | None = None
-        self._board: SummaryWriter | None = None
+        self._sinks: list[Sink] = []
         self._waiting = bytearray()
         if not primary:
             return
@@ -159,16 +206,7 @@ class MetricWriter:
         last_step = -1 if resume_step is None else resume_step
         truncate(self._path, last_step)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        board = folder / TENSORBOARD_FOLDER
-        earlier = board.is_dir() and any(board.iterdir())
-        # The writer names its file by the second: a restart in the same second must not reuse the name. Its thread dies
-        # at the first error, and a full queue would then wait for it for ever: room for more than a step's metrics.
-        self._board = _summary_writer()(
-            str(board),
-            purge_step=last_step + 1 if earlier else None,
-            filename_suffix=f".{time.time_ns()}",
-            max_queue=10_000,
-        )
+        self._sinks = [sink(folder, last_step) for sink in SINKS]
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends the metrics of a step. Values: numbers, and arrays without axes.
@@ -187,14 +225,12 @@ class MetricWriter:
         trouble = self._flush()
         if trouble is not None and fine:
             self._note(f"{self._path}: {trouble.strerror}; metrics wait in memory until it can be written")
-        if self._board is not None:
+        for sink in tuple(self._sinks):
             try:
-                for name, number in numbers.items():
-                    self._board.add_scalar(name, number, int(step))
-                self._board.flush()
+                sink.write(int(step), numbers)
             except OSError as error:
-                self._board = None
-                self._note(f"TensorBoard's file: {error.strerror}; it ends here, {METRICS_FILE} continues")
+                self._sinks.remove(sink)
+                self._note(f"{sink.name}'s file: {error.strerror}; it ends here, {METRICS_FILE} continues")
         if self._progress is not None:
             self._progress.show(int(step), numbers)
 
@@ -232,10 +268,10 @@ class MetricWriter:
                 self._note(f"{self._path}: {trouble.strerror}; the last {lost} lines are lost")
             os.close(self._file)
             self._file = None
-        if self._board is not None:
+        for sink in self._sinks:
             with contextlib.suppress(OSError):
-                self._board.close()
-            self._board = None
+                sink.close()
+        self._sinks = []
         if self._progress is not None:
             self._progress.close()
 

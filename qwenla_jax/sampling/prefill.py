@@ -69,7 +69,7 @@ def prefill(
         hidden_BxD=jnp.repeat(hidden_QxD, G, axis=0),
         cache=empty_cache(text.num_layers, B, 0, text.num_kv_heads, text.head_dim, config.dtype, reattention.masks),
         next_pos_B=jnp.repeat(prompts.next_pos_Q, G),
-        received_BxP=jnp.zeros((B, P if reattention.selects else 0), jnp.float32),
+        received_BxP=jnp.zeros((B, P if reattention.uses_attention else 0), jnp.float32),
         pending_B=jnp.zeros((B,), bool),
         closing_B=jnp.zeros((B,), bool),
         ids_BxR=jnp.full((B, R), options.stop_ids[0], jnp.int32),

@@ -58,7 +58,7 @@ def decode_step(
         method="decode",
     )
     received_BxP = state.received_BxP
-    if reattention.selects:
+    if reattention.uses_attention:
         received_BxP = received_BxP + jnp.where(fed_B[:, None], decoded.received["prefix"][:, 0], 0.0)
     return dataclasses.replace(
         state,
@@ -78,7 +78,7 @@ def decode_step(
 
 def returned_attention(reattention: ReattentionConfig) -> tuple[str, ...]:
     """The keys whose received attention the decoder returns: the prompt's, where ROUTE selects by it."""
-    return ("prefix",) if reattention.selects else ()
+    return ("prefix",) if reattention.uses_attention else ()
 
 
 def insertion_rows(options: SampleOptions, rows: int) -> int:
@@ -112,7 +112,7 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
     cache = append(cache, KeyValues(*decoded.new, (tokens.length_B + 1) * live_C, bias_CxT))
     of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731
     received_BxP = state.received_BxP
-    if reattention.selects:
+    if reattention.uses_attention:
         received_BxP = rows.put(received_BxP, rows.take(received_BxP) + of_tag(decoded.received["prefix"]))
     turn_C = rows.take(state.inserted_B)
     now_CxE = jnp.arange(state.selected_BxExX.shape[1]) == turn_C[:, None]

@@ -67,6 +67,29 @@ def test_cap_and_budget():
 
 
 @pytest.mark.parametrize(
+    ("changes", "inserts", "selects", "uses_attention", "masks"),
+    [
+        ({"mode": "none"}, False, False, False, False),
+        ({"mode": "copy", "keep_ratio": 0.5, "form": "bias"}, True, False, False, False),
+        ({"mode": "vision_only", "keep_ratio": 0.0}, True, False, False, False),
+        ({"mode": "route", "keep_ratio": 0.5}, True, True, True, False),
+        ({"mode": "route", "keep_ratio": 0.5, "form": "bias"}, True, True, True, True),
+        ({"mode": "route", "keep_ratio": 1.0, "form": "bias"}, True, False, False, False),
+        ({"mode": "route", "keep_ratio": 0.0}, False, False, False, False),
+        ({"mode": "route", "max_insertions": 0}, False, False, False, False),
+    ],
+)
+def test_what_a_mode_does(changes, inserts, selects, uses_attention, masks):
+    options = reattention(**changes)
+    assert (options.inserts, options.selects, options.uses_attention, options.masks) == (
+        inserts,
+        selects,
+        uses_attention,
+        masks,
+    )
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mode": "paste"}, "mode 'paste'"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from qwenla_jax.run import metrics
 from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, read_metrics, to_json_line, truncate
 from qwenla_jax.utils.progress import Progress
 
@@ -72,11 +73,11 @@ def test_nonfinite_stays_json():
     }
 
 
-@pytest.mark.parametrize("metrics", [{"a": "x"}, {"a": np.zeros(2)}, {"step": 1}, {"nonfinite": 1}, {"a": None}])
-def test_refuses_what_is_not_a_number_and_writes_nothing(tmp_path, metrics):
+@pytest.mark.parametrize("bad", [{"a": "x"}, {"a": np.zeros(2)}, {"step": 1}, {"nonfinite": 1}, {"a": None}])
+def test_refuses_what_is_not_a_number_and_writes_nothing(tmp_path, bad):
     with MetricWriter(tmp_path) as writer:
-        with pytest.raises(ValueError, match=next(iter(metrics))):
-            writer.write(1, {"good": 1.0, **metrics})
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            writer.write(1, {"good": 1.0, **bad})
     assert (tmp_path / METRICS_FILE).read_text() == ""
 
 
@@ -163,3 +164,31 @@ print(len(said), *said, sep="\\n")
     assert done.returncode == 0 and message[0] == "True True", done.stdout + done.stderr
     assert message[1] == "2" and "File too large; metrics wait in memory" in message[2]
     assert "TensorBoard's file: File too large; it ends here" in message[3]
+
+
+def test_a_listed_sink_gets_the_numbers_and_its_error_ends_it_alone(tmp_path, monkeypatch):
+    class Listed:
+        name = "Listed"
+
+        def __init__(self, workdir, last_step):
+            self.calls = [(workdir, last_step)]
+            sinks.append(self)
+
+        def write(self, step, numbers):
+            self.calls.append((step, dict(numbers)))
+            if step == 2 and self is sinks[0]:
+                raise OSError(28, "No space left on device")
+
+        def close(self):
+            self.calls.append("close")
+
+    sinks, console = [], io.StringIO()
+    monkeypatch.setattr(metrics, "SINKS", (Listed, Listed))
+    with MetricWriter(tmp_path, resume_step=0, progress=Progress(3, stream=console, terminal=False)) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"x": np.float32(step)})
+    one, two, three = ((step, {"x": float(step)}) for step in (1, 2, 3))
+    assert sinks[0].calls == [(tmp_path, 0), one, two]
+    assert sinks[1].calls == [(tmp_path, 0), one, two, three, "close"]
+    assert "Listed's file: No space left on device; it ends here" in console.getvalue()
+    assert [row["step"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2, 3]

@@ -3,8 +3,8 @@
     scenes | marked_scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]    one source
     SOURCE*2,SOURCE*1                                             a mixture; the weight may be left out (1)
 
-NAME is one of `DATASETS`. KEYs leave records out by what their text tells: `max_options=N`, `images=1` (exactly one),
-`kinds=A|B`, and of llava_cot `turns=first`.
+NAME is one of `readers.READERS`. KEYs leave records out by what their text tells: `max_options=N`, `images=1` (exactly
+one), `kinds=A|B`, and of llava_cot `turns=first`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fractions import Fraction
 from glob import glob, has_magic
 from pathlib import Path
 
+from qwenla_jax.data.datasets.readers import READERS
+
 BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa")
-# The readers of `data.datasets.registry`, whose import would cost every refusal of a setting half a second.
-DATASETS = ("we_math", "mathvision", "scemqa", "polymath", "geometry3k", "llava_cot", "parquet")
 KEYS = ("max_options", "images", "kinds", "turns")
 _WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
 
@@ -31,7 +31,7 @@ class Part:
     Attributes:
       name: short, and different from the other parts' names.
       text: as it was written, without its weight.
-      reader: a name of `DATASETS`, "jsonl", or one of `BUILT_IN_SOURCES`.
+      reader: a name of `READERS`, "jsonl", or one of `BUILT_IN_SOURCES`.
       path: of a dataset or file; empty for the built-in ones.
       keys: what stands behind the `#`.
       weight: its share of a mixture, relative to the others'.
@@ -69,11 +69,11 @@ def _part(text: str, weight: Fraction) -> Part:
     if text in BUILT_IN_SOURCES:
         return Part(text, text, text, "", {}, weight)
     reader, colon, rest = text.partition(":")
-    if reader not in DATASETS or not colon:
+    if reader not in READERS or not colon:
         if not text.endswith(".jsonl"):
             raise ValueError(
                 f"{text!r}: expected scenes, easy_vqa, an existing .jsonl file, or NAME:PATH with a NAME of "
-                f"{', '.join(DATASETS)}"
+                f"{', '.join(READERS)}"
             )
         return Part(Path(text).stem.replace(".", "_"), text, "jsonl", text, {}, weight)
     path, mark, tail = rest.partition("#")

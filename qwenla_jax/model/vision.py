@@ -1,6 +1,6 @@
 """The vision tower: patches in window slots -> visual tokens of the decoder's width.
 
-The host has put the patches in window order, every window padded to its full number of slots (`types.VisionBatch`), so
+The host orders the patches by window and pads every window to its full number of slots (`types.VisionBatch`), so that
 window attention is a reshape and no layer gathers anything. paper silent: the tower is Qwen2.5-VL's, unchanged.
 """
 
@@ -55,7 +55,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """One layer of the tower: attention and a gated MLP, each behind an RMS norm, with residuals."""
+    """One layer of the tower: attention and a gated MLP, each after an RMS norm, with residuals."""
 
     config: VisionConfig
     dtype: str
@@ -122,6 +122,6 @@ class VisionTower(nn.Module):
             x, jnp.cos(angles), jnp.sin(angles), vision.valid_IxS, is_full_L
         )
         merged = Merger(cfg, *types, self.init_scale, name="merger")(x)
-        # Else they may come out split by width, as the last kernel is, and picking from them is undone on all devices.
+        # Without this they may be sharded by width, as the last kernel is, and indexing would gather on all devices.
         merged = nn.with_logical_constraint(merged, ("frames", "tokens", "act_embed"))
         return jnp.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1)

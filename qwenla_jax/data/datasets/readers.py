@@ -1,4 +1,4 @@
-"""Datasets by the name that a config gives."""
+"""The readers of datasets by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Qwen Look Again in JAX: a Qwen2.5-VL that puts its visual tokens into the sequence a second time.
+"""Qwen Look Again in JAX: a Qwen2.5-VL that re-inserts its visual tokens into the response.
 
-`load` and `save` read and write Hugging Face folders, `ask` asks a loaded checkpoint a question about images and
-`show` draws its answer; they are imported on first use, so that `import qwenla_jax` costs nothing.
+`load` and `save` read and write Hugging Face folders, `ask` answers a question about images with a loaded checkpoint,
+and `show` displays the answer. They are imported on first use, so that `import qwenla_jax` costs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public function when it is first asked for."""
+    """Imports a public function when it is first used."""
     if name in __all__:
         from qwenla_jax.utils.libtpu import skip_without_tpu
 

@@ -3,7 +3,7 @@
 Axis letters: B rows, T tokens, S slots, D width, N query heads, K key/value heads, H head size, V vocabulary, L layers,
 P prompt tokens, M visual tokens of a frame after the merger (the paper's L_c), G responses a question, Q questions,
 I frames (rows of the vision tower), R response tokens, C values of one flattened patch, X slots of a prompt's images
-(visual tokens and delimiters), E insertions (times that the images stand in a response again), U shards of rows.
+(visual tokens and delimiters), E insertions of a response (see `ReinsertedImages`), U shards of rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class VisionBatch:
 
     S = W * slots of one window. Every field is made on the host, so that a bucket (I, S, M) compiles once.
 
-    Frames and the rows of the batch stand in `shards` equal shards: a row of one shard shows frames of the same shard,
-    so that a device that holds whole shards of both needs no other's visual tokens.
+    Frames and the rows of the batch are split into `shards` equal shards. A row uses frames of its own shard only, so
+    that a device that holds whole shards of both needs no visual tokens of other devices.
 
     Attributes:
       patches_IxSxC: float32, normalised pixel values of each patch, channel-frame-row-column order, 0 in padding.
@@ -41,7 +41,7 @@ class VisionBatch:
 
 @struct.dataclass
 class VisualTokens:
-    """Images that have been through the vision tower, in the place of their `VisionBatch`.
+    """Images that the vision tower has encoded already, passed instead of their `VisionBatch`.
 
     Attributes:
       tokens_ZxD: [I * M, D] in the compute type, as `QwenVL.encode` gives them.
@@ -73,14 +73,14 @@ class TokenBatch:
 
 @struct.dataclass
 class ReinsertedImages:
-    """What stands in the sequence when a prompt's images are put into it again: all of them, in order.
+    """The tokens that re-insert a prompt's images into the sequence: all images, in order.
 
     Attributes:
       source_QxX: int32, the prompt slot whose token is repeated, -1 in padding.
       pos_QxXx3: int32, M-RoPE positions.
-      moves_QxX: int32, 1 where the position counts from the one at which the block begins, 0 where it is absolute.
+      moves_QxX: int32, 1 where the position counts from the insertion's first position, 0 where it is absolute.
       length_Q: int32, slots that are no padding.
-      span_Q: int32, how far the block moves the position of what follows.
+      span_Q: int32, how far an insertion moves the position of what follows.
       tokens_QxN: int32, visual tokens of each of the prompt's images, 0 where it has fewer than N.
     """
 
@@ -99,7 +99,7 @@ class PromptBatch:
     Attributes:
       ids_QxP, pos_QxPx3, visual_QxP, length_Q: as in `TokenBatch`.
       next_pos_Q: int32, the M-RoPE position of the first generated token (the same on all three axes).
-      block: the images as they would stand in the response again; None where they never do.
+      block: the images as insertions repeat them; None where nothing is ever inserted.
     """
 
     ids_QxP: Array
@@ -112,7 +112,7 @@ class PromptBatch:
 
 @struct.dataclass
 class ResponseBatch:
-    """Given responses to prompts, for supervised training in which they look at the images again.
+    """Given responses to prompts, for supervised training with re-attention.
 
     Attributes:
       ids_BxR: int32, response tokens, the stop token included; padding after `length_B`.
@@ -131,15 +131,15 @@ class Rollout:
 
     Attributes:
       ids_BxR: int32, response tokens, the stop token included; padding after `length_B`.
-      logp_BxR: float32, natural log-probability of each token under softmax(logits / temperature) with the forbidden
+      logp_BxR: float32, natural log-probability of each token under softmax(logits / temperature) with the suppressed
         tokens masked and before top-p; 0 in padding.
       length_B: int32, tokens in the response, the stop token included.
       stopped_B: bool, True where a stop token ended the response, False where the length did.
-      inserted_B: int32, times that the images were put in again.
-      skipped_B: int32, reflections that are text alone although the mode looks: the cap or the budget is spent, or the
-        prompt has no image.
-      selected_BxExX: bool, the slots of the `ReinsertedImages` that insertion E put in (or, hidden by a bias, left
-        visible); E is 0 where nothing is ever inserted.
+      inserted_B: int32, insertions.
+      skipped_B: int32, skipped insertions: reflections of text alone although the mode inserts, because the cap or the
+        budget is spent or the prompt has no image.
+      selected_BxExX: bool, the slots of the `ReinsertedImages` that insertion E shows; with form "bias" the others are
+        inserted too, but masked. E is 0 where nothing is ever inserted.
     """
 
     ids_BxR: Array

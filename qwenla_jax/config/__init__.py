@@ -1,1 +1,1 @@
-"""Settings: the schema of option classes (low), and what a run is made of (high)."""
+"""Settings: the schema of option classes (imported by low rooms), and the settings of a run (by high ones)."""

@@ -22,7 +22,7 @@ MOST_UPDATES = 2**31 - 1  # their number is an int32
 
 
 def inference_relations(config: InferenceConfig) -> Iterator[str]:
-    """Problems between settings of sampling that are each fine alone."""
+    """Contradictions between settings of sampling that are valid on their own."""
     low, high, mesh = config.min_pixels, config.max_pixels, config.mesh
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if low and high and low > high:
@@ -32,7 +32,7 @@ def inference_relations(config: InferenceConfig) -> Iterator[str]:
 
 
 def relations(options: RunOptions) -> Iterator[str]:
-    """Problems between settings that are each fine alone."""
+    """Contradictions between settings that are valid on their own."""
     data, optim = options.data, options.optim
     yield from inference_relations(options.inference)
     if data.batch_size % optim.accumulation:
@@ -52,18 +52,18 @@ def relations(options: RunOptions) -> Iterator[str]:
         )
     if options.stage == "sft" and options.reattention.mode == "vision_only":
         yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
-    own = options.rewards
-    if options.stage == "brpo" and not (own.extra or any(getattr(own, name) for name in BUILT_IN)):
+    rewards = options.rewards
+    if options.stage == "brpo" and not (rewards.extra or any(getattr(rewards, name) for name in BUILT_IN)):
         yield "config.rewards: all weights are 0, expected at least one above 0"
     try:
-        RewardSettings.from_options(own, (), data.max_response_tokens)
+        RewardSettings.from_options(rewards, (), data.max_response_tokens)
     except ConfigError as error:
         yield from (f"config.rewards.{problem}" for problem in str(error).splitlines())
     if options.brpo.resample_rounds and not options.brpo.drop_zero_std_groups:
         yield "config.brpo.resample_rounds: nothing is resampled without config.brpo.drop_zero_std_groups"
     if options.brpo.reward_total == "normalised" and options.brpo.scale != "group":
         yield f"config.brpo.scale: got {options.brpo.scale!r}, expected 'group' with reward_total=normalised"
-    for text in own.extra:
+    for text in rewards.extra:
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(=(\d+(\.\d*)?|\.\d+)?)?", text):
             yield f"config.rewards.extra: got {text!r}, expected module:function or module:function=WEIGHT"
     for pattern in options.lora.modules:
@@ -78,14 +78,14 @@ def relations(options: RunOptions) -> Iterator[str]:
 
 
 def paths(options: RunOptions) -> Iterator[str]:
-    """Required values that are missing, and files that are not there or not what is needed."""
+    """Required values that are missing, and files that are missing or of another kind."""
     yield from init_problems(options.inference, options.preset)
     sources = {"source": options.data.source, "eval_source": options.data.eval_source}
     yield from source_problems(sources, options.preset)
 
 
 def source_problems(sources: Mapping[str, str | None], preset: str) -> Iterator[str]:
-    """A missing `source`, and sources that cannot be opened, by their key in `config.data`."""
+    """Problems of sources by their key in `config.data`: a missing `source`, or one that cannot be opened."""
     if sources["source"] is None:
         yield f"config.data.source: the {preset} preset needs --config.data.source=FILE.jsonl or NAME:PATH"
     for key, source in sources.items():
@@ -99,7 +99,7 @@ def source_problems(sources: Mapping[str, str | None], preset: str) -> Iterator[
 
 
 def init_problems(config: InferenceConfig, preset: str) -> Iterator[str]:
-    """What is wrong with the model that is named."""
+    """Problems of the model that `config.init_from` names."""
     source = config.init_from
     if source is None:
         yield (f"config.init_from: the {preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint")

@@ -1,4 +1,4 @@
-"""What sampling needs to know of a model and of its questions. Nothing here imports jax."""
+"""The settings that sampling needs: model, devices and limits. Nothing here imports jax."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:
-    """A model and how it answers. Settings of training, distillation and evaluation each give one.
+    """A model and how to sample from it. The settings of training, distillation and evaluation each contain one.
 
     Attributes:
       init_from: the model, as `config.init_from` of a run.
       seed: of random parameters and of sampling.
-      dtype, param_dtype: types that are computed in, and that parameters are kept in.
-      remat, attention: as of a run.
+      dtype, param_dtype: types of computation, and of stored parameters.
+      remat, attention: as in `model.config.ModelConfig`.
       mesh: devices along each axis.
       batch_size: questions answered at once.
       max_prompt_tokens, max_response_tokens: longest prompt, visual tokens included, and response.
       min_pixels, max_pixels: bounds of an image; None: the checkpoint's.
-      max_invalid: so many records may be unusable.
+      max_invalid: most records that may be invalid.
       system: text of a system turn; None: no such turn.
-      reattention: what stands before a reflection.
+      reattention: what is inserted before a reflection.
     """
 
     init_from: str | None = "tiny"

@@ -1,6 +1,6 @@
 """Every setting of a training run: names, types, defaults, bounds and help. The defaults are the embedded tiny ones.
 
-See `train.schema` for how settings are read and checked. Nothing here imports jax.
+See `config.schema` for how settings are read and checked. Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class DataOptions:
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
     max_invalid: int = option(
         0,
-        "so many records may be unusable (unreadable, too long, without a right answer): they are left out, the next "
-        "one takes their place, and data/invalid counts them; 0: the first one ends the run",
+        "so many records may be invalid (unreadable, too long, without a right answer): the next valid one replaces "
+        "each, and data/invalid counts them; 0: the first one ends the run",
         low=0,
     )
     leaks: str = option(
         "warn",
         "when images of the evaluation are in the training data: warn (compares ids, files and COCO's numbers before "
-        "the first step), refuse (compares looks too, which opens every image), ignore",
+        "the first step), refuse (compares appearance too, which opens every image), ignore",
         choices=("warn", "refuse", "ignore"),
     )
     size: int | None = option(None, "train on only this many of the source's questions; none: all of them", low=1)
     batch_size: int = option(
-        8, "questions of one optimizer step, over all devices and all accumulation parts", low=1, high=MOST_ROWS
+        8, "questions of one optimizer step, over all devices and all microbatches", low=1, high=MOST_ROWS
     )
     reflection_share: float = option(
         0.5, "scenes, easy_vqa: share of the written responses that hold one reflection", low=0, high=1
@@ -94,7 +94,9 @@ class OptimOptions:
         "constant", "after the warm-up: constant, or cosine or linear to 0", choices=("constant", "cosine", "linear")
     )
     clip_norm: float | None = option(1.0, "scale gradients down to this global norm; none or inf: never", above=0)
-    accumulation: int = option(1, "equal parts that a batch is worked through in; saves memory, same gradient", low=1)
+    accumulation: int = option(
+        1, "equal microbatches of a batch, computed one after the other; saves memory, same gradient", low=1
+    )
     trainable: tuple[tuple[str, str], ...] = option(
         ((".*", "train"),),
         "pairs (regular expression of whole parameter paths, train, freeze, or tags: of embedding and head only the "
@@ -105,7 +107,7 @@ class OptimOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LoraOptions:
-    """Low-rank adapters: the base model is frozen and kept in `dtype`, adapters are trained in `param_dtype`."""
+    """Low-rank adapters: the base model is frozen and stored in `dtype`, adapters are trained in `param_dtype`."""
 
     rank: int | None = option(
         None, "r, the inner width of an adapter; none: the model itself is trained", low=1, high=MOST_ROWS
@@ -128,13 +130,13 @@ class BrpoOptions:
     beta: float = option(0.1, "weight of the KL divergence from the frozen reference", low=0)
     reference: str = option(
         "device",
-        "where the frozen reference lies between updates: device, or host, from where each update fetches it",
+        "where the frozen reference is between updates: device, or host, from where each update copies it",
         choices=("device", "host"),
     )
     clip_low: float = option(0.2, "the probability ratio is clipped below at 1 - clip_low", low=0, high=1)
     clip_high: float = option(0.2, "the probability ratio is clipped above at 1 + clip_high", low=0)
     rollout_batch: int | None = option(
-        None, "questions sampled at once; none: as many as an update works through at once", low=1, high=MOST_ROWS
+        None, "questions sampled at once; none: as many as in a microbatch of an update", low=1, high=MOST_ROWS
     )
     inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1, high=1024)
     norm: str = option(
@@ -166,19 +168,23 @@ class BrpoOptions:
         "over the batch (GDPO)",
         choices=("raw", "normalised"),
     )
-    drop_zero_std_groups: bool = option(False, "leave out questions whose responses all earned the same")
+    drop_zero_std_groups: bool = option(
+        False, "leave out zero-std groups: questions whose responses all have the same reward"
+    )
     resample_rounds: int = option(
         0,
-        "with drop_zero_std_groups: sample at most so many further batches of questions to take their place (DAPO)",
+        "with drop_zero_std_groups: sample at most so many further batches of questions to replace them (DAPO)",
         low=0,
         high=1024,
     )
-    mask_truncated: bool = option(False, "responses cut off at their longest length earn, but are not trained on")
+    mask_truncated: bool = option(
+        False, "responses cut off at their longest length count in the group, but are not trained on"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolOptions:
-    """The processes that rewards run in. A reward that fails takes its response out of the step, and nothing else."""
+    """The processes that rewards run in. A reward that fails excludes its response from the step, and no other."""
 
     workers: int = option(2, "processes", low=1, high=MOST_WORKERS)
     deadline_s: float = option(5.0, "seconds that the rewards of one response may take", above=0, high=MOST_SECONDS)
@@ -192,7 +198,7 @@ class RewardOptions(BuiltInOptions):
 
     extra: tuple[str, ...] = option(
         (),
-        "further rewards: module:function, or module:function=WEIGHT; rewards.reward_record says what they get",
+        "further rewards: module:function, or module:function=WEIGHT; rewards.reward_record documents their argument",
     )
     pool: PoolOptions = group(PoolOptions, "the processes that rewards run in")
 
@@ -206,7 +212,7 @@ class EvalOptions:
     final_size: int = option(1000, "questions of the evaluations before and after; 0: none", low=0)
     batch_size: int = option(64, "questions decoded at once", low=1, high=MOST_ROWS)
     attention: bool = option(
-        True, "measure on the first batch how much attention the responses pay to visual tokens (visual/attn_mass)"
+        True, "measure on the first batch the attention that visual tokens receive from responses (visual/attn_mass)"
     )
 
 
@@ -220,13 +226,13 @@ class CheckpointOptions:
 
 @dataclasses.dataclass(frozen=True)
 class GuardOptions:
-    """What a run does about trouble."""
+    """Checks that end a run."""
 
-    check_first_step: bool = option(True, "refuse to continue where the first step of BRPO is not what it should be")
+    check_first_step: bool = option(True, "end the run if the first step of BRPO is not on policy")
     max_skipped: int = option(10, "end the run after so many updates in a row that were not finite or empty", low=1)
     stall_s: float | None = option(
         1800.0,
-        "end the run, with what every thread was doing, when nothing moves for so many seconds; none: never",
+        "end the run, with a stack trace of every thread, after so many seconds without progress; none: never",
         above=0,
         high=MOST_SECONDS,
     )
@@ -254,16 +260,16 @@ class RunOptions:
         "starting point: tiny (the embedded checkpoint), a Hugging Face checkpoint folder, random:tiny, "
         "or random:PATH of a config.json",
     )
-    dtype: str = option("float32", "type that is computed in", choices=DTYPES)
-    param_dtype: str = option("float32", "type that parameters are kept in", choices=DTYPES)
+    dtype: str = option("float32", "type of computation", choices=DTYPES)
+    param_dtype: str = option("float32", "type of stored parameters", choices=DTYPES)
     remat: str = option(
         "none",
-        "activations computed again in the backward pass: none, dots (keep matrix products), full (keep nothing)",
+        "activations computed again in the backward pass: none, dots (store matrix products), full (store nothing)",
         choices=("none", "dots", "full"),
     )
     attention: str = option(
         "auto",
-        "what computes attention, all of it equal: auto (the backend's kernel where it serves), xla, splash (TPU), "
+        "what computes attention, with equal results: auto (the backend's kernel where it applies), xla, splash (TPU), "
         "cudnn (GPU, bfloat16)",
         choices=("auto", "xla", "splash", "cudnn"),
     )
@@ -272,22 +278,22 @@ class RunOptions:
     lora: LoraOptions = group(LoraOptions, "low-rank adapters instead of whole parameters")
     brpo: BrpoOptions = group(BrpoOptions, "BRPO; unused in stage sft")
     rewards: RewardOptions = group(RewardOptions, "rewards; unused in stage sft")
-    reattention: ReattentionOptions = group(ReattentionOptions, "looking at the images again")
+    reattention: ReattentionOptions = group(ReattentionOptions, "re-attention: images before reflections")
     mesh: MeshOptions = group(MeshOptions, "devices")
     eval: EvalOptions = group(EvalOptions, "evaluation")
     checkpoint: CheckpointOptions = group(CheckpointOptions, "checkpoints")
     log: LogOptions = group(LogOptions, "metrics and completions")
-    guard: GuardOptions = group(GuardOptions, "what a run does about trouble")
+    guard: GuardOptions = group(GuardOptions, "checks that end a run")
 
     @property
     def inference(self) -> InferenceConfig:
-        """What sampling and evaluation need of these settings."""
+        """The part of these settings that sampling and evaluation need."""
         data = self.data
         return InferenceConfig(
             init_from=self.init_from,
             seed=self.seed,
             dtype=self.dtype,
-            # A frozen base needs no more bits than are computed with.
+            # A frozen base is stored in the type of computation.
             param_dtype=self.dtype if self.lora.rank else self.param_dtype,
             remat=self.remat,
             attention=self.attention,

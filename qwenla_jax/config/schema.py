@@ -1,9 +1,9 @@
-"""Checked settings: any nest of dataclasses whose fields tell their help, choices and bounds.
+"""Checked settings: nested dataclasses whose fields declare help, choices and bounds.
 
 Config files hand settings to `config_flags` as a locked `ConfigDict` (`to_config_dict`), the command line overrides
 single keys, and `build` turns the result back into checked dataclasses before anything heavy starts. A field is an int,
-float, str or bool, perhaps or None, a `tuple[str, ...]`, or pairs of texts. Nothing here imports jax, so that `--help`
-and a refusal are instant.
+float, str or bool, each perhaps optional, a `tuple[str, ...]`, or pairs of texts. Nothing here imports jax, so that
+`--help` and error messages are instant.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def option(
 ) -> Any:
     """A field: `low` <= value, `above` < value, value <= `high`, value < `below`, or one (some) of `choices`.
 
-    Where no upper bound is given there is one all the same: `LARGEST_INT`, or `LARGEST_FLOAT`. Of pairs (regular
-    expression, word) the words are those of `choices`.
+    Without `high` and `below` the upper bound is `LARGEST_INT` or `LARGEST_FLOAT`. Of pairs (regular expression, word)
+    the words are those of `choices`.
     """
     bounds = {"low": low, "above": above, "high": high, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
@@ -98,7 +98,7 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def to_config_dict(options: Any) -> config_dict.ConfigDict:
-    """A locked, typed ConfigDict: a key that is not there or a value of another type is refused on assignment."""
+    """A locked, typed ConfigDict: an unknown key or a value of another type fails on assignment."""
 
     def convert(value: Any) -> config_dict.ConfigDict:
         hints = _hints(type(value))
@@ -138,7 +138,7 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def check_command_line(argv: Sequence[str], cls: type, flag: str = "config") -> None:
-    """Refuses unknown keys and unreadable numbers in `--config.key=value` arguments, before the flags are parsed.
+    """Rejects unknown keys and unreadable numbers in `--config.key=value` arguments, before the flags are parsed.
 
     Raises:
       ConfigError: as `build`.
@@ -197,35 +197,35 @@ def describe(options: Any, flag: str = "config") -> str:
 
 
 def _group_helps(cls: type, prefix: str = "") -> dict[str, str]:
-    """Help of every group of settings, those within groups too, by its key."""
-    result = {}
+    """Help of every group of settings, nested groups included, by its key."""
+    helps = {}
     hints = _hints(cls)
     for field in dataclasses.fields(cls):
-        result[prefix + field.name] = field.metadata["help"]
+        helps[prefix + field.name] = field.metadata["help"]
         if dataclasses.is_dataclass(hints[field.name]):
-            result |= _group_helps(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
-    return result
+            helps |= _group_helps(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+    return helps
 
 
 def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str]) -> list[str]:
     """One text for every setting that differs: `config.seed: 0 in the folder, 1 now`.
 
-    A setting that only one side has, because it was added between two versions, stands for its default.
+    A setting that only one side has, because it was added between two versions, counts as its default.
 
     Args:
-      saved: what `to_dict` made of the earlier settings.
+      saved: the earlier settings, from `to_dict`.
       options: the present ones.
       free: keys, or groups of keys, that may differ.
     """
     defaults, old, new = _flat(to_dict(type(options)())), _flat(saved), _flat(to_dict(options))
-    result = []
+    texts = []
     for key in sorted({*old, *new}):
         if any(key == name or key.startswith(name + ".") for name in free):
             continue
         a, b = (side.get(key, defaults.get(key, "(absent)")) for side in (old, new))
         if a != b:
-            result.append(f"config.{key}: {a!r} in the folder, {b!r} now")
-    return result
+            texts.append(f"config.{key}: {a!r} in the folder, {b!r} now")
+    return texts
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     key = in_brief(key, 80)
     group, _, name = key.rpartition(".")
     tails = {k: k.rpartition(".")[2] for k in known}
-    # A right name in the wrong group or its initials (lr) are commoner than a typing error across two groups.
+    # A right name in the wrong group, or its initials (lr), is more common than a typing error across two groups.
     near = [k for k, tail in tails.items() if name in (tail, "".join(word[0] for word in tail.split("_")))]
     near = near or difflib.get_close_matches(key, [k for k in known if k.rpartition(".")[0] == group], n=1, cutoff=0.75)
     near = near or [k for t in difflib.get_close_matches(name, tails.values(), n=1) for k in known if tails[k] == t]

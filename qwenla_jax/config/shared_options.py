@@ -8,7 +8,7 @@ from qwenla_jax.config.schema import option
 
 DTYPES = ("float32", "bfloat16")
 
-# Far above what serves, and far below what would fill any memory before it is refused.
+# Far above any useful value, and far below what would fill memory before it is rejected.
 MOST_ROWS = 2**16
 MOST_TOKENS = 2**18  # the positions of Qwen2.5-VL end at 128,000
 MOST_PIXELS = 2**26
@@ -31,13 +31,13 @@ POSITIONS = ("again", "original")
 
 @dataclasses.dataclass(frozen=True)
 class ReattentionOptions:
-    """Whether reflections look at the images again, in sampling, training and evaluation alike."""
+    """Whether and how images are re-inserted before reflections, in sampling, training and evaluation alike."""
 
     mode: str = option("none", MODES_HELP, choices=MODES)
     keep_ratio: float = option(0.5, "route: m, the share of the visual tokens that is kept", low=0, high=1)
     form: str = option(
         "compact",
-        "route: put in the kept tokens only, or all of them with a bias that hides the rest",
+        "route: compact (insert the selected tokens only) or bias (insert all, and mask the others)",
         choices=FORMS,
     )
     max_insertions: int = option(
@@ -47,9 +47,9 @@ class ReattentionOptions:
         None, "most inserted tokens of a response; none: no such limit", low=0, high=MOST_TOKENS
     )
     rows_at_once: int = option(
-        8, "sampling: rows that wait for their images are served together, so many", low=1, high=MOST_ROWS
+        8, "sampling: insertions of so many pending rows are run together", low=1, high=MOST_ROWS
     )
-    delimiters: bool = option(True, "put the vision delimiters around the images again")
+    delimiters: bool = option(True, "insert the vision delimiters around the images too")
     positions: str = option(
         "again",
         "again: the images take the next positions, as if given a second time; original: those in the prompt",
@@ -57,13 +57,13 @@ class ReattentionOptions:
     )
 
     def slots(self, images: int, tokens: int) -> int:
-        """Slots of so many images with `tokens` visual tokens each, put in whole."""
+        """Slots of an insertion of `images` images with `tokens` visual tokens each, all of them selected."""
         return images * (tokens + 2 * self.delimiters)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions:
-    """How many devices lie along each mesh axis; one of them may be -1: whatever is left."""
+    """How many devices each mesh axis has; one of them may be -1: the remaining devices."""
 
     data: int = option(-1, "devices that split the batch", low=-1)
     fsdp: int = option(1, "devices that split the batch, the parameters and the optimizer state", low=-1)

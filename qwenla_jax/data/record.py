@@ -1,4 +1,4 @@
-"""Sources of records: Grain random-access sources, index -> Record."""
+"""Records: what a source returns for an index."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Record:
       id: unique within its source.
       images: the images, RGB, of any size.
       question: the user's text, without any placeholder of an image.
-      answer: the right answer, bare.
+      answer: the right answer, without markup.
       response: a response in the paper's answer format for supervised training; None where there is none.
       kind: type of the question, for accuracy by type.
       videos: the videos, after the images and before the question.

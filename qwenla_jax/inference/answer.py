@@ -1,4 +1,4 @@
-"""One answer to one question, with where it looked again and how much attention its images got."""
+"""One answer to one question, with its insertions and the attention that its images received."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SHOWN_SIDE = 240  # pixels of an image's longer side as HTML shows it
 
 @dataclass(frozen=True)
 class VisualAttention:
-    """Attention paid to visual tokens by some response tokens: means over these tokens, all layers and all heads.
+    """Attention that visual tokens receive from some response tokens: means over these tokens, all layers and heads.
 
     Attributes:
       original: share of the attention that goes to the visual tokens of the prompt, 0 to 1.
       inserted: share that goes to the visual tokens of all insertions so far together.
       even_original, even_inserted: the shares that they would get if a token's attention were spread evenly over all
-        that it sees (theorems 3.1 and 3.2 are about these).
+        that it sees (the subject of theorems 3.1 and 3.2).
     """
 
     original: float
@@ -35,12 +35,12 @@ class VisualAttention:
 
     @property
     def total(self) -> float:
-        """Share that goes to visual tokens, wherever they stand."""
+        """Share that goes to all visual tokens, original and inserted."""
         return self.original + self.inserted
 
     @property
     def ratio(self) -> float | None:
-        """`total` over its even share: above 1, visual tokens get more than their number would give them."""
+        """`total` over its even share: above 1, visual tokens receive more than an even share."""
         return _over(self.total, self.even_original + self.even_inserted)
 
     @property
@@ -54,7 +54,7 @@ class VisualAttention:
         return _over(self.inserted, self.even_inserted)
 
     def to_dict(self) -> dict[str, float | None]:
-        """All of it under the attributes' names."""
+        """All values under the attributes' names."""
         names = ("total", "ratio", "ratio_original", "ratio_inserted")
         return asdict(self) | {name: getattr(self, name) for name in names}
 
@@ -82,7 +82,7 @@ class SelectedTokens:
 
 @dataclass(frozen=True)
 class Insertion:
-    """One insertion: the images' visual tokens stand right before this `<REFLECTION>` again.
+    """One insertion: the images' visual tokens, repeated right before this `<REFLECTION>`.
 
     Attributes:
       position: index of the `<REFLECTION>` token in the response's tokens, in which inserted tokens do not count.
@@ -107,7 +107,7 @@ class Insertion:
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens that there are."""
+        """Visual tokens of all images together."""
         return sum(one.rows * one.cols for one in self.images)
 
     def selection_line(self) -> str:
@@ -170,9 +170,9 @@ class Answer:
     Attributes:
       text: the response, without its stop token.
       token_ids: the response's tokens, the stop token included; inserted tokens are no part of them.
-      sections: the complete sections, reflections included, in order; see `text.sections.parse`.
+      sections: the complete sections, reflections included, in order; see `text.response_format.parse`.
       reattention: the insertions in order.
-      skipped: reflections that would have looked again, had `max_insertions` not been spent.
+      skipped: skipped insertions: reflections of text alone, because `max_insertions` was spent.
       stopped: whether the model ended the response itself; False where `max_new_tokens` cut it off.
       seconds: wall-clock time from the question to the answer, compilation included where there was any.
       question: as it was asked.

@@ -55,13 +55,12 @@ def ask(
 ) -> Answer:
     """Asks one question and takes the answer apart.
 
-    What is compiled is kept for the process: asking again compiles nothing as long as the model's configuration and the
-    options stay and prompt and images fall into the same buckets. An answer that looks again needs a second program,
-    for its attention.
+    Compiled programs are cached for the process: a later call with the same model configuration, options and buckets of
+    prompt and images compiles nothing. An answer with insertions needs a second program, for its attention.
 
     Args:
       checkpoint: from `qwenla_jax.load`.
-      images: an image or several, as files or Pillow's; an empty list asks without any.
+      images: one image or several, as files or Pillow images; an empty list for none.
       question: the user's text.
       reattention: what stands before a reflection, one of `shared_options.MODES`.
       keep_ratio: route: the share of the visual tokens that is kept, 0 to 1.
@@ -80,8 +79,8 @@ def ask(
     started = time.perf_counter()
     if not question.strip():
         raise ValueError("question: it is empty; expected a text")
-    for name, said in (("question", question), ("system", system)):
-        if (message := half_character(said or "")) is not None:
+    for name, content in (("question", question), ("system", system)):
+        if (message := half_character(content or "")) is not None:
             raise ValueError(f"{name}: it {message}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}, expected a whole number from 0 to 4294967295")
@@ -145,7 +144,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettin
 
 
 class _Received(NamedTuple):
-    """Attention of each response token; see `train.probe.AttentionMass`. Insertions are summed."""
+    """Attention of each response token; see `attention_mass.AttentionMass`. Insertions are summed."""
 
     original_R: jax.Array
     inserted_R: jax.Array
@@ -153,7 +152,7 @@ class _Received(NamedTuple):
     even_inserted_R: jax.Array
 
 
-# jax keeps what it compiles by the static arguments: a model's configuration and the options, which compare by value.
+# JAX caches compiled programs by the static arguments: the model's configuration and the options, compared by value.
 @functools.partial(jax.jit, static_argnames=("config", "options"))
 def _sample(
     config: ModelConfig,
@@ -198,14 +197,14 @@ def _insertions(
     rollout: Rollout,
     example: Example,
 ) -> list[Insertion]:
-    """What stands before which reflection; the response is run once more for its attention."""
+    """The insertions of the response, which is run once more for its attention."""
     turns, length = int(rollout.inserted_B[0]), int(rollout.length_B[0])
     if not turns:
         return []
     ids_R = rollout.ids_BxR[0, :length]
     open_R = np.flatnonzero(ids_R == reattention.open_id)
     close_R = np.flatnonzero(ids_R == reattention.close_id)
-    # Not all of the room that sampling needed, yet of few sizes, for each of them is compiled.
+    # Padded to few sizes, since each is compiled; most are shorter than the room that sampling needed.
     padded_BxR = np.zeros((1, _power_of_two(length, 64)), np.int32)
     padded_BxR[0, :length] = ids_R
     selected_BxExX = rollout.selected_BxExX[:, : _power_of_two(turns)]
@@ -225,35 +224,36 @@ def _insertions(
     def mean(first: int, end: int) -> VisualAttention:
         return VisualAttention(*(float(values_R[first:end].mean()) for values_R in received))
 
-    result = []
+    insertions = []
     since = 0
     for turn, position in enumerate(open_R[:turns].tolist()):
         ends = [length, *(close_R[close_R > position] + 1)[:1], *open_R[open_R > position][:1]]
-        result.append(
+        insertions.append(
             Insertion(
                 position=position,
                 offset=len(tok.decode(ids_R[:position].tolist())),
-                images=_kept(selected_BxExX[0, turn], vision, prompts, example),
+                images=_selected_cells(selected_BxExX[0, turn], vision, prompts, example),
                 before=mean(since, position) if position > since else None,
                 after=mean(position, min(ends)),
             )
         )
         since = position
-    return result
+    return insertions
 
 
-def _kept(
+def _selected_cells(
     selected_X: np.ndarray, vision: VisionBatch, prompts: PromptBatch, example: Example
 ) -> tuple[SelectedTokens, ...]:
-    """From slots of the images' block to cells of their grids."""
+    """The selected slots of an insertion as cells of the images' grids."""
     assert prompts.block is not None
     token_X = prompts.visual_QxP[0, prompts.block.source_QxX[0, np.flatnonzero(selected_X)]]
     number_X, cell_X = np.divmod(token_X[token_X >= 0], vision.gather_IxM.shape[1])  # delimiters are no visual tokens
-    out = []
+    selected = []
     for number, frame in enumerate(example.frames):
         cells = sorted(cell_X[number_X == number].tolist())
-        out.append(SelectedTokens(number, frame.rows, frame.cols, tuple(divmod(cell, frame.cols) for cell in cells)))
-    return tuple(out)
+        positions = tuple(divmod(cell, frame.cols) for cell in cells)
+        selected.append(SelectedTokens(number, frame.rows, frame.cols, positions))
+    return tuple(selected)
 
 
 def _images(
@@ -261,7 +261,7 @@ def _images(
 ) -> tuple[Image.Image, ...]:
     """The images as RGB, each of a shape that the model takes."""
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
-    out = []
+    converted = []
     for number, one in enumerate(several):
         if not isinstance(one, str | os.PathLike | Image.Image):
             raise ValueError(f"images[{number}]: got {type(one).__name__}, expected a file's name or a Pillow image")
@@ -271,8 +271,8 @@ def _images(
             smart_resize(image.height, image.width, layout.token_pixels, processor.min_pixels, processor.max_pixels)
         except ValueError as error:
             raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
-        out.append(image)
-    return tuple(out)
+        converted.append(image)
+    return tuple(converted)
 
 
 def _with_max_pixels(processor: ProcessorSettings, max_pixels: int) -> ProcessorSettings:
@@ -283,7 +283,7 @@ def _with_max_pixels(processor: ProcessorSettings, max_pixels: int) -> Processor
 
 
 def _buckets(example: Example, processor: ProcessorSettings, layout: ImageLayout) -> Buckets:
-    """Sizes that do not depend on the example but for where they end, so that examples of a kind share a program."""
+    """Buckets of few sizes, so that similar examples share a program."""
     prompt, images = _power_of_two(len(example.ids_T), 64), _power_of_two(len(example.frames))
     return make_buckets(layout, 1, processor.min_pixels, processor.max_pixels, prompt, prompt, images)
 

@@ -1,4 +1,4 @@
-"""Where given responses look: attention paid to visual tokens, beside what an even attention would pay."""
+"""Attention that visual tokens receive from given responses, beside their share of an even attention."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class AttentionMass:
     """Attention of each response token, the mean over layers and heads.
 
     Attributes:
-      original_BxR: float32, paid to the visual tokens of the prompt's own images.
-      inserted_BxExR: float32, paid to the visual tokens that insertion E shows.
+      original_BxR: float32, received by the visual tokens of the prompt's own images.
+      inserted_BxExR: float32, received by the visual tokens that insertion E shows.
       even_original_BxR, even_inserted_BxExR: float32, the share of the tokens that the response token sees which those
         visual tokens are: what they would get if attention were spread evenly (theorems 3.1 and 3.2 are about it).
-      image_BxRxP: float32, paid to each slot of the prompt.
+      image_BxRxP: float32, received by each slot of the prompt.
     """
 
     original_BxR: jax.Array
@@ -52,11 +52,10 @@ def attention_mass(
     reattention: ReattentionConfig = TEXT_ONLY,
     selected_BxExX: jax.Array | None = None,
 ) -> AttentionMass:
-    """Runs given responses, with their insertions, and collects where their tokens looked (paper, figures 2 and 9).
+    """Runs given responses, with their insertions, and returns their tokens' attention (paper, figures 2 and 9).
 
     Paper silent on which mean: here over all layers and heads. A response token is the query here, so its own key is
-    among those that it sees. Values behind a response's end, and at its last token where it is never run, are of no
-    meaning.
+    among those that it sees. Values after a response's end, and at a last token that is never run, have no meaning.
 
     Args:
       model, reattention: static.
@@ -81,10 +80,10 @@ def attention_mass(
     at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
     image_BxRxP, new_BxRxT = at_response(received["prefix"]), at_response(received["new"])
     visual_BxP = jnp.repeat(prompts.visual_QxP >= 0, G, axis=0)
-    hidden_BxT = jnp.zeros(x.shape[:2], jnp.int32) if bias is None else (bias != 0).astype(jnp.int32)
-    # What a token sees: its prompt, and of the spliced response everything up to itself but what a bias hides.
-    hidden_before_BxR = jnp.take_along_axis(jnp.cumsum(hidden_BxT, axis=1), slot_BxR, axis=1)
-    seen_BxR = jnp.repeat(prompts.length_Q, G)[:, None] + slot_BxR + 1 - hidden_before_BxR
+    masked_BxT = jnp.zeros(x.shape[:2], jnp.int32) if bias is None else (bias != 0).astype(jnp.int32)
+    # What a token sees: its prompt, and of the spliced response everything up to itself that is not masked.
+    masked_before_BxR = jnp.take_along_axis(jnp.cumsum(masked_BxT, axis=1), slot_BxR, axis=1)
+    seen_BxR = jnp.repeat(prompts.length_Q, G)[:, None] + slot_BxR + 1 - masked_before_BxR
     shown_before_BxExR = jnp.take_along_axis(
         jnp.cumsum(shown_BxExT, axis=2), jnp.broadcast_to(slot_BxR[:, None], (B, shown_BxExT.shape[1], R)), axis=2
     )
@@ -98,11 +97,11 @@ def attention_mass(
 
 
 def compiled_mass(runtime: Runtime, reattention: ReattentionConfig) -> Callable[..., AttentionMass]:
-    """`attention_mass` compiled: (params, vision, prompts, ids, lengths, kept) -> AttentionMass on the host.
+    """`attention_mass` compiled: (params, vision, prompts, ids, lengths, selected) -> AttentionMass on the host.
 
     Args:
       runtime: the run.
-      reattention: how the responses looked at their images again.
+      reattention: the mode and options of the responses' insertions.
     """
     whole = replicated(runtime.mesh)  # where each of several processes is to see all of it
 
@@ -119,7 +118,7 @@ def compiled_mass(runtime: Runtime, reattention: ReattentionConfig) -> Callable[
 
 
 def parts_of(ids_BxR: np.ndarray, length_B: np.ndarray, open_id: int, close_id: int) -> dict[str, np.ndarray]:
-    """Where each response token stands: before the first reflection, in one (its tags included), or after the first.
+    """The part that each response token is in: before the first reflection, in one (its tags included), or after one.
 
     Returns:
       bool [B, R] for each of PARTS and for "all"; a response without a reflection is "before" throughout. The last
@@ -129,17 +128,17 @@ def parts_of(ids_BxR: np.ndarray, length_B: np.ndarray, open_id: int, close_id: 
     opened_BxR = np.cumsum(ids_BxR == open_id, axis=1)
     closed_BxR = np.cumsum(ids_BxR == close_id, axis=1)
     inside_BxR = (opened_BxR > closed_BxR) | ((ids_BxR == close_id) & (opened_BxR >= closed_BxR) & (opened_BxR > 0))
-    result = {"before": opened_BxR == 0, "in": inside_BxR, "after": (opened_BxR > 0) & ~inside_BxR}
-    return {name: where & run_BxR for name, where in result.items()} | {"all": run_BxR}
+    parts = {"before": opened_BxR == 0, "in": inside_BxR, "after": (opened_BxR > 0) & ~inside_BxR}
+    return {name: where & run_BxR for name, where in parts.items()} | {"all": run_BxR}
 
 
 def profile(mass: AttentionMass, parts: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Means over the tokens of each part.
 
     Returns:
-      part -> `tokens`, `original`, `inserted` (all insertions together), `visual` (both), `even` (what evenly spread
-      attention would pay to both) and `ratio`, visual over even; a part without tokens is left out. The ratio is needed
-      beside the mass: the mass also moves where the visual tokens merely become a smaller or larger share of all.
+      part -> `tokens`, `original`, `inserted` (all insertions together), `visual` (both), `even` (what both would
+      receive of evenly spread attention) and `ratio`, visual over even; a part without tokens is left out. The ratio
+      is needed beside the mass, which also changes with the visual tokens' mere share of all tokens.
     """
     original = np.asarray(mass.original_BxR)
     inserted = np.asarray(mass.inserted_BxExR).sum(1)

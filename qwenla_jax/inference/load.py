@@ -1,4 +1,4 @@
-"""The model that the settings name: a checkpoint folder, the embedded one, or a random model of a given shape."""
+"""Loads the model that the settings name: a checkpoint folder, the embedded one, or a random model of a given shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qwenla_jax.weights.hf import EMBEDDED, load
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Model, parameters (placed by the run's layouts), tokenizer with the ten tags, and image processor.
+    """Model, parameters (placed by the run's shardings), tokenizer with the ten tags, and image processor.
 
     `shardings` are those of all of `params`.
     """
@@ -79,9 +79,9 @@ def tiny_config(tokenizer: Tokenizer, vocab_size: int = 512) -> ModelConfig:
 
 
 def tiny_processor() -> ProcessorSettings:
-    """The embedded default's image processor: images at 112 x 112 pixels unless a run says more.
+    """The embedded default's image processor: images at 112 x 112 pixels unless the settings say otherwise.
 
-    The mean is a scene's ground and not the released model's, so that an empty patch is a vector of about zeros and the
+    The mean is a scene's ground, not the released model's, so that an empty patch is a vector of about zeros and the
     ground does not drown the shapes.
     """
     return ProcessorSettings(
@@ -96,7 +96,8 @@ def start(config: InferenceConfig, mesh: Mesh) -> Start:
     """Builds or loads what `config.init_from` names, placed on the mesh.
 
     Raises:
-      FileNotFoundError, ValueError: the checkpoint is missing, broken, or lacks what training needs; by file and key.
+      FileNotFoundError, ValueError: the checkpoint is missing, corrupt, or lacks what training needs; the message names
+        the file and the key.
     """
     name = config.init_from or ""
     changes: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A source's records as examples of a run; those that a run cannot use give way to others."""
+"""A source's records as examples of a run; invalid records are replaced by valid ones."""
 
 from __future__ import annotations
 
@@ -74,22 +74,22 @@ def usable(
     config: InferenceConfig,
     note: Callable[[str], None] | None = None,
 ) -> SkipInvalid[Example]:
-    """The examples of a source, with the next whole one in the place of a record that cannot be used.
+    """The examples of a source; an invalid record is replaced by the next valid one.
 
     Args:
-      source: of `runtime.make_run_source`.
+      source: the records.
       make: record to example.
-      config: of its `max_invalid` the records that the source left out already are taken.
-      note: told of each invalid record when it is met first.
+      config: from its `max_invalid` the records that the source left out already are subtracted.
+      note: called with a message when an invalid record is met for the first time.
     """
     return SkipInvalid(Examples(source, make, config), _left(source, config), note, _advice(config))
 
 
 def whole(source: RecordSource, make: Callable[[Record], Example], config: InferenceConfig) -> Iterator[Example]:
-    """The usable examples of a source in its order, each once: for an evaluation, which nothing may stand twice in.
+    """The usable examples of a source in its order, each once: for an evaluation, which must not count one twice.
 
     Raises (when read):
-      TooManyInvalid: there are more unusable records than may be.
+      TooManyInvalid: more records are invalid than `max_invalid` allows.
     """
     examples, most = Examples(source, make, config), _left(source, config)
     invalid: list[str] = []
@@ -125,13 +125,13 @@ class Read:
 
     @property
     def ids_T(self) -> np.ndarray:
-        """What a pipeline groups by."""
+        """Token ids: a pipeline groups examples by their length."""
         return self.example.ids_T
 
 
 @dataclasses.dataclass(frozen=True)
 class WithMet:
-    """Examples together with the number of invalid records in whose place they stand."""
+    """Examples together with the number of invalid records that each one replaces."""
 
     source: SkipInvalid[Example]
 
@@ -152,5 +152,5 @@ class Records:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        """The record at an index, or the whole one in its place."""
+        """The record at an index, or the valid one that replaces it."""
         return self.source[index].record

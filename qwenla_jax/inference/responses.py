@@ -16,7 +16,9 @@ def responses_of(rollout: Rollout) -> list[list[int]]:
 
 
 def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
-    """Responses as text, without the stop token. Control tokens inside a response stay visible: between sections they
-    break its format, within one they are part of what it says.
+    """Responses as text, without the stop token.
+
+    Control tokens inside a response stay visible: outside of sections they violate the format, within one they are part
+    of its text.
     """
     return [tokenizer.decode(ids) for ids in responses_of(rollout)]

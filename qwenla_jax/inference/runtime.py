@@ -1,4 +1,4 @@
-"""What needs a model and trains nothing: its mesh, shardings, tokenizer, and the compiled sampler."""
+"""A model ready for inference: its mesh, shardings, tokenizer, and the compiled sampler."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ Sampler = Callable[[Params, VisionBatch, PromptBatch, int, np.ndarray], Rollout]
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A model on its devices, and how it answers.
+    """A model on its devices, with what sampling needs.
 
     Attributes:
-      config: what it was made with.
+      config: the settings.
       mesh: the devices.
-      model: the Linen module, its configuration within.
-      layouts: the parameters' shardings, those of adapters among them.
-      tokenizer, processor, layout: how text and images become numbers.
-      logit_bias_V: float32 added to all logits: suppressed tokens.
+      model: the Linen module with its configuration.
+      shardings: of the parameters, adapters included.
+      tokenizer, processor, layout: how text and images become arrays.
+      logit_bias_V: float32, see `token.suppression_bias`.
     """
 
     config: InferenceConfig
@@ -70,7 +70,7 @@ class Runtime:
 
     @property
     def row_shards(self) -> int:
-        """Equal runs of rows that lie on different devices."""
+        """Equal shards of rows, each on its own devices."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def example(self, with_response: bool) -> Callable[[Any], Example]:
@@ -81,7 +81,7 @@ class Runtime:
         )
 
     def sampling_program(self, options: SampleOptions) -> Any:
-        """The jitted `sampling.loop.sample`: (params, vision, prompts, bias, seed, step, sample numbers) -> Rollout."""
+        """The jitted `sampler.sample`: (params, vision, prompts, bias, seed, step, sample numbers) -> Rollout."""
         rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
 
         def program(params: Params, *inputs: Any) -> Rollout:
@@ -93,7 +93,7 @@ class Runtime:
         return jax.jit(
             program,
             in_shardings=(self.shardings, rows, rows, whole, whole, whole, rows),
-            out_shardings=whole if is_multiprocess() else rows,  # where each process is to see all of them
+            out_shardings=whole if is_multiprocess() else rows,  # every process reads all rows
         )
 
     def sampler(self, options: SampleOptions) -> Sampler:
@@ -110,7 +110,7 @@ class Runtime:
         return call
 
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
-        """Sampling with its response length and stop tokens."""
+        """Sampling options with the run's response length, stop tokens and re-attention."""
         return SampleOptions(
             group_size,
             self.config.max_response_tokens,
@@ -122,7 +122,7 @@ class Runtime:
         )
 
     def reattention(self) -> ReattentionConfig:
-        """Whether and how its reflections look at the images again."""
+        """The run's re-attention, with the tokenizer's ids."""
         ids = self.tokenizer.ids
         options = dataclasses.asdict(self.config.reattention)
         return ReattentionConfig(**options, open_id=ids.reflection_open, close_id=ids.reflection_close)
@@ -130,21 +130,20 @@ class Runtime:
     def collate_prompts(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
     ) -> tuple[VisionBatch, PromptBatch]:
-        """`data.collate.collate_prompts`, with the images' blocks where this run puts them in."""
+        """`data.batching.collate.collate_prompts`, with the images to insert where this run inserts any."""
         block = self.config.reattention if self.reattention().inserts else None
         return collate_prompts(examples, buckets, batch_size, block)
 
     def collate_responses(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
     ) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
-        """`data.collate.collate_responses` with its sizes and its way to look again."""
-        own = self.config.reattention
+        """`data.batching.collate.collate_responses` with the run's sizes and re-attention."""
         return collate_responses(
             examples,
             buckets,
             batch_size,
             response_buckets(self.config.max_response_tokens),
-            insertion_buckets(own.max_insertions),
+            insertion_buckets(self.config.reattention.max_insertions),
             self.config.reattention,
             self.tokenizer.ids.reflection_open,
         )
@@ -158,7 +157,7 @@ class Runtime:
 
 
 def build(config: InferenceConfig) -> tuple[Runtime, Params]:
-    """Loads the model and makes what answers with it.
+    """Loads the model and its runtime.
 
     Raises:
       ValueError: settings that do not fit the devices or the checkpoint.
@@ -186,13 +185,12 @@ def assemble(
     tokenizer: Tokenizer,
     processor: ProcessorSettings,
 ) -> Runtime:
-    """A runtime on a mesh, whose devices need not be there: nothing is put on them.
+    """A runtime on a mesh. Nothing is placed, so the devices may be abstract.
 
     Args:
       config: the settings.
       mesh: the devices.
-      model, shardings, tokenizer, processor: what was loaded; of the processor the bounds are still the
-        checkpoint's.
+      model, shardings, tokenizer, processor: what was loaded; the processor with the checkpoint's own bounds.
     """
     sizes = model.config
     return Runtime(
@@ -218,7 +216,7 @@ def processor_of(config: InferenceConfig, processor: ProcessorSettings) -> Proce
 
 
 def layout_of(config: ModelConfig) -> ImageLayout:
-    """How the model's vision tower wants patches."""
+    """The layout of patches that the model's vision tower needs."""
     vision = config.vision
     return ImageLayout(
         vision.patch_size,
@@ -230,10 +228,10 @@ def layout_of(config: ModelConfig) -> ImageLayout:
 
 
 def response_buckets(longest: int) -> tuple[int, ...]:
-    """Lengths that responses are cut to before the update: what no response of a step reaches is not computed."""
+    """Lengths that responses are padded to in the update: the smallest that fits a batch's longest response."""
     return ladder(min(16, longest), longest, 8)
 
 
 def insertion_buckets(most: int) -> tuple[int, ...]:
-    """Insertions of a response that an update makes room for: one, for most responses have no more, or the cap."""
+    """Insertions of a response that an update makes room for: one, which most responses need, or the cap."""
     return tuple(sorted({min(1, most), most}))

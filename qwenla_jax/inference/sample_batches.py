@@ -1,4 +1,4 @@
-"""The one loop from questions to texts: examples are collated, responses sampled, and decoded on the host."""
+"""The loop from questions to texts: collates examples, samples responses and decodes them on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 
 
 class Answered(NamedTuple):
-    """A batch with its responses, on the host. Rows behind the last question only fill the batch.
+    """A batch with its responses, on the host. Rows after the last question only fill the batch.
 
     Attributes:
       records: the questions.
@@ -48,9 +48,10 @@ def sample_batches(
 
     Args:
       runtime, params: the model.
-      batches: at most `config.batch_size` examples each, and uint32 [batch_size * G], the numbers of the samples.
+      batches: at most `InferenceConfig.batch_size` examples each, and the numbers of the samples, uint32
+        [batch_size * G].
       sampler: of `runtime.sampler`.
-      buckets: shapes that batches may have; None: those of the runtime.
+      buckets: shapes that batches may have; None for those of the runtime.
     """
     rows = runtime.config.batch_size
     buckets = buckets or runtime.buckets(rows)
@@ -67,7 +68,7 @@ def answer(
     """Responses to the first `size` usable questions, batch by batch; greedy ones unless another sampler is given.
 
     Raises:
-      TooManyInvalid: more records than `config.max_invalid` cannot be used; those are left out.
+      TooManyInvalid: more than `InferenceConfig.max_invalid` records are invalid; up to that they are left out.
     """
     rows = runtime.config.batch_size
     sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))

@@ -16,7 +16,7 @@ _BOLD, _DIM, _YELLOW, _CYAN, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[36
 
 
 def show(answer: Answer, file: TextIO | None = None) -> None:
-    """Shows an answer where one is looking: in a notebook with its images, elsewhere as text.
+    """Shows an answer: in a notebook with its images, elsewhere as text.
 
     Args:
       answer: from `qwenla_jax.ask`.
@@ -42,7 +42,7 @@ def in_notebook() -> bool:
 
 
 def token_map(selected: SelectedTokens) -> list[str]:
-    """The grid as lines: "#" where tokens are selected, "." where not, "+" for a block of which some are."""
+    """The grid as lines: "#" where tokens are selected, "." where not, "+" for a group of cells of which some are."""
     step = -(-max(selected.rows, selected.cols) // _WIDEST_MAP)
     mask = selected.mask()
     lines = []

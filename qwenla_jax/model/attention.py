@@ -1,10 +1,10 @@
 """Dense attention over key segments, in plain XLA, with its gradient written out.
 
-A query attends to several runs of keys at once: the prompt that a group of rows shares, the row's own cache, and the
-tokens of the present call. The runs are never concatenated; only their row maxima and sums meet, in one softmax.
+A query attends to several segments of keys at once: the prompt that a group of rows shares, the row's own cache, and
+the tokens of the present call. The segments are never concatenated; one softmax combines their row maxima and sums.
 
 The gradient is the one of flash attention: it keeps the output and the log-sum-exp and computes the probabilities
-again. Differentiating through the softmax would keep several arrays of [B, N, T, S], and on a CPU moving those costs
+again. Differentiating through the softmax would store several arrays of [B, N, T, S], and on a CPU moving those costs
 more than the products do. Where even one such array is large, the queries are worked through in blocks, forward and
 backward, so that it never exists whole. `model.kernels` decides which calls a kernel takes instead.
 """
@@ -23,22 +23,22 @@ from jax.ad_checkpoint import checkpoint_name
 from qwenla_jax.model.layers import ATTENTION_OUTPUT, MASK_VALUE
 
 # Bytes of float32 scores of one row above which its queries are worked through in blocks, and the fewest queries of a
-# block: fewer would leave a matrix unit waiting for keys. By the row, since rows lie over devices. The embedded default
-# stays below it everywhere.
+# block: fewer would leave a matrix unit idle. Counted by the row, since rows are sharded over devices. The embedded
+# default stays below it everywhere.
 SCORE_BYTES = 2**24
 LEAST_QUERIES = 128
 
 
 @struct.dataclass
 class Segment:
-    """A run of keys. A query sees the keys that everything given here allows.
+    """A segment of keys. A query sees the keys that all the masks given here allow.
 
     Attributes:
       k, v: [Q, S, K, H]; B must be a multiple of Q, and row b reads segment row b // (B // Q).
       visible: bool, broadcastable to [Q, B // Q, T, S]: which query may see which key; None: all.
       bias: float32 [Q, S], added to every query's score of the key; None for none. It gets no gradient. A kernel takes
-        0 and `layers.HIDDEN` only.
-      length_Q: int32, keys from there on are hidden; None: all count.
+        0 and `layers.MASK_VALUE` only.
+      length_Q: int32, keys from there on are masked; None: all count.
       causal: the keys are those of the queries' own tokens (S is T), and query t sees the first t + 1 of them. Static.
     """
 
@@ -67,16 +67,16 @@ def segment_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...]) -> ja
 def attention_with_weights(
     q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], return_attention: tuple[int, ...]
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """`segment_attention`, and what it paid to the keys of some segments. For passes without a gradient.
+    """`segment_attention`, and the attention that the keys of some segments received. For passes without a gradient.
 
-    The probabilities come from the log-sum-exp: a kernel that returns that, and no probabilities, gives them as well.
+    The probabilities are computed from the log-sum-exp, so a kernel that returns only that suffices.
 
     Args:
       q_BxTxNxH, segments: as there.
-      watch: numbers of segments.
+      return_attention: numbers of segments.
 
     Returns:
-      [B, T, N, H], and for each watched segment float32 [B, T, S]: probabilities, their mean over the heads.
+      [B, T, N, H], and for each of these segments float32 [B, T, S]: probabilities, their mean over the heads.
     """
 
     def block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, ...]:
@@ -129,16 +129,16 @@ def _layout(q_BxTxNxH: jax.Array, segment: Segment) -> _Layout:
 def _seen(segment: Segment, T: int, first: Any) -> jax.Array | None:
     """bool, broadcastable to [Q, G, T, S], for T queries from the call's query `first` on; None: everything."""
     slot_S = jnp.arange(segment.k.shape[1])
-    result = [] if segment.visible is None else [segment.visible]
+    masks = [] if segment.visible is None else [segment.visible]
     if segment.length_Q is not None:
-        result.append((slot_S < segment.length_Q[:, None])[:, None, None, :])
+        masks.append((slot_S < segment.length_Q[:, None])[:, None, None, :])
     if segment.causal:
-        result.append((slot_S <= first + jnp.arange(T)[:, None])[None, None])
-    if not result:
+        masks.append((slot_S <= first + jnp.arange(T)[:, None])[None, None])
+    if not masks:
         return None
-    seen = result[0]
-    for more in result[1:]:
-        seen = seen & more
+    seen = masks[0]
+    for mask in masks[1:]:
+        seen = seen & mask
     return seen
 
 
@@ -159,12 +159,12 @@ def _scores(q_BxTxNxH: jax.Array, segment: Segment, first: Any) -> jax.Array:
 
 def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, N, H] and float32 log-sum-exp [B, T, N]."""
-    shardings = [_layout(q, segment) for segment in segments]
+    layouts = [_layout(q, segment) for segment in segments]
     scores = [_scores(q, segment, first) for segment in segments]
-    tops = [lay.ungroup(s.max(-1)) for lay, s in zip(shardings, scores, strict=True)]
+    tops = [lay.ungroup(s.max(-1)) for lay, s in zip(layouts, scores, strict=True)]
     top = jnp.stack(tops).max(0) if len(tops) > 1 else tops[0]
     total, out = 0.0, 0.0
-    for lay, s, segment in zip(shardings, scores, segments, strict=True):
+    for lay, s, segment in zip(layouts, scores, segments, strict=True):
         e = jnp.exp(s - lay.group(top)[..., None])
         total = total + lay.ungroup(e.sum(-1))
         part = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
@@ -219,7 +219,7 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
     if size >= T:
         d_q, sums = _backward_block(q, segments, 0, lse, delta, d_out)
     else:
-        # Behind the last query the log-sum-exp is so large that every probability is 0.
+        # In padding the log-sum-exp is so large that every probability is 0.
         others = (_split(lse, 1, size, -MASK_VALUE), _split(delta, 1, size), _split(d_out, 1, size))
 
         def step(sums: Sums, part: Any) -> tuple[Sums, jax.Array]:
@@ -249,7 +249,7 @@ def _block_size(q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> int:
 
 
 def _split(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:
-    """Runs of `size` along an axis, which is padded, on a new leading axis."""
+    """Blocks of `size` along an axis, which is padded, on a new leading axis."""
     count = -(-x.shape[axis] // size)
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, count * size - x.shape[axis])
@@ -274,7 +274,7 @@ def _query_blocks(q: jax.Array, segments: tuple[Segment, ...], size: int) -> Any
 
 
 def _take(segments: tuple[Segment, ...], block: Any) -> tuple[jax.Array, tuple[Segment, ...], jax.Array]:
-    """The arguments that one of `_query_blocks` stands for."""
+    """Queries, segments and first query of one of `_query_blocks`."""
     queries, first, visible = block
     own = (
         s if part is None else dataclasses.replace(s, visible=part) for s, part in zip(segments, visible, strict=True)

@@ -1,9 +1,9 @@
 """The model's configuration: frozen dataclasses, read from and written to Hugging Face's config.json.
 
-A key that the file lacks has the default of transformers' class, which is what the releases that leave keys out mean by
-it (4.49 writes only what differs). They stand here, held against transformers' own by the tests, because importing
+A key that the file lacks has the default of transformers' class: some releases write only what differs (4.49). The
+defaults are copied here, and tests compare them with transformers' own, because importing
 `transformers.Qwen2_5_VLConfig` imports torch where that is installed: seconds of every start, and torch's CUDA
-libraries beside those of jax.
+libraries beside those of JAX.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
 _ATTENTION = ("auto", "xla", "splash", "cudnn")
 _MODEL_TYPE = "qwen2_5_vl"
-_VISION_ROPE = {"rope_type": "axial", "rope_theta": 10000.0}  # what transformers computes when the file says nothing
+_VISION_ROPE = {"rope_type": "axial", "rope_theta": 10000.0}  # transformers' default
 # Field of ours -> key of config.json, for everything that is a plain whole number there.
 _VISION_KEYS = {
     name: name
@@ -75,7 +75,7 @@ _MAX_BYTES = 10 << 20
 
 
 def _in_bounds(owner: str, config: Any, *others: str) -> None:
-    """Refuses a value of 0 or less, or one that no model has, in any field but `others`."""
+    """Rejects a value of 0 or less, or one that no model has, in any field but `others`."""
     for name in (field.name for field in dataclasses.fields(config) if field.name not in others):
         value, most = getattr(config, name), _MOST_LAYERS if name in ("depth", "num_layers") else _MOST
         if not value > 0:
@@ -234,15 +234,15 @@ class ModelConfig:
 
     Attributes:
       vision, text: the two halves.
-      image_token_id, video_token_id, vision_start_token_id, vision_end_token_id: ids that the prompt's layout uses.
+      image_token_id, video_token_id, vision_start_token_id, vision_end_token_id: ids of image tokens.
       dtype: dtype of activations and matrix products: "float32", "bfloat16" or "float16". Norms, softmax and rope
-        are float32 inside whatever it says.
-      param_dtype: dtype that the parameters are kept in.
-      remat: what the backward pass recomputes: "none" keeps everything, "full" recomputes every layer, "dots" keeps
-        the results of matrix products.
+        are always computed in float32.
+      param_dtype: dtype that the parameters are stored in.
+      remat: what the backward pass recomputes: "none" nothing, "full" every layer, "dots" all but the results of
+        matrix products.
       initializer_range: standard deviation of randomly initialised matrices.
-      attention: what computes attention: "auto" takes the backend's kernel where it serves, "xla" none, "splash" (TPU)
-        or "cudnn" (GPU) that one wherever it takes the call; see `model.kernels`. All compute the same.
+      attention: what computes attention: "auto" is the backend's kernel where it applies, "xla" none, "splash" (TPU)
+        or "cudnn" (GPU) that kernel wherever it takes the call; see `model.kernels`. All compute the same.
 
     Raises:
       ValueError: a value out of range; the message names the field.
@@ -310,7 +310,7 @@ class ModelConfig:
         bos_token_id: int | None = None,
         pad_token_id: int | None = None,
     ) -> dict[str, Any]:
-        """The content of a config.json in the layout of the released files, which every release of transformers reads.
+        """The content of a config.json in the form of the released files, which every release of transformers reads.
 
         Args:
           eos_token_id, bos_token_id, pad_token_id: ids that the tokenizer knows and the model does not.
@@ -351,7 +351,7 @@ class ModelConfig:
 
 
 def _read(top: Section, folder: Path | None = None) -> ModelConfig:
-    """The config of a parsed file; the folder is looked at where the file contradicts itself."""
+    """The config of a parsed file; where the file contradicts itself, the folder's weights decide."""
     if top.get("model_type") != _MODEL_TYPE:
         raise top.wrong("model_type", top.get("model_type"), f"{_MODEL_TYPE!r}; no other model is supported")
     if top.get("quantization_config"):
@@ -387,7 +387,7 @@ def _vision(c: Section) -> VisionConfig:
     if "in_channels" not in c.content and "in_chans" in c.content:  # the released files' name for it
         c = Section({**c.content, "in_channels": c.content["in_chans"]}, c.where, c.prefix, c.defaults)
     full, depth = c.wholes("fullatt_block_indexes"), c.whole("depth")
-    if list(full) == _VISION_DEFAULTS["fullatt_block_indexes"]:  # left as it was, in towers of any depth
+    if list(full) == _VISION_DEFAULTS["fullatt_block_indexes"]:  # the default, also written for towers of other depths
         full = tuple(index for index in full if index < depth)
     return VisionConfig(
         full_attention_layers=full,
@@ -411,14 +411,14 @@ def _text(c: Section, tie: bool) -> TextConfig:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("mrope", "default"):
         raise c.wrong(key, dict(rope.content), "of type 'mrope' (or 'default'); no other is supported")
-    # The base stands in there or beside it.
+    # The base is inside the section or beside it.
     rope.defaults = {"mrope_section": c.get("mrope_section"), "rope_theta": c.get("rope_theta")}
     if c.get("num_key_value_heads") is None:  # null stands for as many as query heads
         c = Section({**c.content, "num_key_value_heads": c.get("num_attention_heads")}, c.where, c.prefix, c.defaults)
     sizes = {name: c.whole(key) for name, key in _TEXT_KEYS.items()}
-    own = c.get("head_dim") is not None
+    has_head_dim = c.get("head_dim") is not None
     return TextConfig(
-        head_dim=c.whole("head_dim") if own else sizes["hidden_size"] // max(sizes["num_heads"], 1),
+        head_dim=c.whole("head_dim") if has_head_dim else sizes["hidden_size"] // max(sizes["num_heads"], 1),
         rms_norm_eps=c.number("rms_norm_eps"),
         rope_theta=rope.number("rope_theta"),
         mrope_section=cast(tuple[int, int, int], rope.wholes("mrope_section")),  # `TextConfig` counts them

@@ -129,17 +129,17 @@ def module_name(name: str) -> str:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a tensor of a checkpoint carries nothing that the config does not."""
+    """Whether a tensor is a buffer that the config determines."""
     return name.endswith(_IGNORED_SUFFIXES)
 
 
-def compare(expected: Iterable[tuple[str, Shape]], result: Iterable[tuple[str, Shape]]) -> list[str]:
-    """What is missing, unexpected or misshapen, one line each; empty where all is well.
+def compare(expected: Iterable[tuple[str, Shape]], actual: Iterable[tuple[str, Shape]]) -> list[str]:
+    """What is missing, unexpected or misshapen, one line each; empty where the two agree.
 
     Args:
-      expected, found: (name, shape) pairs.
+      expected, actual: (name, shape) pairs.
     """
-    want, have = dict(expected), dict(result)
+    want, have = dict(expected), dict(actual)
     lines = [f"missing: {name} {list(want[name])}" for name in want if name not in have]
     lines += [f"unexpected: {name} {list(have[name])}" for name in have if name not in want]
     lines += [

@@ -2,10 +2,10 @@
 
 The kernels are JAX's own: `jax.experimental.pallas.ops.tpu.splash_attention`, and `jax.nn.dot_product_attention` with
 cuDNN. Both keep the scores on the chip, so that memory grows with T and not with T^2, and skip what lies above the
-diagonal. They take what `refusal` lets pass; every other call stays in plain XLA, which computes everything. Among
+diagonal. They take the calls for which `refusal` returns None; plain XLA computes all others. Among
 those are single queries (decoding reads keys and values once either way; the scores of one query are 1 / (2 H K / N) of
-those bytes, some 5% for the released sizes), passes whose attention is watched (kernels return no probabilities; they
-are not differentiated and rare), and queries that see different keys otherwise than by order.
+those bytes, some 5% for the released sizes), passes that return attention (kernels return no probabilities; such
+passes are rare and not differentiated), and queries that see different keys otherwise than by order.
 
 paper silent: nothing of this changes what is computed.
 """
@@ -42,8 +42,8 @@ def kernel_for(choice: str, backend: str, capability: str = "") -> str:
 
     Args:
       choice: `ModelConfig.attention`.
-      backend: "cpu", "gpu" or "tpu", as `jax.default_backend()` says it.
-      capability: of a GPU, as its `compute_capability` says it; "auto" wants 8.0 (Ampere) for cuDNN.
+      backend: "cpu", "gpu" or "tpu", as `jax.default_backend()` returns it.
+      capability: a GPU's `compute_capability`; "auto" needs 8.0 (Ampere) for cuDNN.
     """
     if choice != "auto":
         return choice
@@ -59,7 +59,7 @@ def kernel_here(choice: str) -> str:
 
 
 def check_backend(choice: str, backend: str) -> None:
-    """Refuses a kernel that was asked for by name and that a backend has not.
+    """Rejects a kernel that was requested by name and that the backend lacks.
 
     Raises:
       ValueError: naming the setting.
@@ -72,9 +72,9 @@ def check_backend(choice: str, backend: str) -> None:
 def refusal(kernel: str, q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> str | None:
     """Why a kernel does not take a call, or None where it does; by shapes and types alone.
 
-    Both want keys that all of a row's queries see alike, but for those of the queries' own tokens, last, which may be
-    seen in order. cuDNN gets no dense masks, only lengths: it takes one run of keys, or a run with a length and then
-    the queries' own in order.
+    Both need keys that all of a row's queries see alike, except that the last segment may be the queries' own tokens,
+    masked causally. cuDNN gets no dense masks, only lengths: it takes one segment, or a segment with a length and then
+    the queries' own tokens, causal.
     """
     _, T, _, H = q_BxTxNxH.shape
     if T == 1:
@@ -101,9 +101,9 @@ def refusal(kernel: str, q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> s
 
 
 def attend(choice: str, q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], rows: str = "batch") -> jax.Array:
-    """`segment_attention` by the kernel that serves; with a gradient.
+    """`segment_attention` by the best kernel that takes the call; with a gradient.
 
-    Under a mesh the kernel runs on each device's own rows and heads, as the logical axes say.
+    Under a mesh the kernel runs on each device's own rows and heads, by the logical axes.
 
     Args:
       choice: "auto": the backend's kernel where it takes the call and the call is large enough; "xla": never;
@@ -123,31 +123,31 @@ def attend(choice: str, q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], row
 
 
 def describe(choice: str, kernel: str, config: ModelConfig) -> str:
-    """For a person: which kernel computes a model's attention.
+    """One line for the log: which kernel computes a model's attention.
 
     Args:
       choice: `ModelConfig.attention`.
       kernel: what `kernel_here` makes of it.
       config: of the model.
     """
-    insert_rows = []
+    parts = []
     for name, head in (("decoder", config.text.head_dim), ("vision tower", config.vision.head_dim)):
         large = choice != "auto" or head >= SMALLEST_HEAD
         taken = kernel == "splash" or (config.dtype != "float32" and head % 8 == 0 and head <= 128)
-        insert_rows += [name] if kernel != "xla" and large and taken else []
-    if not insert_rows:
+        parts += [name] if kernel != "xla" and large and taken else []
+    if not parts:
         return "attention in plain XLA"
     least = FEWEST_QUERIES if choice == "auto" else 2
-    return f"attention by {kernel} in the {' and '.join(insert_rows)} from {least} queries on"
+    return f"attention by {kernel} in the {' and '.join(parts)} from {least} queries on"
 
 
 def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interpret: bool = False) -> jax.Array:
-    """Splash attention over all segments' keys, one behind the other; hidden keys have another segment id.
+    """Splash attention over all segments' keys, concatenated; masked keys have another segment id.
 
-    A bias must be 0 or `layers.HIDDEN`; with any other value the result is nan, never another softmax.
+    A bias must be 0 or `layers.MASK_VALUE`; with any other value the result is nan, never another softmax.
 
     Args:
-      q_BxTxNxH, segments: what `refusal("splash", ...)` lets pass.
+      q_BxTxNxH, segments: a call for which `refusal("splash", ...)` is None.
       interpret: run the kernel's code by JAX's interpreter, on any backend.
     """
     # Imported where it is used: it is not needed elsewhere, and experimental.
@@ -161,8 +161,8 @@ def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interp
     else:
         q = q_BxTxNxH
         k, v = (
-            jnp.concatenate([_per_row(x, B) for x in shards], axis=1)
-            for shards in ([s.k for s in segments], [s.v for s in segments])
+            jnp.concatenate([_per_row(x, B) for x in arrays], axis=1)
+            for arrays in ([s.k for s in segments], [s.v for s in segments])
         )
         shown = jnp.concatenate([_per_row(_shown(s), B) for s in segments], axis=1)
         ids = jnp.zeros((B, T), jnp.int32), jnp.where(shown, 0, -1)
@@ -186,7 +186,7 @@ def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interp
         residual_checkpoint_name=ATTENTION_OUTPUT,
         interpret=interpret,
     )
-    # What is padded behind the last key comes after every query where there is an order; else an id hides it.
+    # A causal mask excludes the padded keys, which come after every query; without one a segment id does.
     if short or masked or (shape[1] != keys and not segments[-1].causal):
         ids = splash.SegmentIds(_padded(ids[0], 1, shape[0]), _padded(ids[1], 1, shape[1], -1))
     else:
@@ -204,12 +204,12 @@ def cudnn_attention(
 ) -> jax.Array:
     """cuDNN's flash attention through `jax.nn.dot_product_attention`, masked by order and lengths alone.
 
-    One run of keys that all queries see alike: the hidden ones go behind the others, and a length hides them. A run
-    with a length and then the queries' own: these go right behind the first run's last key, and the queries to the same
-    places (those before them are of no use), so that order alone says what each sees.
+    One segment of keys that all queries see alike: the masked ones are moved to the end, and a length excludes them. A
+    segment with a length and then the queries' own: these are placed right after the first segment's last key, and the
+    queries at the same slots (the slots before are unused), so that the causal mask alone is enough.
 
     Args:
-      q_BxTxNxH, segments: what `refusal("cudnn", ...)` lets pass.
+      q_BxTxNxH, segments: a call for which `refusal("cudnn", ...)` is None.
       implementation: "cudnn", or "xla": the same call without the kernel.
     """
     B, T, _, _ = q_BxTxNxH.shape
@@ -230,7 +230,7 @@ def cudnn_attention(
             shown = _per_row(_shown(segments[0]), B)
             order = jnp.argsort(~shown, axis=1, stable=True)[:, :, None, None]
             k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
-            # A row that sees nothing, which is padding, gets one key: no kernel is asked for a softmax of nothing.
+            # A padding row sees nothing. It gets one key, since a softmax over no keys is undefined.
             lengths = jnp.maximum(shown.sum(1, dtype=jnp.int32), 1)
     out = jax.nn.dot_product_attention(
         q, k, v, is_causal=segments[-1].causal, key_value_seq_lengths=lengths, implementation=implementation
@@ -252,7 +252,7 @@ def _shown(segment: Segment) -> jax.Array:
 
 
 def _per_row(x: jax.Array, rows: int) -> jax.Array:
-    """What groups of rows share, for each row."""
+    """Repeats what groups of rows share to one a row."""
     return x if len(x) == rows else jnp.repeat(x, rows // len(x), axis=0)
 
 
@@ -269,7 +269,7 @@ def _tile(length: int) -> int:
 
 
 def _many_rows_in_one(q: jax.Array, segment: Segment) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Short rows (windows of images) side by side in sequences of `LANES`, told apart by segment ids."""
+    """Short rows (windows of images) packed into sequences of `LANES`, separated by segment ids."""
     B, T = q.shape[:2]
     each = LANES // T
     count = -(-B // each)
@@ -292,7 +292,7 @@ def _on_mesh(kernel: Any, q: jax.Array, segments: tuple[Segment, ...], rows: str
     if B % shards:
         by_row, shards = None, 1
     K = segments[0].k.shape[2]
-    # Key heads that do not divide are repeated as often as makes them, so that each device has those of its queries.
+    # Key heads that do not divide over the devices are repeated until they do: each device has its queries' keys.
     times = next((n for n in range(1, N // K + 1) if K * n % parts == 0 and N // K % n == 0), None)
     if times is None:
         by_head, times = None, 1

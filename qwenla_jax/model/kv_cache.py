@@ -13,8 +13,8 @@ class KeyValues:
 
     Attributes:
       k_LxBxSxKxH, v_LxBxSxKxH: the keys (already rotated) and values.
-      length_B: int32, filled slots of each row; slots from there on are hidden.
-      bias_BxS: float32, added to every score of the slot's key (`layers.HIDDEN` hides it), or None for none.
+      length_B: int32, filled slots of each row; slots from there on are masked.
+      bias_BxS: float32, added to every score of the slot's key (`layers.MASK_VALUE` masks it), or None for none.
     """
 
     k_LxBxSxKxH: jax.Array
@@ -41,7 +41,7 @@ def grow(cache: KeyValues, slots: int) -> KeyValues:
 
 
 def append(cache: KeyValues, new: KeyValues) -> KeyValues:
-    """Write `new.length_B` tokens of `new` behind each row's filled slots; what finds no slot is dropped.
+    """Writes `new.length_B` tokens of `new` after each row's filled slots; tokens beyond the last slot are dropped.
 
     Args:
       cache: the cache, S slots.
@@ -55,7 +55,7 @@ def append(cache: KeyValues, new: KeyValues) -> KeyValues:
     slot_BxT = jnp.where(offset_BxT < new.length_B[:, None], cache.length_B[:, None] + offset_BxT, slots)
 
     def write(old: jax.Array, values: jax.Array) -> jax.Array:
-        # Mapped over rows, so that rows that lie on different devices are written without a word between them.
+        # Mapped over rows, so that sharded rows are written without communication.
         row = lambda old, values, slot: old.at[:, slot].set(values, mode="drop")  # noqa: E731
         return jax.vmap(row, (1, 1, 0), 1)(old, values.astype(old.dtype), slot_BxT)
 

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Additive mask value: finite, so that a row whose keys are all hidden gives numbers and not nan, and far enough below
+# Additive mask value: finite, so that a row whose keys are all masked gives numbers and not nan, and far enough below
 # any score that its probability is exactly zero in float32 and bfloat16.
 MASK_VALUE = -1e30
 
-# The name under which attention's results are known to the remat policies.
+# The name of attention's results in the remat policies.
 ATTENTION_OUTPUT = "attention_output"
 
 # A linear layer's low-rank adapter, beside its kernel; see `model.lora`.
@@ -114,8 +114,8 @@ class GatedMLP(nn.Module):
 
 
 def remat_policy(name: str) -> Callable | None:
-    """The checkpoint policy of that name: "full" keeps nothing, "dots" keeps the products with the weights
-    and what attention returns.
+    """The checkpoint policy of that name: "full" saves nothing, "dots" saves the products with the weights
+    and the output of attention.
 
     Raises:
       ValueError: for another name.

@@ -1,11 +1,11 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on linear layers: y = x W + scale (x A) B, with W left as it is.
 
 An adapter is three leaves beside its kernel in the parameters' tree, and a layer whose tree holds them applies them
-(`layers.Dense`). The tree and not the config reports it, because then one model serves all three readers: the policy
-takes the whole tree, the reference the same arrays without these leaves (`base_of`), and an export the merged ones.
-The scale is a leaf too, so that no reader can forget it.
+(`layers.Dense`). The tree decides, not the config, so that one model serves three uses: the policy takes the
+whole tree, the reference the same arrays without these leaves (`base_of`), and an export the merged ones. The scale is
+a leaf too, so that it cannot be left out.
 
-    lora_a      [L, in, r]    drawn as PEFT draws it
+    lora_a      [L, in, r]    initialised as in PEFT
     lora_b      [L, r, out]   zero at first, so that the model begins as the base model, bit for bit
     lora_scale  [L]           alpha / r, a constant; L only where the kernel has layers
 
@@ -42,8 +42,8 @@ def is_adapter(path: str) -> bool:
 
 def adapted_kernels(params: Mapping[str, Any]) -> tuple[str, ...]:
     """Paths of the kernels that have an adapter in this tree, in the tree's order."""
-    own = (path.rpartition("/") for path in flatten_dict(params, sep="/"))
-    return tuple(sorted(f"{layer}/kernel" for layer, _, name in own if name == LORA_A))
+    paths = (path.rpartition("/") for path in flatten_dict(params, sep="/"))
+    return tuple(sorted(f"{layer}/kernel" for layer, _, name in paths if name == LORA_A))
 
 
 def base_of(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,28 +77,28 @@ def kernels_for(config: ModelConfig, modules: Sequence[str]) -> tuple[str, ...]:
     able = [path for path in able if path != _HEAD]
     chosen: set[str] = set()
     for pattern in modules:
-        result = [path for path in paths if re.fullmatch(pattern, path)]
-        if not result:
-            # Without its signs an expression is near to what it was meant to match.
+        matching = [path for path in paths if re.fullmatch(pattern, path)]
+        if not matching:
+            # Without its operators an expression resembles the path that it was meant to match.
             plain = re.sub(r"[^\w/]+", "", pattern)
             near = difflib.get_close_matches(plain, able, n=3, cutoff=0.0)
             raise ValueError(f"config.lora.modules: {pattern!r} matches no parameter; near are {', '.join(near)}")
-        wrong = [path for path in result if path not in able]
+        wrong = [path for path in matching if path not in able]
         if wrong:
             raise ValueError(
                 f"config.lora.modules: {pattern!r} matches {_few(wrong)}, which can have no adapter: only kernels of "
                 f"linear layers can, as {able[0]} (not the head, and not the patches' convolution)"
             )
-        chosen.update(result)
+        chosen.update(matching)
     return tuple(path for path in able if path in chosen)
 
 
 def adapters(
     shapes: Mapping[str, Any], kernels: Iterable[str], rank: int, alpha: float, key: jax.Array, dtype: str
 ) -> dict[str, Any]:
-    """New adapters, to be compiled with the run's layouts.
+    """New adapters, to be compiled with the run's shardings.
 
-    A is uniform in +-1 / sqrt(in), which is what PEFT's `kaiming_uniform_(a=sqrt(5))` comes to; its numbers depend on
+    A is uniform in +-1 / sqrt(in), which equals PEFT's `kaiming_uniform_(a=sqrt(5))`; its numbers depend on
     the key and the kernel's path alone, not on which other kernels have adapters.
 
     Args:
@@ -115,9 +115,11 @@ def adapters(
     flat, made = cast(dict[str, Any], flatten_dict(shapes, sep="/")), {}
     for path in kernels:
         *layers, into, out = flat[path].shape
-        own, bound = jax.random.fold_in(key, zlib.crc32(path.encode())), into**-0.5
+        path_key, bound = jax.random.fold_in(key, zlib.crc32(path.encode())), into**-0.5
         layer = path.removesuffix("kernel")
-        made[layer + LORA_A] = jax.random.uniform(own, (*layers, into, rank), jnp.float32, -bound, bound).astype(dtype)
+        made[layer + LORA_A] = jax.random.uniform(path_key, (*layers, into, rank), jnp.float32, -bound, bound).astype(
+            dtype
+        )
         made[layer + LORA_B] = jnp.zeros((*layers, rank, out), dtype)
         made[layer + LORA_SCALE] = jnp.full(layers, alpha / rank, jnp.float32)
     return unflatten_dict(made, sep="/")
@@ -141,7 +143,7 @@ def adapter_specs(specs: Mapping[str, Any], kernels: Iterable[str]) -> dict[str,
 
 
 def joined(params: Mapping[str, Any], *parts: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree with the leaves of all; where several have one, the last counts."""
+    """The leaves of all trees in one; of leaves with the same path the last is taken."""
     flat = flatten_dict(params, sep="/")
     for part in parts:
         flat |= flatten_dict(part, sep="/")

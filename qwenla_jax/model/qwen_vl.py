@@ -1,4 +1,4 @@
-"""Qwen2.5-VL whole: images and tokens in, hidden states and keys and values out."""
+"""The whole Qwen2.5-VL: images and tokens in, hidden states and keys and values out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class QwenVL(nn.Module):
         self.decoder = Decoder(cfg)
 
     def encode(self, vision: VisionBatch | VisualTokens) -> jax.Array:
-        """Visual tokens of all frames, [I * M, D]: what `visual_BxT` indexes; as they are where they are known."""
+        """Visual tokens of all frames, [I * M, D], which `visual_BxT` indexes; `VisualTokens` pass through."""
         if isinstance(vision, VisualTokens):
             return vision.tokens_ZxD
         tokens_IxMxD = self.visual(vision)
@@ -45,7 +45,7 @@ class QwenVL(nn.Module):
           ids_BxT: int32 token ids.
           visual_BxT: int32 index into `visual_ZxD`, -1 where the token is text; None for text only.
           visual_ZxD: visual tokens as `encode` returns them.
-          shards: `VisionBatch.shards` of theirs. Where an index leaves its row's run, the embedding is not a number.
+          shards: their `VisionBatch.shards`. An index outside of its row's shard gives an embedding of nan.
 
         Returns:
           [B, T, D] in the compute type.
@@ -57,7 +57,7 @@ class QwenVL(nn.Module):
         # Run by run, so that a device picks from its own: one index into all of them would gather them on every device.
         index_UxN = visual_BxT.reshape(shards, -1)
         first_Ux1 = jnp.arange(shards, dtype=index_UxN.dtype)[:, None] * (len(visual_ZxD) // shards)
-        # Without a sign, for an index below the run would count from the run's end.
+        # Unsigned, since a negative index would count from the shard's end.
         index_UxN = jnp.where(index_UxN >= 0, index_UxN - first_Ux1, 0).astype(jnp.uint32)
         visual_UxZxD = visual_ZxD.reshape(shards, -1, visual_ZxD.shape[-1])
         picked = jax.vmap(lambda visual, index: jnp.take(visual, index, axis=0))(visual_UxZxD, index_UxN)
@@ -94,7 +94,7 @@ class QwenVL(nn.Module):
 
 
 def head_matrix(params: Params) -> jax.Array:
-    """The output matrix [D, V]: the model's own, or its embedding turned over where the two are tied."""
+    """The output matrix [D, V]: the model's own, or its embedding transposed where the two are tied."""
     decoder = params["decoder"]
     if "lm_head" in decoder:
         return decoder["lm_head"]["kernel"]
@@ -102,7 +102,7 @@ def head_matrix(params: Params) -> jax.Array:
 
 
 def logits_of(params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits [..., V] in float32 of hidden states [..., D]. For few rows; training goes by chunks."""
+    """Logits [..., V] in float32 of hidden states [..., D]. For few rows; training works in chunks."""
     head_DxV = head_matrix(params).astype(hidden.dtype)
     flat = hidden.reshape(-1, hidden.shape[-1])
     out = jnp.dot(flat, head_DxV, preferred_element_type=jnp.float32)

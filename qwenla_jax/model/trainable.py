@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwenla_jax.model.layers import LORA_SCALE
 from qwenla_jax.model.lora import adapted_kernels, is_adapter
 
-# The rule for what no other rule covers.
+# The default rule, for what no other rule covers.
 REST = (".*", "train")
 
 
@@ -34,7 +34,7 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
     """ "train", "freeze" or "tags" for every parameter, by the first rule whose expression matches its whole name.
 
     Adapters are trained, whatever the rules say: these are for the base model. Where there are adapters, the rule
-    `(".*", "train")`, which is there for what no other rule covers, leaves the base model as it is.
+    `(".*", "train")`, the default for what no other rule covers, freezes the base model.
 
     Args:
       params: the parameters, or any tree shaped as they are.

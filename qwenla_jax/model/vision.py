@@ -1,6 +1,6 @@
 """The vision tower: patches in window slots -> visual tokens of the decoder's width.
 
-The host has put the patches in window order, every window padded to its full number of slots (`types.VisionBatch`), so
+The host orders the patches by window and pads every window to its full number of slots (`types.VisionBatch`), so that
 window attention is a reshape and no layer gathers anything. paper silent: the tower is Qwen2.5-VL's, unchanged.
 """
 
@@ -56,7 +56,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """One layer of the tower: attention and a gated MLP, each behind an RMS norm, with residuals."""
+    """One layer of the tower: attention and a gated MLP, each after an RMS norm, with residuals."""
 
     config: VisionConfig
     dtype: str

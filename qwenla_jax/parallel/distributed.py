@@ -1,8 +1,8 @@
-"""A run in several processes, one or more a machine: what they share, and how they agree.
+"""A run in several processes, one or more a machine: gather, broadcast, and array placement.
 
-All of them run the same program over one mesh. Decisions that one process could take differently (is a file there, did
-a signal come, did a reward fail) are taken once and told to the others; files are written by process 0, the lead, into
-a folder that all of them see. With one process nothing here does anything.
+All of them run the same program over one mesh. Decisions that could differ between processes (does a file exist, was
+there a signal, did a reward fail) are made by one and broadcast; files are written by process 0, the primary, into a
+folder that all of them share. With one process every function here is trivial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_multiprocess() -> bool:
 
 
 def is_primary() -> bool:
-    """Whether this process writes files and tells the console."""
+    """Whether this process writes files and to the console."""
     return jax.process_index() == 0
 
 
@@ -40,14 +40,14 @@ def gather(value: T) -> list[T]:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
-    # Few sizes, for each is a program: 256 bytes, or a power of two.
+    # Few sizes, since each is compiled: at least 256 bytes, a power of two.
     room = 1 << max(8, int(sizes.max() - 1).bit_length())
     rows = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What process 0 makes; all have to call it. What it raises is raised in all of them."""
+    """The value that process 0 makes, in all processes; all have to call it. Its exception is raised in all of them."""
     if not is_multiprocess():
         return make()
     made: T | None = None
@@ -65,13 +65,13 @@ def broadcast(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def together(*kinds: type[Exception]) -> Iterator[None]:
-    """A part that no process comes out of well where another one fails.
+    """A block that fails in all processes where it fails in one.
 
     Args:
-      kinds: what counts as failing. Whatever else is raised is raised at once, here alone.
+      kinds: exceptions that count as failing. Others are raised at once, in this process alone.
 
     Raises:
-      ValueError: another process failed; says which, and why.
+      ValueError: another process failed; the message has its number and error.
     """
     error: Exception | None = None
     try:
@@ -87,20 +87,20 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
         raise error
 
 
-def place(tree: Any, layout: NamedSharding) -> Any:
-    """Numpy arrays that every process has whole, laid out over the devices of all; each places its own part."""
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Numpy arrays that every process holds, sharded over the devices of all; each process places its own part."""
     if not is_multiprocess():
         return tree
 
     def one(x: Any) -> Any:
-        if isinstance(x, jax.Array):  # it lies there already
+        if isinstance(x, jax.Array):  # placed already
             return x
-        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(one, tree)
 
 
 def share(number: int) -> slice:
-    """Which of `number` things this process does, where all of them together do them all."""
+    """This process's share of `number` items."""
     count, index = jax.process_count(), jax.process_index()
     return slice(number * index // count, number * (index + 1) // count)

@@ -17,12 +17,12 @@ AXES = ("data", "fsdp", "tensor")
 def make_mesh(options: MeshOptions, num_devices: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes data, fsdp and tensor over all devices.
 
-    The axes are Auto: arrays keep the layout that the compiler derives from the table in `sharding.py`.
+    The axes are Auto: the compiler derives shardings from the table `sharding.RULES`.
 
     Args:
       options: the axes' sizes.
-      num_devices: only so many of the devices there are.
-      devices: other devices, as those of a topology that programs are compiled for.
+      num_devices: only the first so many devices.
+      devices: other devices, such as those of a topology that programs are compiled for.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
@@ -39,6 +39,6 @@ def make_mesh(options: MeshOptions, num_devices: int | None = None, devices: Seq
         sizes[sizes.index(-1)] = total // rest
     if sizes[0] * sizes[1] * sizes[2] != total:
         raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {total} devices there are")
-    # `jax.make_mesh` refuses where an axis covers a part of a torus's axis, as 16 of 4 x 8 x 8 chips.
+    # `jax.make_mesh` raises where an axis covers a part of a torus's axis, as 16 of 4 x 8 x 8 chips.
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)

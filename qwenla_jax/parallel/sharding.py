@@ -1,4 +1,4 @@
-"""From the model's logical axes to the mesh: one table, and the layouts that follow from it."""
+"""From the model's logical axes to the mesh: one table, and the shardings that follow from it."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ RULES: tuple[tuple[str, Any], ...] = (
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout of a value that every device holds whole."""
+    """The sharding of a value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """The layout of a batch: its row axis, which `leading` other axes precede, lies over data and fsdp."""
+    """The sharding of a batch: its row axis, which `leading` other axes precede, over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
 
 
 def row_shards() -> int:
-    """Devices that the rows of a batch lie over, in the mesh that a program is traced for; 1 where there is none."""
+    """Devices that the rows of a batch are sharded over, in the mesh that a program is traced for; 1 without one."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return sizes.get("data", 1) * sizes.get("fsdp", 1)
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Sequence[str] = (), rank: int = 1) -> Any:
-    """A layout for every parameter, from its logical axes.
+    """A sharding for every parameter, from its logical axes.
 
-    An axis that does not divide is replicated; of heads the whole ones must divide, for half a head on a device would
-    be moved about in every layer.
+    An axis that does not divide over its devices is replicated. Heads must divide whole: half a head on a device would
+    need communication in every layer.
 
     Args:
       config: of the model.
       mesh: the devices.
-      adapted: kernels that have a low-rank adapter; its leaves get layouts too.
+      adapted: kernels that have a low-rank adapter; its leaves get shardings too.
       rank: of the adapters.
     """
     table = dict(RULES)
@@ -69,7 +69,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Seq
     specs = lora.joined(specs, lora.adapter_specs(specs, adapted))
     text_heads = {"heads": config.text.num_heads, "kv_heads": config.text.num_kv_heads}
 
-    def layout(path: Any, spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+    def sharding_of(path: Any, spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
         heads = {"heads": config.vision.num_heads} if path[0].key == "visual" else text_heads
         names = []
         for size, logical in zip(shape.shape, spec, strict=True):
@@ -78,16 +78,16 @@ def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Seq
         return NamedSharding(mesh, PartitionSpec(*names))
 
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(layout, specs, shapes, is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(sharding_of, specs, shapes, is_leaf=is_spec)
 
 
 def param_shapes(config: ModelConfig, adapted: Sequence[str] = (), rank: int = 1, dtype: str | None = None) -> Any:
-    """Abstract values of the parameters, those of adapters of type `dtype` (default: the others') among them."""
+    """Abstract values of the parameters, with adapters of type `dtype` (default: the parameters')."""
 
     def make() -> Any:
         params = init_params(config, jax.random.key(0))
-        own = lora.adapters(params, adapted, rank, 1.0, jax.random.key(0), dtype or config.param_dtype)
-        return lora.joined(params, own)
+        added = lora.adapters(params, adapted, rank, 1.0, jax.random.key(0), dtype or config.param_dtype)
+        return lora.joined(params, added)
 
     return jax.eval_shape(make)
 
@@ -101,49 +101,50 @@ def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[
     """
     mesh = AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
     shardings = jax.tree_util.tree_flatten_with_path(param_shardings(config, mesh))[0]
-    by_path = {"/".join(key.key for key in path): layout for path, layout in shardings}
-    result = {}
+    by_path = {"/".join(key.key for key in path): sharding for path, sharding in shardings}
+    chunks = {}
     for entry in table(config):
         for path in entry.paths:
             part = by_path[path].shard_shape(entry.param_shape)
-            result[path] = part if entry.layers is None else (1, *part[1:])
-    return result
+            chunks[path] = part if entry.layers is None else (1, *part[1:])
+    return chunks
 
 
 def gathered(shardings: Any) -> Any:
-    """The layouts without the axis fsdp: what it splits lies whole on each of its devices."""
+    """The shardings without the axis fsdp: what it splits is whole on each of its devices."""
 
-    def without(layout: NamedSharding) -> NamedSharding:
-        return NamedSharding(layout.mesh, PartitionSpec(*(None if name == "fsdp" else name for name in layout.spec)))
+    def without(sharding: NamedSharding) -> NamedSharding:
+        spec = (None if name == "fsdp" else name for name in sharding.spec)
+        return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
     return jax.tree.map(without, shardings)
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Layouts for a tree that holds copies of the parameters' tree (optimizer moments) among other, replicated values.
+    """Shardings for a tree with copies of the parameters' tree (optimizer moments) among other, replicated values.
 
     Args:
       tree: abstract values.
       params: the parameters' abstract tree.
-      shardings: the parameters' layouts.
+      shardings: the parameters' shardings.
       mesh: the mesh.
     """
     by_path = {
-        tuple(map(str, path)): (leaf.shape, layout)
-        for (path, leaf), layout in zip(
+        tuple(map(str, path)): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
             jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
         )
     }
 
-    def layout_of(path: Any, leaf: Any) -> NamedSharding:
+    def sharding_of(path: Any, leaf: Any) -> NamedSharding:
         names = tuple(map(str, path))
         for start in range(len(names)):
-            result = by_path.get(names[start:])
-            if result and result[0] == leaf.shape:
-                return result[1]
+            match = by_path.get(names[start:])
+            if match and match[0] == leaf.shape:
+                return match[1]
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(layout_of, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def activation_rules() -> Any:

@@ -1,1 +1,1 @@
-"""Looking again: the images' visual tokens stand in the response once more (paper, section Visual re-attention)."""
+"""Re-attention: visual tokens are inserted into the response again (paper, section Visual re-attention)."""

@@ -15,10 +15,10 @@ class Inserted:
 
     Attributes:
       ids_BxY: int32.
-      source_BxY: int32, the slot of the row's prompt that is repeated, -1 in padding: where its embedding is.
+      source_BxY: int32, the prompt slot whose token, and embedding, is repeated; -1 in padding.
       visual_BxY: bool, True at visual tokens.
       pos_BxYx3: int32, M-RoPE positions.
-      bias_BxY: float32, 0, or `layers.HIDDEN` at a token that is put in and hidden.
+      bias_BxY: float32, 0, or `layers.MASK_VALUE` at a token that is inserted and masked.
       length_B: int32, slots that are no padding.
       next_pos_B: int32, the position of what follows.
     """
@@ -37,8 +37,8 @@ def copy_slots(prompts: PromptBatch, slot_BxY: jax.Array, next_pos_B: jax.Array)
 
     Args:
       prompts: one a row, with their `block`.
-      slot_BxY: int32, slots of the block in their order, -1 in padding (behind the last).
-      next_pos_B: int32, the position at which the block begins.
+      slot_BxY: int32, slots of the block in their order, then -1 in padding.
+      next_pos_B: int32, the position at which the insertion begins.
     """
     block = prompts.block
     assert block is not None

@@ -1,4 +1,4 @@
-"""When a reflection looks at the images again: the modes, and which tags get a block."""
+"""When images are re-inserted: the modes, and which `<REFLECTION>` tags get an insertion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwenla_jax.types import PromptBatch, ReinsertedImages
 
 @dataclasses.dataclass(frozen=True)
 class ReattentionConfig(ReattentionOptions):
-    """How a response looks again (paper, section Visual re-attention), with the ids that programs need; static.
+    """How images are re-inserted (paper, section Visual re-attention), with the ids that programs need; static.
 
     `form` gives the same logits either way; the paper is silent on the cap, the budget and the delimiters.
 
@@ -64,7 +64,7 @@ class ReattentionConfig(ReattentionOptions):
 
     @property
     def masks(self) -> bool:
-        """Whether tokens are put in that a bias hides."""
+        """Whether tokens that are not selected are inserted too, masked by a bias."""
         return self.selects and self.form == "bias"
 
 
@@ -83,7 +83,7 @@ def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> jax.
 
 
 def exact_ratio(share: float) -> Fraction:
-    """The number that was written: 0.1 is a tenth, though the float is a little more, and 1 / 3 a third.
+    """The ratio as written: 0.1 is exactly a tenth, though the float is a little more, and 1 / 3 a third.
 
     It is the fraction with a denominator up to a million that rounds to this float. There is at most one; where there
     is none, it is the float's shortest decimal.
@@ -93,7 +93,7 @@ def exact_ratio(share: float) -> Fraction:
 
 
 def inserted_slots(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:
-    """How many slots an insertion takes, hidden ones included. int32 [Q]."""
+    """How many slots an insertion takes, masked ones included. int32 [Q]."""
     if not options.selects or options.masks:
         return jnp.asarray(block.length_Q)
     return block.length_Q - jnp.sum(jnp.asarray(block.tokens_QxN), axis=1) + selected_tokens(options, block)
@@ -110,10 +110,10 @@ def most_slots(options: ReattentionConfig, block: ReinsertedImages | None) -> in
 
 
 def allowed_insertions(options: ReattentionConfig, prompts: PromptBatch) -> jax.Array:
-    """How often the images of each prompt may be put into a response.
+    """How many insertions a response to each prompt may have.
 
     Returns:
-      int32 [Q]: the cap, or what the budget has room for if that is less; 0 for a prompt without an image.
+      int32 [Q]: the cap, or as many as the token budget allows if fewer; 0 for a prompt without an image.
     """
     block = prompts.block
     if not options.inserts or block is None:
@@ -128,12 +128,12 @@ def allowed_insertions(options: ReattentionConfig, prompts: PromptBatch) -> jax.
 def find_insertions(
     ids_BxR: jax.Array, length_B: jax.Array, allowed_B: jax.Array, open_id: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Which tokens of given responses stand behind a block: the first `<REFLECTION>` tags, as many as are allowed.
+    """Which tokens of given responses follow an insertion: the first `<REFLECTION>` tags, as many as are allowed.
 
-    A tag that is a response's last token gets none, for nothing is left that could look.
+    A tag that is a response's last token gets none: no token after it could attend to the images.
 
     Returns:
-      bool [B, R], and int32 [B, R]: how many insertions there are up to and with each token.
+      bool [B, R], and int32 [B, R]: the number of insertions up to each token, one right before it included.
     """
     tag_BxR = (ids_BxR == open_id) & (jnp.arange(ids_BxR.shape[1]) + 1 < length_B[:, None])
     number_BxR = jnp.cumsum(tag_BxR, axis=1)
@@ -144,7 +144,7 @@ def find_insertions(
 def forced_tokens(
     options: ReattentionConfig, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array
 ) -> jax.Array:
-    """Tokens of given responses that were not sampled: in mode "vision_only" what follows a tag that looks.
+    """Tokens of given responses that were not sampled: in mode "vision_only" the token after a tag with an insertion.
 
     Returns:
       bool [B, R]; they carry no loss.

@@ -11,7 +11,7 @@ from qwenla_jax.types import PromptBatch
 
 
 def all_slots(prompts: PromptBatch) -> jax.Array:
-    """Every slot of each prompt's block: what COPY keeps. bool [Q, X]."""
+    """Every slot of each prompt's block: what COPY selects. bool [Q, X]."""
     block = prompts.block
     assert block is not None
     X = block.source_QxX.shape[1]
@@ -19,12 +19,12 @@ def all_slots(prompts: PromptBatch) -> jax.Array:
 
 
 def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.Array) -> jax.Array:
-    """Which slots of the block an insertion shows.
+    """Selects the slots of the block that an insertion shows.
 
     Equation 5 scores visual token j by (1 / L_y) sum_i attn_ij over the L_y tokens generated so far, here the mean over
     layers and heads. Dividing by L_y does not change the order, so the sum serves. The tokens are those of the prompt's
-    own images, in every insertion (paper silent on the attention paid to earlier insertions), and are ranked over
-    all images of a prompt together (paper silent). Equal scores, as before the first token, go by raster order.
+    own images, in every insertion (paper silent on the attention that earlier insertions receive), and are ranked over
+    all images of a prompt together (paper silent). Equal scores, as before the first token, are ranked in raster order.
 
     Args:
       options: see there.
@@ -33,7 +33,7 @@ def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.A
         where `options.uses_attention` is False.
 
     Returns:
-      bool [B, X]; delimiters are always kept.
+      bool [B, X]; delimiters are always selected.
     """
     real_BxX = all_slots(prompts)
     if not options.selects:
@@ -50,12 +50,12 @@ def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.A
 
 
 def compact(selected_BxX: jax.Array, slots: int) -> jax.Array:
-    """The kept slots in their order, int32 [B, slots], -1 behind the last; there are at most `slots` of them."""
+    """The selected slots in their order, then -1: int32 [B, slots]. At most `slots` are selected."""
     order_BxX = jnp.argsort(~selected_BxX, axis=1, stable=True)[:, :slots]
     count_B = selected_BxX.sum(1)
     return jnp.where(jnp.arange(order_BxX.shape[1]) < count_B[:, None], order_BxX, -1).astype(jnp.int32)
 
 
 def hiding_bias(selected_BxX: jax.Array) -> jax.Array:
-    """The additive attention bias that hides what is not kept: float32 [B, X]."""
+    """The additive attention bias that masks what is not selected: float32 [B, X]."""
     return jnp.where(selected_BxX, 0.0, MASK_VALUE).astype(jnp.float32)

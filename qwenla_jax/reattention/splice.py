@@ -1,4 +1,4 @@
-"""The one splice that sampling and training share: which tokens stand where once images are put in."""
+"""The splice that sampling and training share: the tokens of a response with its insertions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwenla_jax.types import PromptBatch
 def insertion(
     options: ReattentionConfig, prompts: PromptBatch, selected_BxX: jax.Array, next_pos_B: jax.Array
 ) -> Inserted:
-    """The tokens that an insertion puts in.
+    """The tokens of one insertion.
 
     Args:
       options: see there.
@@ -39,14 +39,14 @@ def embed_with_sources(
 ) -> jax.Array:
     """Embeddings of tokens of which some repeat a slot of their row's prompt.
 
-    What is put in is the prompt's own tokens, so their embeddings are there, on the device that has the row. The flat
-    visual tokens would have to come from all devices.
+    Inserted tokens repeat the prompt's, so their embeddings are on the device that holds the row. The flat visual
+    tokens would have to be gathered from all devices.
 
     Args:
       model, params: see there.
       ids_BxT: int32 token ids, B = Q * G; row b belongs to prompt b // G.
       source_BxT: int32, the prompt's slot, -1 where the token repeats none.
-      prompt_QxPxD: embeddings of the prompts, as `sampling.loop.encode_prompts` returns them.
+      prompt_QxPxD: embeddings of the prompts, as `sampling.prefill.encode_prompts` returns them.
 
     Returns:
       [B, T, D] in the compute type.
@@ -58,7 +58,7 @@ def embed_with_sources(
 
 
 def one_a_row(prompts: PromptBatch, rows: int) -> PromptBatch:
-    """The prompts, each as often as it has rows: row b belongs to prompt b // G."""
+    """The prompts, repeated to one a row: row b belongs to prompt b // G."""
     return jax.tree.map(lambda x: jnp.repeat(x, rows // len(prompts.length_Q), axis=0), prompts)
 
 
@@ -69,10 +69,10 @@ class Spliced:
     Attributes:
       ids_BxT, pos_BxTx3: as in `types.TokenBatch`.
       source_BxT: int32, the slot of the row's prompt that is repeated, -1 at the response's own tokens.
-      bias_BxT: float32, added to every score of the slot's key; None where nothing is ever hidden.
-      slot_BxR: int32, where each response token stands.
-      inserts_BxR: bool, the response tokens that stand behind an insertion.
-      turn_BxR: int32, insertions up to and with each response token.
+      bias_BxT: float32, added to every score of the slot's key; None where nothing is ever masked.
+      slot_BxR: int32, the slot of each response token.
+      inserts_BxR: bool, the response tokens that follow an insertion.
+      turn_BxR: int32, insertions up to each response token, one right before it included.
       shown_BxExT: bool, the visual tokens that insertion E shows.
     """
 
@@ -89,7 +89,7 @@ class Spliced:
 def splice(
     options: ReattentionConfig, prompts: PromptBatch, ids_BxR: jax.Array, length_B: jax.Array, selected_BxExX: jax.Array
 ) -> Spliced:
-    """Puts the images into given responses, as the sampler does.
+    """Inserts the images into given responses, as the sampler does.
 
     Args:
       options: see there.
@@ -99,7 +99,7 @@ def splice(
       selected_BxExX: bool, what insertion E shows. A response with more reflections than E gets E insertions.
 
     Returns:
-      T = R + E * Y slots a row, Y as `trigger.most_slots`.
+      T = R + E * Y slots a row, Y as `reattention.options.most_slots`.
     """
     B, R = ids_BxR.shape
     E = selected_BxExX.shape[1]
@@ -113,14 +113,14 @@ def splice(
     parts = []
     for e in range(E):
         tag_BxR = inserts_BxR & (turn_BxR == e + 1)
-        # Where the tag stands, with what was put in before it; a row without this insertion puts it out of the way.
-        at_B, found_B = jnp.argmax(tag_BxR, axis=1), tag_BxR.any(1)
+        # The tag's slot after the earlier insertions; a row without this insertion writes to slot T, which is dropped.
+        at_B, has_tag_B = jnp.argmax(tag_BxR, axis=1), tag_BxR.any(1)
         take = lambda x, at_B=at_B: jnp.take_along_axis(x, at_B[:, None], axis=1)[:, 0]  # noqa: E731
         tokens = insertion(options, prompts, selected_BxExX[:, e], take(pos_BxR))
-        parts.append((jnp.where(found_B, take(slot_BxR), T), tokens))
-        behind_BxR = turn_BxR > e
-        slot_BxR = slot_BxR + behind_BxR * tokens.length_B[:, None]
-        pos_BxR = pos_BxR + behind_BxR * (tokens.next_pos_B - take(pos_BxR))[:, None]
+        parts.append((jnp.where(has_tag_B, take(slot_BxR), T), tokens))
+        after_BxR = turn_BxR > e
+        slot_BxR = slot_BxR + after_BxR * tokens.length_B[:, None]
+        pos_BxR = pos_BxR + after_BxR * (tokens.next_pos_B - take(pos_BxR))[:, None]
 
     def place(fill: int | float | bool, text: jax.Array | None, blocks: list[jax.Array]) -> jax.Array:
         """One row-wise array of the spliced tokens from the response's values and the insertions'."""
@@ -167,11 +167,11 @@ def replay_selection(
     length_B: jax.Array,
     max_insertions: int,
 ) -> jax.Array:
-    """What each insertion of given responses shows, computed as the sampler would have: one after the other.
+    """What each insertion of given responses shows, computed as the sampler does: one insertion after the other.
 
-    The choice of an insertion depends on what the tokens before its tag attended to, and that on the insertions before
-    it. So each turn runs the responses with the insertions chosen so far, without a gradient, as many times as the
-    response with the most insertions has.
+    A selection depends on the attention of the tokens before its tag, and that on the earlier insertions. So each turn
+    runs the responses with the insertions selected so far, without a gradient; there are as many turns as the response
+    with the most insertions has.
 
     Args:
       options: see there.

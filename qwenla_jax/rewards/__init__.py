@@ -1,4 +1,4 @@
-"""Rewards of BRPO: the paper's three rules and users' own. They see text and numbers, never the model."""
+"""Rewards of BRPO: the paper's three rules and users' own. Their input is text and numbers, never the model."""
 
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward

@@ -15,7 +15,7 @@ MATCHES = ("normalized", "exact")
 
 @dataclass(frozen=True)
 class AccuracyOptions:
-    """Options of the accuracy reward. Paper: "by regular expression", which "exact" is at its plainest.
+    """Options of the accuracy reward. Paper: "by regular expression", of which "exact" is the simplest.
 
     Paper silent: the weight; 1. "normalized" is our choice. Not in the paper: math.
     """
@@ -44,7 +44,7 @@ def accuracy_reward(
       answer: the right answer. `text.answers.match` lists the writings in which it is recognised.
       options: the texts of options A, B, C, ... where the question has them.
       match: "normalized" for those writings, "exact" for the answer letter by letter, the paper's form.
-      math: whether expressions that are equal by algebra count too (`text.answers.algebra`). That can take for ever, so
+      math: whether expressions that are equal by algebra count too (`text.answers.algebra`). That may not terminate, so
         let `pool.RewardPool` compute it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The built-in rewards. A further one is a file beside this one that declares it, and its place in the list here."""
+"""The built-in rewards. A further one is a file in this folder that declares it, and its entry in the list here."""
 
 from dataclasses import dataclass
 

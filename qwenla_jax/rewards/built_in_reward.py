@@ -11,7 +11,7 @@ from qwenla_jax.rewards.reward_record import RewardRecord
 class BuiltInReward:
     """One built-in reward: its name, its options, its value and its checks.
 
-    Each function is handed the `weights.RewardSettings` of the run: the options are its attributes, `max_tokens` too.
+    Each function is called with the run's `weights.RewardSettings`: the options are its attributes, and `max_tokens`.
 
     Attributes:
       name: the reward's name in metrics (`rewards/NAME/mean`), in `RewardScores` and in the settings.

@@ -1,4 +1,4 @@
-"""The overlong reward: a soft punishment near the limit of tokens."""
+"""The overlong reward: a soft penalty near the limit of tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def overlong_reward(num_tokens: int, max_tokens: int, buffer: int) -> float:
     Args:
       num_tokens: tokens in the response.
       max_tokens: the equation's L_max, the most tokens that a response may have.
-      buffer: the equation's L_cache, how many tokens before the limit the punishment starts; 0 switches it off.
+      buffer: the equation's L_cache, how many tokens before the limit the penalty starts; 0 switches it off.
 
     Raises:
       ValueError: a number of tokens is negative or no whole number, or buffer is above max_tokens.

@@ -14,8 +14,8 @@ from qwenla_jax.rewards.reward_record import RewardRecord
 class BalanceOptions(AccuracyOptions):
     """Options of the balance reward, and those that say which answer is right. Paper silent: the weight; 1.
 
-    Not in the paper: `balance_only_if_correct`. Without a floor of about 0 or more it makes a wrong answer the way out
-    of a large negative balance, so set one with it.
+    Not in the paper: `balance_only_if_correct`. Without a floor of about 0 or more a wrong answer avoids a large
+    negative balance, so set one with it.
     """
 
     balance: float = option(1.0, "weight of the reflection balance reward", low=0)

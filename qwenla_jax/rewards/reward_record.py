@@ -1,4 +1,4 @@
-"""What a reward sees of a response: the documented record that users' own rewards are handed."""
+"""The input of a reward: the documented record that users' own rewards are called with."""
 
 import json
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from qwenla_jax.utils import json_files
 
 @dataclass(frozen=True)
 class RewardRecord:
-    """One response with everything that a reward may look at: text and numbers, never the model.
+    """One response with everything that a reward may use: text and numbers, never the model.
 
     A user's reward is a function `def reward(record: RewardRecord) -> float`.
 
@@ -20,7 +20,7 @@ class RewardRecord:
       kind: the question's type as its source names it, "" where it has none.
       response: the generated text without the stop token that ended it; any string. Control tokens inside it are text.
       reflection_tokens: number of generated tokens in each reflection, its tags excluded, in the order of
-        `text.sections.parse(response).reflections`. Encoding the text again may give another number.
+        `text.response_format.parse(response).reflections`. Encoding the text again may give another number.
       num_tokens: number of tokens in the response, the stop token included.
       finished: True where a stop token ended the response, False where it was cut off at the limit.
       options: the texts of options A, B, C, ... where the question has them.
@@ -39,7 +39,7 @@ class RewardRecord:
     def to_json(self) -> str:
         """The record as one line of JSON.
 
-        Every string comes back as it was. A lone surrogate stands unescaped, because two escaped ones that meet would
+        Every string comes back as it was. A lone surrogate is not escaped, because two adjacent escaped ones would
         come back as one character; so encode the line with `errors="surrogatepass"`.
         """
         return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}, ensure_ascii=False)

@@ -14,14 +14,14 @@ from qwenla_jax.rewards.reward_record import RewardRecord
 
 @dataclass(frozen=True)
 class RewardSettings(BuiltInOptions):
-    """How the rewards are added up: the options of each built-in reward, which its file explains, and what follows.
+    """How the rewards are summed: the options of each built-in reward, documented in its file, and the following.
 
     The defaults are the paper's form.
 
     Attributes:
       max_tokens: the limit, the most tokens of a response.
-      extra: the user's own rewards, pairs (`module:function`, weight); `reward_record.RewardRecord` is what they are
-        handed.
+      extra: the user's own rewards, pairs (`module:function`, weight); they are called with a
+        `reward_record.RewardRecord`.
 
     Raises:
       ValueError: values are out of range or contradict each other; the message names the settings.
@@ -36,7 +36,7 @@ class RewardSettings(BuiltInOptions):
         except ConfigError as error:
             refuse(line.removeprefix("config.") for line in str(error).splitlines())
         for name, value in vars(checked).items():
-            object.__setattr__(self, name, value)  # the pool's processes are sent tuples as JSON lists
+            object.__setattr__(self, name, value)  # the pool's processes get tuples as JSON lists
         if self.max_tokens < 0:
             raise ValueError(f"max_tokens: {self.max_tokens} is negative; it counts the tokens of a response")
         refuse(problem for reward in BUILT_IN.values() for problem in reward.problems(self))
@@ -121,9 +121,9 @@ def combine(record: RewardRecord, components: Mapping[str, float], settings: Rew
 def score(record: RewardRecord, settings: RewardSettings) -> RewardScores:
     """All rewards of one response, computed in this process. `pool.RewardPool` computes the same in others.
 
-    Paper silent: reflections are counted in responses that break the format too, wherever they stand, nested ones
-    included: a reflection is an opening tag whose next tag is its own closing tag. So a reflection that is cut off, or
-    that holds another tag, does not count, and no token counts twice.
+    Paper silent: reflections are counted in responses that violate the format too, anywhere, nested ones included: a
+    reflection is an opening tag whose next tag is its own closing tag. So a reflection that is cut off, or that holds
+    another tag, does not count, and no token counts twice.
 
     Args:
       record: the response.

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/STEP` with the state's arrays and a JSON record of the settings and versions it
 was made with. Orbax writes into a temporary name and renames it when everything is on disk, so that a folder under its
-final name is whole; `checksums/STEP.json` has the checksums of its files, so that one that was corrupt since is known.
+final name is complete; `checksums/STEP.json` has the checksums of its files, by which later corruption is detected.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 CHECKSUM_FOLDER = "checksums"
 CORRUPT_FOLDER = "corrupt"
 
-# Settings that may change between a checkpoint and the run that continues from it: they say how long, how often and on
+# Settings that may change between a checkpoint and the run that resumes from it: they set how long, how often and on
 # how many devices, not what is computed. A changed `steps` stretches the learning rate's schedule to the new length.
 FREE_KEYS = (
     *("preset", "steps", "data.threads", "data.max_invalid", "data.leaks", "mesh"),
@@ -67,18 +67,18 @@ def abstract(state: Any) -> Any:
 def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One text for every setting that matters and differs: `optim.b1: 0.9 in the checkpoint, 0.8 now`.
 
-    A setting that only one side has, because it was added between two versions, stands for its default.
+    A setting that only one side has, because it was added between two versions, counts as its default.
     """
     defaults = dict(_flat(to_dict(RunOptions())))
     old, new = dict(_flat(saved)), dict(_flat(current))
-    result = []
+    texts = []
     for key in sorted({*old, *new}):
         if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
             continue
         a, b = (side.get(key, defaults.get(key, _ABSENT)) for side in (old, new))
         if a != b:
-            result.append(f"config.{key}: {a!r} in the checkpoint, {b!r} now")
-    return result
+            texts.append(f"config.{key}: {a!r} in the checkpoint, {b!r} now")
+    return texts
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,7 +90,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that a result depends on."""
+    """Versions of Python and of the packages that results depend on."""
     result = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         result[name] = importlib.metadata.version(name)
@@ -101,11 +101,11 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      workdir: folder of the run; checkpoints go to its subfolder `checkpoints`, checksums of their files to `seals`,
-        and what is corrupt to `corrupt`.
-      options: settings of this run; `options.checkpoint` says how often and how many.
-      note: told what is found corrupt, and what could not be written.
-      hold: on the run's folder, where a run works in it: nothing is written where it was lost.
+      workdir: folder of the run; checkpoints go to its subfolder `checkpoints`, checksums of their files to
+        `checksums`, and corrupt checkpoints to `corrupt`.
+      options: settings of this run; `RunOptions.checkpoint` sets how often and how many.
+      note: called with messages about corrupt checkpoints and failed writes.
+      hold: of a run on its folder; nothing is written once the folder is lost.
 
     Saving is asynchronous: `save` returns when the arrays are copied to the host; a thread waits for the write, takes
     the checksums, and only then removes older checkpoints. The next save, `wait` and `close` wait for it. All
@@ -139,20 +139,20 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, as `_latest_step` finds it; the same for all processes."""
+        """The newest complete checkpoint's step, as `_latest_step` returns it; the same for all processes."""
         result = distributed.broadcast(self._latest_step)
         if not distributed.is_primary():
             self._manager.reload()
         return result
 
     def _latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, None where there has never been one.
+        """The newest complete checkpoint's step, None where there has never been one.
 
-        A checkpoint whose files are not what was written is moved to `corrupt`, which is said, and the one before it
-        counts. One without checksums counts: the run was ended while they were taken, after the write itself.
+        A corrupt checkpoint is moved to `corrupt` and noted, and the one before it is tried. One without checksums is
+        valid: the run ended while they were computed, after the write itself.
 
         Raises:
-          CheckpointError: there have been checkpoints, and none is left that can be used.
+          CheckpointError: there have been checkpoints, and none of them can be used.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         with_checksums = {int(path.stem) for path in self._checksums() if path.stem.isdecimal()}
@@ -181,13 +181,13 @@ class Checkpoints:
         return None
 
     def best_step(self) -> int | None:
-        """The step of the best rated checkpoint that is kept, the newest of equals; None where none is rated."""
+        """The step of the best rated checkpoint on disk, the newest of equals; None where none is rated."""
         rated = {step: checksums.rating(self._checksum_path(step)) for step in self._manager.all_steps()}
         known = [(rating, step) for step, rating in rated.items() if rating is not None]
         return max(known)[1] if known else None
 
     def rate(self, step: int, rating: float) -> None:
-        """Says how good the parameters after `step` steps are (more is better), before or after they are saved.
+        """Sets the rating of the parameters after `step` steps (more is better), before or after they are saved.
 
         The best rated checkpoint is kept whatever its age.
         """
@@ -224,15 +224,15 @@ class Checkpoints:
         return step == self._options.steps or (every > 0 and step % every == 0)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
-        """Writes the state after `step` steps, unless that step is there already.
+        """Writes the state after `step` steps, unless that checkpoint exists.
 
         Args:
           step: steps done.
           state: pytree of arrays and Python numbers.
-          meta: further JSON values to keep with it.
+          meta: further JSON values to save with it.
 
         Raises:
-          SaveError: this or the write before it failed, for want of space say; nothing else was touched.
+          SaveError: this or the write before it failed, for example for lack of space; nothing else was touched.
           WorkdirError: the run's folder was deleted.
         """
         self.wait()
@@ -250,7 +250,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         size = sum(x.nbytes for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
         try:
-            self._folder.mkdir(exist_ok=True)  # somebody may have deleted it
+            self._folder.mkdir(exist_ok=True)  # it may have been deleted
             free = distributed.broadcast(lambda: shutil.disk_usage(self._folder).free)
         except OSError as error:
             raise SaveError(f"{self._folder / str(step)} could not be written: {error}") from error
@@ -266,11 +266,11 @@ class Checkpoints:
         self._writing_checksums.start()
 
     def _failed(self, step: int, error: Exception) -> SaveError:
-        # A manager raises the same error again at every later call, so that it cannot be resumed.
+        # A manager raises the same error again at every later call, so it is replaced.
         with contextlib.suppress(Exception):
             self._manager.close()
         for rest in self._folder.glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(rest, ignore_errors=True)  # it takes the room that the next one needs
+            shutil.rmtree(rest, ignore_errors=True)  # the next checkpoint needs the space
         if self._hold is not None:
             try:
                 self._hold.check()
@@ -281,7 +281,7 @@ class Checkpoints:
         return SaveError(f"{self._folder / str(step)} could not be written: {type(error).__name__}: {error}")
 
     def _write_checksums(self, step: int) -> None:
-        """Runs in a thread of its own, which whoever touches the checkpoints next waits for."""
+        """Runs in its own thread; every later access to the checkpoints waits for it."""
         try:
             self._manager.wait_until_finished()
             if not distributed.is_primary():
@@ -290,9 +290,9 @@ class Checkpoints:
             self._checked.add(step)
             newest = sorted(self._manager.all_steps())[-self._options.checkpoint.keep :]
             for old in set(self._manager.all_steps()) - {*newest, self.best_step()}:
-                # Its seal first: a seal without a checkpoint tells of a loss.
+                # Checksums first: checksums without a checkpoint mean that the checkpoint was lost.
                 self._checksum_path(old).unlink(missing_ok=True)
-                if distributed.is_multiprocess():  # Orbax would wait for the others, which need not know
+                if distributed.is_multiprocess():  # Orbax would wait for the other processes
                     shutil.rmtree(self._folder / str(old))
                     self._manager.reload()
                 else:
@@ -313,24 +313,24 @@ class Checkpoints:
             raise Corrupt(f"{self._folder / str(step)}: the settings cannot be read: {error}") from error
 
     def check(self, step: int | None = None) -> None:
-        """Refuses to continue from a checkpoint that was made with other settings.
+        """Checks that a checkpoint was made with the settings of this run.
 
         Raises:
-          CheckpointError: naming every setting that matters and differs.
+          CheckpointError: names every setting that differs and is not in `FREE_KEYS`.
         """
         step = self._step(step)
-        result = config_differences(self.meta(step)["config"], to_dict(self._options))
-        if result:
+        differences = config_differences(self.meta(step)["config"], to_dict(self._options))
+        if differences:
             raise CheckpointError(
                 f"{self._folder / str(step)} was made with other settings; "
-                "take those, or a new work folder:\n" + "\n".join(result)
+                "take those, or a new work folder:\n" + "\n".join(differences)
             )
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The state of a checkpoint (default: the latest), bit for bit as it was saved.
 
         Args:
-          like: the pytree that comes out, of arrays or `jax.ShapeDtypeStruct`s: shapes, dtypes and shardings.
+          like: the pytree to return, of arrays or `jax.ShapeDtypeStruct`s: shapes, dtypes and shardings.
           step: which checkpoint.
 
         Raises:
@@ -350,7 +350,7 @@ class Checkpoints:
         """The newest state that can be read, and its step; corrupt ones are set aside, as in `latest_step`.
 
         Raises:
-          CheckpointError: as `latest_step` and `restore`, for other reasons than damage.
+          CheckpointError: as `latest_step` and `restore`, for other reasons than corruption.
         """
         while (step := self.latest_step()) is not None:
             state: Any = None
@@ -368,9 +368,9 @@ class Checkpoints:
         raise CheckpointError(f"{self._folder}: there is no checkpoint")
 
     def _match(self, step: int, target: Any) -> None:
-        """Compares names, shapes and dtypes before a byte is read.
+        """Compares names, shapes and dtypes before any array is read.
 
-        Orbax itself casts silently to the dtype asked for, and a resumed run must not begin from rounded numbers.
+        Orbax casts silently to the requested dtype, and a resumed run must not begin from rounded numbers.
         """
         folder = self._folder / str(step)
         try:
@@ -382,7 +382,7 @@ class Checkpoints:
         problems += [f"{name}: in the checkpoint, but not in this run" for name in saved.keys() - wanted.keys()]
         for name in wanted.keys() & saved.keys():
             if isinstance(wanted[name], (int, float, str)):
-                continue  # a Python value: it has no dtype to keep
+                continue  # a Python value: it has no dtype
             old, new = ((tuple(x.shape), str(x.dtype)) for x in (saved[name], wanted[name]))
             if old != new:
                 problems.append(f"{name}: {old[1]}{list(old[0])} in the checkpoint, {new[1]}{list(new[0])} now")
@@ -391,10 +391,10 @@ class Checkpoints:
 
     def _step(self, step: int | None) -> int:
         known = self._manager.all_steps()
-        result = self._manager.latest_step() if step is None else step
-        if result is None or result not in known:
+        chosen = self._manager.latest_step() if step is None else step
+        if chosen is None or chosen not in known:
             raise CheckpointError(f"{self._folder}: there is no checkpoint{'' if step is None else f' of step {step}'}")
-        return result
+        return chosen
 
     def _join(self) -> None:
         if self._writing_checksums is not None:
@@ -409,7 +409,7 @@ class Checkpoints:
             raise failure
 
     def close(self) -> None:
-        """Waits for the last save, says where it failed, and releases threads and files."""
+        """Waits for the last save, notes a failure, and releases threads and files."""
         try:
             self.wait()
         except SaveError as error:
@@ -417,7 +417,7 @@ class Checkpoints:
         if not self._lost:
             self._manager.close()
         if self._hold is not None and not (self._workdir / RUN_FILE).exists():
-            # The folder was deleted; a write that was under way may have made it again.
+            # The folder was deleted; a write in progress may have made it again.
             for folder in (self._folder, self._workdir):
                 with contextlib.suppress(OSError):  # it is gone, or not empty
                     folder.rmdir()

@@ -1,7 +1,7 @@
 """Tables of completions to look at: one self-contained HTML file a logged step, and an index of them.
 
 A response is the model's own text: all of it is escaped, and the page forbids scripts. Colours are blue and orange,
-which the common kinds of colour blindness tell apart, and every colour stands beside a sign or a word.
+which are distinct in the common kinds of colour blindness, and every colour comes with a sign or a word.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST_SIDE = 336  # pixels of an image in the page; larger ones are shrunk to 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled response and what it earned.
+    """One sampled response and its rewards.
 
     Attributes:
       images: images of the question.
@@ -50,12 +50,12 @@ class Completion:
 def write_completions(workdir: str | os.PathLike[str], step: int, rows: Sequence[Completion]) -> Path:
     """Writes `completions/step_000100.html` and renews `completions/index.html`; returns the step's file.
 
-    Rows that follow each other with the same images and prompt stand under one question. A step written again
-    replaces its file.
+    Consecutive rows with the same images and prompt are grouped under one question. A step written again replaces its
+    file.
 
     Raises:
       ValueError: rows with different reward names.
-      OSError: the file cannot be written; the run's folder is not made again.
+      OSError: the file cannot be written; a deleted run's folder is not made again.
     """
     names = list(rows[0].rewards) if rows else []
     for number, row in enumerate(rows):
@@ -74,7 +74,7 @@ def write_completions(workdir: str | os.PathLike[str], step: int, rows: Sequence
         largest_side=LARGEST_SIDE,
         split=split_reflections,
     )
-    found = (re.fullmatch(r"step_(\d+)\.html", file.name) for file in folder.iterdir())
-    steps = sorted((int(name[1]), name[0]) for name in found if name)
+    matches = (re.fullmatch(r"step_(\d+)\.html", file.name) for file in folder.iterdir())
+    steps = sorted((int(match[1]), match[0]) for match in matches if match)
     write_page(folder / "index.html", "completions_index.html", steps=steps)
     return path

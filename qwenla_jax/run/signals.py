@@ -1,4 +1,4 @@
-"""Ending a run on request: SIGTERM or SIGINT at the next safe point, a second one at once."""
+"""Ends a run on SIGTERM or SIGINT: at the next safe point, and at once on a second signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A run that was asked to end did so, and can be resumed; `number` is the signal's."""
+    """A run ended on request, and can be resumed; `number` is the signal's."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
@@ -25,14 +25,14 @@ class Stopped(Exception):
 class Interrupt:
     """While it is entered, SIGTERM and SIGINT ask the run to end at its next safe point.
 
-    The interpreter runs its handlers between two instructions only, and a compilation or a rollout is one instruction.
-    So the signals are read by a thread of their own: the first is told at once, the second ends the process at once
-    with status 128 + its number, whatever the main thread is in.
+    Python runs signal handlers between two instructions only, and a compilation or a rollout is one instruction. So a
+    thread reads the signals: the first is noted at once, the second ends the process at once with status 128 + its
+    number, whatever the main thread does.
 
-    Entered elsewhere than in the main thread, or where nobody may set handlers, it does nothing.
+    Entered outside of the main thread, it does nothing.
 
     Args:
-      note: told of the first signal.
+      note: called with a message at the first signal.
     """
 
     def __init__(self, note: Callable[[str], None] = lambda text: None) -> None:
@@ -43,7 +43,7 @@ class Interrupt:
 
     @property
     def requested(self) -> int | None:
-        """The number of the signal that asked, None where none did."""
+        """The number of the first signal, None where there was none."""
         return self._number
 
     def check(self, where: str = "") -> None:

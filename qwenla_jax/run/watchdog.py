@@ -1,4 +1,4 @@
-"""A thread that ends a run in which nothing moves any more, and tells what it was doing."""
+"""A thread that ends a stalled run and reports what it was doing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT = "stalled.txt"
 
 
 class Watchdog:
-    """While it is entered, `beat` has to be called at least every `limit_s` seconds.
+    """While it is entered, `heartbeat` has to be called at least every `limit_s` seconds.
 
     Otherwise the stacks of all threads go to standard error and to `stalled.txt`, and the process ends with status 75.
     A run that hangs holds its machines and looks alive; one that ends can be started again from its last checkpoint.
@@ -36,7 +36,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def heartbeat(self, doing: str) -> None:
-        """Something moved; from here on the run is busy with `doing`."""
+        """Reports progress; from here on the run is busy with `doing`."""
         self._last, self._doing = time.monotonic(), doing
 
     def __enter__(self) -> Watchdog:

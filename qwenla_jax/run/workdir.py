@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, that only one process works in it, and that it can be written."""
+"""The folder of a run: checks that it is a run's, writable, and used by one process only."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from qwenla_jax.utils.atomic_files import write_text
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
-# What a run writes beside them. A folder that has one of these and no RUN_FILE is somebody else's.
+# What a run writes beside them. A folder that has one of these and no RUN_FILE is not a run's.
 OWN = ("metrics.jsonl", "tensorboard", "checkpoints", "checksums", "completions", "evaluations", "step_dumps", "hf")
 
 
 class WorkdirError(ValueError):
-    """A folder that a run cannot work in, or no longer; the message names it and what is wrong."""
+    """A folder that a run cannot use, or no longer; the message names it and the reason."""
 
 
 class Hold:
-    """A run's hold on its folder, which others may delete or replace while it runs.
+    """Detects that a run's folder was deleted or replaced while it runs.
 
     Args:
       workdir: the folder, with its RUN_FILE.
 
     Raises:
-      WorkdirError: this process does not see that file.
+      WorkdirError: this process cannot read that file.
     """
 
     def __init__(self, workdir: Path) -> None:
@@ -49,17 +49,17 @@ class Hold:
             return None
 
     def check(self) -> None:
-        """Checks that the folder is still the one that the run began in: half of it must not be made again.
+        """Checks that the folder is still the one that the run began in, so that it is not made again in part.
 
         Raises:
           WorkdirError: it is not.
         """
         try:
-            result = self._read()
+            marker = self._read()
         except OSError:
-            return  # a file system that does not answer has not lost the folder
-        if result != self._marker:
-            what = f"{RUN_FILE} is gone" if result is None else "another run has begun in it"
+            return  # the file system may be unreachable for a while
+        if marker != self._marker:
+            what = f"{RUN_FILE} is gone" if marker is None else "another run has begun in it"
             raise WorkdirError(
                 f"{self._workdir}: the work folder was deleted or replaced while the run was in it ({what}); the run "
                 "ends here, and nothing more is written"
@@ -72,7 +72,7 @@ def _holds_files(path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(workdir: Path) -> Iterator[None]:
-    """Locks the folder of a run, which is made where it is not there.
+    """Locks the folder of a run, which is made if it does not exist.
 
     Raises:
       WorkdirError: it cannot be made or written, belongs to something else, or another process works in it.

@@ -1,1 +1,1 @@
-"""Text from the model: one compiled program from the prompt to the last token."""
+"""Sampling: one compiled program from the prompt to the last token."""

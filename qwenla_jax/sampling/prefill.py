@@ -1,4 +1,4 @@
-"""Runs images and prompts once, before the first token."""
+"""Prefill: images and prompts are run once, before the first token."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def prefill(
     step: jax.Array,
     sample_B: jax.Array,
 ) -> SampleState:
-    """The state before the first token: prompts and their images are run once and shared by their G rows.
+    """The state before the first token; the G rows of a prompt share its keys and values.
 
-    Args: as of `sampler.sample`; `params` in the compute type.
+    Args: as in `sampler.sample`; `params` in the compute type.
     """
     config, reattention, G = model.config, options.reattention, options.group_size
     text, (Q, P), R = config.text, prompts.ids_QxP.shape, options.max_new_tokens

@@ -17,8 +17,8 @@ class SampleOptions:
       temperature: 0 is greedy.
       top_p: nucleus; 1 is the whole distribution.
       stop_ids: any of these ends a response.
-      reattention: whether and how a reflection looks at the images again.
-      shards: equal runs of rows that lie on different devices; rows of one run only are served together.
+      reattention: whether and how images are re-inserted before a reflection.
+      shards: equal shards of rows, each on its own devices; an insertion takes as many rows of each.
     """
 
     group_size: int

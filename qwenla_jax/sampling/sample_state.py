@@ -1,4 +1,4 @@
-"""What the sampling loop carries from token to token, and how single rows of it are taken and put back."""
+"""What the sampling loop carries from token to token, and how a subset of its rows is read and written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwenla_jax.types import PromptBatch
 
 @struct.dataclass
 class SampleState:
-    """All that decoding needs beside the parameters; every row stands on its own.
+    """All that decoding needs beside the parameters; rows are independent of each other.
 
     Attributes:
       prompts: the Q questions; row b belongs to question b // G.
@@ -22,12 +22,12 @@ class SampleState:
       seed, step, sample_B: uint32; a token's random key is a function of these, the row's number and the token's.
       hidden_BxD: the hidden state that predicts each row's next token.
       cache: keys and values of the row's own tokens; `cache.length_B` is the next free slot.
-      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because an image put
-        into the sequence moves it by another amount than it moves the length.
-      received_BxP: float32, attention that the row's tokens have paid to each slot of its prompt, summed; [B, 0] where
-        nothing is chosen by it.
-      pending_B: bool, the row has sampled a tag before which the images are to be put in, and they are not yet.
-      closing_B: bool, the row's next token is `</REFLECTION>` whatever the model says.
+      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because an insertion
+        moves the position by another amount than the length.
+      received_BxP: float32, attention that each slot of the prompt has received from the row's tokens, summed; [B, 0]
+        where nothing is selected by it.
+      pending_B: bool, the row has sampled a tag whose insertion is yet to run.
+      closing_B: bool, the row's next token is forced to be `</REFLECTION>`.
       ids_BxR, logp_BxR, length_B, stopped_B, inserted_B, skipped_B, selected_BxExX: the growing `types.Rollout`.
     """
 
@@ -54,21 +54,21 @@ class SampleState:
 
     @property
     def live_B(self) -> jax.Array:
-        """Rows with more to come, waiting ones included."""
+        """Rows that have not ended, pending ones included."""
         return ~self.stopped_B & (self.length_B < self.ids_BxR.shape[1])
 
 
 class RowSubset:
-    """Some rows of a batch whose rows lie over devices in equal runs: as many of each run, so that none moves.
+    """Some rows of a batch that is sharded over devices: as many of each shard, so that no row moves.
 
     Args:
       wanted_B: bool, rows to choose.
-      shards: runs of rows.
-      rows: how many to choose, over all runs together; a multiple of `shards`.
+      shards: equal shards of rows.
+      rows: how many to choose, over all shards together; a multiple of `shards`.
 
     Attributes:
-      row_C: int32, the chosen rows, the first wanted of each run; other rows fill up what is missing.
-      wanted_C: bool, whether it is a wanted one.
+      row_C: int32, the chosen rows: the first wanted ones of each shard, filled up with others.
+      wanted_C: bool, whether the chosen row is a wanted one.
     """
 
     def __init__(self, wanted_B: jax.Array, shards: int, rows: int) -> None:
@@ -81,17 +81,17 @@ class RowSubset:
         self.row_C = (first_D[:, None] + self._at_DxC).reshape(-1)
 
     def take(self, x: jax.Array, axis: int = 0, share: int = 1) -> jax.Array:
-        """The chosen rows of `x`, whose `axis` is the rows' (or that of what `share` rows in a row have in common)."""
+        """The chosen rows of `x` along `axis`, where `share` consecutive rows have one line of `x` in common."""
         split = self._split(x, axis)
         pick = lambda part, at: jnp.take(part, at // share, axis=axis)  # noqa: E731
-        got = jax.vmap(pick, (axis, 0), axis)(split, self._at_DxC)
-        return got.reshape(*x.shape[:axis], self._at_DxC.size, *x.shape[axis + 1 :])
+        taken = jax.vmap(pick, (axis, 0), axis)(split, self._at_DxC)
+        return taken.reshape(*x.shape[:axis], self._at_DxC.size, *x.shape[axis + 1 :])
 
     def _split(self, x: jax.Array, axis: int) -> jax.Array:
         return x.reshape(*x.shape[:axis], self._shards, x.shape[axis] // self._shards, *x.shape[axis + 1 :])
 
     def put(self, x: jax.Array, values: jax.Array, axis: int = 0) -> jax.Array:
-        """`x` with the values in the chosen rows, where those were wanted."""
+        """`x` with the values written to the chosen rows that were wanted."""
         split = self._split(x, axis)
         size = split.shape[axis + 1]
         at_DxC = jnp.where(self.wanted_C.reshape(self._at_DxC.shape), self._at_DxC, size)

@@ -32,29 +32,31 @@ def sample(
 ) -> Rollout:
     """Samples G responses to each of Q prompts. Pure; compile it with `model` and `options` bound.
 
-    A prompt and its images are encoded once and shared by its G rows. A row that samples `<REFLECTION>` and is to
-    look again waits; rows that wait are served together: the images' tokens and the tag are run for them in one go,
-    and the state behind the tag continues. The loop ends when every row has stopped.
+    A prompt and its images are encoded once and shared by its G rows. A row that samples `<REFLECTION>` and
+    may insert becomes pending. One call runs the images' tokens and the tag of several pending rows, which then
+    continue after the tag. The loop ends when every row has ended.
 
     Args:
       model, options: static.
       params: the model's parameters.
-      vision, prompts: the questions; with `prompts.block` where `options.reattention` puts anything in.
-      logit_bias_V: float32, see `logits.suppression_bias`.
+      vision, prompts: the questions; with `PromptBatch.block` where `options.reattention` inserts anything.
+      logit_bias_V: float32, see `token.suppression_bias`.
       seed, step: uint32 scalars.
       sample_B: uint32 [Q * G], numbers of the samples within the step; a row's randomness is a function of
-        (seed, step, its number, its token) alone, whoever else is in the batch.
+        (seed, step, its number, its token) alone, not of the other rows.
 
     Returns:
-      The responses, row b to question b // G. Inserted tokens are no part of them.
+      The responses, row b to question b // G, without inserted tokens.
 
     Raises:
-      ValueError: the prompts come without the images' block that `options.reattention` needs.
+      ValueError: the prompts have no `block`, but `options.reattention` inserts.
     """
     reattention = options.reattention
     if reattention.inserts and prompts.block is None:
-        raise ValueError(f"mode {reattention.mode!r} needs prompts with their `block`; collate them with block options")
-    # Once, and not at every token: the layers would cast what is kept in another type than is computed in.
+        raise ValueError(
+            f"mode {reattention.mode!r} needs prompts with their `block`; collate them with re-attention options"
+        )
+    # Cast once: the layers would cast parameters of another type at every token.
     params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
     state = prefill(model, options, params, vision, prompts, seed, step, sample_B)
     slots = most_slots(reattention, prompts.block)
@@ -67,8 +69,8 @@ def sample(
 
     sizes = cache_sizes(options.max_new_tokens + state.selected_BxExX.shape[1] * slots)
     for size in sizes:
-        # Every token reads the whole cache, so a short one first; the loop's body is compiled once for each size.
-        # A size is left while it still has room for a row's token, and for an insertion with its tag.
+        # Every token reads the whole cache, so the cache starts small. The loop's body is compiled once for each size.
+        # The cache grows while there is still room for a token, or for an insertion with its tag.
         most = size if size == sizes[-1] else size - (slots + 1 if reattention.inserts else 1)
         fits = functools.partial(cache_has_room, most)
         state = dataclasses.replace(state, cache=grow(state.cache, size))
@@ -88,7 +90,7 @@ def sample(
 
 
 def cache_has_room(most: int, state: SampleState) -> jax.Array:
-    """Whether some row goes on, and every row that does has at most `most` filled slots. bool scalar."""
+    """Whether there are live rows, and all of them have at most `most` filled slots. bool scalar."""
     has_room_B = state.cache.length_B <= most
     return jnp.any(state.live_B & has_room_B) & jnp.all(~state.live_B | has_room_B)
 
@@ -100,11 +102,11 @@ def decode_with_insertions(
     fits: Callable[[SampleState], jax.Array],
     state: SampleState,
 ) -> SampleState:
-    """Single tokens until enough rows wait for an insertion to fill a chunk, then that insertion, while the cache fits.
+    """Decodes tokens until enough rows are pending to fill a chunk, then inserts, while the cache has room.
 
     Args:
       options: static.
-      decode, insert: one token for all rows that take one; the insertion of a chunk of pending rows.
+      decode, insert: one token of all active rows; the insertion of a chunk of pending rows.
       fits: whether the cache has room for what comes next.
       state: the state.
     """

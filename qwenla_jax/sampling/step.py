@@ -1,4 +1,4 @@
-"""One step of decoding: a token for every row that takes one, and the insertions of rows that wait for theirs."""
+"""One step of decoding: a token for every active row, and the insertions of pending rows."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def decode_step(
 ) -> SampleState:
     """Samples a token for every row that is live and not pending, and runs it through the model.
 
-    A row that samples `<REFLECTION>` and may insert becomes pending: its tag is run behind the insertion, by
-    `run_insertions`. Rows that are pending or have stopped run along; what they give is not kept.
+    A row that samples `<REFLECTION>` and may insert becomes pending: its tag is run after the insertion, by
+    `run_insertions`. Pending and ended rows are computed too, and their results discarded.
 
     Args:
       model, options: static.
@@ -87,7 +87,7 @@ def insertion_rows(options: SampleOptions, rows: int) -> int:
 
 
 def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state: SampleState) -> SampleState:
-    """Prefills the insertion and the tag of pending rows, at most `insertion_rows` of them, and goes on behind the tag.
+    """Runs the insertion and the tag of pending rows, at most `insertion_rows` of them; they continue after the tag.
 
     Args:
       model, options: static.
@@ -101,7 +101,7 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
     asked = jax.tree.map(lambda x: rows.take(x, 0, group), state.prompts)
     selected_CxX = select(reattention, asked, rows.take(state.received_BxP))
     tokens = insertion(reattention, asked, selected_CxX, rows.take(state.next_pos_B))
-    # The tag stands right behind the insertion's last slot.
+    # The tag follows the insertion's last slot.
     at_CxT = jnp.arange(tokens.ids_BxY.shape[1] + 1) == tokens.length_B[:, None]
     ids_CxT, source_CxT, pos_CxTx3, bias_CxT = _with_tag(reattention, tokens, at_CxT)
     prefix = _take_cache(rows, state.prefix, group)
@@ -144,7 +144,7 @@ def _with_tag(
 
 
 def _take_cache(rows: RowSubset, cache: KeyValues, share: int) -> KeyValues:
-    """The chosen rows of a cache of which `share` rows in a row have one line in common."""
+    """The chosen rows of a cache; `share` consecutive rows have one line of it in common."""
     return KeyValues(
         rows.take(cache.k_LxBxSxKxH, 1, share),
         rows.take(cache.v_LxBxSxKxH, 1, share),

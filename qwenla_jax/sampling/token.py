@@ -1,4 +1,4 @@
-"""From logits to a token: suppressed tokens, temperature, nucleus, and keys that belong to the token alone."""
+"""From logits to a token: suppressed tokens, temperature, nucleus, and one random key a token."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from qwenla_jax.model.layers import MASK_VALUE
 
 
 def suppression_bias(vocab_size: int, known_tokens: int, suppressed: Iterable[int]) -> np.ndarray:
-    """What is added to the logits, in sampling and in training alike, so that some tokens never come.
+    """The bias on the logits, in sampling and training alike, that suppresses tokens.
 
     Args:
       vocab_size: rows V of the output matrix.
-      known_tokens: ids from here on have no text in the tokenizer and are forbidden too.
-      forbidden: ids that must not be sampled (the vision tokens).
+      known_tokens: ids from here on have no text in the tokenizer and are suppressed too.
+      suppressed: ids that must not be sampled (the vision tokens).
 
     Returns:
-      float32 [V], 0 or a number so low that the probability is exactly 0.
+      float32 [V], 0 or `layers.MASK_VALUE`, at which the probability is exactly 0.
     """
     logit_bias_V = np.zeros(vocab_size, np.float32)
     logit_bias_V[known_tokens:] = MASK_VALUE
@@ -43,19 +43,19 @@ def token_keys(seed: jax.Array, step: jax.Array, sample_B: jax.Array, token_B: j
 
 
 def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
-    """Hides all but the smallest set of most likely tokens whose probabilities sum to at least `top_p`.
+    """Masks all but the smallest set of most likely tokens whose probabilities sum to at least `top_p`.
 
-    As transformers: what is hidden are the least likely tokens whose sum is at most 1 - top_p, of equal ones those of
-    the lower ids first.
+    As in transformers: the least likely tokens whose sum is at most 1 - top_p are masked, lower ids first among equal
+    ones.
     """
     order_BxV = jnp.sort(logits_BxV, axis=-1)
     sum_BxV = jnp.cumsum(jax.nn.softmax(order_BxV, axis=-1), axis=-1)
-    hidden_B = jnp.sum(sum_BxV[:, :-1] <= 1 - top_p, axis=-1)
-    least_Bx1 = jnp.take_along_axis(order_BxV, hidden_B[:, None], axis=-1)
+    masked_B = jnp.sum(sum_BxV[:, :-1] <= 1 - top_p, axis=-1)
+    least_Bx1 = jnp.take_along_axis(order_BxV, masked_B[:, None], axis=-1)
     equal_BxV = logits_BxV == least_Bx1
     less_B = jnp.sum(logits_BxV < least_Bx1, axis=-1)
-    kept_BxV = equal_BxV & (jnp.cumsum(equal_BxV, axis=-1) > (hidden_B - less_B)[:, None])
-    return jnp.where((logits_BxV > least_Bx1) | kept_BxV, logits_BxV, MASK_VALUE)
+    tied_BxV = equal_BxV & (jnp.cumsum(equal_BxV, axis=-1) > (masked_B - less_B)[:, None])
+    return jnp.where((logits_BxV > least_Bx1) | tied_BxV, logits_BxV, MASK_VALUE)
 
 
 def uniforms(keys_B: jax.Array) -> jax.Array:
@@ -97,9 +97,9 @@ def drawn(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
 def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
     """A token with the probability that its logit gives it: one of N groups first, then one of its W tokens.
 
-    A sum over the whole vocabulary would be off by more than many a token's probability, and such tokens would never
-    come; Gumbel noise would need V random numbers a token, which cost more than a small model does. Group n is the
-    tokens n, n + N, n + 2 N, ... So of a vocabulary that is split over devices (over a power of two, at most W) each
+    A sum over the whole vocabulary has a rounding error above the probability of rare tokens, which would never be
+    sampled. Gumbel noise needs V random numbers a token, which cost more than a small model does. Group n is the tokens
+    n, n + N, n + 2 N, ... So of a vocabulary that is split over devices (over a power of two, at most W) each
     has its share of every group: only sums of groups and one group's logits are exchanged.
 
     Args:
@@ -107,7 +107,7 @@ def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
       uniform_Bx2: as `uniforms` makes them.
 
     Returns:
-      int32 [B], never a token that is hidden.
+      int32 [B], never a masked token.
     """
     W, N = group_sizes(logits_BxV.shape[1])
     logits_BxV = jnp.pad(logits_BxV, [(0, 0), (0, W * N - logits_BxV.shape[1])], constant_values=MASK_VALUE)

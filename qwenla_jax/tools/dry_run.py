@@ -1,4 +1,4 @@
-"""What a run would be: model, parameters trained and frozen, tokens a step, memory, data; nothing is loaded."""
+"""Describes a run without loading anything: model, trained and frozen parameters, tokens a step, memory, data."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def parameter_counts(options: RunOptions, config: ModelConfig) -> dict[str, int]:
-    """Parameters by what becomes of them: `train`, `freeze`, and of embedding and head the `tags` rows.
+    """Number of parameters by label: `train`, `freeze`, and of embedding and head the `tags` rows.
 
-    In a run with adapters also `adapters`: their numbers, which are counted nowhere else.
+    In a run with adapters also `adapters`, which the others do not include.
     """
     counts = {"train": 0, "freeze": 0, "tags": 0}
     for path, leaf, label in _labelled(options, config):
         size = int(np.prod(leaf.shape))
         if is_adapter(path):
-            # The scale is none of the parameters.
+            # The scale does not count as a parameter.
             counts["adapters"] = counts.get("adapters", 0) + (size if label == "train" else 0)
             continue
         rows = size // leaf.shape[VOCABULARY_AXIS[path]] * len(TAGS) if label == "tags" else 0
@@ -47,7 +47,7 @@ def _labelled(options: RunOptions, config: ModelConfig) -> Iterator[tuple[str, j
 
 
 def describe_run(options: RunOptions) -> list[str]:
-    """Lines for a person.
+    """The description, line by line.
 
     Raises:
       ValueError, OSError, ModuleNotFoundError: settings or files that cannot be used.
@@ -100,40 +100,40 @@ def _adapters(options: RunOptions, config: ModelConfig, counts: dict[str, int]) 
 
 
 def _adapter_memory(options: RunOptions, config: ModelConfig) -> list[str]:
-    """As `_memory`, where the base model is frozen, kept as it is computed with, and the reference too."""
-    kept, computed = BYTES[options.param_dtype], BYTES[options.dtype]
-    sizes = {"frozen": 0, "moving": 0, "base": 0}  # numbers that are frozen, that move, and of the latter the base's
+    """As `_memory`, where the base model is frozen, stored in the compute type, and serves as reference too."""
+    stored, computed = BYTES[options.param_dtype], BYTES[options.dtype]
+    sizes = {"frozen": 0, "moving": 0, "base": 0}  # frozen, trained, and of the latter the base's
     for path, leaf, label in _labelled(options, config):
         size = int(np.prod(leaf.shape))
         sizes["frozen" if label == "freeze" else "moving"] += size
         sizes["base"] += size if label != "freeze" and not is_adapter(path) else 0
     parts: dict[str, float] = {
         "frozen parameters": sizes["frozen"] * computed,
-        "trained ones": sizes["moving"] * kept,
-        "gradient": sizes["moving"] * kept,
+        "trained ones": sizes["moving"] * stored,
+        "gradient": sizes["moving"] * stored,
         "moments": sizes["moving"] * 8,
     }
     if options.stage == "brpo" and options.brpo.beta:
         parts["reference beside the frozen parameters"] = sizes["base"] * computed
-    return [_told(options, parts)]
+    return [_memory_line(options, parts)]
 
 
 def _memory(options: RunOptions, counts: dict[str, int]) -> list[str]:
-    """What stays on the devices, by arithmetic; activations and the cache come on top."""
+    """Memory that stays on the devices, by arithmetic; activations and the cache come on top."""
     total = sum(counts.values())
-    kept, computed = BYTES[options.param_dtype], BYTES[options.dtype]
+    stored, computed = BYTES[options.param_dtype], BYTES[options.dtype]
     # Moments exist for whole parameters: of a "tags" parameter too.
     moving = counts["train"] + counts["tags"]
-    parts: dict[str, float] = {"parameters": total * kept, "gradient": moving * kept, "moments": moving * 8}
+    parts: dict[str, float] = {"parameters": total * stored, "gradient": moving * stored, "moments": moving * 8}
     shared = options.dtype == options.param_dtype
     if options.stage == "brpo" and options.brpo.beta:
         parts["reference"] = total * computed
     if not shared:
         parts["parameters as computed"] = total * computed
-    return [_told(options, parts)]
+    return [_memory_line(options, parts)]
 
 
-def _told(options: RunOptions, parts: dict[str, float]) -> str:
+def _memory_line(options: RunOptions, parts: dict[str, float]) -> str:
     message = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
     mesh: Any = options.mesh
     split = "split over the devices of mesh axes fsdp and tensor"

@@ -34,18 +34,18 @@ def export_run(
     """Writes the parameters of a run's checkpoint, adapters merged; the optimizer's state is not read.
 
     Args:
-      workdir: of the run. The checkpoint that it started from has to be where it was, for tokenizer and config.
+      workdir: of the run. The checkpoint that it started from must still exist, for tokenizer and config.
       target: the folder to make.
       step: which checkpoint; None: the newest.
-      dtype: what the weights are stored in; None: what the run computes in.
-      overwrite: replace what stands at `target`.
-      adapter: write the run's adapters alone, as a folder of PEFT (`peft_io`).
+      dtype: of the stored weights; None: the run's compute type.
+      overwrite: replace what is at `target`.
+      adapter: write the run's adapters alone, as a folder of PEFT (`weights.peft`).
 
     Raises:
       FileNotFoundError: no run's folder.
       FileExistsError: there is something at `target` and overwrite is False.
-      ValueError: no such checkpoint, or one that cannot be read, or whose frozen weights are no longer where the run
-        started from; with `adapter`, a run without adapters, or one that trained more than them.
+      ValueError: no such checkpoint, or one that cannot be read, or whose frozen weights differ from those that the run
+        started from; with `adapter`, a run without adapters, or one that trained other parameters too.
     """
     if not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise FileNotFoundError(f"{workdir}: holds no params of convert/from_hf.py and no {CHECKPOINT_FOLDER} of a run")
@@ -65,18 +65,18 @@ def export_run(
     place = workdir / CHECKPOINT_FOLDER / str(record["step"]) / "state"
     restore = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s.sharding, dtype=s.dtype), like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        result = reader.restore(
+        restored = reader.restore(
             place.absolute(), args=ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
         )
     if adapter:
         start = options.init_from or ""
         base = str(Path(start).absolute()) if Path(start).is_dir() else start
-        own = joined(only_adapters(params), result["params"])  # the scales are not in the checkpoint
-        return save_adapters(target, runtime.model.config, own, base, overwrite)
+        trained = joined(only_adapters(params), restored["params"])  # the scales are not in the checkpoint
+        return save_adapters(target, runtime.model.config, trained, base, overwrite)
     return save(
         target,
         runtime.model,
-        joined(params, result["params"]),
+        joined(params, restored["params"]),
         tokenizer=runtime.tokenizer,
         processor=runtime.processor,
         system=options.data.system,

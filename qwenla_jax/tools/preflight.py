@@ -1,4 +1,4 @@
-"""Checks of a run before it is let go: on its own model, mesh and data, each with its figure."""
+"""Preflight: checks before a run starts, on its own model, mesh and data, each with its measured value."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from qwenla_jax.train.train_runtime import TrainRuntime, build, make_run_source
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.utils.compile_counter import CompileCounter
 
-STEPS = 3  # steps taken: the first for its figures, the others to see what is compiled again
+STEPS = 3  # steps taken: the first for its values, the others to see what is compiled again
 MEMORY_SHARE = 0.95  # of a device's memory: above it, a larger batch of images would not fit
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check and its result."""
 
     name: str
     ok: bool
@@ -49,17 +49,17 @@ class Check:
 
 
 def examine(options: RunOptions) -> list[Check]:
-    """Takes a few steps of a run, in no folder, and looks at what they did.
+    """Takes a few steps of a run, without a folder, and checks them.
 
     Sampler and trainer must give the same log-probabilities (ratio 1), the policy must begin at its reference
-    (divergence 0), an image must change what is likely, the ten tags must pass through the tokenizer, no program may
-    be compiled that a new shape does not explain, and memory must suffice.
+    (divergence 0), an image must change the probabilities, the ten tags must be single tokens, programs may be compiled
+    again for new shapes only, and memory must suffice.
 
     Args:
       options: checked settings.
 
     Raises:
-      Refused: settings, files or records that cannot be used.
+      RunRefused: settings, files or records that cannot be used.
     """
     begin = time.perf_counter()
     try:
@@ -84,10 +84,10 @@ def examine(options: RunOptions) -> list[Check]:
         taught = False
         for step in range(STEPS):
             with CompileCounter() as counter:
-                state, result = stage.step(state, step, lambda doing: None)
-                result = jax.device_get(result)
-            metrics = metrics or result
-            taught |= float(result["grad_norm"]) > 0 and not result["skipped"]
+                state, step_metrics = stage.step(state, step, lambda doing: None)
+                step_metrics = jax.device_get(step_metrics)
+            metrics = metrics or step_metrics
+            taught |= float(step_metrics["grad_norm"]) > 0 and not step_metrics["skipped"]
             assert stage.inputs is not None
             shapes.append(_shapes(options, stage.inputs.batch))
             compiled.append(counter.count)
@@ -106,7 +106,7 @@ def examine(options: RunOptions) -> list[Check]:
 
 
 def _tags(tokenizer: Tokenizer) -> Check:
-    """Each tag is one token, and a whole response comes back as it was."""
+    """Each tag is one token, and encoding and decoding a response gives the same text."""
     response = "".join(f"{tag}a 1" if not tag.startswith("</") else tag for tag in TAGS)
     invalid = [tag for tag in TAGS if len(tokenizer.encode(tag)) != 1 or tokenizer.decode(tokenizer.encode(tag)) != tag]
     if tokenizer.decode(tokenizer.encode(response)) != response:
@@ -138,14 +138,14 @@ def _first_step(options: RunOptions, metrics: dict[str, Any]) -> list[Check]:
 
 
 def _shapes(options: RunOptions, batch: tuple[Any, ...]) -> tuple[Any, Any]:
-    """What decides whether a program is compiled again: for sampling, and for the update."""
+    """The shapes by which programs are compiled again: for sampling, and for the update."""
     shapes = tuple(x.shape for x in jax.tree.leaves(batch))
     asked = tuple(x.shape for x in jax.tree.leaves(batch[:-1])) if options.stage == "brpo" else None
     return asked, shapes
 
 
 def _compiles(shapes: list[tuple[Any, Any]], compiled: list[int]) -> Check:
-    """After the first step only a shape that is new may be compiled."""
+    """After the first step only new shapes may be compiled."""
     planned = 0
     for step, (asked, shape) in enumerate(shapes[1:], 1):
         planned += asked is not None and asked not in [a for a, _ in shapes[:step]]
@@ -156,10 +156,10 @@ def _compiles(shapes: list[tuple[Any, Any]], compiled: list[int]) -> Check:
 
 
 def _image(runtime: TrainRuntime, params: Any, reference: Any, batch: tuple[Any, ...]) -> Check:
-    """The same responses with blank images must be another matter."""
+    """The same responses with blank images must have other log-probabilities."""
     options, gradient = runtime.options, gradient_of(runtime)
-    reattention = jax.jit(
-        lambda *args: gradient(*args)[1],  # without the gradient itself nothing of it is computed
+    metrics_of = jax.jit(
+        lambda *args: gradient(*args)[1],  # XLA drops the unused gradient
         in_shardings=(runtime.shardings, *batch_shardings(runtime)),
         out_shardings=replicated(runtime.mesh),
     )
@@ -168,16 +168,16 @@ def _image(runtime: TrainRuntime, params: Any, reference: Any, batch: tuple[Any,
     vision, *rest = batch
     blank = vision.replace(patches_IxSxC=np.zeros_like(vision.patches_IxSxC))
     with runtime.context():
-        values = [float(reattention(params, *first, v, *rest, runtime.logit_bias_V)[name]) for v in (vision, blank)]
+        values = [float(metrics_of(params, *first, v, *rest, runtime.logit_bias_V)[name]) for v in (vision, blank)]
     result = f"{name} {values[0]:.4g} with the images, {values[1]:.4g} with blank ones"
     ok = abs(values[1] - values[0]) > 1e-4
     return Check("the image matters", ok, result, "a change of more than 0.0001")
 
 
 def _adapters(state: TrainState, before: int, taught: bool, options: RunOptions) -> list[Check]:
-    """With adapters: what is trained, that it moved, and that the frozen weights are what they were, bit for bit.
+    """With adapters: they must have changed, and the frozen weights must be the same bit for bit.
 
-    Where no step had a gradient, nothing can have moved.
+    Where no step had a gradient, nothing can have changed.
     """
     kernels = adapted_kernels(state.params)
     if not kernels:
@@ -195,7 +195,7 @@ def _adapters(state: TrainState, before: int, taught: bool, options: RunOptions)
 
 
 def _memory(state: Any, reference: Any) -> Check:
-    """By arithmetic what stays on the devices, by their own word the most that was in use."""
+    """Memory that stays on the devices, by arithmetic, and their peak use as they report it."""
     size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
     here = {id(x) for x in jax.tree.leaves(state.params)}
     stays = size(state) + size([x for x in jax.tree.leaves(reference) if id(x) not in here])

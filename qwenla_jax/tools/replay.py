@@ -1,4 +1,4 @@
-"""Computes the step of a step dump again, and tells what in it was not finite."""
+"""Computes the step of a step dump again, and reports what was not finite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Replay:
       step: its number, counted from 1.
       metrics: name -> (recorded, computed again) of all that the update computes.
       identical_responses: whether sampling again gave the same tokens; None where nothing is sampled or it cannot be
-      asked. not_finite: parameters whose gradient is not finite, with the share of such entries.
+        checked.
+      not_finite: parameters whose gradient is not finite, with the share of such entries.
     """
 
     step: int
@@ -41,7 +42,7 @@ class Replay:
 
     @property
     def reproduced(self) -> bool:
-        """Whether all metrics came out bit for bit, and the same responses."""
+        """Whether all metrics are the same bit for bit, and the responses too."""
         same = all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in self.metrics.values())
         return same and self.identical_responses is not False
 
@@ -57,9 +58,9 @@ class Replay:
 
 
 def replay(folder: Path) -> Replay:
-    """Computes a step dump's step again, on this machine's devices, with the settings in the step dump.
+    """Computes a step dump's step again, on this machine's devices, with the step dump's settings.
 
-    The checkpoint that the run started from has to be where it was: it is the reference of BRPO.
+    The checkpoint that the run started from must still exist: it is the reference of BRPO.
 
     Raises:
       ValueError: not a step dump, or settings, files or devices that do not fit any more.
@@ -84,7 +85,7 @@ def replay(folder: Path) -> Replay:
     same_responses = _sampled_again(runtime, state.params, inputs) if options.stage == "brpo" else None
     with runtime.context():
         grads, _ = alone(state.params, *first, *inputs.batch, runtime.logit_bias_V)
-        # The run's own program, as any other may round in another way; last, as it overwrites the state.
+        # The run's own program, since another may round differently; last, since it overwrites the state.
         _, metrics = update_program(runtime, optimizer, shardings)(state, *first, *inputs.batch, runtime.logit_bias_V)
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = {
@@ -100,7 +101,7 @@ def replay(folder: Path) -> Replay:
 
 
 def _sampled_again(runtime: Any, params: Any, inputs: step_dump.Inputs) -> bool | None:
-    """Whether the responses come out again; not asked where they were drawn in several rounds."""
+    """Whether sampling again gives the same responses; None where they were sampled in several rounds."""
     options = runtime.options.brpo
     if options.resample_rounds:
         return None

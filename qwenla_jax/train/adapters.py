@@ -16,7 +16,7 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.model.trainable import trainable_labels
 from qwenla_jax.parallel.sharding import param_shardings
 
-# Keeps the adapters' random numbers apart from those of the parameters.
+# Separates the adapters' random numbers from those of the parameters.
 ADAPTER_STREAM = 0x10A
 
 
@@ -26,7 +26,7 @@ def kernels_to_adapt(options: RunOptions, config: ModelConfig) -> tuple[str, ...
 
 
 def add_adapters(options: RunOptions, first: Start, mesh: Mesh) -> Start:
-    """What was loaded, with the adapters that the run asks for beside the base parameters."""
+    """The loaded model with the run's adapters added to the base parameters."""
     config, params = first.model.config, first.params
     kernels, rank = kernels_to_adapt(options, config), options.lora.rank or 1
     if not kernels:
@@ -41,12 +41,12 @@ def add_adapters(options: RunOptions, first: Start, mesh: Mesh) -> Start:
 
 
 def with_adapters(options: RunOptions, params: Params, kernels: Sequence[str], key: jax.Array) -> Params:
-    """Parameters with the adapters that a run starts with beside them."""
-    own = lora.adapters(params, kernels, options.lora.rank or 1, options.lora.alpha, key, options.param_dtype)
-    return _trained_in_param_dtype(options, lora.joined(params, own))
+    """The parameters with the adapters that a run starts with."""
+    added = lora.adapters(params, kernels, options.lora.rank or 1, options.lora.alpha, key, options.param_dtype)
+    return _trained_in_param_dtype(options, lora.joined(params, added))
 
 
 def _trained_in_param_dtype(options: RunOptions, params: Params) -> Params:
-    """What of the base is trained all the same is kept as adapters are."""
+    """Casts the trained part of the base to the adapters' type."""
     labels = trainable_labels(params, options.optim.trainable)
     return jax.tree.map(lambda x, label: x if label == "freeze" else x.astype(options.param_dtype), params, labels)

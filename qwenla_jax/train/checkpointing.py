@@ -1,4 +1,4 @@
-"""What of a run's state goes into its checkpoints, and how it becomes a whole state again."""
+"""Which part of a run's state its checkpoints hold, and how the whole state is restored."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from qwenla_jax.train.train_state import TrainState, fingerprint, to_keep, whole
 class TrainCheckpointer:
     """Saves and restores the state of a run.
 
-    Without adapters that is all of it. With adapters it is what is trained; the frozen weights are read again from
-    where the run started, and a number in the checkpoint tells whether they are the same.
+    Without adapters that is the whole state. With adapters it is the trained part; the frozen weights are loaded again
+    from where the run started, and a fingerprint in the checkpoint verifies that they are the same.
 
     Args:
       checkpoints: of the run.
@@ -33,7 +33,7 @@ class TrainCheckpointer:
         self._meta = _frozen_meta(params, options) if adapted_kernels(params) else {}
 
     def save(self, step: int, state: TrainState) -> None:
-        """`Checkpoints.save` of what is kept."""
+        """`Checkpoints.save` of the stored part of the state."""
         self.checkpoints.save(step, to_keep(state, self._rules), self._meta)
 
     def restore(self, like: TrainState, params: Params) -> tuple[TrainState, int]:
@@ -44,18 +44,18 @@ class TrainCheckpointer:
           params: that the run starts from; frozen ones become the state's.
 
         Raises:
-          CheckpointError: as `Checkpoints.restore_newest`; or the frozen weights are others than those that the
+          CheckpointError: as `Checkpoints.restore_newest`; or the frozen weights differ from those that the
             adapters were trained on.
         """
-        kept, done = self.checkpoints.restore_newest(to_keep(like, self._rules))
+        stored, done = self.checkpoints.restore_newest(to_keep(like, self._rules))
         if not self._meta:
-            return kept, done
+            return stored, done
         _compare(self.checkpoints.meta(done), self._meta, self._options)
-        return whole(kept, params), done
+        return whole(stored, params), done
 
 
 def check_frozen(params: Params, options: RunOptions, record: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where a run's start has other frozen weights than a checkpoint's adapters belong to.
+    """Raises CheckpointError where the frozen weights are not those that a checkpoint's adapters were trained on.
 
     Args:
       params: that the run starts from, with adapters.
@@ -78,6 +78,6 @@ def _compare(record: Mapping[str, Any], meta: dict[str, Any], options: RunOption
 
 
 def frozen_fingerprint(params: Params, rules: tuple[tuple[str, str], ...]) -> int:
-    """`state.fingerprint` of the parameters that a run leaves alone."""
+    """`train_state.fingerprint` of the frozen parameters."""
     labels = trainable_labels(params, rules)
     return fingerprint(jax.tree.map(lambda x, label: x if label == "freeze" else None, params, labels))

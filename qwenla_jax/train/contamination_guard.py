@@ -14,15 +14,17 @@ from qwenla_jax.data.sources.splits import SelectedRecords
 def guard_against_leaks(
     options: RunOptions, source: RecordSource, held_out: RecordSource, note: Callable[[str], None]
 ) -> None:
-    """Looks, before a run's first step, whether images of its evaluation are in what it trains on; see `data.leaks`.
+    """Checks, before a run's first step, whether images of its evaluation are in its training data.
+
+    `config.data.leaks` is what happens then: "warn", "refuse" or "ignore".
 
     Args:
       options: the run's settings.
       source, held_out: its questions.
-      note: told of what was found.
+      note: called with each warning.
 
     Raises:
-      ValueError: something was found, and the run is to be refused.
+      ValueError: there are such images, and the setting is "refuse".
     """
     how = options.data.leaks
     if how == "ignore":
@@ -45,7 +47,7 @@ def selected_parts(source: RecordSource) -> list[SelectedRecords]:
 def leak_reports(
     trained: Sequence[SelectedRecords], evaluated: Sequence[SelectedRecords], size: int, by_content: bool
 ) -> Iterable[LeakReport]:
-    """Every part of the training data beside every part of the evaluation, of which the first `size` are asked."""
+    """Compares every part of the training data with the first `size` records of every part of the evaluation."""
     if not by_content:
         yield from (file_leaks(one, other, size) for one in trained for other in evaluated)
     elif evaluated:

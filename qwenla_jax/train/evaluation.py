@@ -31,11 +31,11 @@ class Evaluation:
     Attributes:
       ids, kinds: of the questions.
       right: whether the conclusion was the right answer.
-      well_formed: whether the response kept the format.
+      well_formed: whether the response is in the answer format.
       lengths: tokens of the responses, stop token included.
       responses: the texts.
-      inserted, skipped: times that a response looked at its images again, and that it could not (`types.Rollout`).
-      attention: what an `AttentionProbe` saw; empty without one.
+      inserted, skipped: insertions of each response, and skipped ones (`types.Rollout`).
+      attention: metrics of an `AttentionProbe`; empty without one.
     """
 
     ids: list[str]
@@ -61,9 +61,9 @@ class Evaluation:
         return {kind: wilson(sum(groups[kind]), len(groups[kind])) for kind in sorted(groups)}
 
     def metrics(self) -> dict[str, float]:
-        """Under `eval/`: accuracy with its interval's ends, by question type, format, mean length."""
+        """Metrics under `eval/`: accuracy with its interval's ends, by question type, format, mean length."""
         whole = self.accuracy
-        result = {f"eval/accuracy/{kind}": part.share for kind, part in self.by_kind().items()}
+        by_kind = {f"eval/accuracy/{kind}": part.share for kind, part in self.by_kind().items()}
         return {
             "eval/accuracy": whole.share,
             "eval/accuracy_low": whole.low,
@@ -72,7 +72,7 @@ class Evaluation:
             "eval/completions/mean_length": float(np.mean(self.lengths)),
             "eval/size": float(len(self.right)),
             "eval/reattention/inserted_mean": float(np.mean(self.inserted)),
-            **result,
+            **by_kind,
             **{f"eval/{name}": value for name, value in self.attention.items()},
         }
 
@@ -83,10 +83,10 @@ class Evaluation:
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
-        """What `write` saved.
+        """The evaluation that `write` saved.
 
         Raises:
-          ValueError: the file is none that `write` wrote.
+          ValueError: `write` did not write this file.
           OSError: it cannot be read.
         """
         content = json_files.read_object(path)
@@ -98,7 +98,7 @@ class Evaluation:
             isinstance(values, list) and all(type(value) is kind for value in values)
             for values, kind in zip(lists, kinds.values(), strict=True)
         )
-        # What later versions added may be absent.
+        # Fields that later versions added may be absent.
         if not typed or not set(content) <= names or len({len(values) for values in lists if values}) > 1:
             raise ValueError(f"{path}: not an evaluation that a run has written")
         try:
@@ -108,7 +108,7 @@ class Evaluation:
 
 
 class AttentionProbe:
-    """Attention on visual tokens in the responses of one batch, which is the same at every evaluation."""
+    """Attention on visual tokens in the responses of one batch, the same batch at every evaluation."""
 
     def __init__(self, runtime: TrainRuntime) -> None:
         self._mass = compiled_mass(runtime, runtime.reattention())
@@ -117,7 +117,7 @@ class AttentionProbe:
     def __call__(
         self, params: Params, vision: VisionBatch, prompts: PromptBatch, rollout: Rollout, counted: int
     ) -> dict[str, float]:
-        """Mass and its ratio to evenly spread attention, by part of the response (`probe.profile`).
+        """Mass and its ratio to evenly spread attention, by part of the response (`attention_mass.profile`).
 
         Args:
           params, vision, prompts, rollout: a batch with one response a question.
@@ -127,10 +127,10 @@ class AttentionProbe:
         ids_BxR, length_B = np.asarray(rollout.ids_BxR), np.array(rollout.length_B)
         length_B[counted:] = 0
         parts = parts_of(ids_BxR, length_B, self._ids.reflection_open, self._ids.reflection_close)
-        result = {}
+        metrics = {}
         for part, row in profile(mass, parts).items():
-            result |= {f"visual/attn_mass/{part}": row["visual"], f"visual/attn_ratio/{part}": row["ratio"]}
-        return result
+            metrics |= {f"visual/attn_mass/{part}": row["visual"], f"visual/attn_ratio/{part}": row["ratio"]}
+        return metrics
 
 
 def evaluate(
@@ -150,18 +150,18 @@ def evaluate(
       params: parameters.
       source: held-out questions.
       size: how many.
-      probe: looks at the first batch, where given.
-      pause: called after every batch; may raise to end the evaluation.
+      probe: measures attention on the first batch, where given.
+      check_stop: called after every batch; may raise to end the evaluation.
     """
     out = Evaluation([], [], [], [], [])
-    match = runtime.options.rewards.match  # algebra can take for ever, so that it is left to the rewards' processes
+    match = runtime.options.rewards.match  # without algebra, which only the rewards' processes can end
     for batch in answer(runtime, params, source, size, sampler):
         check_stop("evaluation")
         records, rollout = batch.records, batch.rollout
         if probe is not None and not out.ids:
             out.attention.update(probe(params, batch.vision, batch.prompts, rollout, len(records)))
         counts = np.stack([rollout.length_B, rollout.inserted_B, rollout.skipped_B], axis=1).tolist()
-        # Rows behind the last record only fill the batch.
+        # Rows after the last record only fill the batch.
         for record, text, (length, inserted, skipped) in zip(records, batch.texts, counts, strict=False):
             out.ids.append(record.id)
             out.kinds.append(record.kind)

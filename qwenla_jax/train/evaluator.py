@@ -1,4 +1,4 @@
-"""Evaluations of a run, kept on disk so that before and after can be paired."""
+"""Evaluations of a run, saved so that the ones before and after can be compared question by question."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwenla_jax.utils.progress import Progress
 
 
 def write_optional(write: Callable[[], None], progress: Progress) -> None:
-    """What a run can do without: a disk that refuses it does not end the run."""
+    """Writes a file that the run does not need: an OSError is noted and does not end the run."""
     if not is_primary():
         return
     try:
@@ -29,7 +29,7 @@ def write_optional(write: Callable[[], None], progress: Progress) -> None:
 
 
 class Evaluator:
-    """Evaluates, and remembers on disk what each question's answer was, so that before and after can be paired."""
+    """Evaluates, and saves each question's answer, so that before and after can be compared by question."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class Evaluator:
         self._progress.note(f"held out, {len(result.right)} questions: accuracy {result.accuracy} ({kinds})")
 
     def again(self, params: Any, step: int) -> None:
-        """An evaluation on the way, unless it is there."""
+        """The evaluation after `step` steps, unless its file exists."""
         if not broadcast(self._path(step).is_file):
             self(params, step, self._runtime.options.eval.size)
 
     def final(self, params: Any, step: int) -> None:
-        """The evaluation before or after the run, unless it is there from before an interruption."""
+        """The evaluation before or after the run, unless its file exists from before an interruption."""
         size = min(self._runtime.options.eval.final_size, len(self._source))
         path = self._path(step)
         least = size - self._runtime.options.data.max_invalid
@@ -86,7 +86,7 @@ class Evaluator:
             self(params, step, size)
 
     def compare(self, steps: int) -> dict[str, Any]:
-        """Before and after on the same questions, where both were evaluated."""
+        """Compares before and after on the same questions, where both were evaluated."""
         first, last = self._path(0), self._path(steps)
         if not (is_primary() and first.is_file() and last.is_file()):
             return {}

@@ -1,4 +1,4 @@
-"""What a run looks after while it trains: requests to end, stalls, first steps that are wrong, skipped updates."""
+"""Checks while a run trains: stop requests, stalls, an invalid first step, skipped updates."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LOGP_BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class Failed(Exception):
-    """A run that ended before its time; the message says why, and what is left of it."""
+    """A run that ended early; the message has the reason and what was saved."""
 
 
 class Guard:
-    """The eyes of a run.
+    """Watches a run while it trains.
 
     Args:
       options: of the run.
-      workdir: where step_dumps go.
+      workdir: where step dumps are written.
       hold: on that folder.
       interrupt, watchdog: entered by the run.
       done: steps done when this process began.
@@ -44,7 +44,7 @@ class Guard:
         self._skipped = 0
 
     def heartbeat(self, doing: str) -> None:
-        """Tells the watchdog that something moved."""
+        """Reports progress to the watchdog."""
         self._watchdog.heartbeat(doing)
 
     def check_stop(self, doing: str) -> None:
@@ -59,15 +59,15 @@ class Guard:
         self._interrupt.check(f"before {doing}")
 
     def urgent(self, number: int) -> bool:
-        """Whether the metrics of step `number` must be looked at before the next step begins."""
+        """Whether the metrics of step `number` must be checked before the next step begins."""
         most = self._options.guard.max_skipped
         return self._skipped > 0 or most == 1 or (number == self._first and self._options.stage == "brpo")
 
     def check(self, number: int, metrics: Mapping[str, Any], stage: Stage, state: TrainState) -> None:
-        """Looks at the metrics of step `number`, without prefix.
+        """Checks the metrics of step `number`, whose names have no prefix.
 
         Raises:
-          Failed: the first step is not what it should be, or too many updates in a row were skipped. Then a step dump
+          Failed: the first step is invalid, or too many updates in a row were skipped. In the second case a step dump
             of this step is written, from which it can be computed again.
         """
         if number == self._first and self._options.stage == "brpo" and self._options.guard.check_first_step:
@@ -89,13 +89,13 @@ class Guard:
 
 
 def first_step_problems(options: RunOptions, number: int, metrics: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the first step of a BRPO run, which is on policy: nothing, where all is well.
+    """Problems of the first step of a BRPO run, which is on policy; empty where there are none.
 
     Sampler and update compute the same log-probabilities, so their ratio is 1; and at the very first step the policy is
     the reference, so their divergence is 0.
     """
     if not float(metrics["num_tokens"]) or float(metrics["skipped"]):
-        return []  # says nothing; skipped updates are counted elsewhere
+        return []  # no evidence; skipped updates are counted elsewhere
     bound = LOGP_BOUNDS[options.dtype]
     first = {name: float(metrics.get(f"first_update/{name}", metrics[name])) for name in ON_POLICY}
     checks = [
@@ -111,7 +111,7 @@ ON_POLICY = ("sampling_logp_difference", "ratio_mean", "kl")
 
 
 def cause(metrics: Mapping[str, Any]) -> str:
-    """Why an update was skipped, as far as its metrics tell."""
+    """Why an update was skipped, from its metrics."""
     if not float(metrics["num_tokens"]):
         errors = {name: int(value) for name, value in metrics.items() if name.startswith("reward_errors/") and value}
         message = ", ".join(f"{name} {count}" for name, count in errors.items())

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens: the one path that every loss takes, chunked over tokens and vocabulary."""
+"""Log-probabilities of given tokens, for every loss: chunked over tokens and vocabulary."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of given tokens and the entropy of their distributions; [B, T, V] never exists whole.
 
-    The chunks run along T and V and never along B: rows lie over the devices, and a loop over them would make every
-    device work on all of them.
+    The chunks run along T and V and never along B: rows are sharded over the devices, and a loop over them would make
+    every device compute all of them.
 
     Args:
       hidden_BxTxD: hidden states that predict the tokens.
       head_DxV: output matrix.
       ids_BxT: int32 tokens.
-      logit_bias_V: float32 added to the logits (`sampling.logits.suppression_bias`).
+      logit_bias_V: float32 added to the logits (`sampling.token.suppression_bias`).
       temperature: divides the logits; > 0.
 
     Returns:
@@ -45,7 +45,7 @@ def token_logprobs(
     vocab = max(size for size in range(1, min(V, VOCAB_CHUNK) + 1) if V % size == 0)
     if vocab * 16 < min(V, VOCAB_CHUNK):  # V is nearly prime: its divisors are too small to be chunks
         vocab = V
-    # Counted on one device: every chunk gathers the matrix anew, and the number of chunks must not grow with the mesh.
+    # Counted by device: every chunk gathers the matrix again, so the number of chunks must not grow with the mesh.
     rows = max(1, B // row_shards())
     chunks = -(-T // max(1, TOKEN_CHUNK // rows))
     length = -(-T // chunks)
@@ -106,13 +106,13 @@ def response_states(
       params: parameters, the ones trained or the reference.
       vision, prompts: Q questions.
       ids_BxR: int32 responses, B = Q * G; row b answers question b // G.
-      length_B: int32, tokens of the responses; needed where `reattention` puts anything in.
+      length_B: int32, tokens of the responses; needed where `reattention` inserts anything.
       selected_BxExX: bool, what each insertion shows, as a `types.Rollout` records it or `replay_selection` computes
-        it; needed where `reattention` puts anything in.
+        it; needed where `reattention` inserts anything.
 
     Returns:
-      [B, R, D]. A tag behind an insertion is predicted by the token before the insertion, as it was sampled; inserted
-      tokens predict nothing. Behind a response's end the states are of no meaning.
+      [B, R, D]. A tag after an insertion is predicted by the token before the insertion, as it was sampled; inserted
+      tokens predict nothing. After a response's end the states have no meaning.
     """
     B, R = ids_BxR.shape
     G = B // prompts.ids_QxP.shape[0]
@@ -130,7 +130,7 @@ def response_states(
         x_BxTxD = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
         decoded = model.apply(variables, x_BxTxD, tokens.pos_BxTx3, prefix, None, tokens.bias_BxT, method="decode")
         hidden_BxTxD = jnp.take_along_axis(decoded.hidden_BxTxD, tokens.slot_BxR[..., None], axis=1)
-    # Which hidden state predicts each token: the prompt's last the first, every token its successor.
+    # The prompt's last state predicts the first token; every token's state predicts the next one.
     return jnp.concatenate([last_Bx1xD, hidden_BxTxD], axis=1)
 
 
@@ -144,9 +144,9 @@ def response_selection(
     reattention: ReattentionConfig,
     max_insertions: int,
 ) -> jax.Array:
-    """What each insertion shows in responses that nobody recorded it of; bool [B, E, X], E = `max_insertions`.
+    """What each insertion shows in responses without a record of it; bool [B, E, X], E = `max_insertions`.
 
-    See `reattention.insert.replay_selection`. No gradient flows.
+    See `reattention.splice.replay_selection`. No gradient flows.
     """
     params = jax.lax.stop_gradient(params)
     _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
@@ -171,12 +171,12 @@ def response_logprobs(
     """Log-probabilities of responses, as the sampler computed them.
 
     Args:
-      logit_bias_V: float32, see `sampling.logits.suppression_bias`.
+      logit_bias_V: float32, see `sampling.token.suppression_bias`.
       temperature: the sampler's.
       model, params, vision, prompts, ids_BxR, reattention, length_B, selected_BxExX: see `response_states`.
 
     Returns:
-      float32 [B, R] log-probabilities and entropies; behind a response's end they are of no meaning.
+      float32 [B, R] log-probabilities and entropies; after a response's end they have no meaning.
     """
     pred_BxRxD = response_states(model, params, vision, prompts, ids_BxR, reattention, length_B, selected_BxExX)
     return token_logprobs(pred_BxRxD, head_matrix(params), ids_BxR, logit_bias_V, temperature)

@@ -43,7 +43,7 @@ EXPORT_FOLDER = "hf"
 
 
 class RunRefused(Exception):
-    """A run that cannot start, for a reason that its user can mend; the message is all there is to say."""
+    """A run that cannot start, for a reason that its user can correct; the message names it."""
 
 
 def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
@@ -51,8 +51,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
 
     Writes to `workdir`: `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `checksums/`, `completions/`, `evaluations/`,
     and at the end `hf/`, the trained model in Hugging Face format. Everything that is computed at a step is a function
-    of the settings, the step's number and the state before it, so a run that was ended anywhere and started again is
-    the run that was not.
+    of the settings, the step's number and the state before it, so resumed runs are bit-identical.
 
     Args:
       options: checked settings.
@@ -62,10 +61,10 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
       a summary: `accuracy_before` and `accuracy_after` (where evaluated), `seconds`, and the folder `export`.
 
     Raises:
-      Refused: the folder's checkpoint belongs to other settings, or settings, files or records cannot be used.
-      Stopped: SIGTERM or SIGINT asked for the end; a checkpoint of the last whole step is written.
-      Failed: the first step is not what it should be, too many updates in a row were skipped, too many records cannot
-        be used, or the rewards of all of a step's responses failed.
+      RunRefused: the folder's checkpoint belongs to other settings, or settings, files or records cannot be used.
+      Stopped: SIGTERM or SIGINT asked for the end; a checkpoint of the last complete step is written.
+      Failed: the first step is invalid, too many updates in a row were skipped, too many records are invalid, or the
+        rewards of all of a step's responses failed.
       SaveError: the last checkpoint could not be written.
     """
     begin = time.perf_counter()
@@ -73,7 +72,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         silent = None if is_primary() else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         progress = Progress(options.steps, stream=silent)
         interrupt = stack.enter_context(Interrupt(progress.note))
-        # What is cheap to refuse comes first: a wrong folder, a broken file or setting, and only then the model.
+        # Cheap checks come first: the folder, files and settings, and only then the model.
         try:
             with together(ValueError, OSError, ModuleNotFoundError):
                 if is_primary():
@@ -136,7 +135,7 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
 
 
 def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: Params) -> Path | str:
-    """The model in Hugging Face format; of several processes none may have room for all of it."""
+    """Exports the model in Hugging Face format; not with several processes, where none may have room for all of it."""
     if is_multiprocess():
         return f"the last checkpoint, of which python convert/to_hf.py --src {workdir} --dst DIR makes such a folder"
     try:
@@ -158,7 +157,7 @@ def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: P
 
 
 def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path, note: Callable[[str], None]) -> None:
-    """Whether the run in the folder can be resumed; says that it is, and what of it will change."""
+    """Checks that the run in the folder can be resumed, and notes what will change."""
     done = checkpoints.latest_step()
     if done is None:
         return
@@ -181,7 +180,7 @@ def _check_progress(options: RunOptions, checkpoints: Checkpoints, workdir: Path
 
 
 def rate_change(options: RunOptions, done: int, steps: int) -> tuple[float, float] | None:
-    """Learning rates of the last step done and of the next, where another number of steps makes the next one differ.
+    """Learning rates of the last step done and of the next, where a changed number of steps changes the next one.
 
     Args:
       options: present settings.
@@ -197,7 +196,7 @@ def rate_change(options: RunOptions, done: int, steps: int) -> tuple[float, floa
 
 
 def state_plan(runtime: TrainRuntime, params: Params) -> tuple[optax.GradientTransformation, train_state.TrainState]:
-    """The run's optimizer and the layouts of its state."""
+    """The run's optimizer and the shardings of its state."""
     options = runtime.options
     updates = options.steps * (options.brpo.inner_updates if options.stage == "brpo" else 1)
     optimizer = make_optimizer(options.optim, updates, params, tuple(runtime.tokenizer.ids.tags.values()))
@@ -207,12 +206,12 @@ def state_plan(runtime: TrainRuntime, params: Params) -> tuple[optax.GradientTra
 def first_state(
     params: Params, optimizer: optax.GradientTransformation, shardings: train_state.TrainState, keep: bool
 ) -> train_state.TrainState:
-    """The state before the first update. Its buffers are the run's to overwrite.
+    """The state before the first update. Updates may overwrite its buffers.
 
     Args:
-      params: the parameters to start from; given up to the state unless `keep`.
-      optimizer, layouts: from `state_plan`.
-      keep: copy the parameters, because they are the reference too.
+      params: the parameters to start from; donated to the state unless `keep`.
+      optimizer, shardings: from `state_plan`.
+      keep: copy the parameters, which are the reference too.
     """
     if not keep:
         make = lambda params: train_state.create(params, optimizer)  # noqa: E731
@@ -224,9 +223,10 @@ def first_state(
 def abstract_state(
     params: Params, optimizer: optax.GradientTransformation, shardings: train_state.TrainState
 ) -> train_state.TrainState:
-    """What a checkpoint is restored into, without an array of it existing."""
+    """Shapes and shardings that a checkpoint is restored into; no array is made."""
     shapes = jax.eval_shape(lambda params: train_state.create(params, optimizer), params)
-    return jax.tree.map(lambda s, layout: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout), shapes, shardings)
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, shapes, shardings)
 
 
 def _train(
@@ -243,7 +243,7 @@ def _train(
 ) -> train_state.TrainState:
     checkpoints = checkpointer.checkpoints
     pending: tuple[int, dict[str, Any]] | None = None
-    whole = done  # steps that `state` has behind it
+    whole = done  # steps done in `state`
 
     def flush() -> None:
         nonlocal pending
@@ -259,12 +259,12 @@ def _train(
         if not done:
             evaluator.final(state.params, 0)
         elif options.eval.every and done % options.eval.every == 0 and done != options.steps:
-            evaluator.again(state.params, done)  # a run that was ended in the middle of it has it still to do
+            evaluator.again(state.params, done)  # an interruption may have come before it ended
         last = time.perf_counter()
         for step in range(done, options.steps):
             state, metrics = stage.step(state, step, guard.check_stop)
             whole = number = step + 1
-            # Metrics are read one step late, when the device has them, so that the next step is dispatched meanwhile.
+            # Metrics are read one step late, so that the next step is dispatched while the device computes.
             flush()
             now = time.perf_counter()
             pending, last = (number, metrics | {"timing_s/step": now - last}), now
@@ -287,22 +287,22 @@ def _train(
             guard.heartbeat("checkpoint")
             _save(checkpointer, whole, state, progress, final=True)
             checkpoints.wait()
-        kept = f"step {whole} is saved in {workdir}" if whole else "no step was done yet"
+        saved = f"step {whole} is saved in {workdir}" if whole else "no step was done yet"
         if isinstance(ended, Stopped):
-            raise Stopped(ended.number, f"{ended}; {kept}: the same command continues from there") from None
-        raise Failed(f"{ended}. {kept[0].upper()}{kept[1:]}") from None
+            raise Stopped(ended.number, f"{ended}; {saved}: the same command continues from there") from None
+        raise Failed(f"{ended}. {saved[0].upper()}{saved[1:]}") from None
     return state
 
 
 def _save(checkpointer: TrainCheckpointer, step: int, state: Any, progress: Progress, final: bool) -> None:
-    """A checkpoint that cannot be written is said; the run continues, unless it is the last one."""
+    """Saves; a checkpoint that cannot be written is noted and the run continues, unless it is the last one."""
     for attempt in ("now", "again"):
         try:
             checkpointer.save(step, state)
             return
         except SaveError as error:
             progress.note(str(error))
-            # The error may be of the write before this one: then this one has not been tried yet.
+            # The error may belong to the previous write; then this one has not been tried yet.
             if attempt == "again" and final:
                 raise
     progress.note(f"continuing without a checkpoint of step {step}")
@@ -311,8 +311,8 @@ def _save(checkpointer: TrainCheckpointer, step: int, state: Any, progress: Prog
 def _headline(runtime: TrainRuntime, workdir: Path, done: int, params: Params) -> str:
     options = runtime.options
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    own = sum(leaf.size for leaf in jax.tree.leaves(only_adapters(params)))
-    adapters = f", {own / 1e6:.2f}M of them in adapters of rank {options.lora.rank}," if own else ""
+    adapted = sum(leaf.size for leaf in jax.tree.leaves(only_adapters(params)))
+    adapters = f", {adapted / 1e6:.2f}M of them in adapters of rank {options.lora.rank}," if adapted else ""
     shape = "x".join(str(n) for n in runtime.mesh.shape.values())
     resumed = f", resumed after step {done}" if done else ""
     if done == options.steps:

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, and which parameters it may touch."""
+"""AdamW with warm-up, on the trained parameters only."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def schedule(options: OptimOptions, steps: int) -> Callable[[jax.typing.ArrayLik
     """Learning rate by optimizer step: a linear rise, then constant or a fall to 0 by cosine or line."""
     warmup = max(1, round(options.warmup_ratio * steps))
     rise = optax.linear_schedule(0.0, options.learning_rate, warmup)
-    rest = max(1, steps - warmup + 1)  # the last update still moves; 0 would come after it
+    rest = max(1, steps - warmup + 1)  # the last update has a rate above 0
     after = {
         "constant": optax.constant_schedule(options.learning_rate),
         "cosine": optax.cosine_decay_schedule(options.learning_rate, rest),
         "linear": optax.linear_schedule(options.learning_rate, 0.0, rest),
     }[options.schedule]
-    # The first update must move: count from the end of the rise's first step.
+    # The first update must have a rate above 0: count from 1.
     joined = optax.join_schedules([rise, after], [warmup])
     return lambda count: cast(jax.Array, joined(count + 1))
 
 
 def _on_part(inner: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
-    """`inner` for the trained part: parameters and gradients may come whole, and updates are of the part alone."""
+    """`inner` for the trained part: takes whole trees or trained parts, and returns updates of the part."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         params = None if params is None else trained_part(params, labels)
@@ -47,8 +47,8 @@ def only_rows(labels: Any, rows: Sequence[int]) -> optax.GradientTransformation:
         if label != "tags":
             return update
         axis = VOCABULARY_AXIS[param_name(path)]
-        kept_V = np.isin(np.arange(update.shape[axis]), index)
-        return jnp.where(kept_V[:, None] if axis == 0 else kept_V[None, :], update, 0)
+        trained_V = np.isin(np.arange(update.shape[axis]), index)
+        return jnp.where(trained_V[:, None] if axis == 0 else trained_V[None, :], update, 0)
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(keep, updates, labels))
 
@@ -82,5 +82,5 @@ def make_optimizer(
     rows = only_rows(labels, tag_rows)
     moves = jax.tree.map(lambda label: "train", labels)
     parts = optax.partition({"train": optax.chain(clip, adamw), "freeze": optax.set_to_zero()}, moves)
-    # Rows first, so that what is not trained counts in no norm; and last, so that no weight decays that is not trained.
+    # Rows first, so that untrained rows count in no norm; and last, so that they get no weight decay.
     return _on_part(optax.chain(rows, parts, rows), every)

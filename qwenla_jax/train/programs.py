@@ -26,11 +26,11 @@ def gradient_of(runtime: TrainRuntime) -> Gradient:
     if options.brpo.reference == "device" or not options.brpo.beta:
         return gradient
     shardings = reference_shardings(runtime)
-    return lambda params, kept, *rest: gradient(params, jax.device_put(kept, shardings), *rest)
+    return lambda params, stored, *rest: gradient(params, jax.device_put(stored, shardings), *rest)
 
 
 def tower_is_frozen(runtime: TrainRuntime) -> bool:
-    """Whether nothing of the vision tower and its merger is trained, so that an image has one set of tokens."""
+    """Whether vision tower and merger are frozen, so that an image's visual tokens never change."""
     labels = trainable_labels(runtime.shardings, runtime.options.optim.trainable)
     return all(label == "freeze" for label in jax.tree.leaves(labels["visual"]))
 
@@ -46,9 +46,9 @@ def update_program(runtime: TrainRuntime, optimizer: optax.GradientTransformatio
 
 
 def batch_shardings(runtime: TrainRuntime) -> tuple[Any, ...]:
-    """Layouts of what a stage's gradient takes after the parameters.
+    """Shardings of the arguments of a stage's gradient after the parameters.
 
-    For BRPO reference, images, prompts, responses, bias; for supervised training the batch and the bias.
+    For BRPO: reference, images, prompts, responses, bias; for supervised training: the batch and the bias.
     """
     rows, whole = batch_sharding(runtime.mesh, leading=1), replicated(runtime.mesh)
     if runtime.options.stage == "sft":

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from qwenla_jax.train.train_state import TrainState
 
-CheckStop = Callable[[str], None]  # told what comes next; raises where the run was asked to end
+CheckStop = Callable[[str], None]  # called with the name of the next phase; raises where the run was asked to end
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What an update was computed from, beside the state: enough to compute it again.
+    """The inputs of an update beside the state: enough to compute it again.
 
     Attributes:
       step: counted from 0.
@@ -38,14 +38,14 @@ class Stage(Protocol):
         ...
 
     def show(self, workdir: Path, step: int) -> None:
-        """Writes a table of what the last step looked at, where the stage has one."""
+        """Writes a table of the last step's completions, where the stage has any."""
 
     def close(self) -> None:
         """Releases processes."""
 
 
 class Clock:
-    """Seconds by phase of a step; each phase begins with a safe point."""
+    """Seconds by phase of a step; each phase begins with a check for a stop request."""
 
     def __init__(self, check_stop: CheckStop) -> None:
         self._check_stop = check_stop
@@ -54,7 +54,7 @@ class Clock:
         self._begin = 0.0
 
     def __call__(self, phase: str) -> None:
-        """From here on `phase`; a phase may come several times."""
+        """Begins `phase`; a phase may come several times."""
         self._end()
         self._check_stop(phase)
         self._phase, self._begin = phase, time.perf_counter()

@@ -1,4 +1,4 @@
-"""A step in a folder: everything that its update was computed from, to compute it again elsewhere."""
+"""Step dumps: a folder with all inputs of one update, to compute it again elsewhere."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 @dataclasses.dataclass(frozen=True)
 class StepDump:
-    """What `write` saved.
+    """A step dump without its state.
 
     Attributes:
-      config: of the run, as `schema.to_dict` gives it.
+      config: of the run, as `schema.to_dict` returns it.
       inputs: of the step.
-      metrics: that the step had, by name without prefix.
-      folder: where it is.
+      metrics: of the step, by name without prefix.
+      folder: the step dump's.
     """
 
     config: dict[str, Any]
@@ -55,7 +55,7 @@ class StepDump:
 def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Mapping[str, Any], state: Any) -> Path:
     """Writes the step dump of a step whose update left `state` as it was; returns its folder.
 
-    Of a state with adapters it holds what a checkpoint holds.
+    Of a state with adapters it holds the part that a checkpoint holds.
 
     Raises:
       OSError: it cannot be written.
@@ -85,10 +85,10 @@ def write(workdir: Path, options: RunOptions, inputs: Inputs | None, metrics: Ma
 
 
 def read(folder: Path) -> StepDump:
-    """What `write` saved, but for the state.
+    """The step dump that `write` saved, without its state.
 
     Raises:
-      ValueError: the folder is no step dump; the missing or unreadable file is named.
+      ValueError: the folder is no step dump; the message has the error.
     """
     try:
         record = json_files.read_object(folder / RECORD)
@@ -102,7 +102,7 @@ def read(folder: Path) -> StepDump:
 
 
 def read_state(folder: Path, like: Any) -> Any:
-    """The state of a step dump, in the shapes and layouts of `like`."""
+    """The state of a step dump, in the shapes and shardings of `like`."""
     with ocp.StandardCheckpointer() as reader:
         return reader.restore((folder / STATE).absolute(), like)
 

@@ -1,4 +1,4 @@
-"""A run's fixed parts: the model with its sampler, and the batches that it trains on."""
+"""The parts of a run that do not change: the model with its sampler, and the training batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrainRuntime(Runtime):
     """The runtime of a training run.
 
     Attributes:
-      options: the run's settings; `config` is what of them sampling needs.
+      options: the run's settings; `config` is the part of them that sampling needs.
     """
 
     options: RunOptions
@@ -43,15 +43,15 @@ class TrainRuntime(Runtime):
     def usable(
         self, source: RecordSource, with_response: bool, note: Callable[[str], None] | None = None
     ) -> SkipInvalid[Example]:
-        """The source's examples, with the next whole one in the place of a record that cannot be used.
+        """The source's examples; an invalid record is replaced by the next valid one.
 
-        An image that cannot be opened, a prompt or response that is too long, and more than one image make a record
-        unusable; together with those that the source left out there may be `data.max_invalid`.
+        A record is invalid if an image cannot be opened, prompt or response is too long, or it has several images. With
+        those that the source left out there may be at most `config.data.max_invalid`.
 
         Args:
           source: of `make_run_source`.
           with_response: whether examples come with their responses.
-          note: told of each invalid record.
+          note: called with a message for each invalid record.
         """
         return usable(source, self.example(with_response), self.config, note)
 
@@ -62,13 +62,13 @@ class TrainRuntime(Runtime):
         step: int,
         again: int | None = None,
     ) -> Iterator[tuple[Any, list[Record], int]]:
-        """Training batches from step `step` on, in A equal parts stacked on a leading axis.
+        """Training batches from step `step` on, in A equal microbatches stacked on a leading axis.
 
         Args:
           source: of `usable`.
-          collate: `data.collate`'s, with all but the buckets bound.
+          collate: from `data.batching.collate`, with all but the buckets bound.
           step: counted from 0.
-          again: make a pair of the batch: itself, and once more in parts of so many rows.
+          again: return a pair: the batch, and the same batch in microbatches of so many rows.
 
         Returns:
           the batch, the records of its rows, and how many invalid records the whole batch met.
@@ -109,12 +109,12 @@ class TrainRuntime(Runtime):
         with_response: bool,
         rows: int | None = None,
     ) -> Any:
-        """One batch of given records, as `batches` would make it; or in parts of so many rows."""
+        """One batch of given records, as `batches` would make it; or in microbatches of so many rows."""
         example = self.example(with_response)
         return self._stacked([example(record) for record in records], collate, rows)
 
     def encoder(self) -> Callable[[Params, VisionBatch], VisualTokens]:
-        """The vision tower compiled: (params, images of a batch in parts) -> their visual tokens in parts."""
+        """The vision tower compiled: (params, images in microbatches) -> their visual tokens."""
         rows = batch_sharding(self.mesh, leading=1)
 
         @functools.partial(jax.jit, in_shardings=(self.shardings, rows), out_shardings=rows)
@@ -150,10 +150,10 @@ def make_run_source(options: RunOptions, split: Split) -> RecordSource:
 
 
 def build(options: RunOptions) -> tuple[TrainRuntime, Params]:
-    """Loads the model, adds the adapters, and makes everything that does not depend on the step.
+    """Loads the model, adds the adapters, and makes the runtime.
 
     Returns:
-      the run's fixed parts, and the parameters it starts from.
+      the runtime, and the parameters that the run starts from.
 
     Raises:
       ValueError: settings that do not fit the devices or the checkpoint.
@@ -162,7 +162,7 @@ def build(options: RunOptions) -> tuple[TrainRuntime, Params]:
     mesh = make_mesh(config.mesh)
     check_batches(options, mesh)
     check_backend(config.attention, jax.default_backend())
-    if options.lora.rank:  # a wrong expression is refused before the weights are read
+    if options.lora.rank:  # a wrong expression fails before the weights are read
         kernels_to_adapt(options, model_config(config))
     first = add_adapters(options, start(config, mesh), mesh)
     runtime = assemble(config, mesh, first.model, first.shardings, first.tokenizer, first.processor)
@@ -185,10 +185,10 @@ def check_batches(options: RunOptions, mesh: Mesh) -> None:
 
 
 def stack_microbatches(batches: Sequence[Any]) -> Any:
-    """Batches of one run of parts, padded to a common shape and stacked on a leading axis.
+    """The microbatches of a step, padded to a common shape and stacked on a leading axis.
 
-    Parts of one step may have fallen into different buckets; the larger one holds them all. What is padded lies behind
-    every length and is never read, but for `visual` indexes, which count by the padded number of visual tokens.
+    Microbatches may have different buckets; they are padded to the largest. Padding is after every length and never
+    read. Only `visual` indexes change, since they count by the padded number of visual tokens.
     """
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None], batches[0])
@@ -196,7 +196,7 @@ def stack_microbatches(batches: Sequence[Any]) -> Any:
 
 
 def _common_visual(batch: Any, batches: Sequence[Any]) -> Any:
-    """The batch with the largest I and M of all parts: every run of frames padded, visual indexes counted anew."""
+    """The batch with the largest I and M of all: every shard of frames padded, visual indexes recomputed."""
     vision, text, *rest = batch
     shards, (frames, old) = vision.shards, vision.gather_IxM.shape
     most, new = np.max([other[0].gather_IxM.shape for other in batches], axis=0)

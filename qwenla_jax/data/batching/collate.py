@@ -1,4 +1,4 @@
-"""Examples to batches of a few fixed shapes, so that the number of compilations does not depend on the data."""
+"""Collates examples to batches of few fixed shapes, so that the number of compilations is bounded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Buckets:
       visual: M, visual tokens of an image.
       prompts: P, tokens of a prompt.
       tokens: T, tokens of a prompt with its response.
-      patch_values: C, values of a patch; one number, for batches without an image need it too.
-      shards: U, equal runs of rows whose images stand together, see `VisionBatch`; where it does not divide the rows of
-        a batch they are one run.
+      patch_values: C, values of a patch; one number, which batches without an image need too.
+      shards: U, equal shards of rows and of their images, see `VisionBatch`; 1 is used where it does not divide the
+        rows of a batch.
 
     Raises:
       ValueError: sizes that are not positive and ascending, named by the axis; images that do not divide into shards.
@@ -44,7 +44,7 @@ class Buckets:
     shards: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses sizes out of order."""
+        """Checks that sizes are positive and ascending."""
         for field in fields(self):
             if field.name in ("patch_values", "shards"):
                 continue
@@ -73,7 +73,7 @@ class Buckets:
         return self.shards if rows % self.shards == 0 else 1
 
     def fit_frames(self, counts: Sequence[int], rows: int, whose: str) -> int:
-        """The smallest bucket of frames in whose shards the images of every shard of rows fit.
+        """The smallest bucket of frames whose shards hold the images of every shard of rows.
 
         Args:
           counts: images of the first rows; the others have none.
@@ -117,16 +117,16 @@ def make_buckets(
     max_aspect: float = MAX_ASPECT,
     shards: int = 1,
 ) -> Buckets:
-    """Buckets that hold whatever images and texts within given bounds can come.
+    """Buckets that hold all images and texts within given bounds.
 
     Args:
       layout: the vision tower's numbers.
-      batch_size: B; the batch's images come in multiples of it, so that they divide over devices as the rows do.
+      batch_size: B; the batch's images are padded to multiples of it, so that they divide over devices as the rows do.
       min_pixels, max_pixels: the image processor's bounds.
       max_prompt_tokens, max_tokens: of a prompt, and of a prompt with its response.
-      max_images: images of a record on average over a batch, or over a run of its rows, at most.
+      max_images: most images of a record, on average over a batch, or over a shard of its rows.
       max_aspect: the longer side of an image over the shorter, at most; 1 where all images are square.
-      shards: devices that rows divide over; 1 is taken where they do not.
+      shards: devices that rows are sharded over; 1 is used where the rows do not divide.
 
     Returns:
       Sizes in steps of 1.5 or less (of 2 at the small end), see `ladder`.
@@ -158,8 +158,8 @@ def make_buckets(
 def _largest_grids(least: float, most: float, aspect: float) -> Iterator[tuple[int, int]]:
     """For each number of rows the most columns >= rows that `smart_resize` can give; bounds in visual tokens.
 
-    Its two roundings go beyond the bounds: an image that is enlarged is rounded up (one of 13x13 for at least 112x112
-    becomes 140x140, because 4 tokens come out as 4.000000001), and a strip that is shrunk keeps a row at least.
+    Its two roundings exceed the bounds: an enlarged image is rounded up (one of 13x13 for at least 112x112 becomes
+    140x140, because 4 tokens are computed as 4.000000001), and a shrunk strip has at least one row.
     """
     for rows in itertools.count(1):
         within = min(most / rows, aspect * (rows + 1))
@@ -183,8 +183,8 @@ def collate_prompts(
       examples: at most `batch_size`, from `to_prompt_example`.
       buckets: the sizes allowed.
       batch_size: Q, the rows; None for as many as there are examples. A row without an example is one text token of
-        id 0, so that no length is 0 and nothing in it divides by zero.
-      block: how the images would be put into the responses again; None where they never are.
+        id 0, so that no length is 0.
+      block: options of the insertions; None where nothing is inserted.
 
     Raises:
       ValueError: no or too many examples, an example with a response, or one that fits no bucket, named by its record.
@@ -231,17 +231,17 @@ def collate_responses(
     block: ReattentionOptions,
     tag: int,
 ) -> tuple[VisionBatch, PromptBatch, ResponseBatch]:
-    """Pads prompts and, apart from them, their responses, in which the images are to be put in again.
+    """Pads prompts and, separately, their responses, for training with re-attention.
 
     Args:
       examples: at most `batch_size`, from `to_sft_example`.
       buckets: the sizes allowed of images and prompts.
       batch_size: B, as in `collate_prompts`; a row without an example has a response of length 0.
       lengths: the sizes allowed of responses, ascending.
-      insertions: the numbers of insertions allowed, ascending; the batch takes the smallest that serves the response
-        with the most tags, or the last.
-      block: how the images are put in.
-      tag: the id before which they are.
+      insertions: the numbers of insertions allowed, ascending; the batch takes the smallest that is enough for the
+        response with the most tags, or the last.
+      block: options of the insertions.
+      tag: id of the token before which images are inserted.
 
     Raises:
       ValueError: as in `collate_sft`, or a response longer than allowed.
@@ -307,7 +307,7 @@ def _collate(
 def _collate_blocks(
     examples: Sequence[Example], rows: int, tokens: int, options: ReattentionOptions
 ) -> ReinsertedImages:
-    """The slots follow from the vision batch's bucket and the most images of a record: no more shapes come of it."""
+    """The padded insertions. Their slots follow from the vision bucket and the most images of a record."""
     N = max(1, *(len(example.frames) for example in examples))
     X = options.slots(N, tokens)
     source_QxX = np.full((rows, X), -1, np.int32)
@@ -330,7 +330,7 @@ def _collate_blocks(
 
 
 def _collate_frames(examples: Sequence[Example], buckets: Buckets, rows: int) -> tuple[VisionBatch, list[int]]:
-    """The batch's images, within a run one after the other, and for each example the row of its first."""
+    """The batch's images, consecutive within a shard, and for each example the row of its first image."""
     S, M, C = buckets.slots[0], buckets.visual[0], buckets.patch_values
     for example in examples:
         for frame in example.frames:
@@ -338,7 +338,7 @@ def _collate_frames(examples: Sequence[Example], buckets: Buckets, rows: int) ->
             M = max(M, buckets.fit("visual", frame.num_visual_tokens, _named(example)))
             if frame.patches_SxC.shape[1] != C:
                 raise ValueError(
-                    f"{_named(example)} has {frame.patches_SxC.shape[1]} values a patch, but the buckets say {C}"
+                    f"{_named(example)} has {frame.patches_SxC.shape[1]} values a patch, but the buckets have {C}"
                 )
     counts, shards = [len(example.frames) for example in examples], buckets.shards_of(rows)
     most = max(examples, key=lambda example: len(example.frames))

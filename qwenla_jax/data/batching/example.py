@@ -1,4 +1,4 @@
-"""A record as numbers: token ids, positions, images as patches. One row's worth, before any padding."""
+"""Examples: a record as arrays of token ids, positions and image patches. One row, without padding."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Example:
     Attributes:
       ids_T: int32, the prompt and, for supervised training, the response after it.
       pos_Tx3: int32, M-RoPE positions.
-      visual_T: int32, index into the example's own visual tokens (those of all its images in a row) where the id
+      visual_T: int32, index into the example's own visual tokens (of all its images, concatenated) where the id
         stands for one, else -1.
       frames: the rows of the tower: the images, then the steps of each video.
       prompt_length: tokens of the prompt; the response is `ids_T[prompt_length:]`.
       next_pos: position of the token after the last.
-      record: where it came from, with the right answer.
+      record: the source's record, with the right answer.
     """
 
     ids_T: np.ndarray

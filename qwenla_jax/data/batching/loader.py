@@ -1,8 +1,8 @@
 """Batches in an order that is a pure function of seed and step, by Grain.
 
 The order does not depend on how many processes (hosts) take part: each draws whole batches and places its own rows on
-its devices (`train.processes`). So every host reads all images of a batch, which costs its processors, and in return
-knows the batch's lengths, groups and invalid records without asking the others.
+its devices (`parallel.distributed.place`). So every host reads all images of a batch, at the cost of CPU time, and
+knows the batch's lengths, groups and invalid records without communication.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RecordSource(Protocol):
 
 
 def batch_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> np.ndarray:
-    """Which records make up the batch of a step: what `make_pipeline` draws, without reading any.
+    """The indices of a step's batch, as `make_pipeline` draws them, without reading any record.
 
     Records come in a new order every epoch, each once an epoch. A batch may reach into the next epoch.
 
@@ -80,19 +80,19 @@ def make_pipeline(
     """An endless iterator over batches; the one at step n does not depend on where the iterator was started.
 
     Args:
-      source: the records, or what is made of them.
+      source: the records, or examples of them.
       transform: record to example.
-      collate: examples to whatever the step takes, as `collate_sft` with its buckets bound.
+      collate: examples to a batch, such as `collate_sft` with its buckets bound.
       batch_size: records of a batch.
       seed: of the order, see `batch_indices`.
       start_step: the step of the first batch, counted from 0.
-      threads: each makes whole batches ahead of time; 0 makes them when they are asked for.
-      prefetch: batches that may wait, at least one a thread.
-      group: this many batches are drawn together and share out their records by length, so that less of a batch is
-        padding; 1 takes records as they come.
+      threads: each makes whole batches ahead of time; 0 makes them on request.
+      prefetch: batches made ahead, at least one a thread.
+      group: the records of this many batches are grouped by length, so that less of a batch is padding; 1 takes
+        records in order.
 
     Raises:
-      ValueError: as in `batch_indices`, at once; whatever `transform` and `collate` raise comes with the batch.
+      ValueError: as in `batch_indices`, at once; errors of `transform` and `collate` come with the batch.
     """
     _check(seed, start_step, batch_size, len(source))
     if threads < 0 or prefetch < 0:
@@ -111,22 +111,22 @@ def make_pipeline(
 
 
 def by_length(examples: Sequence[Example], parts: int) -> list[list[Example]]:
-    """Shares examples out into equal parts of similar lengths.
+    """Splits examples into equal parts of similar lengths.
 
-    The parts come in the order of what each one's first example was drawn as, not from short to long, so that a
-    parameter's updates do not swing with the length.
+    The parts are ordered by each one's first example, not from short to long, so that updates do not follow the
+    length.
     """
     if parts == 1:
         return [list(examples)]
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids_T))
     size = len(examples) // parts
-    shares = sorted(sorted(order[i : i + size]) for i in range(0, len(order), size))
-    return [[examples[i] for i in share] for share in shares]
+    groups = sorted(sorted(order[i : i + size]) for i in range(0, len(order), size))
+    return [[examples[i] for i in group] for group in groups]
 
 
 def _shuffled(dataset: grain.MapDataset, seed: int) -> Any:
-    # Grain shuffles epoch e with seed + e, so that neighbouring seeds would go through the same orders one epoch
-    # apart. A hash of the seed keeps them apart.
+    # Grain shuffles epoch e with seed + e, so that neighbouring seeds would have the same orders one epoch
+    # apart. A hash of the seed prevents it.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     return dataset.shuffle(seed=spread).repeat()
 

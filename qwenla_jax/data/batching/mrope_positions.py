@@ -13,9 +13,9 @@ def mrope_positions(
 ) -> tuple[np.ndarray, int]:
     """The (time, row, column) position of every token.
 
-    With p the next free position, a text token stands at (p, p, p) and moves p by one; visual token (i, j) of an image
-    stands at (p, p + i, p + j) and the whole image moves p by max(rows, cols). An image that stands in the sequence
-    a second time is just one more image. This is Qwen2.5-VL's rule for still images.
+    With p the next free position, a text token is at (p, p, p) and moves p by one; visual token (i, j) of an image is
+    at (p, p + i, p + j) and the whole image moves p by max(rows, cols). A repeated image counts as one more image. This
+    is Qwen2.5-VL's rule for still images.
 
     Args:
       ids: [T], token ids.
@@ -51,7 +51,7 @@ class VideoGrid:
     second_per_grid: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses what is no video."""
+        """Checks the sizes and the time."""
         if min(self.steps, self.rows, self.cols) < 1:
             raise ValueError(f"a video needs a step, a row and a column, got {self.steps}, {self.rows}, {self.cols}")
         if not 0 < self.second_per_grid < float("inf"):
@@ -67,16 +67,17 @@ def visual_positions(
 ) -> tuple[np.ndarray, int]:
     """The (time, row, column) position of every token, of images and videos.
 
-    As `mrope_positions`; visual token (i, j) of step k of a video stands at
+    As `mrope_positions`; visual token (i, j) of step k of a video is at
     (p + floor(k * tokens_per_second * second_per_grid), p + i, p + j), in float32 as transformers computes it.
 
-    The text after a video stands at p + max(rows, cols), though later steps may lie beyond, as transformers 5.23 has it
-    for prompts. (Earlier versions, and Qwen2.5-VL's own training code, put it past the largest position of the video.)
+    The text after a video is at p + max(rows, cols), though later steps may have larger positions, as in transformers
+    5.23 for prompts. (Earlier versions, and Qwen2.5-VL's own training code, put it past the largest position of the
+    video.)
 
-    What is generated continues behind the last token, as transformers' `generate` does and as `get_rope_index` has it
-    for a prompt with its response: so a response is trained on at the positions that it is sampled at. The rope delta
-    that transformers returns beside a prompt's positions would begin past the largest position of all; `generate` does
-    not use it, and where a late step of a video lies beyond the text it is another position.
+    Generated tokens continue after the last token, as in transformers' `generate`, and in `get_rope_index` for a prompt
+    with its response: so training and sampling use the same positions of a response. The rope delta that transformers
+    returns with a prompt's positions begins past the largest position of all; `generate` does not use it, and it
+    differs where a late step of a video is beyond the text.
 
     Args:
       ids: [T], token ids.

@@ -1,4 +1,4 @@
-"""The images of a prompt as they stand in the sequence once more, on the host."""
+"""The insertion of a prompt's images into the response, prepared on the host."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def reinserted_images(
     """All images of a prompt, one after the other.
 
     With p the next position, "again" gives `<|vision_start|>` p, visual token (i, j) (p+1, p+1+i, p+1+j), and
-    `<|vision_end|>` p+1+max(rows, cols): what Qwen2.5-VL's rule gives to an image that is one more of the prompt.
+    `<|vision_end|>` p+1+max(rows, cols): as Qwen2.5-VL's rule for a further image.
 
     Args:
-      visual_T: at least 0 where the prompt's token is a visual one; a delimiter stands on either side of each image.
+      visual_T: at least 0 where the prompt's token is a visual one; each image is between two delimiters.
       pos_Tx3: the prompt's positions.
       grids: (rows, cols) of visual tokens of each image, in the prompt's order.
-      options: see there.
+      options: delimiters and positions.
     """
     at_M = np.flatnonzero(visual_T >= 0)
     source, pos, moves = [], [], []

@@ -1,13 +1,13 @@
 """Geometry3K (3,002 questions: train 2,101, validation 300, test 601), its own files and the parquet layout.
 
-Own files, confirmed against the repository lupantech/InterGPS and the samples in it: a folder a question, called by
+Own files, confirmed against the repository lupantech/InterGPS and the samples in it: one folder a question, named by
 its number, with `data.json` (`annotat_text`, the text with its LaTeX marked, or `problem_text` without; `choices`;
-`answer`, a letter) and `img_diagram.png`; these folders lie in `train`, `val` and `test`.
+`answer`, a letter) and `img_diagram.png`; these folders are in `train`, `val` and `test`.
 
 Parquet, confirmed against the card of hiyouga/geometry3k: `images` (a list), `problem`, `answer`, and in its later
-revision also `id`, `choices` and `ground_truth`. Where the latter two are there they are used and the answer is the
-letter, else it is free. Not confirmed: that `problem` begins with `<image>` (it goes where it stands), and whether
-`ground_truth` is a letter (the text of exactly one option, or `answer` where it is that, serves as well).
+revision also `id`, `choices` and `ground_truth`. Where the latter two exist they are used and the answer is the
+letter, else it is free. Not confirmed: that `problem` begins with `<image>` (it is removed anywhere), and whether
+`ground_truth` is a letter (the text of exactly one option, in it or in `answer`, is accepted too).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A JSONL file of `{id, image, question, answer[, response][, kind][, options]}`: this project's own format.
 
-`options` lists the texts of options A, B, C, ... (or maps letters to texts), by which an answer is recognised; the
-question holds them too.
+`options` lists the texts of options A, B, C, ... (or maps letters to texts), by which answers are matched; the question
+has them too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REQUIRED = ("id", "image", "question", "answer")
 
 
 def jsonl(path: str | Path) -> Dataset:
-    """The records of a JSONL file; paths of images are relative to it, and may lead out of its folder.
+    """The records of a JSONL file; paths of images are relative to it, and may be outside of its folder.
 
     Raises:
       FileNotFoundError: there is no such file.

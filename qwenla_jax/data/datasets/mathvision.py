@@ -2,7 +2,7 @@
 
 Own files, confirmed against its `test.jsonl`: an object a line with `id`, `question`, `options` (a list, empty where
 the answer is free), `answer` (a letter, or the free answer), `subject`, `level`, and `image`, a path relative to the
-file. There is one image a question also where the text numbers several; see `placeholders`.
+file. A question has one image even where its text numbers several; see `placeholders`.
 
 Parquet, confirmed against the feature list of the dataset's card (MathLLMs/MathVision): the same fields, with the
 image in `decoded_image` and only its name in `image`.

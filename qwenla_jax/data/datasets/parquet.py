@@ -1,8 +1,8 @@
-"""Parquet files with images inside, as Hugging Face's `datasets` writes them, read in a process of their own.
+"""Parquet files with images inside, as Hugging Face's `datasets` writes them, read in a separate process.
 
 A column of images holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, images
-when they are asked for: a shard's column of images is kept, still encoded, where all shards together need no more
-than `KEEP_BYTES`, else the row group is read again each time. An image may also be a path (`{bytes: null, path}`, or a
+on access: a shard's column of images is cached, still encoded, where all shards together need no more than
+`KEEP_BYTES`, else the row group is read again each time. An image may also be a path (`{bytes: null, path}`, or a
 text), relative to the shard's folder or to the one above a shard's `data`, or base64.
 """
 
@@ -57,28 +57,27 @@ def shards(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        result = _inside(path)
-        splits = sorted({each.name.split("-")[0].removesuffix(".parquet") for each in result})
+        files = _inside(path)
+        splits = sorted({each.name.split("-")[0].removesuffix(".parquet") for each in files})
         if len(splits) > 1:
             raise ValueError(
-                f"{path}: holds several splits ({', '.join(splits)}); "
-                f"name one: {result[0].parent / splits[0]}-*.parquet"
+                f"{path}: holds several splits ({', '.join(splits)}); name one: {files[0].parent / splits[0]}-*.parquet"
             )
     elif has_magic(str(path)):
-        result = sorted(Path(each) for each in glob(str(path)))
+        files = sorted(Path(each) for each in glob(str(path)))
     else:
-        result = [path] if path.is_file() else []
-    if not result:
+        files = [path] if path.is_file() else []
+    if not files:
         raise FileNotFoundError(f"{path}: no parquet file there")
-    return result
+    return files
 
 
 class _Shard:
-    """A file whose images are read when they are asked for."""
+    """A file whose images are read on access."""
 
     def __init__(self, path: Path, keep: bool) -> None:
         self.path, self._keep = path, keep
-        # The process holds what is kept, and must not hold it longer than there are images to be asked for.
+        # The child process must not cache images longer than this object exists.
         weakref.finalize(self, parquet_process().forget, str(path))
 
     def cell(self, column: str, row: int) -> Any:
@@ -93,7 +92,7 @@ class StoredImage:
     Attributes:
       shard: its file.
       column, row, item: where it is there; the item counts within a list of images.
-      name: what errors call it.
+      name: for errors.
     """
 
     shard: _Shard
@@ -107,19 +106,19 @@ class StoredImage:
 
         Raises:
           RecordError: the cell holds none, or cannot be read.
-          ImageError: the file that it names is none of an image.
+          ImageError: the file that it names is no image.
         """
         try:
             cell = self.shard.cell(self.column, self.row)
         except ValueError as error:
             raise RecordError(self.name, "image_invalid", str(error)) from error
-        result = cell[self.item] if isinstance(cell, list) else cell
-        if isinstance(result, dict):
-            result = result.get("bytes") or result.get("path")
-        if isinstance(result, bytes) and result:
-            return result
-        if isinstance(result, str) and result.strip():
-            return self._named(result.strip())
+        value = cell[self.item] if isinstance(cell, list) else cell
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) and value:
+            return value
+        if isinstance(value, str) and value.strip():
+            return self._named(value.strip())
         message = "holds neither bytes nor a path; expected an image (datasets' Image(decode=False) shows it)"
         raise RecordError(self.name, "image_absent", message)
 
@@ -177,18 +176,18 @@ def _stored(columns: Columns) -> list[str]:
 
 
 def _described(path: str | Path, images: Callable[[Columns], Collection[str]]) -> list[tuple[Path, int, Columns, bool]]:
-    """Each shard with its number of rows, its columns, and whether its images may be kept."""
+    """Each shard with its number of rows, its columns, and whether its images may be cached."""
     require_pyarrow()
-    result = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
-    size = sum(columns[name][2] for _, _, columns in result for name in images(columns))
-    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in result]
+    described = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
+    size = sum(columns[name][2] for _, _, columns in described for name in images(columns))
+    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in described]
 
 
 def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Sequence[str]) -> Iterator[Row]:
     """The rows of a shard.
 
     Args:
-      file, rows, keep: the shard, its number of rows, whether its images may be kept.
+      file, rows, keep: the shard, its number of rows, whether its images may be cached.
       images: columns to count images in.
       texts: columns to read.
     """
@@ -228,23 +227,23 @@ def needed_images(row: Row, column: str) -> tuple[StoredImage, ...]:
     Raises:
       RecordError: the column holds no images, or this row has none.
     """
-    if result := stored_images(row, column):
-        return result
+    if images := stored_images(row, column):
+        return images
     raise RecordError(row.where, "image_absent", f"column {column} is empty; expected an image")
 
 
 def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
     """Any parquet files with a question, an answer and images in a row.
 
-    The columns are found by their names, the first of each list that is there: question, problem, query or prompt;
-    answer, final_answer, ground_truth or solution; options, choices or option (see `options.lettered`); id, ID, qid,
-    question_id or pid; response; kind, category or subject. Images are those of the first column that has some in
+    The columns are found by their names, the first of each list that exists: question, problem, query or prompt;
+    answer, final_answer, ground_truth or solution; options, choices or option (see `multiple_choice.lettered`); id, ID,
+    qid, question_id or pid; response; kind, category or subject. Images are those of the first column that has some in
     this row, columns with bytes first: image, images, decoded_image, image_path, then other names of that kind
     (`image_1`, `image_2`, ... together), then any column of `{bytes, path}`. None is needed.
 
     Raises:
       ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers; a
-        column that is called like one of images and holds something else.
+        column with the name of an image column that holds something else.
     """
     raw_records = []
     for file, rows, columns, keep in _described(path, _all_images):
@@ -265,21 +264,21 @@ def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
 
 
 def _images(columns: Columns) -> list[list[str]]:
-    """Columns that images may be in, those together that belong together, the first choice first."""
+    """Groups of columns that may hold images, by preference."""
     named = [name for name in columns if _IMAGE_NAME.fullmatch(name) and columns[name][0] != "other"]
-    result: list[tuple[tuple[bool, int, bool], list[str]]] = []
+    ranked: list[tuple[tuple[bool, int, bool], list[str]]] = []
     for name in named:
         match = _IMAGE_NAME.fullmatch(name)
         number = match[1] if match else None
         place = _IMAGES.index(name) if name in _IMAGES else len(_IMAGES)
         choice = columns[name][0] == "text", place, number is not None
-        same = next((group for other, group in result if number is not None and other == choice), None)
+        same = next((group for other, group in ranked if number is not None and other == choice), None)
         if same is None:
-            result.append((choice, [name]))
+            ranked.append((choice, [name]))
         else:
             same.append(name)
             same.sort(key=lambda name: (len(name), name))
-    groups = [group for _, group in sorted(result, key=lambda pair: pair[0])]
+    groups = [group for _, group in sorted(ranked, key=lambda pair: pair[0])]
     return groups or [[name] for name, (kind, _, _) in columns.items() if kind == "struct"]
 
 
@@ -304,7 +303,7 @@ def _raw_record(row: Row, question: str, answer: str, groups: Sequence[Sequence[
             letter_of(text, options) if options else text,
             response if isinstance(response, str) else None,
             str(kind),
-            next((result for result in several if result), ()),
+            next((images for images in several if images), ()),
         )
     except RecordError as error:
         return invalid(row.where, error.reason, error.message)

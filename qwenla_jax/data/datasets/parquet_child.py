@@ -1,8 +1,8 @@
 """The process that reads parquet files for `parquet_process`: pyarrow is C++, and a corrupt file can end it.
 
 Started as a file of its own, so that it loads pyarrow and nothing else. It answers one request after the other and ends
-with the connection. Everything it holds is bounded by the size of the files on disk: a column can claim, and repeat,
-far more than a file of its size should unpack to.
+with the connection. Its memory is bounded by the size of the files on disk: a column can declare, and repeat, far more
+than a file of its size should unpack to.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _bound_memory(size: int) -> None:
-    """Limits the address space to what is taken now and what the reading of a file of that size may take."""
+    """Limits the address space to the present use and what reading a file of that size may need."""
     with contextlib.suppress(OSError, ValueError):  # a system without this limit, or without /proc
         with open("/proc/self/statm", encoding="ascii") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()
@@ -65,14 +65,14 @@ class _Files:
 
     def __init__(self) -> None:
         self._rows: dict[str, Iterator[dict[str, list[Any]]]] = {}
-        self._kept: dict[tuple[str, str], pa.ChunkedArray | None] = {}
+        self._cached: dict[tuple[str, str], pa.ChunkedArray | None] = {}
 
     def forget(self, paths: Sequence[str]) -> None:
-        """Releases all that is kept of files."""
+        """Releases all that is cached of files."""
         for path in paths:
             self._rows.pop(path, None)
-            for key in [key for key in self._kept if key[0] == path]:
-                del self._kept[key]
+            for key in [key for key in self._cached if key[0] == path]:
+                del self._cached[key]
 
     def describe(self, path: str) -> tuple[int, dict[str, tuple[str, str, int]]]:
         """Number of rows, and column -> its kind (see `_kind`), its type in words, and its bytes, uncompressed."""
@@ -95,7 +95,7 @@ class _Files:
         return result
 
     def start_rows(self, path: str, columns: Sequence[str]) -> None:
-        """Makes `rows` begin with the first row, and give these columns."""
+        """Makes `rows` begin with the first row, and return these columns."""
         self._rows[path] = _parts(path, columns)
 
     def rows(self, path: str) -> dict[str, list[Any]] | None:
@@ -106,11 +106,11 @@ class _Files:
         return part
 
     def cell(self, path: str, column: str, row: int, keep: bool) -> Any:
-        """One value. A column that is to be kept is read whole the first time, unless it unpacks to too much."""
-        if keep and (path, column) not in self._kept:
-            self._kept[path, column] = _column(path, column)
-        if (kept := self._kept.get((path, column))) is not None:
-            return kept[row].as_py()
+        """One value. With `keep` the column is read whole and cached the first time, unless it unpacks to too much."""
+        if keep and (path, column) not in self._cached:
+            self._cached[path, column] = _column(path, column)
+        if (cached := self._cached.get((path, column))) is not None:
+            return cached[row].as_py()
         with _open(path) as file:
             for number in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(number).num_rows
@@ -143,7 +143,7 @@ def _sizes(file: pyarrow.parquet.ParquetFile) -> dict[str, int]:
 
 
 def _column(path: str, column: str) -> pa.ChunkedArray | None:
-    """A column; None where it is more than it claims."""
+    """A column; None where it unpacks to too much."""
     most, size, batches = _TEXT_BASE + _TEXT_SHARE * os.stat(path).st_size, 0, []
     with _open(path) as file:
         for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
@@ -172,7 +172,7 @@ def _parts(path: str, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
 
 
 def _is_full(file: pyarrow.parquet.ParquetFile, name: str) -> bool:
-    """Whether every row of a column of bytes, or of long texts, has a value, as the file's own statistics say."""
+    """Whether every row of a column of bytes, or of long texts, has a value, by the file's own statistics."""
     field = file.schema_arrow.field(name)
     rows = max(1, file.metadata.num_rows)
     if _kind(field.type) == "text" and _sizes(file).get(name, 0) < _LONG * rows:
@@ -181,8 +181,8 @@ def _is_full(file: pyarrow.parquet.ParquetFile, name: str) -> bool:
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema == name:
-                result = column.statistics
-                if result is None or not result.has_null_count or result.null_count:
+                statistics = column.statistics
+                if statistics is None or not statistics.has_null_count or statistics.null_count:
                     return False
             elif column.path_in_schema.startswith(f"{name}."):
                 return False

@@ -1,8 +1,7 @@
-"""Reading parquet files in a process of its own, so that a corrupt one is an error with the file's name.
+"""Reads parquet files in a separate process, so that a corrupt file raises an error with its name.
 
-One process serves all files of this one; it starts with the first request, which takes as long as importing pyarrow
-here would, and ends with this process. Where it crashes, hangs or is killed, the request fails and the next one starts
-another.
+One child process reads all files; it starts with the first request, which takes as long as importing pyarrow, and ends
+with this process. Where it crashes, hangs or is killed, the request fails and the next one starts another.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _CHILD = Path(__file__).with_name("parquet_child.py")
-_DEADLINE_S = 600.0  # of one answer, which is a few megabytes at most, or one column that is kept
+_DEADLINE_S = 600.0  # of one answer, which is a few megabytes at most, or one cached column
 
 
 class ParquetProcess:
@@ -59,7 +58,7 @@ class ParquetProcess:
         return answer
 
     def forget(self, path: str) -> None:
-        """Lets go, with the next request, of what is kept of a file; to be called at any time."""
+        """Releases what is cached of a file, with the next request; may be called at any time."""
         self._forgotten.append(path)
 
     def _start(self) -> Connection:
@@ -71,7 +70,7 @@ class ParquetProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # the terminal's Ctrl-C is this process's to deal with
+                start_new_session=True,  # it must not receive the terminal's Ctrl-C
                 env=os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"},  # the others reserve address space
             )
         self._connection = ours
@@ -79,7 +78,7 @@ class ParquetProcess:
         return ours
 
     def _stop(self) -> str:
-        """Ends the process; what became of it."""
+        """Ends the process; returns how it ended."""
         process, self._process, self._connection = self._process, None, None
         if process is None or self._end is None:
             return "no process could be started to read it"
@@ -100,7 +99,7 @@ def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
 
 
 def require_pyarrow() -> None:
-    """Looks for the package that the process needs, without importing it.
+    """Checks for the package that the process needs, without importing it.
 
     Raises:
       ModuleNotFoundError: it is not installed.
@@ -110,7 +109,7 @@ def require_pyarrow() -> None:
 
 
 def parquet_process() -> ParquetProcess:
-    """This process's own, which it makes when it is first asked for."""
+    """This process's `ParquetProcess`, made at the first call."""
     return _of_process(os.getpid())
 
 

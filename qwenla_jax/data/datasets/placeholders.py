@@ -1,4 +1,4 @@
-"""Places for images in a question's text: `<image>`, and `<image1>`, `<image 2>`, ... where they are told apart."""
+"""Placeholders of images in a question's text: `<image>`, and `<image1>`, `<image 2>`, ... where they are numbered."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _BLANKS = " \t"
 
 
 def without_placeholders(text: str) -> str:
-    """Text without `<image>`; where numbered images are told apart amid the text, "(image 2)" for each.
+    """Text without `<image>`; where the text numbers several images, "(picture 2)" for each.
 
     The prompt puts a record's images before its text. MathVision numbers the parts of its one image, and some
-    questions refer to them amid a sentence, so that their numbers are kept. Time linear in the text.
+    questions refer to them within a sentence, so their numbers stay. Time linear in the text.
     """
     several = len({match[1] for match in _PLACEHOLDER.finditer(text)}) > 1
     lines = []
@@ -29,25 +29,25 @@ def without_placeholders(text: str) -> str:
 
 
 def _joined(pieces: Sequence[str], several: bool) -> str:
-    """A line's pieces, with one blank in the place of what is left out."""
-    kept = [pieces[0]]
+    """A line's pieces, with one blank for each removed placeholder."""
+    texts = [pieces[0]]
     for number, after in zip(pieces[1::2], pieces[2::2], strict=True):
         if several and number:
-            kept[-1] += f"(picture {number}){after}"
+            texts[-1] += f"(picture {number}){after}"
         else:
-            kept.append(after)
-    if len(kept) > 1:
-        inner = [piece.strip(_BLANKS) for piece in kept[1:-1]]
-        kept = [kept[0].rstrip(_BLANKS), *inner, kept[-1].lstrip(_BLANKS)]
-    return " ".join(piece for piece in kept if piece)
+            texts.append(after)
+    if len(texts) > 1:
+        inner = [piece.strip(_BLANKS) for piece in texts[1:-1]]
+        texts = [texts[0].rstrip(_BLANKS), *inner, texts[-1].lstrip(_BLANKS)]
+    return " ".join(piece for piece in texts if piece)
 
 
 def named_images(texts: Sequence[str], before: int = 0) -> tuple[str, ...]:
-    """Texts, such as a question's options, with "image 2" for each placeholder.
+    """Texts, such as a question's options, with "picture 2" for each placeholder.
 
     Args:
       texts: the texts.
-      before: number of placeholders without a number that stand before them; those in the texts continue from there.
+      before: number of placeholders without a number before the texts, whose own numbers continue from there.
     """
 
     def name(match: re.Match[str]) -> str:
@@ -64,7 +64,7 @@ def count_unnumbered(text: str) -> int:
 
 
 def placeholder_fault(texts: Sequence[str], images: int, parts: bool = False) -> str | None:
-    """What is wrong with a record's number of images, as far as its placeholders tell; None where nothing is.
+    """The message for a number of images that does not fit the placeholders; None where it does.
 
     Args:
       texts: the question and its options.
@@ -73,11 +73,11 @@ def placeholder_fault(texts: Sequence[str], images: int, parts: bool = False) ->
     """
     if any(_VIDEO in text for text in texts):
         return f"the question has a place for a video, {_VIDEO}, and a record of this kind has none; leave it out"
-    result = [match[1] for text in texts if "<image" in text for match in _PLACEHOLDER.finditer(text)]
-    if not result:
+    matches = [match[1] for text in texts if "<image" in text for match in _PLACEHOLDER.finditer(text)]
+    if not matches:
         return None
-    numbers = {int(number) for number in result if number}
-    unnumbered = sum(not number for number in result)
+    numbers = {int(number) for number in matches if number}
+    unnumbered = sum(not number for number in matches)
     # An image may be named twice by its number, and need not be named at all.
     wanted = unnumbered + (max(numbers) + (0 in numbers) if numbers else 0)
     wrong = not images if parts else images < wanted if numbers else images != wanted

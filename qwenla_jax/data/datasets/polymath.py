@@ -1,18 +1,18 @@
 """PolyMATH (test 5,000 questions, testmini 1,000), the parquet layout on Hugging Face and its own files.
 
-The question and its options stand in the image itself; the text below is ours.
+The question and its options are in the image itself; the text below is ours.
 
 Parquet, confirmed against a public script that reads him1411/polymath from there: `image`, `category`, `final_answer`,
 `final_answer_range`, `answer_option`. What exactly `answer_option` holds could not be confirmed, so it is not used;
-where a `question` is there, it is. Nor could an id be: rows without one are called by their row.
+a `question` is used where there is one. An id could not be confirmed either: rows without one get their row as id.
 
 Own files, confirmed against the scripts of polymathbenchmark/PolyMATH (the file itself is not in that repository):
 `annotations.csv` with `input_image_location-input`, `category-input`, `final_answer-output` and
-`final_answer_range-output`, and the images in `merged_screenshots/`, called as `input_image_location-input`, with
-".png" behind it.
+`final_answer_range-output`, and the images in `merged_screenshots/`, named by `input_image_location-input`
+with ".png" appended.
 
-An answer is a letter, or a number from 1 to 4 where the range reports it. Gold that accepts several ("[A,B]", which the
-official scorer allows) is refused, a record has one answer.
+An answer is a letter, or a number from 1 to 4 where the range is one of numbers. Gold that accepts several ("[A,B]",
+which the official scorer allows) is rejected, since a record has one answer.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def polymath(path: str | Path) -> Dataset:
     """
     path = Path(path)
     if is_parquet(path):
-        result = []
+        raw_records = []
         for row in read_parquet(path, ("image", "final_answer")):
             name = str(row.values.get("id") or row.where)
-            result.append(_raw_record(row.values, row.where, name, lambda row=row: needed_images(row, "image")))
-        return Dataset("polymath", result)
+            raw_records.append(_raw_record(row.values, row.where, name, lambda row=row: needed_images(row, "image")))
+        return Dataset("polymath", raw_records)
     file = path / "annotations.csv" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
@@ -69,7 +69,7 @@ def polymath(path: str | Path) -> Dataset:
 
 
 def _rows(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the table; whatever the parser stumbles over is named by file and line."""
+    """The rows of the table; a parser's error gets file and line."""
     try:
         lacking = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
         if lacking:

@@ -1,4 +1,4 @@
-"""What all datasets share: a raw record is one question as its file holds it, a dataset a source of them."""
+"""Raw records, questions as their files hold them, and datasets, which are sources of records."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class RawImage(Protocol):
         """The bytes of its file.
 
         Raises:
-          RecordError: there are none.
-          ImageError: there are none, or too many, to be an image.
+          RecordError: the file is missing or cannot be read.
+          ImageError: it is empty, or too large to be an image.
         """
         ...
 
@@ -94,7 +94,7 @@ class FileImage:
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One question as its file tells it, images unopened.
+    """One question as in its file, with images unopened.
 
     Attributes:
       where: file and line or row, for errors.
@@ -105,7 +105,7 @@ class RawRecord:
       response: a response in the answer format; None where there is none.
       kind: type of the question.
       images: in their order.
-      fault: (reason, message) where the row could not be read; the other fields are then of no meaning.
+      fault: (reason, message) where the row could not be read; the other fields then have no meaning.
       written: the question's text holds its options already, and the answer may be the text of one.
       parts: numbered placeholders name parts of one image.
     """
@@ -141,7 +141,7 @@ class RawRecord:
         return named_images([text for _, text in self.options], count_unnumbered(self.question))
 
     def faults(self) -> list[tuple[str, str]]:
-        """(reason, message) of everything that is wrong with the text and the number of images."""
+        """(reason, message) of every fault of the text and the number of images."""
         if self.fault is not None:
             return [self.fault]
         options = [text for _, text in self.options]
@@ -153,23 +153,23 @@ class RawRecord:
                 return [("too_long", message)]
             if (message := half_character(text)) is not None:
                 return [("half_character", f"{name} {message}")]
-        result = []
+        faults = []
         question = without_placeholders(self.question) if "<" in self.question else self.question
         if not question.strip():
-            result.append(("empty_question", "the question is empty; expected text"))
+            faults.append(("empty_question", "the question is empty; expected text"))
         if not self.answer.strip():
-            result.append(("empty_answer", "the answer is empty; expected text"))
+            faults.append(("empty_answer", "the answer is empty; expected text"))
         elif (message := self._wrong_answer(options)) is not None:
-            result.append(("answer_not_among_options", message))
+            faults.append(("answer_not_among_options", message))
         elif (message := unmatchable(self.answer)) is not None:
-            result.append(("answer_unmatchable", message))
+            faults.append(("answer_unmatchable", message))
         written = [self.question] if self.written else [self.question, *options]
         if (message := placeholder_fault(written, len(self.images), self.parts)) is not None:
-            result.append(("image_absent", message))
-        return result
+            faults.append(("image_absent", message))
+        return faults
 
     def _wrong_answer(self, options: Sequence[str]) -> str | None:
-        """What is wrong with an answer that names no option."""
+        """The message for an answer that names no option, else None."""
         letters = [letter for letter, _ in self.options]
         if not letters or self.answer in letters:
             return None
@@ -181,20 +181,20 @@ class RawRecord:
 
 
 def invalid(where: str, reason: str, message: str) -> RawRecord:
-    """The entry of a row that could not be read."""
+    """The raw record of a row that could not be read."""
     return RawRecord(where, where, "", (), "", None, "", (), (reason, message))
 
 
 class Dataset:
-    """A random-access source of records; text is held in memory, images are opened when a record is asked for.
+    """A random-access source of records; text is held in memory, images are opened when a record is read.
 
     Args:
-      name: what reports call it.
-      entries: all rows, also those that cannot be used, so that an index always means the same row.
-      refused: what the reader left out on purpose, counted by reason.
+      name: for reports.
+      raw_records: all rows, invalid ones included, so that an index always means the same row.
+      refused: number of records that the reader left out on purpose, by reason.
 
     Raises:
-      ValueError: there is no entry.
+      ValueError: there is no raw record.
     """
 
     def __init__(self, name: str, raw_records: Sequence[RawRecord], refused: Mapping[str, int] | None = None) -> None:
@@ -203,26 +203,26 @@ class Dataset:
         self.name = name
         self.refused: Counter[str] = Counter(refused or {})
         first: dict[str, RawRecord] = {}
-        kept = []
+        checked = []
         for raw_record in raw_records:
             if raw_record.fault is None and first.setdefault(raw_record.id, raw_record) is not raw_record:
                 message = f"id {raw_record.id!r} stands at {first[raw_record.id].where} already; ids must differ"
                 raw_record = dataclasses.replace(raw_record, fault=("duplicate_id", message))
-            kept.append(raw_record)
-        self._raw_records = tuple(kept)
+            checked.append(raw_record)
+        self._raw_records = tuple(checked)
 
     def __len__(self) -> int:
         return len(self._raw_records)
 
     def raw_record(self, index: int) -> RawRecord:
-        """The row at an index, without opening its images."""
+        """The raw record at an index, without opening its images."""
         return self._raw_records[index]
 
     def __getitem__(self, index: int) -> Record:
         """The record at an index from 0.
 
         Raises:
-          RecordError: the row cannot be used.
+          RecordError: the row is invalid.
           ImageError: an image cannot be decoded; both are ValueErrors with a `reason`.
         """
         raw_record = self._raw_records[index]

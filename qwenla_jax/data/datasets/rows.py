@@ -1,4 +1,4 @@
-"""Reading what datasets come as: JSON, JSONL, and images named by a path relative to a folder."""
+"""Readers for the common forms of datasets: JSON lines, text fields, base64, and images named by a relative path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_LINE = 64 * 2**20  # bytes of a line of JSON
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
-    """(where, object) of every line that is not blank; an error in place of the object where the line holds none.
+    """(where, object) of every line that is not blank; an error instead of the object where the line has none.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -63,7 +63,7 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def answer_of(row: Mapping[str, Any], key: str, where: str) -> str:
-    """The right answer of a row, without the wrappings of `text.gold`.
+    """The right answer of a row, without the markup that `text.answers.gold` removes.
 
     Raises:
       RecordError: as in `text_of`.
@@ -92,20 +92,20 @@ def image_at(folder: Path, path: str, where: str, add_suffix: bool = False) -> F
       folder: what the path is relative to.
       path: as the dataset gives it.
       where: row, for errors.
-      add_suffix: the dataset leaves out what the name ends in.
+      add_suffix: the dataset leaves out the file name's suffix.
 
     Raises:
-      RecordError: the path leads out of the folder, or two files fit it. A file that is not there is no error yet.
+      RecordError: the path leads out of the folder, or two files fit it. A missing file is no error here.
     """
     whole = folder / path
-    # Pure text, no look at the disk: a dataset of 100,000 rows must open at once.
+    # Only the text is checked, not the disk: a dataset of 100,000 rows must open quickly.
     if not path.strip() or Path(path).is_absolute() or ".." in Path(path).parts:
         raise RecordError(where, "image_path", f"image path {path!r}; expected one below {folder}")
     if add_suffix and not whole.is_file():
-        result = [whole.with_name(whole.name + suffix) for suffix in SUFFIXES]
-        result = [each for each in result if each.is_file()]
-        if len(result) > 1:
-            names = " and ".join(each.name for each in result)
+        files = [whole.with_name(whole.name + suffix) for suffix in SUFFIXES]
+        files = [each for each in files if each.is_file()]
+        if len(files) > 1:
+            names = " and ".join(each.name for each in files)
             raise RecordError(where, "image_path", f"image {path!r} is both {names} in {whole.parent}; keep one")
-        whole = result[0] if result else whole
+        whole = files[0] if files else whole
     return FileImage(whole)

@@ -2,10 +2,10 @@
 
 Confirmed against the repository SceMQA/SceMQA: `Multiple_Choice/multiple_choice.json` and
 `Free_Response/free_response.json`, each an object of lists, subject -> questions, with `Question`, `ImagePath`
-(relative to the file's folder, without what the name ends in) and `Answer (final answer highlighted)`. Options stand in
-the question's lines. The gold carries prose: of options it starts with the letter ("D: because ..."), a free one with
+(relative to the file's folder, without suffix) and `Answer (final answer highlighted)`. Options are lines of the
+question. The gold answer contains prose: with options it starts with the letter ("D: because ..."), a free one with
 `\\answer{...}` (once `\\anser{...}`); of several the first counts, the others are roundings of it. Gold with two
-letters ("(C, D) ...") is refused, a record has one answer. No id is given: subject and number, from 0.
+letters ("(C, D) ...") is rejected, since a record has one answer. No id is given: subject and number, from 0.
 
 Not read: the copy on Hugging Face (Haozy/SceMQA-main), whose inner layout could not be confirmed.
 """
@@ -87,12 +87,12 @@ def option_answer(gold: str, where: str) -> str:
         return ""
     if _TWO.match(gold):
         raise RecordError(where, "several_answers", f"the answer {gold[:40]!r} names several options; one is expected")
-    result = _LETTER.match(gold) or _ONE_VARIABLE.match(gold)
-    if result is None:
+    match = _LETTER.match(gold) or _ONE_VARIABLE.match(gold)
+    if match is None:
         raise RecordError(
             where, "answer_unreadable", f"the answer {gold[:40]!r} does not start with an option's letter, as 'D: ...'"
         )
-    return result[1]
+    return match[1]
 
 
 def boxed_answer(gold: str, where: str) -> str:
@@ -101,14 +101,14 @@ def boxed_answer(gold: str, where: str) -> str:
     Raises:
       RecordError: there is none, or it is never closed.
     """
-    result = _BOX.search(gold)
-    if result is None:
+    match = _BOX.search(gold)
+    if match is None:
         if not gold.strip():
             return ""
         raise RecordError(where, "answer_unreadable", f"the answer {gold[:40]!r} holds no \\answer{{...}}")
     depth = 1
-    for at in range(result.end(), len(gold)):
+    for at in range(match.end(), len(gold)):
         depth += {"{": 1, "}": -1}.get(gold[at], 0)
         if depth == 0:
-            return gold[result.end() : at].strip()
+            return gold[match.end() : at].strip()
     raise RecordError(where, "answer_unreadable", f"the answer {gold[:40]!r} never closes its \\answer{{")

@@ -2,10 +2,10 @@
 
 Own files, confirmed against the repository We-Math/We-Math: `testmini.json`, a list of objects with `ID`, `key`,
 `question`, `option` (one string), `answer` (a letter) and `image_path` relative to the file's folder. `ID` alone is not
-unique: the steps of one problem share it, `key` tells them apart.
+unique: the steps of one problem share it and differ in `key`.
 
 Parquet: `question`, `option`, `answer` and the image in `image_path` are confirmed by a public script that reads
-We-Math/We-Math from there; that `ID` and `key` are there too is not, and rows without them are called by their row.
+We-Math/We-Math from there; that `ID` and `key` are there too is not, and rows without them get their row as id.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def we_math(path: str | Path) -> Dataset:
 
 def _raw_record(row: dict[str, Any], where: str, images: Any) -> RawRecord:
     try:
-        result: tuple[RawImage, ...] = images()
+        row_images: tuple[RawImage, ...] = images()
         name = f"{row['ID']}/{row['key']}" if row.get("ID") and row.get("key") else where
         return RawRecord(
             where,
@@ -65,7 +65,7 @@ def _raw_record(row: dict[str, Any], where: str, images: Any) -> RawRecord:
             answer_of(row, "answer", where),
             None,
             str(row.get("key") or "question"),
-            result,
+            row_images,
         )
     except RecordError as error:
         return invalid(where, error.reason, error.message)

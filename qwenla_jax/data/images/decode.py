@@ -1,16 +1,16 @@
-"""Opening an image from a file or from bytes that nobody has checked: decoded by a rule, or refused by name.
+"""Opens images from untrusted files or bytes: decoded by fixed rules, or rejected with an error that names the image.
 
 The rules, where formats leave a choice (paper silent on all of them):
-- The content decides the format, whatever the name ends in. Only the formats of `FORMATS` are opened, so that no
+- The content decides the format, not the file name. Only the formats of `FORMATS` are opened, so that no
   decoder runs an external program.
 - EXIF (or XMP) orientation is applied, as transformers' `load_image` does. Metadata that cannot be read counts as none.
-- Alpha and transparent colours are laid over white, as transformers' image processor does (its `load_image` drops
-  alpha instead, and so shows whatever colour was hidden).
+- Alpha and transparent colours are composited on white, as in transformers' image processor (its `load_image` drops
+  alpha instead, which shows the colours below it).
 - Palettes, greys, one-bit images, CMYK and YCbCr become RGB by Pillow's rule. Colour profiles are not applied:
   transformers applies none either.
-- Greys of 16 bits keep their high byte. Whole numbers of 32 bits and floats have no known range and are refused.
+- Greys of 16 bits keep their high byte. Integers of 32 bits and floats have no known range and are rejected.
 - Of an animation, a burst or several pages the first is taken.
-- A file that ends early is refused, also where most of it could be shown.
+- A truncated file is rejected, even where most of it could be shown.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from PIL import Image
 from qwenla_jax.data.images.preprocess import MAX_ASPECT, to_rgb
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Pillow's own bound. RGB of that size takes 0.36 GB; five times as much is held while alpha is laid over white.
+# Pillow's own bound. RGB of that size takes 0.36 GB; five times as much is held while alpha is composited.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 512 * 2**20
 Reason = Literal["absent", "empty", "format", "invalid", "too_large", "aspect", "range"]
 
-# How files of the common formats start, to tell a broken file from what never was an image.
+# How files of the common formats start, to tell a corrupt image from another kind of file.
 _STARTS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -56,7 +56,7 @@ class ImageError(ValueError):
     Attributes:
       name: which image.
       message: what is wrong with it and what would be right.
-      reason: the kind of fault, for counting: "absent", "empty", "format" (no image, or none of `FORMATS`), "broken",
+      reason: the kind of fault, for counting: "absent", "empty", "format" (no image, or none of `FORMATS`), "invalid",
         "too_large", "aspect" or "range" (of its values).
     """
 
@@ -66,7 +66,7 @@ class ImageError(ValueError):
         self.reason: Reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles with its three arguments, so that it survives the way out of a data worker."""
+        """Pickles with its three arguments, so that a data worker can return it."""
         return type(self), (self.name, self.reason, self.message)
 
 
@@ -75,12 +75,12 @@ def open_image(
 ) -> Image.Image:
     """An image as a viewer shows it, upright RGB of a byte a channel, without its metadata.
 
-    Nothing is decoded before the header's size has been checked, so memory and time are bounded by `max_pixels`
-    (20 bytes a pixel at most with alpha, 10 without) and not by what a small file claims.
+    The header's size is checked before decoding, so that memory and time are bounded by `max_pixels` (20 bytes a pixel
+    at most with alpha, 10 without) and not by the size that a small file declares.
 
     Args:
       source: path of a file, or a file's content.
-      name: what errors call the image; None for the path, or the number of bytes.
+      name: of the image in errors; None for the path, or the number of bytes.
       max_pixels: the most that width * height may be, at most Pillow's own bound.
 
     Returns:
@@ -117,8 +117,8 @@ def read_image(path: str | os.PathLike[str], name: str | None = None) -> bytes:
     """The content of an image's file, as `open_image` would read it.
 
     Args:
-      path: the file; nothing but regular files of at most `MAX_BYTES` is read.
-      name: what errors call the image; None for the path.
+      path: the file; only regular files of at most `MAX_BYTES` are read.
+      name: of the image in errors; None for the path.
 
     Raises:
       ImageError: "absent", "empty" or "too_large".
@@ -129,7 +129,7 @@ def read_image(path: str | os.PathLike[str], name: str | None = None) -> bytes:
 
 @contextmanager
 def _stream(source: Any, name: str) -> Iterator[BinaryIO]:
-    """The source as a file object: given a path, Pillow would map the file, and die with it if the file shrinks."""
+    """The source as a file object: given a path, Pillow would map the file, and crash if the file shrinks."""
     if not isinstance(source, str | os.PathLike):
         size = len(source)
         opened: BinaryIO = io.BytesIO(source)
@@ -167,8 +167,8 @@ def _header(stream: BinaryIO, name: str) -> Image.Image:
         return Image.open(stream, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         numbers = re.search(r"\((\d+) pixels\)", str(error))
-        result = f"claims {numbers[1]} pixels" if numbers else f"claims too many pixels ({_text(error)})"
-        raise ImageError(name, "too_large", f"{result}; at most {MAX_PIXELS} are decoded: scale it down") from error
+        claim = f"claims {numbers[1]} pixels" if numbers else f"claims too many pixels ({_text(error)})"
+        raise ImageError(name, "too_large", f"{claim}; at most {MAX_PIXELS} are decoded: scale it down") from error
     except Image.UnidentifiedImageError as error:
         like = next((kind for begin, kind in _STARTS.items() if start.startswith(begin)), None)
         if like is not None:
@@ -203,7 +203,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The loaded image turned as its metadata says, and without that metadata."""
+    """The loaded image in its metadata's orientation, without that metadata."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # parsers of metadata raise as decoders do, and a viewer shows such an image as it is stored

@@ -1,7 +1,7 @@
-"""An image as the vision tower wants it: resized, normalised, cut into patches, laid out in padded window slots.
+"""Images in the vision tower's layout: resized, normalised, cut into patches, in padded window slots.
 
-Everything here runs on the host with numpy and Pillow. The arithmetic is that of the released image processor, so
-that the pixel values are the very same float32 numbers; only the order of the patches differs (see `frame_index`).
+Everything here runs on the host with NumPy and Pillow. The arithmetic is that of the released image processor, so
+that the pixel values are the same float32 numbers; only the order of the patches differs (see `frame_index`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ImageLayout:
     Attributes:
       patch_size: pixels of a patch's side.
       merge_size: patches of a visual token's side.
-      temporal_patch_size: frames of a patch; an image stands that many times in it.
+      temporal_patch_size: frames of a patch; an image is repeated that many times in it.
       window_size: pixels of an attention window's side.
       tokens_per_second: steps of the time position in a second of video.
 
@@ -44,7 +44,7 @@ class ImageLayout:
     tokens_per_second: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses numbers that do not make a layout."""
+        """Checks that the sizes are positive and consistent."""
         for name, value in asdict(self).items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
@@ -99,7 +99,7 @@ class ProcessorSettings:
     resample: int = int(Image.Resampling.BICUBIC)
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant, naming the key."""
+        """Checks the values; the message names the key."""
         for name in ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -121,12 +121,12 @@ class ProcessorSettings:
     def from_json(cls, path: str | Path) -> ProcessorSettings:
         """Reads preprocessor_config.json, or processor_config.json with its `image_processor` part.
 
-        The bounds may stand as `min_pixels` and `max_pixels` (which win, as in transformers), or in
+        The bounds may be given as `min_pixels` and `max_pixels` (which take precedence, as in transformers), or in
         `size` as `shortest_edge` and `longest_edge`.
 
         Raises:
           ValueError: the file is absent or no JSON object, a key is absent or has a wrong value, or a step that this
-            package always takes is switched off; the message names the file and the key.
+            package always applies is switched off; the message names the file and the key.
         """
         path = Path(path)
         try:
@@ -204,15 +204,15 @@ class FramePatches:
 
     @property
     def num_visual_tokens(self) -> int:
-        """M, the number of visual tokens that the image gives the decoder."""
+        """M, the number of the image's visual tokens."""
         return self.rows * self.cols
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The (height, width) in pixels that an image is resized to.
 
-    Both are multiples of `factor` and near the image's own, as far as the bounds on their product allow. The rule is
-    the released image processor's, to the rounding (halves go to the even multiple).
+    Both are multiples of `factor` and close to the image's own, within the bounds on their product. The rule and its
+    rounding (halves to the even multiple) are the released image processor's.
 
     Raises:
       ValueError: an empty image, or one side more than 200 times the other.
@@ -238,7 +238,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The image as a viewer shows it: upright, three channels of a byte.
 
     The EXIF orientation is applied (paper silent: a photograph's question is about what a person sees; transformers
-    does so where it loads a file, not where it is handed an image). Transparency is laid over white and palettes and
+    does so where it loads a file, not where it is given an image). Transparency is composited on white and palettes and
     greys are expanded, as in transformers. Greys of 16 bits are scaled down to 8 rather than clipped.
 
     Raises:
@@ -263,7 +263,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def frame_index(
     rows: int, cols: int, layout: ImageLayout
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where the patches of a grid of rows x cols visual tokens stand in window slots.
+    """The window slots of the patches of a grid of rows x cols visual tokens.
 
     A window is a square of visual tokens and takes all its slots, in place: a token outside of the image leaves its
     slots empty. Slots go window by window in raster order, in a window token by token in raster order, in a token

@@ -1,8 +1,8 @@
-"""A video as the vision tower wants it: one row of the tower for every temporal patch.
+"""Videos in the vision tower's layout: one row of the tower for every temporal patch.
 
-The released model joins `temporal_patch_size` frames (2) in a patch and lets no patch attend across such steps, not
-even in its "full attention" layers. So a step is a row of its own, as an image is; an image is the case of a step
-whose frames are all the same.
+The released model joins `temporal_patch_size` frames (2) in a patch, and patches do not attend across such steps, not
+even in its "full attention" layers. So each step is a row, as an image is; an image is a step whose frames are all the
+same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VideoPatches:
 
     @property
     def num_visual_tokens(self) -> int:
-        """The number of visual tokens that the video gives the decoder."""
+        """The number of the video's visual tokens."""
         return sum(step.num_visual_tokens for step in self.steps)
 
 
@@ -51,9 +51,8 @@ def video_to_patches(
 ) -> VideoPatches:
     """Resizes, normalises and cuts the frames of a video, and lays each temporal patch out as a row of the tower.
 
-    Every frame is treated as the image processor treats an image. transformers' video processor resizes with
-    torchvision instead of Pillow: where a frame keeps its size, the values are its very own; where it is resized, some
-    bytes differ by one or two steps of 255.
+    Every frame is processed as an image. transformers' video processor resizes with torchvision instead of Pillow:
+    without a resize the values are equal to its own; with one, some bytes differ by one or two steps of 255.
 
     Args:
       frames: [F, H, W, 3] of bytes, or F arrays [H, W, 3] of bytes or images, all of one size. Where F is no multiple
@@ -61,7 +60,7 @@ def video_to_patches(
       fps: frames a second, of the frames given (not of the file that they were sampled from).
       settings: the checkpoint's processor; its bounds hold for every frame.
       layout: the vision tower's numbers.
-      total_pixels: bound on the pixels of all steps together; None for none. A frame takes an even share of it, but
+      total_pixels: bound on the pixels of all steps together; None for none. Each frame gets an even share of it, but
         always at least 1.05 times the settings' min_pixels (the rule of Qwen's own utilities).
 
     Raises:
@@ -96,13 +95,13 @@ def video_to_patches(
 
 def _step(images: Sequence[Image.Image], settings: ProcessorSettings, layout: ImageLayout) -> FramePatches:
     """One temporal patch: the first frame's patches with the other frames in their places."""
-    out = image_to_patches(images[0], settings, layout)
-    shape = (len(out.valid_S), 3, layout.temporal_patch_size, layout.patch_size**2)
-    patches = out.patches_SxC.reshape(shape)
+    first = image_to_patches(images[0], settings, layout)
+    shape = (len(first.valid_S), 3, layout.temporal_patch_size, layout.patch_size**2)
+    patches = first.patches_SxC.reshape(shape)
     for at, image in enumerate(images[1:], 1):
         if image is not images[0]:
             patches[:, :, at] = image_to_patches(image, settings, layout).patches_SxC.reshape(shape)[:, :, at]
-    return dataclasses.replace(out, patches_SxC=patches.reshape(out.patches_SxC.shape))
+    return dataclasses.replace(first, patches_SxC=patches.reshape(first.patches_SxC.shape))
 
 
 def _image(frame: np.ndarray | Image.Image, number: int) -> Image.Image:

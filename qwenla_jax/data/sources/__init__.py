@@ -1,1 +1,1 @@
-"""Random-access sources: specs, splits, filters, mixtures, invalid records skipped."""
+"""Random-access sources: specs, splits, filters, mixtures, and the replacement of invalid records."""

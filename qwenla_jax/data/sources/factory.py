@@ -1,4 +1,4 @@
-"""Sources by the name that a setting gives, see `data.specs`."""
+"""Opens the sources that a setting names, see `data.sources.spec`."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ def make_source(
 ) -> RecordSource:
     """The source that a setting names.
 
-    A mixture goes through each of its sources in an order of its own and begins again with those that are smaller than
-    their share; what is held out, or asked for `once`, holds every record exactly once, in the mixture's proportions as
-    far as its sources reach. Ids of a mixture's records have their source's name before them.
+    A mixture shuffles each of its sources and repeats those that are smaller than their share. The held-out split, and
+    a mixture with `once`, has every record exactly once, in the mixture's proportions as long as its sources last. Ids
+    of a mixture's records have their source's name before them.
 
     Args:
-      name: see `data.specs`.
-      split: which part of it, see `data.datasets.splits`.
+      name: see `data.sources.spec`.
+      split: which part of it, see `data.sources.splits`.
       seed: of drawn scenes, and of the order of easy-VQA and of mixtures.
-      size: at most so many records.
+      size: most records; None for all.
       reflection_share, correction_share, style: see `scene_questions.ask`; the style is that of scenes alone.
-      whole: all records whatever the split, because the others are elsewhere; a dataset's own splits count all the
-      same. max_invalid: so many records may be unusable as their text tells; they are left out. once: no record comes
-      twice.
+      whole: all records whatever the split, because the other split comes from another source; a dataset's own splits
+        still apply.
+      max_invalid: most records that may be invalid by their text; they are left out.
+      once: no record comes twice.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a name that is none, more unusable records than may be, or no record left.
-      ModuleNotFoundError: a package is needed.
+      ValueError: an invalid name, more invalid records than `max_invalid`, or no record left.
+      ModuleNotFoundError: a package is missing.
     """
     parts = parse(name)
     shares = dict(reflection_share=reflection_share, correction_share=correction_share)
@@ -88,62 +89,62 @@ def open_part(
     style: str = "structured",
     whole: bool = False,
 ) -> Source:
-    """One source of a setting; arguments and errors as of `make_source`. Unusable records are left out, and listed."""
+    """One source of a setting; arguments and errors as in `make_source`. Invalid records are left out, and listed."""
     if part.reader in ("scenes", "marked_scenes"):
         return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     if part.reader == "jsonl":
-        dataset, own = jsonl(part.path), None
+        dataset, split_path = jsonl(part.path), None
     else:
-        own = own_split(part.reader, Path(part.path), split)
-        path = own or Path(part.path)
+        split_path = own_split(part.reader, Path(part.path), split)
+        path = split_path or Path(part.path)
         dataset = llava_cot(path, later_turns=False) if "turns" in part.keys else READERS[part.reader](path)
-    return SelectedRecords(dataset, part.reader, split, whole or own is not None, _filters(part.keys), size)
+    return SelectedRecords(dataset, part.reader, split, whole or split_path is not None, _filters(part.keys), size)
 
 
 def _filters(keys: Mapping[str, str]) -> list[Filter]:
-    result = [no_image, several_images] if "images" in keys else []
-    result += [many_options(int(keys["max_options"]))] if "max_options" in keys else []
-    return result + ([other_kinds(keys["kinds"].split("|"))] if "kinds" in keys else [])
+    filters = [no_image, several_images] if "images" in keys else []
+    filters += [many_options(int(keys["max_options"]))] if "max_options" in keys else []
+    return filters + ([other_kinds(keys["kinds"].split("|"))] if "kinds" in keys else [])
 
 
 def sources_of(source: RecordSource) -> dict[str, RecordSource]:
-    """The sources that a source of `make_source` was mixed from, by name; itself under "" where it was not."""
+    """The sources of a mixture of `make_source`, by name; a source that is no mixture under ""."""
     inner = source.source if isinstance(source, Picked) else source
     return dict(inner.sources) if isinstance(inner, Mixture) else {"": inner}
 
 
 def readable(source: RecordSource, most: int) -> RecordSource:
-    """A source without the records whose images cannot be opened: opens all of them, in its order.
+    """A source without the records whose images cannot be opened; opens all of them, in order.
 
-    For what goes through a source by index and must not meet a record twice; a training skips as it goes.
+    For callers that index a source and must not see a record twice; training uses `SkipInvalid` instead.
 
     Raises:
-      TooManyInvalid: there are more than `most`, those whose text rules them out included; at once.
+      TooManyInvalid: there are more than `most`, those that are invalid by their text included.
     """
     texts = sum(len(part.faults) for part in sources_of(source).values() if isinstance(part, SelectedRecords))
-    kept, invalid = [], []
+    valid, invalid = [], []
     for index in range(len(source)):
         try:
             source[index]
-            kept.append(index)
+            valid.append(index)
         except (ImageError, RecordError) as error:
             invalid.append(str(error))
             if len(invalid) + texts > most:
                 message = "\n".join(invalid[:5])
                 message = f"more than {most} records cannot be used (config.data.max_invalid):\n{message}"
                 raise TooManyInvalid(message) from error
-    return source if not invalid else Picked(source, kept)
+    return source if not invalid else Picked(source, valid)
 
 
 def image_files(source: RecordSource) -> dict[str, Path]:
     """The file of each record that has one image in a file of its own, by the record's id."""
-    result: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for name, part in sources_of(source).items():
         if isinstance(part, SelectedRecords):
             for index in range(len(part)):
                 raw_record = part.raw_record(index)
                 if len(raw_record.images) == 1 and isinstance(raw_record.images[0], FileImage):
-                    result[f"{name}/{raw_record.id}" if name else raw_record.id] = raw_record.images[0].path
-    return result
+                    files[f"{name}/{raw_record.id}" if name else raw_record.id] = raw_record.images[0].path
+    return files

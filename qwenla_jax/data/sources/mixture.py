@@ -17,16 +17,16 @@ LARGEST_BLOCK = 100_000
 
 
 class Mixture:
-    """Several sources as one; which record stands at an index is a pure function of the index, weights and sizes.
+    """Several sources as one; the record at an index is a pure function of the index, weights and sizes.
 
     Indices come in blocks of the same length, each with exactly the same number of records of each source, spread out
-    evenly. A source is gone through without repeating a record before it starts again; the mixture ends
-    with the block in which the last source has been gone through once.
+    evenly. A source repeats no record before all have been used; the mixture ends with the block in which the
+    last source has been used once.
 
     Args:
       sources: by name. A record's id gets the name before it ("we_math/12"), so that ids of different sources differ.
-      weights: of the same names, any positive numbers; decimals are taken as they are written (0.1 is a tenth).
-      seed: every pass through a source comes in an order of its own; None keeps the source's order.
+      weights: of the same names, any positive numbers; decimals are exact as written (0.1 is a tenth).
+      seed: every pass through a source is shuffled anew; None keeps the source's order.
 
     Raises:
       ValueError: names that differ, a weight that is not positive, a source without records, or proportions that need
@@ -53,7 +53,7 @@ class Mixture:
         self._seed = seed
         self._counts = _whole([Fraction(str(weights[name])) for name in self._names])
         self._order = _spread(self._counts)
-        # How many of the same source stand before each place of the block.
+        # How many of the same source come before each place of the block.
         self._before = np.zeros(len(self._order), np.int64)
         for source in range(len(self._names)):
             here = self._order == source
@@ -105,17 +105,17 @@ class Mixture:
         return dataclasses.replace(record, id=f"{name}/{record.id}")
 
     def _pass(self, source: int, number: int) -> np.ndarray:
-        """The order of a source's pass; the last few are kept."""
-        result = self._passes.get((source, number))
-        if result is None:
+        """The order of a source's pass; the last few are cached."""
+        order = self._passes.get((source, number))
+        if order is None:
             # By the name, so that adding a source does not reorder the others.
             assert self._seed is not None  # without one `place` asks for no order
             name = self._names[source]
-            result = np.random.default_rng([self._seed, number, *name.encode()]).permutation(len(self._sources[name]))
+            order = np.random.default_rng([self._seed, number, *name.encode()]).permutation(len(self._sources[name]))
             if len(self._passes) >= 4 * len(self._names):
                 self._passes = {}
-            self._passes[source, number] = result
-        return result
+            self._passes[source, number] = order
+        return order
 
 
 class Picked:
@@ -156,6 +156,6 @@ def _whole(weights: list[Fraction]) -> list[int]:
 
 
 def _spread(counts: list[int]) -> np.ndarray:
-    """Which source stands at each place of a block: the k-th of n comes (k + 1/2) / n of the way through it."""
+    """Which source is at each place of a block: the k-th of n comes (k + 1/2) / n of the way through it."""
     places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]
     return np.array([source for _, source in sorted(places)], np.int64)

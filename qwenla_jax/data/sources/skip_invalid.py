@@ -1,4 +1,4 @@
-"""Training on a source in which some records are invalid."""
+"""Replaces invalid records of a source by valid ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Read = TypeVar("Read", covariant=True)
 
 
 class _Items(Protocol[Read]):
-    """Random access to records, or to what was made of them."""
+    """Random access to records, or to examples made of them."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -24,35 +24,35 @@ class _Items(Protocol[Read]):
 
 
 class TooManyInvalid(ValueError):
-    """More records of a source are invalid than it may have."""
+    """More records of a source are invalid than are allowed."""
 
 
 class SkipInvalid(Generic[Item]):
-    """A source in which the next whole record stands in place of an invalid one.
+    """A source that replaces an invalid record with the next valid one.
 
-    Which record an index gives is a function of the index and the data alone, so a restarted run sees the same ones.
-    The stand-in comes once more than the others in an epoch. Counting starts anew with each object: a run that is
-    resumed meets its invalid records again.
+    The record at an index is a function of the index and the data alone, so a resumed run sees the same ones. The
+    replacement comes once more than the others in an epoch. Counting starts anew with each object: a resumed run meets
+    its invalid records again.
 
     Args:
-      source: the records, or what is made of them; it raises ValueError where one cannot be used.
+      source: the records, or examples of them; it raises ValueError for an invalid one.
       most: so many different records may be invalid.
-      found: told of each invalid record when it is met for the first time; may be called from several threads.
-      advice: what a refusal ends with.
+      note: called with the error of each invalid record when it is met for the first time; in any thread.
+      advice: appended to the message of `TooManyInvalid`.
 
     Raises:
       ValueError: a negative number, or no record.
     """
 
     def __init__(
-        self, source: _Items[Item], most: int, result: Callable[[str], None] | None = None, advice: str = ""
+        self, source: _Items[Item], most: int, note: Callable[[str], None] | None = None, advice: str = ""
     ) -> None:
         if most < 0:
             raise ValueError(f"most must not be negative, got {most}")
         if len(source) < 1:
             raise ValueError("the source holds no record")
         self._source, self._most = source, most
-        self._found, self._advice = result, advice
+        self._report, self._advice = note, advice
         self._invalid: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()  # a pipeline reads in several threads
 
@@ -65,11 +65,11 @@ class SkipInvalid(Generic[Item]):
             return Counter(reason for reason, _ in self._invalid.values())
 
     def __getitem__(self, index: int) -> Item:
-        """The record at an index, or the first whole one after it, round the end; raises as `read`."""
+        """The record at an index, or the first valid one after it, cyclically; raises as `read`."""
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Item, int]:
-        """The record of an index as above, and how many invalid ones stand between.
+        """The record of an index as above, and how many invalid ones were skipped.
 
         Raises:
           TooManyInvalid: more than `most` different records have turned out invalid; the message counts them by reason
@@ -86,7 +86,7 @@ class SkipInvalid(Generic[Item]):
                 raise
             except ValueError as error:
                 self._note(at, error)
-        raise TooManyInvalid(f"all {len(self)} records are invalid: {self._told()}")
+        raise TooManyInvalid(f"all {len(self)} records are invalid: {self._summary()}")
 
     def _note(self, at: int, error: ValueError) -> None:
         with self._lock:
@@ -94,12 +94,12 @@ class SkipInvalid(Generic[Item]):
             self._invalid[at] = str(getattr(error, "reason", "unusable")), str(error)
             count = len(self._invalid)
         if count > self._most:
-            message = f"{count} records are invalid, at most {self._most} may be{self._advice}: {self._told()}"
+            message = f"{count} records are invalid, at most {self._most} may be{self._advice}: {self._summary()}"
             raise TooManyInvalid(message) from error
-        if new and self._found is not None:
-            self._found(str(error))
+        if new and self._report is not None:
+            self._report(str(error))
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.skipped().items()))
         with self._lock:
             first = [message for _, (_, message) in sorted(self._invalid.items())[:5]]

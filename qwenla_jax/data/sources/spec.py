@@ -33,7 +33,7 @@ class Part:
       text: as it was written, without its weight.
       reader: a name of `READERS`, "jsonl", or one of `BUILT_IN_SOURCES`.
       path: of a dataset or file; empty for the built-in ones.
-      keys: what stands behind the `#`.
+      keys: what follows the `#`.
       weight: its share of a mixture, relative to the others'.
     """
 
@@ -49,17 +49,17 @@ def parse(spec: str) -> tuple[Part, ...]:
     """The sources that a setting names, at least one.
 
     Raises:
-      ValueError: a part that is none of the forms above; the message names it.
+      ValueError: a part that has none of the forms above; the message names it.
     """
     if spec in BUILT_IN_SOURCES or (spec.endswith(".jsonl") and os.path.isfile(spec)):
         return (_part(spec, Fraction(1)),)
     parts: list[Part] = []
     for text in spec.split(","):
-        result = _WEIGHT.search(text)
-        weight = Fraction(result[1]) if result else Fraction(1)
+        match = _WEIGHT.search(text)
+        weight = Fraction(match[1]) if match else Fraction(1)
         if not weight:
             raise ValueError(f"{text!r}: the weight is 0; expected more, or leave the source out")
-        part = _part(text[: result.start()] if result else text, weight)
+        part = _part(text[: match.start()] if match else text, weight)
         same = sum(part.name == other.name.partition(".")[0] for other in parts)
         parts.append(dataclasses.replace(part, name=f"{part.name}.{same + 1}") if same else part)
     return tuple(parts)
@@ -95,7 +95,7 @@ def _part(text: str, weight: Fraction) -> Part:
 
 
 def problems(spec: str) -> Iterator[str]:
-    """What is wrong with a setting as far as a look at the disk tells: its form, and what is not there."""
+    """Problems of a setting: its form, and files that do not exist. No file is opened."""
     try:
         parts = parse(spec)
     except ValueError as error:

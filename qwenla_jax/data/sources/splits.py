@@ -1,9 +1,9 @@
-"""Which records of a dataset are trained on, and which are held out.
+"""Splits: which records of a dataset are trained on, and which are held out.
 
-A dataset that comes in splits of its own keeps them: parquet files called `train` and one of `validation`, `val` and
-`test` (the first of these is held out, for it chooses among checkpoints), or of Geometry3K folders called so.
-Of all others every tenth record is held out, by a hash of its id, as of JSONL files. Records that belong together are
-on one side: the steps of a problem of We-Math, which share its image, and the turns of a conversation of LLaVA-CoT.
+A dataset with its own splits keeps them: parquet files called `train` and one of `validation`, `val` and `test` (the
+first of these is held out, since it selects checkpoints), or for Geometry3K folders of these names. Of all others,
+JSONL files among them, every tenth record is held out, by a hash of its id. Related records are in one split: the steps
+of a problem of We-Math, which share its image, and the turns of a conversation of LLaVA-CoT.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ HELD_OUT = ("validation", "val", "test")
 
 
 def own_split(reader: str, path: Path, split: Split) -> Path | None:
-    """Where a folder's own split lies; None where it has none."""
+    """The path of a folder's own split; None where it has none."""
     if not path.is_dir():
         return None
-    result: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     for name in ("train", *HELD_OUT):
         places = [path / name] if reader == "geometry3k" and (path / name).is_dir() else []
         for folder in (path, path / "data"):
             places += [folder / f"{name}.parquet"] if (folder / f"{name}.parquet").is_file() else []
             places += [folder / f"{name}-*.parquet"] if any(folder.glob(f"{name}-*.parquet")) else []
-        result |= {name: places[0]} if places else {}
-    held = next((name for name in HELD_OUT if name in result), None)
-    if "train" not in result or held is None:
+        splits |= {name: places[0]} if places else {}
+    held = next((name for name in HELD_OUT if name in splits), None)
+    if "train" not in splits or held is None:
         return None
-    return result[held if split == "held_out" else "train"]
+    return splits[held if split == "held_out" else "train"]
 
 
 def family(reader: str, name: str) -> str:
-    """What records that belong together share: the part of their ids that decides on the split."""
+    """The part of an id that decides on the split, which related records share."""
     if reader == "we_math":
         return name.rpartition("/")[0] or name
     return name.partition("#")[0] if reader == "llava_cot" else name
 
 
 class SelectedRecords:
-    """The records of one split of a dataset that its text does not rule out; which ones depends on the data alone.
+    """The records of one split of a dataset that are valid by their text; which ones depends on the data alone.
 
     Args:
       dataset: the dataset.
       reader: its reader's name, see `family`.
       split: which part; for "cold_start" every record needs a response.
       whole: all records, whatever the split.
-      filters: what else is left out.
+      filters: see `filters`.
       size: only the first so many.
 
     Attributes:
       name: of the dataset.
       total: records of the dataset, before anything was left out.
-      faults: where, reason and message of every record that cannot be used, of all splits.
-      left_out: what the filters left out, by reason; and `refused`, what the reader did.
+      faults: where, reason and message of every invalid record, of all splits.
+      left_out: number of records that the filters left out, by reason; `refused`: that the reader did.
 
     Raises:
       ValueError: the filters leave nothing, or responses are needed and there is none at all.
@@ -78,41 +78,41 @@ class SelectedRecords:
         self.name, self.total = dataset.name, len(dataset)
         self.left_out, self.refused = filtered.left_out, Counter(dataset.refused)
         faults: list[tuple[str, str, str]] = []
-        kept = []
+        indices = []
         answered = split != "cold_start"
         for index in range(len(filtered)):
             raw_record = filtered.raw_record(index)
-            result = raw_record.faults()
+            problems = raw_record.faults()
             answered = answered or raw_record.response is not None
-            if not result and split == "cold_start" and raw_record.response is None:
-                result = [("no_response", "response is missing; supervised training needs one")]
-            faults += [(raw_record.where, reason, message) for reason, message in result[:1]]
-            if result:
+            if not problems and split == "cold_start" and raw_record.response is None:
+                problems = [("no_response", "response is missing; supervised training needs one")]
+            faults += [(raw_record.where, reason, message) for reason, message in problems[:1]]
+            if problems:
                 continue
             if whole or (stable_hash(family(reader, raw_record.id)) % 10 == 0) == (split == "held_out"):
-                kept.append(index)
+                indices.append(index)
         self.faults = tuple(faults)
         if not answered and reader != "jsonl":
             raise ValueError(f"{dataset.name}: its records have no responses, and supervised training needs them")
-        self._kept = tuple(kept[:size])
+        self._indices = tuple(indices[:size])
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Record:
-        """The record; raises what `Corpus` raises where an image cannot be opened."""
-        return self._source[self._kept[index]]
+        """The record; raises as `Dataset` where an image cannot be opened."""
+        return self._source[self._indices[index]]
 
     def raw_record(self, index: int) -> RawRecord:
-        """The row, without opening its images."""
-        return self._source.raw_record(self._kept[index])
+        """The raw record, without opening its images."""
+        return self._source.raw_record(self._indices[index])
 
 
 def unusable(parts: Iterable[SelectedRecords], most: int) -> None:
-    """Refuses datasets of which more records than `most` cannot be used, as far as their text tells.
+    """Raises where more records than `most` are invalid by their text.
 
     Raises:
-      ValueError: names the first twenty, with where they stand and what would be right.
+      ValueError: names the first twenty, with their places and what is expected.
     """
     faults = [fault for part in parts for fault in part.faults]
     if len(faults) <= most:

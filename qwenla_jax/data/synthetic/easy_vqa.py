@@ -9,11 +9,11 @@ from qwenla_jax.data.record import Record, Split, stable_hash
 
 
 class EasyVqaSource:
-    """The PyPI package easy-vqa: 64x64 images of one coloured shape, and questions that nobody here wrote.
+    """The PyPI package easy-vqa: 64x64 images of one coloured shape, with the package's questions.
 
-    Responses for the cold start are written from the package's own answers: what is true of an image is what its
-    questions say; images whose questions do not tell both colour and shape (9%) are left out there. The package's
-    training part serves "cold_start" and "train", its test part "held_out".
+    Responses for the cold start are written from the package's answers, the only facts about an image; images whose
+    questions do not give both colour and shape (9%) are left out there. The package's training part is the splits
+    "cold_start" and "train", its test part "held_out".
 
     Raises:
       ModuleNotFoundError: the package is not installed.
@@ -40,10 +40,10 @@ class EasyVqaSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        question, answer, img = self._rows[index]
-        image = open_image(self._paths[img])
-        name = f"easy-vqa-{self._split}-{img}-{question}"
-        facts = self._facts[img]
+        question, answer, number = self._rows[index]
+        image = open_image(self._paths[number])
+        name = f"easy-vqa-{self._split}-{number}-{question}"
+        facts = self._facts[number]
         caption = " ".join(facts)
         reflects = stable_hash(f"reflect {name}") % 1000 < 1000 * self._share
         sections = [
@@ -70,14 +70,14 @@ def _easy_vqa_kind(answer: str) -> str:
 
 
 def _easy_vqa_facts(questions: tuple[list[str], list[str], list[int]]) -> dict[int, tuple[str, ...]]:
-    """Colour and shape of every image, as far as its questions with their answers tell."""
+    """Colour and shape of every image, from its questions with their answers."""
     facts: dict[int, dict[str, str]] = collections.defaultdict(dict)
     for question, answer, image in zip(*questions, strict=True):
         words = set(question.rstrip("?").split())
-        message = words if answer == "yes" and not words & {"no", "not"} else {answer}
-        message |= words if answer == "no" and words & {"no", "not"} else set()
-        message |= words if answer not in ("yes", "no") else set()  # "what color is the circle?" tells of a circle
-        for word in message:
+        named = words if answer == "yes" and not words & {"no", "not"} else {answer}
+        named |= words if answer == "no" and words & {"no", "not"} else set()
+        named |= words if answer not in ("yes", "no") else set()  # "what color is the circle?" implies a circle
+        for word in named:
             if word in EASY_VQA_COLORS:
                 facts[image]["color"] = word
             elif word in EASY_VQA_SHAPES:

@@ -1,9 +1,9 @@
 """Questions about scenes with marks, and structured responses to them; a pure function of (seed, split, index).
 
-Paper silent: see `scene_questions`, of which two fifths of the questions are. The others ask about a mark, which the
-caption does not name. The reasoning works the answer out, over the marks of all objects where one is asked for; one
-that a reflection corrects names the objects alone, and its verdict is a guess. A reflection looks at the objects that
-matter and names their marks.
+Paper silent: see `scene_questions`, which makes two fifths of the questions. The others ask about a mark, which the
+caption does not name. The reasoning derives the answer, listing the marks of all objects for a question about marks;
+one that a reflection corrects names the objects alone, and its verdict is a guess. A reflection names the relevant
+objects with their marks.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ def ask(
 
     Args:
       scene: `make_marked_scene(seed, split, index)`.
-      seed, split, index, reflection_share, correction_share, style: as of `scene_questions.ask`.
+      seed, split, index, reflection_share, correction_share, style: as in `scene_questions.ask`.
     """
     rng = np.random.default_rng([seed, split, index, 3])
     things = cast(Objects, scene.in_order())
     kinds = MARK_KINDS if rng.random() < MARK_SHARE else KINDS
     kind = kinds[rng.integers(len(kinds))]
     draft = _MARK_MAKERS[kind](things, rng) if kind in _MARK_MAKERS else MAKERS[kind](things, rng)
-    if draft is None:  # no object can be told from all others by two words
+    if draft is None:  # no object is unique by two words
         kind, draft = "count", MAKERS["count"](things, rng)
     assert draft is not None
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
-    # Marks told one by one are how the base model learns to read them; one mark a response taught it none.
+    # The base model learns to read marks from responses that list them all; with one mark a response it learned none.
     working = ", ".join(map(_marked, things)) if kind in MARK_KINDS else draft.check
     if style == "plain":
         draft = dataclasses.replace(draft, check=working)
-    # The working stands where the base model has it: verdicts without it were not learned in hundreds of steps.
+    # The working is where the base model has it: verdicts without it were not learned in hundreds of steps.
     reasoning = f"{caption_of(scene)}: {draft.glance}" if reflects and corrects else working
-    # The box is what makes the base model give its verdict again: a conclusion without it did not follow the reasoning.
+    # With the box the base model repeats its verdict: a conclusion without it did not follow the reasoning.
     return write(scene, kind, draft, reasoning, reflects, corrects, style, boxed=True)
 
 
@@ -76,7 +76,7 @@ def _mark(things: Objects, rng: np.random.Generator) -> Draft:
 
 
 def _same_mark(things: Objects, rng: np.random.Generator) -> Draft:
-    """Two looks: which mark, and what has it. The number is drawn first among those that the scene offers."""
+    """Two steps: which mark, and what has it. The number is drawn first among those that the scene offers."""
     sharing = {thing: [other for other in things if other.mark == thing.mark] for thing in things}
     offered = sorted({len(others) for others in sharing.values()})
     number = offered[rng.integers(len(offered))]
@@ -89,8 +89,8 @@ def _same_mark(things: Objects, rng: np.random.Generator) -> Draft:
 
 
 def _mark_existence(things: Objects, rng: np.random.Generator) -> Draft:
-    """Half yes. The absent ones have a colour and, where there is one, a mark that occur, but not together."""
-    marks = MARKS[1:]  # there is no saying "with a none mark"
+    """Half yes. Absent pairs have a colour and, where possible, a mark that both occur, but not together."""
+    marks = MARKS[1:]  # "with a none mark" is no question
     present = sorted({(thing.color, thing.mark) for thing in things if thing.mark in marks})
     colors = sorted({thing.color for thing in things})
     absent = [(color, mark) for color in colors for mark in marks if (color, mark) not in present]

@@ -1,7 +1,7 @@
 """Rendered scenes whose objects bear marks, discs in another colour, a pure function of (seed, split, index).
 
-Paper silent: it has no such data. A caption tells size, colour and shape, as of the scenes without marks, and never the
-mark: a question about one is answered by looking at the image again, and not by reading what was written so far.
+Paper silent: it has no such data. A caption has size, colour and shape, as for scenes without marks, and never the
+mark: a question about a mark is answered from the image, not from the text so far.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from qwenla_jax.data.synthetic.scenes import (
     render,
 )
 
-# One token each in the embedded tokenizer. Told apart by their colour: as forms of one colour (dot, bar, cross), the
-# embedded model did not learn to tell them in 5,000 steps.
+# One token each in the embedded tokenizer. They differ in colour: forms of one colour (dot, bar, cross) were
+# not learned by the embedded model in 5,000 steps.
 MARKS: tuple[str, ...] = ("none", "black", "gray")
 MIN_OBJECTS, MAX_OBJECTS = 3, 5
-MARK_REACH = 0.65  # radii; no mark reaches farther from the centre, and no other object comes nearer
+MARK_REACH = 0.65  # radii; no mark is farther from the centre, and no other object closer
 
 _DISC = 0.55  # a mark's radius, in radii of its object
 _RGB = {"black": (20, 20, 20), "gray": (205, 205, 205)}
@@ -47,7 +47,7 @@ def make_marked_scene(seed: int, split: int, index: int) -> Scene:
     """Places and draws 3 to 5 `MarkedObject`s, no two alike in size, colour and shape.
 
     Args:
-      seed, split, index: as of `scenes.make_scene`; the scenes are others than there.
+      seed, split, index: as in `scenes.make_scene`; the scenes are different ones.
 
     Raises:
       ValueError: an argument is negative.
@@ -60,14 +60,14 @@ def make_marked_scene(seed: int, split: int, index: int) -> Scene:
 
 
 def _place(rng: np.random.Generator) -> tuple[MarkedObject, ...]:
-    """As `scenes` places objects; besides, no two have one name and every mark is wholly in sight."""
+    """As in `scenes`; in addition, no two objects have the same name and every mark is fully visible."""
     num = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
     shapes = rng.permutation(len(SHAPES))[: rng.integers(2, len(SHAPES) + 1)]
     colors = rng.permutation(len(COLORS))[: rng.integers(2, 5)]
     # Few marks in a scene, so that several objects share one and a wrong guess is often one that occurs.
     marks = rng.permutation(len(MARKS))[: rng.integers(2, len(MARKS) + 1)]
     rows, columns = np.mgrid[:SIDE, :SIDE]
-    while True:  # a crowded start can leave the last object no place; then all positions are drawn anew
+    while True:  # the first objects may leave no place for the last; then all positions are drawn anew
         objects: list[MarkedObject] = []
         inner: list[np.ndarray] = []  # of each object, the pixels that its mark may need
         owners = Image.new("L", (SIDE, SIDE))
@@ -87,7 +87,7 @@ def _place(rng: np.random.Generator) -> tuple[MarkedObject, ...]:
             ):
                 objects.append(thing)
                 inner.append(np.hypot(columns - thing.x, rows - thing.y) <= MARK_REACH * thing.radius)
-                # What lies under the shape's rim is not the shape's, so its own disc counts as drawn there.
+                # Only the pixels that the shape covers count.
                 inner[-1] &= pixels == len(objects)
                 owners = trial
 

@@ -1,10 +1,10 @@
 """Questions about rendered scenes, and structured responses to them; a pure function of (seed, split, index).
 
 paper silent: the paper's cold start takes 2k records of LLaVA-CoT-100k with one reflection inserted by hand. Here the
-response is written from the scene: what the format and the habit of checking look like, on images a small model can
-read. The reasoning is a verdict at a glance. A reflection stands between reasoning and conclusion, looks at the scene
-again and goes through the objects that matter; where the reasoning was wrong, it says what is right. So a response that
-reflects has more to rest its conclusion on. The conclusion is always right.
+response is written from the scene, to teach the format and the checking on images that a small model can read. The
+reasoning is a short verdict. A reflection between reasoning and conclusion lists the relevant objects; where the
+reasoning was wrong, it corrects it. So a response with a reflection has more evidence for its conclusion. The
+conclusion is always right.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def ask(
 
     Args:
       scene: `make_scene(seed, split, index)`.
-      seed, split, index: as there; question and response are drawn from them.
+      seed, split, index: the scene's; question and response are drawn from them.
       reflection_share: share of the responses that hold a reflection.
       correction_share: share of those reflections that correct a wrong reasoning.
       style: "structured": the paper's format; "plain": summary, caption, working with its verdict and the answer in a
@@ -87,7 +87,7 @@ def ask(
     things = scene.in_order()
     kind = KINDS[rng.integers(len(KINDS))]
     draft = MAKERS[kind](things, rng)
-    if draft is None:  # no object can be told from all others by two words
+    if draft is None:  # no object is unique by two words
         kind, draft = "count", _count(things, rng)
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
@@ -104,7 +104,7 @@ def write(
     style: str,
     boxed: bool = False,
 ) -> SceneQuestion:
-    """A question with the response that a draft tells.
+    """A question with its response, from a draft.
 
     Args:
       scene: for the caption.
@@ -133,7 +133,7 @@ def write(
 
 
 def _count(things: Objects, rng: np.random.Generator) -> Draft:
-    """The number asked for is drawn first among those the scene offers, so that no number is much commoner."""
+    """The number asked for is drawn first among those the scene offers, so that no number is much more frequent."""
     counts: dict[int, list[str]] = {}
     for word in (*SHAPES, *COLORS, *SIZES):
         counts.setdefault(sum(_is(thing, word) for thing in things), []).append(word)
@@ -171,7 +171,7 @@ def _existence(things: Objects, rng: np.random.Generator) -> Draft:
 
 
 def _attribute(things: Objects, rng: np.random.Generator) -> Draft | None:
-    """Asks for the third attribute of an object that two others single out."""
+    """Asks for the third attribute of an object that is unique by the two others."""
     words: dict[str, tuple[str, ...]] = {"color": COLORS, "shape": SHAPES, "size": SIZES}
     options = []
     for asked in words:
@@ -191,7 +191,7 @@ def _attribute(things: Objects, rng: np.random.Generator) -> Draft | None:
 
 
 def _subtract(things: Objects, rng: np.random.Generator) -> Draft:
-    """What is taken away usually occurs."""
+    """The subtracted word usually occurs in the scene."""
     words = [word for word in (*SHAPES, *COLORS) if any(_is(thing, word) for thing in things)]
     if rng.random() < 0.15:
         words = [*SHAPES, *COLORS]
@@ -251,7 +251,7 @@ def _short(thing: SceneObject, word: str = "") -> str:
 
 
 def listing(things: Objects, word: str = "") -> str:
-    """Objects by two words each, as a question about `word` tells them apart; "none" where there is none."""
+    """Objects by two words each, distinct for a question about `word`; "none" where there is none."""
     return ", ".join(_short(thing, word) for thing in things) or "none"
 
 

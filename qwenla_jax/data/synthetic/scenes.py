@@ -1,7 +1,7 @@
 """Rendered scenes: a few coloured shapes on a light ground, a pure function of (seed, split, index).
 
 Paper silent: it has no such data. The images exist so that the whole pipeline runs without a download, and are made
-so that a small model can read them but errs: shapes stand off any grid, cover each other in part, and are noisy.
+so that a small model can read them with some errors: shapes are off any grid, partly cover each other, and are noisy.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize leaves the image as it is
+SIDE = 112  # pixels; a multiple of 28, so that Qwen2.5-VL's resize does not change the image
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 SIZES: tuple[str, ...] = ("small", "big")
 COLORS: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
@@ -68,7 +68,7 @@ class Scene:
     def in_order(self) -> tuple[SceneObject, ...]:
         """The objects by size, colour and shape: the canonical order of captions.
 
-        An order by place would ask a small model to compare positions before it can name anything.
+        An order by place would require a small model to compare positions first.
         """
         rank = lambda thing: (SIZES.index(thing.size), COLORS.index(thing.color), SHAPES.index(thing.shape))  # noqa: E731
         return tuple(sorted(self.objects, key=rank))
@@ -102,7 +102,7 @@ def render(
     Args:
       objects: what is drawn.
       rng: of ground, shading and noise.
-      detail: draws what else an object bears, right after it: (canvas, object, pixels of the canvas a pixel).
+      detail: draws details of an object, right after it: (canvas, object, pixels of the canvas a pixel).
 
     Returns:
       RGB, 112x112 pixels.
@@ -114,7 +114,7 @@ def render(
     image = Image.new("RGB", (side, side), ground)
     draw = ImageDraw.Draw(image)
     for thing in objects:
-        # A darker rim keeps two shapes of one colour apart where they overlap.
+        # A darker rim separates overlapping shapes of one colour.
         rim = tuple(value * 6 // 10 for value in thing.rgb)
         draw_shape(draw, thing, _SUPERSAMPLE, fill=thing.rgb, outline=rim, width=_SUPERSAMPLE)
         if detail is not None:
@@ -134,7 +134,7 @@ def _place(rng: np.random.Generator) -> tuple[SceneObject, ...]:
     # A scene has few colours and shapes, so that equal ones come together and counts above 1 are common.
     shapes = rng.permutation(len(SHAPES))[: rng.integers(2, len(SHAPES) + 1)]
     colors = rng.permutation(len(COLORS))[: rng.integers(2, 5)]
-    while True:  # a crowded start can leave the last object no place; then all positions are drawn anew
+    while True:  # the first objects may leave no place for the last; then all positions are drawn anew
         objects: list[SceneObject] = []
         owners = Image.new("L", (SIDE, SIDE))
         for _ in range(20 * MAX_OBJECTS):

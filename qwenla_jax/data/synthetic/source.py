@@ -14,10 +14,10 @@ from qwenla_jax.data.synthetic.scenes import Scene, make_scene
 _SPLIT_NUMBER: dict[str, int] = {"cold_start": 0, "held_out": 1, "train": 2}
 
 
-SCENES = 1_000_000  # scenes of one split; they are drawn when asked for
+SCENES = 1_000_000  # scenes of one split; they are drawn on access
 
 
-_KEPT = 1024  # scenes, of about 20 kB; evaluations read the same ones again and again
+_CACHED = 1024  # scenes, of about 20 kB each; evaluations read the same ones repeatedly
 
 
 class SceneSource:
@@ -27,7 +27,7 @@ class SceneSource:
     """
 
     _name = "scene"
-    _make = staticmethod(functools.lru_cache(_KEPT)(make_scene))
+    _make = staticmethod(functools.lru_cache(_CACHED)(make_scene))
     _ask = staticmethod(ask)
 
     def __init__(
@@ -52,7 +52,7 @@ class SceneSource:
         return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
 
     def scene(self, index: int) -> Scene:
-        """What the image of a record shows."""
+        """The scene of a record's image."""
         return self._make(self._seed, _SPLIT_NUMBER[self._split], index)
 
     def caption(self, index: int) -> str:
@@ -60,7 +60,7 @@ class SceneSource:
         return caption_of(self.scene(index))
 
     def details(self, index: int) -> tuple[str, ...]:
-        """What is to be seen in a record's image beyond the caption: an object's name and its mark."""
+        """The details of a record's image beyond the caption: each object's name with its mark."""
         return tuple(f"{thing} {thing.mark}" for thing in self.scene(index).objects if isinstance(thing, MarkedObject))
 
 
@@ -68,7 +68,7 @@ class MarkedSceneSource(SceneSource):
     """Rendered scenes whose objects bear marks that no caption names; otherwise as `SceneSource`."""
 
     _name = "marked-scene"
-    _make = staticmethod(functools.lru_cache(_KEPT)(make_marked_scene))
+    _make = staticmethod(functools.lru_cache(_CACHED)(make_marked_scene))
     _ask = staticmethod(marked_questions.ask)
 
 

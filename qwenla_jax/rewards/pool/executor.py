@@ -1,4 +1,4 @@
-"""The process in which rewards run: forked by the worker for a chunk of records, and thrown away after it."""
+"""The process in which rewards run: forked by the worker for a chunk of records, and ended after it."""
 
 import contextlib
 import ctypes
@@ -20,7 +20,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclasses.dataclass(frozen=True)
 class Confines:
-    """What a process of rewards is confined to.
+    """The limits of a process of rewards.
 
     Attributes:
       address_space: most bytes of it.
@@ -34,9 +34,9 @@ class Confines:
 
     @classmethod
     def from_here(cls, memory_mb: int) -> "Confines":
-        """Those of the executors that this process will fork; makes itself a place that they cannot leave (Linux).
+        """The limits of the executors that this process will fork; on Linux it becomes their subreaper.
 
-        Descendants whose own parent ends become this process's children, so that it can find and end them. Where
+        Descendants whose own parent ends become this process's children, so that it can find and end them. When
         memory is short the kernel ends these processes before the trainer.
 
         Args:
@@ -76,14 +76,14 @@ def execute(
     private: Sequence[int],
     confines: Confines,
 ) -> None:
-    """Runs every reward over records[first:] and answers each value; see `protocol`. Never returns.
+    """Runs every reward over records[first:] and sends each value; see `protocol`. Never returns.
 
     Args:
       rewards: name -> function, in the order of the answers.
       records: the chunk.
       first: index of the first record to work on.
       answers: file descriptor to answer on. Standard input, output and error are the worker's, which are /dev/null.
-      private: file descriptors of the worker's that a reward must not get hold of.
+      private: file descriptors of the worker's that are closed, so that a reward cannot use them.
       confines: see there.
     """
     me = os.getpid()
@@ -102,20 +102,20 @@ def _set_process(prctl: Callable[..., int], option: int, value: int) -> None:
 
 def _work(rewards: Mapping[str, Reward], records: Sequence[RewardRecord], first: int, answers: int, me: int) -> None:
     for item in range(first, len(records)):
-        said = b""
+        unsent = b""
         for reward in rewards.values():
-            if said:
-                os.write(answers, said)  # whatever this reward does now, the values before it are safe
-                said = b""
+            if unsent:
+                os.write(answers, unsent)  # so that a crash of this reward does not lose the values before it
+                unsent = b""
             answer = _answer(reward, records[item], item)
             if os.getpid() != me:
                 return  # a child that the reward forked and that came back from it
-            said += pack(answer)
+            unsent += pack(answer)
             if answer[0] == "error":
                 break
         last = item + 1 == len(records)
         leave = not last and _left_something()
-        os.write(answers, said + pack(["leave"]) if leave else said)
+        os.write(answers, unsent + pack(["leave"]) if leave else unsent)
         if leave:
             return
 
@@ -124,7 +124,7 @@ def _answer(reward: Reward, record: RewardRecord, item: int) -> list[object]:
     try:
         value = reward(record)
     except SystemExit:
-        os._exit(1)  # as the reward asked for
+        os._exit(1)  # as the reward requested
     except BaseException as error:
         return ["error", item, "raised", describe(error), traceback_of(error)]
     try:

@@ -17,20 +17,20 @@ from qwenla_jax.rewards.pool.protocol import Lines, pack
 from qwenla_jax.rewards.reward_record import RewardRecord
 from qwenla_jax.rewards.weights import RewardSettings
 
-GRACE_S = 5.0  # how much longer than its deadline a worker may keep silent about a record
+GRACE_S = 5.0  # how long after a record's deadline a worker may still answer
 _LAST_WORDS_S = 1.0  # how long a process may take to end once its pipes have, or once it is killed
-_MAX_WAIT_S = 3600.0  # `poll` knows no longer times
+_MAX_WAIT_S = 3600.0  # `poll` takes no longer times
 
 
 class Link:
     """A worker process.
 
     Attributes:
-      starting: it has not said yet that it is ready.
-      chunk: indices of the records that it was sent last.
+      starting: it is not ready yet.
+      chunk: indices of the last records sent.
       items: those of them without an answer.
       values: components of the first of `items` so far.
-      broken: what is wrong with what it said, None where nothing is.
+      invalid: what is wrong with its messages, None where nothing is.
     """
 
     def __init__(self, settings: RewardSettings, options: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Link:
         self._options = options
         self._heard = time.monotonic()
         path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
-        # jax in a worker would take the accelerator away from the trainer. Hashes of texts, and so the order of sets,
+        # JAX in a worker must not take the trainer's accelerator. Hashes of texts, and so the order of sets,
         # are the same in all workers.
         env = {"PYTHONHASHSEED": "0"} | os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path)}
         self._process = subprocess.Popen(
@@ -66,13 +66,13 @@ class Link:
 
     @property
     def patience(self) -> float:
-        """Until when it may keep silent; `time.monotonic()`."""
+        """The time by which it must answer, as of `time.monotonic()`."""
         if self.starting:
             return self._heard + self._options["start_deadline_s"]
         return self._heard + self._options["deadline_s"] + GRACE_S if self.items else float("inf")
 
     def send(self, chunk: list[int], records: Sequence[RewardRecord]) -> None:
-        """Hands it a chunk."""
+        """Sends a chunk."""
         self.chunk, self.items, self.values, self._heard = chunk, deque(chunk), {}, time.monotonic()
         self._unsent += pack([records[index].to_json() for index in chunk])
         self.write()
@@ -89,15 +89,15 @@ class Link:
         except BlockingIOError:
             pass
         except BrokenPipeError:
-            self._unsent.clear()  # it is gone, as the end of its output will say
+            self._unsent.clear()  # the worker has ended, which `read` will detect
 
     def read(self) -> None:
-        """Takes in what it has said."""
+        """Reads its messages."""
         self._lines.read()
         self._heard = time.monotonic()
 
     def take(self) -> list[list[Any]]:
-        """Its answers since the last call; everything else that it has said is dealt with here."""
+        """Its answers since the last call; other messages are handled here."""
         answers = []
         while self._lines.messages:
             match self._lines.messages.popleft():
@@ -116,7 +116,7 @@ class Link:
         return answers
 
     def trouble(self) -> str | None:
-        """Why the worker is of no more use; None where it is."""
+        """Why the worker must be replaced; None where it works."""
         if self.invalid or self._lines.fault:
             return self.invalid or f"the reward worker's output is garbled: {self._lines.fault}"
         doing = f"importing {self._loading!r}" if self._loading else "starting"
@@ -125,9 +125,9 @@ class Link:
                 return "the reward worker itself was ended"
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LAST_WORDS_S)
-            said = (self._stderr.read() or b"").decode("utf-8", "replace").strip()[-300:]
+            stderr = (self._stderr.read() or b"").decode("utf-8", "replace").strip()[-300:]
             ended = f"{doing} ended the reward worker, exit status {self._process.returncode}"
-            return f"{ended}; {said}" if said else ended
+            return f"{ended}; {stderr}" if stderr else ended
         if time.monotonic() < self.patience:
             return None
         if self.starting:
@@ -135,7 +135,7 @@ class Link:
         return "the reward worker itself does not answer"
 
     def hang_up(self) -> None:
-        """Tells the worker to end, even where a reward has stopped it."""
+        """Asks the worker to end, even where a reward has stopped it by a signal."""
         self._stdin.close()
         self._process.send_signal(signal.SIGCONT)
 
@@ -148,7 +148,7 @@ class Link:
         ended_itself = self._process.returncode == 0
         for pid in () if ended_itself else (self._process.pid, self._executor if self.items else None):
             if pid is not None:
-                # Both lead groups of their own. The executor may have survived the worker, though only for a moment.
+                # Both lead process groups. The executor may survive the worker for a moment.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -158,7 +158,7 @@ class Link:
 
 
 def exchange(links: Sequence[Link], until: float) -> None:
-    """Waits until a worker can be read or written, or loses one's patience, or `until`; then reads and writes."""
+    """Waits until a worker can be read or written, or one is late, or `until`; then reads and writes."""
     poller = select.poll()
     owners: dict[int, tuple[Link, int]] = {}
     for link in links:

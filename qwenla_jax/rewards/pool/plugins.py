@@ -1,4 +1,4 @@
-"""Rewards of the user's own: functions that are named as `module:function`."""
+"""Users' own rewards: functions named as `module:function`."""
 
 import inspect
 import numbers
@@ -44,7 +44,7 @@ def load_reward(spec: str) -> Reward:
     """Imports a reward.
 
     Args:
-      spec: `module:function`, where the module is found as an import in this process would find it.
+      spec: `module:function`; the module is imported as in this process.
 
     Raises:
       ValueError: the module cannot be imported, has no such function, or the function cannot be called with one record.
@@ -119,7 +119,7 @@ def describe(error: BaseException) -> str:
 def traceback_of(error: BaseException) -> str:
     """The traceback of an exception that a reward raised, without the frames of this package; at most 4,000 characters.
 
-    Of a long one the end is kept: there stands what was raised, and where.
+    A long one is cut at its start: its end has the exception and where it was raised.
     """
     try:
         trace = error.__traceback__

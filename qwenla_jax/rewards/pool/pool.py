@@ -1,4 +1,4 @@
-"""Rewards in processes of their own, so that none of them can stop a run."""
+"""Computes rewards in separate processes, so that none of them can stop a run."""
 
 import dataclasses
 import os
@@ -20,10 +20,10 @@ class RewardError:
     """Why a response has no reward.
 
     Attributes:
-      kind: `timeout` (took too long), `crash` (its process ended, or sent something else than an answer), `raised`
+      kind: `timeout` (took too long), `crash` (its process ended, or sent an invalid message), `raised`
         (raised an exception) or `value` (returned no finite number).
-      name: the reward, as `RewardSettings.weights` names it; "" where it is not known: the step's deadline was over, or
-        the worker itself was gone.
+      name: the reward, as `RewardSettings.weights` names it; "" where it is not known: the step's deadline passed, or
+        the worker itself ended.
       message: what happened; of an exception its type and text, cut to 300 characters.
       traceback: of an exception, through the reward's own code, at most 4,000 characters; else "".
     """
@@ -37,15 +37,15 @@ class RewardError:
 class RewardPool:
     """Computes rewards in worker processes that are watched, killed and replaced.
 
-    A reward that hangs, crashes, raises or returns no number costs its own record and no other one. Values are those
-    of `total.score`, whatever the number of workers, provided that a user's reward depends on its record alone: its
-    process works through at most 16 records and is then thrown away with everything that it has changed. What it
-    prints goes to /dev/null. In it jax, should a reward import it, sees the CPU only.
+    A reward that hangs, crashes, raises or returns no number fails for its own record only. Values are those of
+    `weights.score`, whatever the number of workers, provided that a user's reward depends on its record alone: its
+    process computes at most 16 records and then ends, with everything that it has changed. Its output goes to
+    /dev/null. JAX, where a reward imports it, sees the CPU only.
 
-    The processes end when this one does, however it ends, and do not see the terminal's Ctrl-C. On systems other than
-    Linux, grandchildren that a reward moves to a session of their own may outlive it.
+    The processes end when this one does, however it ends, and do not receive the terminal's Ctrl-C. On systems other
+    than Linux, grandchildren that a reward moves to a session of their own may outlive it.
 
-    Not thread-safe. To be closed, or used as a context manager.
+    Not thread-safe. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RewardPool:
     ) -> None:
         """Starts the workers and has each import the user's rewards.
 
-        Modules are found along this process's `sys.path`, the working directory before it.
+        Modules are searched in the working directory and then in this process's `sys.path`.
 
         Args:
           settings: weights, options and the user's rewards.
@@ -121,7 +121,7 @@ class RewardPool:
         until = time.monotonic() + self._step_deadline_s
         try:
             self._fill()
-            exchange(self._links, 0.0)  # a worker that has ended since the last call must not get a record
+            exchange(self._links, 0.0)  # a worker may have ended since the last call
             while step.left:
                 for link in list(self._links):
                     step.book(link, link.take())
@@ -136,13 +136,13 @@ class RewardPool:
                 elif step.left:
                     exchange(self._links, until)
         finally:
-            # Who is still at work here is late, or was interrupted: nobody wants those answers.
+            # Workers that still work are late, or the call was interrupted: their answers are dropped.
             self._drop([link for link in self._links if link.items])
             self._fill()
         return step.results()
 
     def close(self) -> None:
-        """Ends all processes; takes a second or two at most. Closing twice is fine."""
+        """Ends all processes, in about two seconds at most. May be called again."""
         self._closed = True
         self._drop(list(self._links))
 
@@ -163,16 +163,16 @@ class RewardPool:
             self._start_trouble = f"no process for a reward worker: {error}"
 
     def _replace(self, step: "_Step", link: Link, message: str) -> None:
-        """Gives up a worker and finds the record that ended it, if one did."""
+        """Replaces a worker and finds the record that ended it, if one did."""
         if len(link.chunk) == 1 and link.items:
             step.fail(link.items[0], "crash", message)
         else:
-            # What it had not passed on yet is lost, so which record it was is not known. Those that have no result are
-            # tried once more, each in a chunk of its own; then the guilty one is found, and the others get theirs.
+            # Unsent values are lost, so which record it was is not known. The records without a result are tried once
+            # more, each in its own chunk, which isolates the failing one.
             step.pending.extendleft([index] for index in reversed(link.items))
         self._drop([link])
         if link.starting:
-            self._start_trouble = message  # one that cannot even start is not tried again before the next call
+            self._start_trouble = message  # a failed start is not tried again before the next call
         else:
             self._fill()
 
@@ -186,11 +186,11 @@ class RewardPool:
 
 
 class _Step:
-    """Records on their way through the pool.
+    """The records of one call of `score`.
 
     Attributes:
       left: how many have no result yet.
-      waiting: chunks of indices that nobody works on.
+      pending: chunks of indices that no worker has yet.
     """
 
     def __init__(self, records: Sequence[RewardRecord], settings: RewardSettings, names: Sequence[str]) -> None:

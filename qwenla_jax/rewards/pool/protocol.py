@@ -1,10 +1,10 @@
-"""What pool, worker and executor say to each other over pipes: one message a line, each a JSON array.
+"""The messages of pool, worker and executor over pipes: one a line, each a JSON array.
 
 pool -> worker: first `[settings, options]`, then for each chunk the array of its records' `RewardRecord.to_json`.
 worker -> pool: `["loading", spec]` before an import, then `["ready"]` or `["refused", message]`; for every chunk
 `["executor", pid]` whenever it starts one, and the executor's answers.
 executor -> worker: `["value", item, number]` for each component in order, or `["error", item, kind, message,
-traceback]`, which ends the item; `["leave"]` asks for a new executor.
+traceback]`, which ends the item; `["leave"]` requests a new executor.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def pack(message: Any) -> bytes:
-    """One line. Lone surrogates come back as they were, see `record.RewardRecord.to_json`."""
+    """One line. Lone surrogates come back as they were, see `RewardRecord.to_json`."""
     text = json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass") + b"\n"
 
@@ -24,9 +24,9 @@ class Lines:
 
     Attributes:
       fd: the pipe.
-      messages: what arrived and nobody has taken yet.
+      messages: what arrived and has not been taken yet.
       ended: the other side has closed the pipe.
-      fault: what arrived that is no message, in words; None so far. Nothing behind it is read.
+      fault: an error in what arrived, else None. Nothing after it is read.
     """
 
     def __init__(self, fd: int, limit: int | None = None) -> None:
@@ -39,7 +39,7 @@ class Lines:
         self._rest = bytearray()
 
     def read(self) -> None:
-        """Takes what is there; waits for something only where the pipe is a blocking one."""
+        """Reads what is available; waits only where the pipe is a blocking one."""
         try:
             data = os.read(self.fd, 1 << 20)
         except BlockingIOError:

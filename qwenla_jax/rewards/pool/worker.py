@@ -1,8 +1,8 @@
-"""A worker process of `pool.RewardPool`: `python -m qwenla_jax.rewards.pool.worker`, which talks as `protocol` says.
+"""A worker process of `pool.RewardPool`: `python -m qwenla_jax.rewards.pool.worker`; its messages are in `protocol`.
 
-It imports the user's rewards once, forks an executor for each chunk of records, and watches it: where a record takes
-too long or the executor dies, the executor's processes are killed, the record is answered as an error, and a new
-executor resumes the next one. Nothing here imports jax. It ends when its standard input ends.
+It imports the user's rewards once, forks an executor for each chunk of records, and monitors it: where a record takes
+too long or the executor dies, the executor's processes are killed, the record gets an error, and a new executor
+continues with the next record. Nothing here imports jax. It ends when its standard input ends.
 """
 
 import math
@@ -20,19 +20,19 @@ from qwenla_jax.rewards.pool.protocol import Lines, pack
 from qwenla_jax.rewards.reward_record import RewardRecord
 from qwenla_jax.rewards.weights import RewardSettings, rewards_of
 
-_TICK_S = 0.05  # how often an executor that keeps silent is looked after
-_IDLE_TICK_S = 2.0  # how often an idle worker looks whether its trainer is still there
+_TICK_S = 0.05  # how often a silent executor is checked
+_IDLE_TICK_S = 2.0  # how often an idle worker checks that its trainer still runs
 _END_S = 2.0  # processes that do not end within this time after SIGKILL hang in the kernel
 _MAX_LINE = 1 << 16
 
 
 class _PoolGone(Exception):
-    """The other side of standard input is gone."""
+    """The other end of standard input is closed."""
 
 
 def main() -> int:
     """Runs the worker until its standard input ends; returns the exit status."""
-    # Whatever a reward prints goes to /dev/null; the pipes get numbers that it does not know.
+    # The output of rewards goes to /dev/null; the pipes get other file descriptors.
     commands, answers = Lines(os.dup(0)), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     try:
@@ -42,7 +42,7 @@ def main() -> int:
         if commands.ended:
             return 0
         settings, options = commands.messages.popleft()
-        # Until here an error of Python itself shows on standard error, where the pool looks for it.
+        # Until here an error of Python itself goes to standard error, which the pool reads.
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         extra = tuple((spec, weight) for spec, weight in settings["extra"])
@@ -55,10 +55,10 @@ def main() -> int:
 
 
 def _load(settings: RewardSettings, answers: int, deadline_s: float) -> Mapping[str, Reward] | None:
-    """The rewards by name; None where one is refused, which is answered."""
+    """The rewards by name; None where one is invalid, after an error message to the pool."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, but also under -P
-    # An import that hangs would never see that the pool has gone.
+    # An import that hangs could not detect that the pool has ended.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(math.ceil(min(deadline_s, 1e6)) + 1)
     try:
@@ -75,7 +75,7 @@ def _load(settings: RewardSettings, answers: int, deadline_s: float) -> Mapping[
 
 
 class _Worker:
-    """Works through chunks of records."""
+    """Computes the rewards of chunks of records."""
 
     def __init__(
         self, rewards: Mapping[str, Reward], commands: Lines, answers: int, options: Mapping[str, Any]
@@ -86,10 +86,10 @@ class _Worker:
         self._deadline_s = options["deadline_s"]
         self._pool = options["pool"]
         self._confines = Confines.from_here(options["memory_mb"])
-        self._kept = _children()  # processes that the user's modules started when they were imported
+        self._preserved = _children()  # processes that the user's modules started when they were imported
 
     def run(self) -> None:
-        """Answers chunk after chunk."""
+        """Computes chunk after chunk until the pool ends."""
         self._say(["ready"])
         while True:
             while not self._commands.messages:
@@ -100,7 +100,7 @@ class _Worker:
                 item = self._execute(records, item)
 
     def _execute(self, records: Sequence[RewardRecord], first: int) -> int:
-        """Has an executor work on records[first:] as far as it gets; returns the first record without an answer."""
+        """Runs an executor on records[first:]; returns the first record without an answer."""
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         try:
@@ -122,7 +122,7 @@ class _Worker:
             os.close(reading)
 
     def _watch(self, pid: int, lines: Lines, count: int, item: int) -> int:
-        """Passes on what the executor answers until it is through, dies or takes too long; returns as `_execute`."""
+        """Forwards the executor's answers until it is done, dies or takes too long; returns as `_execute`."""
         num_values, status, leaving = 0, None, False
         deadline = time.monotonic() + self._deadline_s
         while item < count and not leaving:
@@ -153,7 +153,7 @@ class _Worker:
                 # Dead, or alive with its files closed; the kernel may need a moment to know which.
                 status = _wait(pid, 0.2) or "its process closed the file that it had to answer on"
             elif lines.fd not in ready:
-                status = _wait(pid, 0.0)  # if it has ended, once more around the loop: for what it said just before
+                status = _wait(pid, 0.0)  # if it has ended, loop once more to read its last messages
                 if status is None and time.monotonic() >= deadline:
                     return self._fail(item, "timeout", f"no answer within {self._deadline_s:g} s")
         return item
@@ -163,18 +163,18 @@ class _Worker:
         return item + 1
 
     def _end(self, pid: int) -> None:
-        """Kills the executor, its group, and whatever else it left behind."""
+        """Kills the executor, its group, and its other descendants."""
         _kill(pid)
         _wait(pid, _END_S)
         give_up = time.monotonic() + _END_S
         while time.monotonic() < give_up:
             try:
-                result, _ = os.waitpid(-1, os.WNOHANG)
+                ended, _ = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return  # not one child is left
-            if result == 0:
-                # Orphans become children of this process, those that have left the group too.
-                left = _children() - self._kept
+                return  # no child is left
+            if ended == 0:
+                # Orphans become children of this process, also those that have left the group.
+                left = _children() - self._preserved
                 if not left:
                     return
                 for child in left:
@@ -182,7 +182,7 @@ class _Worker:
                 time.sleep(0.0005)
 
     def _hear(self, ready: set[int]) -> None:
-        """Reads from the pool where there is something. Raises _PoolGone where the pool is no more."""
+        """Reads from the pool where there is something. Raises _PoolGone where the pool has ended."""
         if self._commands.fd in ready:
             self._commands.read()
         if self._commands.ended or os.getppid() != self._pool:
@@ -215,14 +215,14 @@ def _poll(timeout_s: float, *fds: int) -> set[int]:
 
 
 def _wait(pid: int, timeout_s: float) -> str | None:
-    """How a child ended, in words; None where it runs on."""
+    """How a child ended, in words; None where it still runs."""
     until = time.monotonic() + timeout_s
     while True:
         try:
-            result, status = os.waitpid(pid, os.WNOHANG)
+            ended, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             return "its process ended"
-        if result:
+        if ended:
             code = os.waitstatus_to_exitcode(status)
             return f"its process ended with status {code}" if code >= 0 else f"its process ended by {_signal(-code)}"
         if time.monotonic() >= until:
@@ -248,7 +248,7 @@ def _kill(pid: int) -> None:
 
 def _children() -> set[int]:
     """Process ids of this process's children, on Linux; elsewhere none."""
-    result, me = set(), os.getpid()
+    children, me = set(), os.getpid()
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit():
             try:
@@ -257,8 +257,8 @@ def _children() -> set[int]:
             except OSError:
                 continue  # it has just ended
             if int(stat[stat.rindex(b")") + 1 :].split()[1]) == me:
-                result.add(int(name))
-    return result
+                children.add(int(name))
+    return children
 
 
 if __name__ == "__main__":

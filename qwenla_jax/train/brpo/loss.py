@@ -34,11 +34,11 @@ def advantages(
         or "none" (Dr.GRPO, arXiv 2503.20783).
       total: "raw": the weighted rewards are summed, then normalised by `scale`; "normalised": each is normalised within
         its group first, and their weighted sum over the batch (GDPO, arXiv 2601.05242), so that a reward of large
-        spread does not drown the others. Always scaled then.
+        spread does not dominate the others. Then `scale` has no effect.
 
     Returns:
-      float32 [B] advantages, and bool [Q]: groups whose valid totals, formed as `total` says, are all equal, so that
-      they teach nothing.
+      float32 [B] advantages, and bool [Q]: groups whose valid totals, formed by `total`, are all equal: they have
+      no policy gradient.
     """
     grouped_QxGxN = np.where(valid_B[:, None], rewards_BxN, np.nan).reshape(-1, group_size, len(weights_N))
     total_QxG = grouped_QxGxN @ weights_N
@@ -54,7 +54,7 @@ def advantages(
         if scale != "none":
             spread = std_Qx1 if scale == "group" else _std(total_QxG)
             result = result / (np.maximum(spread, std_floor) + std_eps)
-    # Only what is invalid becomes 0: rewards too large for a number must show in the loss, where updates are guarded.
+    # Only invalid rows become 0: rewards that overflow must show in the loss, which skips the update.
     return np.where(valid_B, result.reshape(-1), 0.0).astype(np.float32), np.isclose(std_Qx1[:, 0], 0.0)
 
 
@@ -76,7 +76,7 @@ def kl_estimate(logp: jax.Array, ref_logp: jax.Array, form: str = "k3") -> jax.A
     With d = log ref - log pi: "k3" is exp(d) - d - 1, exact near 0 (paper, section BRPO); "k2" is d^2 / 2; "k1" is -d.
     All three estimate the divergence, and only their gradients count in a loss. On policy that of k2 is the
     divergence's own gradient in expectation, that of k3 is the gradient of KL(ref || pi), which agrees with it near 0,
-    and that of k1 is zero: a KL term with k1 in the loss holds the policy to nothing, and only adds noise.
+    and that of k1 is zero: a KL term with k1 in the loss does not constrain the policy, and only adds noise.
     """
     d = ref_logp.astype(jnp.float32) - logp.astype(jnp.float32)
     return {"k1": lambda: -d, "k2": lambda: 0.5 * d * d, "k3": lambda: jnp.expm1(d) - d}[form]()
@@ -98,14 +98,14 @@ def brpo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The BRPO objective, negated: GRPO's clipped ratio minus beta times the KL divergence (paper, section BRPO).
 
-    The caller divides the sum by `denominator` of the whole batch, so that it may come in parts.
+    The caller divides the sum by `denominator` of the whole batch, so that the batch may come in microbatches.
 
     Args:
       logp_BxR: log-probabilities under the parameters that are trained.
       old_logp_BxR: under the parameters that sampled.
       ref_logp_BxR: under the frozen reference.
       advantage_B: group advantages.
-      mask_BxR: 1 on the tokens that count, 0 behind a response's end.
+      mask_BxR: 1 on the tokens that count, 0 after a response's end.
       beta, clip_low, clip_high: settings.
       norm: "sequence": the mean over a response's tokens, so that each response counts equally (paper); "token" and
         "constant": the sum, see `denominator`.
@@ -139,7 +139,7 @@ def brpo_loss(
 
 
 def denominator(norm: str, responses: jax.Array, tokens: jax.Array, longest: int) -> jax.Array:
-    """What the summed loss of the whole batch, over all its parts and devices, is divided by; never 0.
+    """What the summed loss of the whole batch, over all microbatches and devices, is divided by; never 0.
 
     "sequence": the responses (GRPO, the paper's); "token": their tokens that count (DAPO, arXiv 2503.14476);
     "constant": the responses times the most tokens that one may have (Dr.GRPO, arXiv 2503.20783).

@@ -1,4 +1,4 @@
-"""The frozen reference model of BRPO and where it lies."""
+"""The frozen reference model of BRPO and its shardings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qwenla_jax.train.train_runtime import TrainRuntime
 def make_reference(runtime: TrainRuntime, params: Params) -> Params | None:
     """The frozen reference: the parameters a BRPO run starts from, in the type they are computed in; None if unused.
 
-    With `brpo.reference` host it lies in the host's memory, and each update takes it to the devices for its own time.
-    Where that type is the parameters' own, it is the same arrays: they must not be donated. Where the parameters have
-    adapters, the reference is the base that the state holds, and only what of it is trained too is copied here.
+    With `config.brpo.reference` "host" it is in the host's memory, and each update copies it to the devices. Where that
+    type is the parameters' own, it is the same arrays: they must not be donated. Where the parameters have adapters,
+    the reference is the state's base, and only the trained part of the base is copied here.
     """
     if runtime.options.stage != "brpo" or not runtime.options.brpo.beta:
         return None
@@ -29,7 +29,7 @@ def make_reference(runtime: TrainRuntime, params: Params) -> Params | None:
 
 
 def reference_program(runtime: TrainRuntime) -> Any:
-    """What makes the reference of parameters, jitted: a copy of what is not there otherwise, in the computing type."""
+    """The jitted function of the parameters that makes the reference: a copy, in the compute type, of what changes."""
     dtype, rules = runtime.options.dtype, runtime.options.optim.trainable
 
     def copy(params: Params) -> Params:
@@ -41,20 +41,20 @@ def reference_program(runtime: TrainRuntime) -> Any:
 
 
 def _moving_base(tree: Any, rules: Rules) -> Any:
-    """Of a tree shaped as parameters with adapters: what is trained of the base."""
+    """The trained part of the base, from a tree shaped as parameters with adapters."""
     return base_of(trained_part(tree, trainable_labels(tree, rules)))
 
 
 def reference_shardings(runtime: TrainRuntime) -> Any:
-    """Where the reference lies during an update."""
+    """Shardings of the reference during an update."""
     if adapted_kernels(runtime.shardings):
         return _moving_base(runtime.shardings, runtime.options.optim.trainable)
     return runtime.shardings
 
 
 def stored_reference_shardings(runtime: TrainRuntime) -> Any:
-    """Where the reference lies between updates."""
+    """Shardings of the reference between updates."""
     shardings = reference_shardings(runtime)
     if runtime.options.brpo.reference == "device":
         return shardings
-    return jax.tree.map(lambda layout: layout.with_memory_kind("pinned_host"), shardings)
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), shardings)

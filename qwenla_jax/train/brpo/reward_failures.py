@@ -1,4 +1,4 @@
-"""Rewards that fail: told at once, and the end of a run in which none works."""
+"""Rewards that fail: reported once each, and an error where all of a step fail."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from qwenla_jax.utils.visible import visible
 
 
 class RewardsFailed(Exception):
-    """No response of a step has rewards, so that there is nothing to learn from; the message names the rewards."""
+    """No response of a step has rewards; the message names the rewards."""
 
 
 class RewardFailures:
-    """Looks at the rewards of every step.
+    """Checks the rewards of every step for failures.
 
     Args:
-      note: told of the first failure of each reward and kind, with the traceback where there is one.
+      note: called with the first failure of each reward and kind, with the traceback where there is one.
       first_step: the first step of this process, counted from 0.
     """
 
     def __init__(self, note: Callable[[str], None] | None, first_step: int) -> None:
         self._note = note or (lambda text: None)
         self._first_step = first_step
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     def check(self, step: int, scores: Sequence[RewardScores | RewardError]) -> None:
-        """Looks at the rewards of a sampling of step `step`, counted from 0.
+        """Checks the rewards of step `step`, counted from 0.
 
         Raises:
-          RewardsFailed: there are none. After the first step, rewards that were merely late do not end a run: what
-            keeps a machine busy for a while may pass.
+          RewardsFailed: there are none. After the first step, timeouts alone do not end a run: a machine may be busy
+            for a while.
         """
         errors = [one for one in scores if isinstance(one, RewardError)]
         counts = collections.Counter((error.name, error.kind) for error in errors)
         for error in errors:
-            if (which := (error.name, error.kind)) not in self._told:
-                self._told.add(which)
+            if (which := (error.name, error.kind)) not in self._reported:
+                self._reported.add(which)
                 self._note(
                     f"step {step + 1}: {_name(error)} failed for {counts[which]} of {len(scores)} responses, which are "
                     f"not trained on. The first: {_reason(error)}"

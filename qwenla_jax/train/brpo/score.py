@@ -25,14 +25,14 @@ ERROR_KINDS = ("timeout", "crash", "raised", "value")
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRollout:
-    """Responses of a step with what they earned; row b answers record b // G.
+    """Responses of a step with their rewards and advantages; row b answers record b // G.
 
     Attributes:
       texts: responses without their stop token.
-      scores: rewards by row, or why there are none.
+      scores: rewards by row, or the error.
       advantage_B: float32; 0 for a response without rewards.
-      counted_B: float32, 1 for responses that count in the loss's mean: those with rewards, and, where groups of equal
-        rewards are left out, in a group that is not.
+      counted_B: float32, 1 for responses that count in the loss's mean: those with rewards, and, where zero-std groups
+        are dropped, in no such group.
       trained_B: float32, 1 for those of them whose tokens enter the loss.
       zero_std_Q: bool, groups whose rewards are all equal.
       length_B: int, tokens with the stop token.
@@ -49,7 +49,7 @@ class ScoredRollout:
     stopped_B: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """Means over the step under DESIGN's names (those of TRL), without the `train/` prefix.
+        """Means over the step under TRL's names, without the `train/` prefix.
 
         Rewards are means over the responses that have them, nan where none has.
         """
@@ -77,12 +77,12 @@ class ScoredRollout:
 
 def reward_settings(options: RunOptions) -> RewardSettings:
     """The rewards' own settings from a run's."""
-    own = options.rewards
-    return RewardSettings.from_options(own, own.extra, options.data.max_response_tokens)
+    rewards = options.rewards
+    return RewardSettings.from_options(rewards, rewards.extra, options.data.max_response_tokens)
 
 
 def reward_pool(options: RunOptions) -> RewardPool:
-    """The processes that a run's rewards are computed in; see there for what it raises."""
+    """The pool of processes that compute a run's rewards. Raises as `RewardPool`."""
     pool = options.rewards.pool
     return RewardPool(
         reward_settings(options),
@@ -101,10 +101,10 @@ def judge(
     settings: RewardSettings,
     options: BrpoOptions,
 ) -> ScoredRollout:
-    """Rewards and group advantages of a step's responses, which may come in several parts.
+    """Rewards and group advantages of a step's responses, which may come in several rollouts.
 
     Args:
-      rollouts: the parts, in the records' order.
+      rollouts: in the records' order.
       records: the questions; G rows answer each.
       tokenizer: turns tokens to text.
       pool: where the rewards are computed.
@@ -131,7 +131,7 @@ def judge(
         )
         for record, ids, text, length, stopped in zip(asked, responses, texts, length_B, stopped_B, strict=True)
     ]
-    # Each process computes some of them; a reward that fails in one of them has then failed for all.
+    # Each process computes a share; all processes get all scores and failures.
     scores = [one for part in gather(pool.score(wanted[share(len(wanted))])) for one in part]
     weights = settings.weights()
     valid_B = np.array([isinstance(s, RewardScores) for s in scores])

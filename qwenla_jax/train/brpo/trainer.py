@@ -1,4 +1,4 @@
-"""BRPO: what one step does, from the batch to the metrics (paper, section BRPO)."""
+"""BRPO: one step, from the batch to the metrics (paper, section BRPO)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class BrpoStage:
     def _sample_groups(
         self, params: Params, batch: Any, records: list[Any], step: int, turn: int, clock: Clock
     ) -> SampledGroups:
-        """Samples and judges G responses to each question; `turn` counts the step's samplings."""
+        """Samples and scores G responses to each question; `turn` counts the step's samplings."""
         group = self._runtime.options.brpo.group_size
         rollout = sample_microbatches(self._sampler, params, batch, step, turn, len(records) * group)
         clock("reward")
@@ -75,14 +75,14 @@ class BrpoStage:
         return SampledGroups(records, rollout, scored)
 
     def _see(self, params: Params, batch: Any) -> Any:
-        """The batch with its images' visual tokens, where a step's programs may share them: the tower is frozen."""
+        """The batch with its images encoded, where the tower is frozen and a step's programs can share the tokens."""
         if self._encoder is None:
             return batch
         vision, *rest = batch
         return self._encoder(params, vision), *rest
 
     def step(self, state: TrainState, step: int, check_stop: CheckStop) -> tuple[TrainState, dict[str, Any]]:
-        """Samples G responses to each question of the batch, rewards them, and updates.
+        """Samples G responses to each question of the batch, scores them, and updates.
 
         Raises:
           RewardsFailed: no response has rewards.
@@ -101,10 +101,10 @@ class BrpoStage:
 
             def again(turn: int) -> SampledGroups:
                 rounds = options.resample_rounds
-                result = further_records(self._source, run.seed, step, turn, rounds, len(records))
-                other = self._runtime.stack(result, self._runtime.collate_prompts, False, self._asked_rows)
+                further = further_records(self._source, run.seed, step, turn, rounds, len(records))
+                other = self._runtime.stack(further, self._runtime.collate_prompts, False, self._asked_rows)
                 clock("rollout")
-                return self._sample_groups(state.params, self._see(state.params, other), result, step, turn + 1, clock)
+                return self._sample_groups(state.params, self._see(state.params, other), further, step, turn + 1, clock)
 
             groups, rounds = fill(first, again, options.resample_rounds)
             if rounds:
@@ -122,21 +122,21 @@ class BrpoStage:
                 state, metrics = self._step(state, self._reference, *placed, self._runtime.logit_bias_V)
                 updates.append(metrics)
         updates = jax.device_get(updates)
-        # The first update is the one on policy: only there is a difference to the sampler a sign of something wrong.
+        # The first update is on policy: only there a difference from the sampler is an error.
         once = ("sampling_logp_difference", "ratio_mean", "kl")
         metrics = {name: np.mean([m[name] for m in updates]) for name in updates[0]}
         metrics |= {f"first_update/{name}": updates[0][name] for name in once} if options.inner_updates > 1 else {}
         timing = clock.seconds()
         rate = float(self._rate(step * options.inner_updates))
-        own = first.scored.metrics() | resampled | {"data/invalid": invalid}
-        own["perf/sampled_tokens_per_s"] = float(first.scored.length_B.sum()) / timing["timing_s/rollout"]
+        host_metrics = first.scored.metrics() | resampled | {"data/invalid": invalid}
+        host_metrics["perf/sampled_tokens_per_s"] = float(first.scored.length_B.sum()) / timing["timing_s/rollout"]
         if self._runtime.reattention().inserts:
-            own["reattention/inserted_mean"] = first.rollout.inserted_B.mean()
-            own["reattention/skipped_mean"] = first.rollout.skipped_B.mean()
-        return state, own | metrics | timing | {"learning_rate": rate}
+            host_metrics["reattention/inserted_mean"] = first.rollout.inserted_B.mean()
+            host_metrics["reattention/skipped_mean"] = first.rollout.skipped_B.mean()
+        return state, host_metrics | metrics | timing | {"learning_rate": rate}
 
     def _rollout_batch(self, groups: SampledGroups, batch: Any) -> RolloutBatch:
-        """The update's view of the responses, in the batch's parts, cut to what they need."""
+        """The responses for the update, in the batch's microbatches, cut to the shortest bucket that fits."""
         rollout, scored = groups.rollout, groups.scored
         longest = next(n for n in self._lengths if n >= scored.length_B.max())
         selected = None
@@ -193,7 +193,7 @@ def brpo_sampler(runtime: TrainRuntime) -> Sampler:
 
 
 def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int, turn: int, rows: int) -> Rollout:
-    """Responses to a batch in parts, on the host, all rows below each other.
+    """Responses to a batch in microbatches, concatenated by row, on the host.
 
     Sample numbers continue from turn to turn, so that no two rows of a step share their random keys.
     """

@@ -22,14 +22,14 @@ from qwenla_jax.types import PromptBatch, VisionBatch
 
 @struct.dataclass
 class RolloutBatch:
-    """Responses and what they are worth.
+    """Responses with their advantages.
 
     Attributes:
       ids_BxR, logp_BxR, length_B: as in `types.Rollout`.
       advantage_B: float32.
       counted_B: float32, 1 where the row counts as a response, 0 where it fills the batch, or has no reward.
-      trained_B: float32, 1 where its tokens enter the loss; 0 also where it counts but was cut off, on request.
-      selected_BxExX: as in `types.Rollout`; None where nothing is put in.
+      trained_B: float32, 1 where its tokens enter the loss; 0 also for truncated ones with `mask_truncated`.
+      selected_BxExX: as in `types.Rollout`; None where nothing is inserted.
     """
 
     ids_BxR: Any
@@ -48,13 +48,13 @@ def make_brpo_gradient(
     trainable: Rules = TRAIN_ALL,
     reattention: ReattentionConfig = TEXT_ONLY,
 ) -> Gradient:
-    """The gradient of the whole batch and its metrics; every array of the batch has a leading axis of A parts.
+    """The gradient of the whole batch and its metrics; every array of the batch has a leading axis of A microbatches.
 
-    The reference's log-probabilities are computed here, with the gradient's program, so that they never leave the
-    device; without a KL term (beta 0) they are not computed and the reference may be None. With insertions both see
-    what the rollout put in. `longest` is the most tokens that a response may have. The gradient is a tree of what is
-    trained alone. Where the parameters have adapters, the reference is the same base without them, and the argument
-    holds only what of the base is trained too.
+    The reference's log-probabilities are computed here, in the gradient's program, so that they never leave the
+    device; without a KL term (beta 0) they are not computed and the reference may be None. Policy and reference both
+    see the rollout's insertions. `longest` is the most tokens that a response may have. The gradient is a tree of the
+    trained part. Where the parameters have adapters, the reference is the same base without them, and the argument
+    holds only the trained part of the base.
     """
 
     def gradient(
@@ -120,7 +120,7 @@ def make_brpo_gradient(
             "clip_ratio/low_mean": sums["clip_low"] / tokens,
             "clip_ratio/high_mean": sums["clip_high"] / tokens,
             "ratio_mean": sums["ratio"] / tokens,
-            # Of the sampler's log-probability and this update's: rounding alone, where the update is on policy.
+            # Between the sampler and this update: rounding alone, where the update is on policy.
             "sampling_logp_difference": sums["gap"] / tokens,
         }
 

@@ -1,4 +1,4 @@
-"""Supervised training: what one step does, from the batch to the metrics."""
+"""Supervised training: one step, from the batch to the metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qwenla_jax.train.train_state import TrainState
 
 
 class SftStage:
-    """Supervised training on responses, with or without the images in them again (paper, stages 1 and 4)."""
+    """Supervised training on responses, with or without re-inserted images (paper, stages 1 and 4)."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class SftStage:
         self.inputs: Inputs | None = None
 
     def step(self, state: TrainState, step: int, check_stop: CheckStop) -> tuple[TrainState, dict[str, Any]]:
-        """One update; dispatch only, nothing is waited for but the data."""
+        """One update; only the data is waited for, the device is not."""
         check_stop("data")
         begin = time.perf_counter()
         batch, records, invalid = next(self._batches)
@@ -51,8 +51,8 @@ class SftStage:
         self.inputs = Inputs(step, batch, [{"id": record.id} for record in records])
         with self._runtime.context():
             state, metrics = self._step(state, *place(batch, self._rows), self._runtime.logit_bias_V)
-        own = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/invalid": invalid}
-        return state, metrics | own
+        host_metrics = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/invalid": invalid}
+        return state, metrics | host_metrics
 
     def show(self, workdir: Path, step: int) -> None:
         """There are no completions to show."""

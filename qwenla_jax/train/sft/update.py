@@ -1,4 +1,4 @@
-"""Supervised training on responses: the cold start, and with the images put in again (paper, stages 1 and 4)."""
+"""Supervised training on responses: the cold start, and with re-inserted images (paper, stages 1 and 4)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def reattention_sft_loss(
     logit_bias_V: jax.Array,
     reattention: ReattentionConfig,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """`sft_loss` with the images in the responses again (paper, section Visual re-attention, stage 4).
+    """`sft_loss` with images re-inserted into the responses (paper, section Visual re-attention, stage 4).
 
-    Inserted tokens carry no loss. What ROUTE keeps is computed under the given responses and the current parameters.
+    Inserted tokens carry no loss. ROUTE's selection is computed under the given responses and the current parameters.
 
     Returns:
       three float32 scalars: the sum of -log p over the responses' tokens, and the sum of p and their number.
@@ -70,11 +70,10 @@ def make_sft_gradient(
 ) -> Gradient:
     """The gradient of the whole batch and its metrics.
 
-    The batch comes in A parts (leading axis A on every array), worked through one after the other; the sum of losses is
-    divided by the loss weight of the whole batch, so the gradient does not depend on A. `trainable` are the rules of
-    `config.optim.trainable`; the gradient is a tree of what is trained alone. The batch is (VisionBatch, TokenBatch),
-    or where `reattention` puts anything in (VisionBatch, PromptBatch, ResponseBatch); the bias of the logits comes
-    last.
+    The batch comes in A microbatches (leading axis A on every array), computed one after the other; the sum of losses
+    is divided by the loss weight of the whole batch, so the gradient does not depend on A. `trainable` are the rules of
+    `config.optim.trainable`; the gradient is a tree of the trained part. The batch is (VisionBatch, TokenBatch), or
+    where `reattention` inserts anything (VisionBatch, PromptBatch, ResponseBatch); the bias of the logits comes last.
     """
 
     def gradient(params: Params, *args: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -103,11 +102,11 @@ def make_sft_gradient(
 
 
 def accumulate(part: Callable, batch: tuple) -> tuple:
-    """Sums `part` over the leading axis of every array in `batch`, in float32; a single part costs nothing extra."""
+    """Sums `part` over the leading axis of every array in `batch`, in float32; one microbatch costs nothing extra."""
     parts = jax.tree.leaves(batch)[0].shape[0]
     if parts == 1:
         return part(jax.tree.map(lambda x: x[0], batch))
-    # All parts inside the loop: with the first before it, every program would hold two copies of the same code.
+    # All microbatches inside the loop: with the first before it, the program would hold the same code twice.
     shapes = jax.eval_shape(part, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     add = lambda total, b: (jax.tree.map(jnp.add, total, part(b)), None)  # noqa: E731

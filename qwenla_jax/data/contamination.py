@@ -1,14 +1,13 @@
-"""Contamination: records and images of the training data that are in an evaluation too.
+"""Leak guard: records and images of what is trained on that are in what is evaluated, too.
 
-Images are compared in four ways, from certain to likely: the same file, the same pixels, the same COCO number in their
-file names (COCO's images of train2014, val2014 and train2017 share one set of numbers), and the same appearance after
-re-encoding and resizing ("look"). Appearance is compared in two steps: a hash of the 8x8 lowest frequencies of the
-discrete cosine transform, of which at most `HASH_BITS` of 64 may differ, and, because line drawings have similar
-hashes, the correlation of 24x24 thumbnails, which has to reach `CORRELATION`. On 252 real mathematical drawings copies
-(JPEG of quality 30, scaled to half or twice the size) differ in at most 18 bits and reach at least 0.98; different
-images reach 0.80 at most. Images that were cropped, turned, drawn over or made grey are not found; those scaled to a
-quarter, or down without smoothing, not always. Simple drawings on one background (easy-VQA) give some pairs that are no
-copies.
+Images are compared in four ways, from certain to likely: the same file, the same pixels, the same COCO number in
+their file names (COCO's images of train2014, val2014 and train2017 carry one set of numbers), and the same look after
+re-encoding and resizing. Look is compared in two steps: a hash of the 8x8 lowest frequencies of the discrete cosine
+transform, of which at most `HASH_BITS` of 64 may differ, and, because line drawings share such hashes, the correlation
+of 24x24 thumbnails, which has to reach `CORRELATION`. On 252 real mathematical drawings copies (JPEG of quality 30,
+scaled to half or twice the size) differ in at most 18 bits and reach at least 0.98; different images reach 0.80 at
+most. Images that were cropped, turned, drawn over or made grey are not found; those scaled to a quarter, or down
+without smoothing, not always. Simple drawings on one background (easy-VQA) give some pairs that are no copies.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from qwenla_jax.data.record import Record
 
 HASH_BITS = 22
 CORRELATION = 0.95
-_SHAPE = 0.15  # the logarithms of two copies' aspect ratios differ by so much at most
+_SHAPE = 0.15  # sides' ratios of two copies differ by so much at most, as a logarithm
 _THUMB = 24
-_FLAT = 2.0  # standard deviation below which an image is of one colour
+_FLAT = 2.0  # standard deviation of grey below which an image has no look of its own
 _COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 _COCO_FOLDER = re.compile(r"(?:^|/)(?:coco(?:/|$)|(?:train|val|test)20\d\d$)")
 _NUMBER = re.compile(r"(\d{12})\.")
@@ -42,11 +41,11 @@ _NUMBER = re.compile(r"(\d{12})\.")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The fingerprint of one image.
+    """What is remembered of one image.
 
     Attributes:
       record: id of its record.
-      file: digest of its file; None where the source has no files.
+      file: digest of its file; None where the source does not show it.
       pixels: digest of its size and RGB values; None where only a name is known.
       number: COCO's number of it, from its name; None where the name has none.
       phash: perceptual hash, 64 bits; None for an image of one colour.
@@ -65,13 +64,13 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """The fingerprints of a source.
+    """What is remembered of a source.
 
     Attributes:
       name: of the source.
       ids: of its records.
       images: of its records, an image of two records twice.
-      unread: a message for each record that could not be read.
+      unread: what could not be read, a message each.
       reasons: the kind of fault of each of these, for counting.
     """
 
@@ -85,29 +84,29 @@ class Fingerprints:
 def coco_number(name: str) -> int | None:
     """COCO's number of an image called "COCO_val2014_000000310196.jpg" or "coco/train2017/000000310196.jpg"."""
     folder, _, file = name.rpartition("/")
-    match = _COCO.search(name) or (_NUMBER.match(file) if _COCO_FOLDER.search(folder) else None)
-    return int(match[1]) if match else None
+    result = _COCO.search(name) or (_NUMBER.match(file) if _COCO_FOLDER.search(folder) else None)
+    return int(result[1]) if result else None
 
 
 def image_fingerprint(image: Image.Image, record: str, file: bytes | None = None, name: str = "") -> Fingerprint:
-    """The fingerprint of an image.
+    """What is remembered of an image.
 
     Args:
       image: the image, RGB.
       record: id of its record.
-      file: the bytes it was decoded from, if known.
-      name: its file name, if known.
+      file: the bytes it was decoded from, where they are known.
+      name: its file name, where it is known.
     """
     image = image.convert("RGB")
     pixels = hashlib.blake2b(f"{image.width}x{image.height} ".encode(), digest_size=16)
     pixels.update(image.tobytes())
     phash, thumb = None, None
-    # The filter's width grows with the reduction, so that it averages over all pixels and lines keep their places.
+    # Its filter widens with the reduction, so that it averages over all pixels and lines stay where they are.
     small = np.asarray(image.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR), np.float64)
     if small.std(axis=(0, 1)).max() >= _FLAT:
         low = _low_frequencies(small.mean(-1))
         phash = int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-        centred = small - small.mean(axis=(0, 1))  # by channel, so that equal background colours do not correlate
+        centred = small - small.mean(axis=(0, 1))  # of each channel: a coloured background is no likeness
         thumb = (centred / np.linalg.norm(centred)).astype(np.float16).ravel()
     return Fingerprint(
         record,
@@ -130,12 +129,12 @@ def _low_frequencies(small: np.ndarray) -> np.ndarray:
 def take_fingerprints(
     source: RecordSource, name: str, check: Callable[[Record], object] | None = None, size: int | None = None
 ) -> Fingerprints:
-    """Reads every record of a source; one with `raw_record` (a dataset) has its files' bytes and names as well.
+    """Reads every record of a source; a source with `entry` (a dataset) shows its files' bytes and names as well.
 
     Args:
       source: the records; those that cannot be read are listed in `unread`.
       name: of the source.
-      check: raises ValueError for a record that is invalid for another reason.
+      check: raises ValueError for a record that cannot be used for another reason.
       size: only the first so many.
     """
     ids: list[str] = []
@@ -190,8 +189,8 @@ class RawRecords(Protocol):
 def file_leaks(trained: RawRecords, evaluated: RawRecords, size: int | None = None) -> LeakReport:
     """Compares two datasets without opening an image: by files, and by COCO's numbers in their names.
 
-    Only files whose lengths are in both datasets are read, so that 100,000 images take seconds. Images inside of other
-    files (parquet) are not compared.
+    Only files of one length are read, so that 100,000 images take seconds. Images inside of other files (parquet)
+    are not compared.
 
     Args:
       trained, evaluated: the two.
@@ -204,20 +203,20 @@ def file_leaks(trained: RawRecords, evaluated: RawRecords, size: int | None = No
     digests: dict[str, bytes] = {}
 
     def prints(name: str, raw_records: list[RawRecord]) -> Fingerprints:
-        images = []
+        result = []
         for raw_record in raw_records:
             for each in raw_record.images:
                 if _length(each) in both and each.name not in digests:
-                    with contextlib.suppress(ValueError):  # reported where the record is read
+                    with contextlib.suppress(ValueError):  # what cannot be read is told of where its record is met
                         digests[each.name] = hashlib.blake2b(each.read(), digest_size=16).digest()
-                images.append(Fingerprint(raw_record.id, digests.get(each.name), number=coco_number(each.name)))
-        return Fingerprints(name, tuple(raw_record.id for raw_record in raw_records), tuple(images))
+                result.append(Fingerprint(raw_record.id, digests.get(each.name), number=coco_number(each.name)))
+        return Fingerprints(name, tuple(raw_record.id for raw_record in raw_records), tuple(result))
 
     return find_leaks(prints(trained.name, rows[0]), prints(evaluated.name, rows[1]))
 
 
 def _length(image: RawImage) -> int | None:
-    """Bytes of an image's own file; None where it has none."""
+    """Of an image's file; None where it has none of its own."""
     try:
         return image.path.stat().st_size if isinstance(image, FileImage) else None
     except OSError:
@@ -225,15 +224,15 @@ def _length(image: RawImage) -> int | None:
 
 
 def named_fingerprints(name: str, images: Iterable[tuple[str, str]]) -> Fingerprints:
-    """The fingerprints of an evaluation whose images are not available, such as POPE's list of COCO file names.
+    """Of an evaluation whose images are not at hand, such as POPE's or CHAIR's list of COCO file names.
 
     Args:
       name: of the evaluation.
       images: (id of the question, file name of its image).
     """
     pairs = tuple(images)
-    prints = tuple(Fingerprint(record, number=coco_number(file)) for record, file in pairs)
-    return Fingerprints(name, tuple(record for record, _ in pairs), prints)
+    result = tuple(Fingerprint(record, number=coco_number(file)) for record, file in pairs)
+    return Fingerprints(name, tuple(record for record, _ in pairs), result)
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,12 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """The images and ids of the training data that are in the evaluation.
+    """What of the training data is in the evaluation.
 
     Attributes:
       trained, evaluated: names of the two.
       same_ids: ids that both have; they need not mean the same question.
-      leaks: every such pair of images.
+      leaks: every pair of images found.
       images: number of the training data's images, and of those that are in the evaluation.
       unread: records of either that could not be read, and were not compared.
     """
@@ -311,7 +310,7 @@ def find_leaks(trained: Fingerprints, evaluated: Fingerprints) -> LeakReport:
     leaks: list[Leak] = []
     leaked = 0
     for each in trained.images:
-        matches: dict[str, Leak] = {}
+        result: dict[str, Leak] = {}
         for how, index in indices.items():
             for other in index.get(getattr(each, how), ()):
                 result.setdefault(other.record, Leak(each.record, other.record, how))
@@ -320,9 +319,9 @@ def find_leaks(trained: Fingerprints, evaluated: Fingerprints) -> LeakReport:
             near &= np.abs(shapes - each.shape) <= _SHAPE
             for at in np.flatnonzero(near):
                 if (same := float(thumbs[at] @ each.thumb.astype(np.float32))) >= CORRELATION:
-                    matches.setdefault(hashed[at].record, Leak(each.record, hashed[at].record, "look", min(same, 1.0)))
-        leaks += matches.values()
-        leaked += bool(matches)
+                    result.setdefault(hashed[at].record, Leak(each.record, hashed[at].record, "look", min(same, 1.0)))
+        leaks += result.values()
+        leaked += bool(result)
     both = set(evaluated.ids)
     return LeakReport(
         trained.name,

@@ -20,10 +20,10 @@ from qwenla_jax.model.rope import mrope_angles, rotate
 ONE_HOT_VOCAB = 2048
 
 
-# Of one segment of keys: how many count (None: the call's own, causal), and the bias on their scores; see
+# Of one run of keys: how many count (None: the call's own, in order), and what is added to their scores; see
 # `attention.Segment`.
 Mask = tuple[jax.Array | None, jax.Array | None]
-# Number of a segment -> float32 [B, T, S], the attention that its keys received, summed over the layers so far.
+# Number of a watched run of keys -> float32 [B, T, S], the attention paid to them, summed over the layers so far.
 AttentionReceived = dict[int, jax.Array]
 
 
@@ -33,8 +33,8 @@ class Decoded(NamedTuple):
     Attributes:
       hidden_BxTxD: hidden states after the last norm.
       new: keys and values of the tokens, each [L, B, T, K, H].
-      received: name of each segment in `return_attention` -> float32 [B, T, S], the attention that each key received
-        from each token: the mean over layers and heads.
+      paid: name of each watched run of keys -> float32 [B, T, S], the attention that each token paid to each key:
+        the mean over layers and heads.
     """
 
     hidden_BxTxD: jax.Array
@@ -76,7 +76,7 @@ class DecoderAttention(nn.Module):
         shards = [*past, (k, v)]
         segments = tuple(
             Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None)
-            for (ks, vs), (length_Q, bias_QxS) in zip(keys_values, masks, strict=True)
+            for (ks, vs), (length_Q, bias_QxS) in zip(shards, masks, strict=True)
         )
         if return_attention:
             out, received = attention_with_weights(q, segments, return_attention)
@@ -86,7 +86,7 @@ class DecoderAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and a gated MLP, each after an RMS norm, with residuals."""
+    """Attention and a gated MLP, each behind an RMS norm, with residuals."""
 
     config: TextConfig
     dtype: str
@@ -142,8 +142,8 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """The output matrix [D, V] of a model that does not tie it to its embedding.
 
-    It is never applied here: log-probabilities are computed in chunks and sampling needs the last row only, so both
-    use the matrix itself (`qwen_vl.head_matrix`).
+    It is never applied here: log-probabilities are made in chunks and sampling needs the last row only, so both take
+    the matrix itself (`qwen_vl.head_matrix`).
     """
 
     vocab_size: int
@@ -162,7 +162,7 @@ class Head(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of layers; embedding and head are here so that the tree matches the checkpoint's."""
+    """The stack of layers; embedding and head live here so that the tree reads as the checkpoint does."""
 
     config: ModelConfig
 
@@ -186,10 +186,10 @@ class Decoder(nn.Module):
         bias_BxT: jax.Array | None = None,
         return_attention: tuple[str, ...] = (),
     ) -> Decoded:
-        """Runs the layers over T new tokens a row.
+        """Run the layers over T new tokens a row.
 
-        The causal mask is by slot, never by M-RoPE position: a token sees the whole prefix, the filled slots of its
-        row's cache, and the tokens of this call up to itself, except those that a bias masks.
+        The causal mask goes by slot, never by M-RoPE position: a token sees the whole prefix, the filled slots of its
+        row's cache, and the tokens of this call up to itself, as far as no bias hides them.
 
         Args:
           x_BxTxD: embeddings.
@@ -197,24 +197,23 @@ class Decoder(nn.Module):
           prefix: keys and values of Q prompts, each shared by B // Q consecutive rows.
           cache: keys and values of the row's own earlier tokens.
           bias_BxT: float32, added to every score of a new token's key; None for none.
-          return_attention: of which segments, "prefix", "cache" and "new", the received attention is returned; for
-            passes without a gradient.
+          watch: which of the runs "prefix", "cache" and "new" are watched; for passes without a gradient.
         """
         cfg = self.config.text
         T = x_BxTxD.shape[1]
         angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
         names, masks, past = [], [], []
-        for name, values in (("prefix", prefix), ("cache", cache)):
-            if values is not None:
+        for name, run in (("prefix", prefix), ("cache", cache)):
+            if run is not None:
                 names.append(name)
-                masks.append((values.length_B, _sharded_bias(values.bias_BxS)))
-                past.append((values.k_LxBxSxKxH, values.v_LxBxSxKxH))
+                masks.append((run.length_B, _sharded_bias(run.bias_BxS)))
+                past.append((run.k_LxBxSxKxH, run.v_LxBxSxKxH))
         names.append("new")
         masks.append((None, _sharded_bias(bias_BxT)))
         keys = [past[number][0].shape[2] if number < len(past) else T for number in range(len(names))]
-        numbers = sorted(names.index(name) for name in return_attention)
-        zeros = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in numbers}
-        (x, total), new = self.layers((x_BxTxD, zeros), jnp.cos(angles), jnp.sin(angles), tuple(masks), tuple(past))
+        returns_attention = sorted(names.index(name) for name in return_attention)
+        nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in returns_attention}
+        (x, total), new = self.layers((x_BxTxD, nothing), jnp.cos(angles), jnp.sin(angles), tuple(masks), tuple(past))
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
         received = {names[number]: sums / cfg.num_layers for number, sums in total.items()}

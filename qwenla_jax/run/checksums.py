@@ -1,4 +1,4 @@
-"""Checksums of checkpoint folders, so that corruption is detected before use."""
+"""Checksums of checkpoint folders, so that a corrupt one is known before it is used."""
 
 from __future__ import annotations
 
@@ -15,48 +15,50 @@ VERSION = 1
 
 def digest(folder: Path) -> dict[str, list[int | str]]:
     """Size in bytes and SHA-256 of every file below a folder, by its path relative to it."""
-    files: dict[str, list[int | str]] = {}
+    result: dict[str, list[int | str]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
-                files[path.relative_to(folder).as_posix()] = [
+                result[path.relative_to(folder).as_posix()] = [
                     path.stat().st_size,
                     hashlib.file_digest(file, "sha256").hexdigest(),
                 ]
-    return files
+    return result
 
 
 def write(path: Path, folder: Path, rating: float | None) -> None:
-    """Writes the checksums of a folder's files, atomically.
+    """Seals a folder: writes the checksums of its files, whole or not at all.
 
     Args:
-      path: of the checksum file.
-      folder: the checkpoint.
-      rating: of the checkpoint, more is better; None for none.
+      path: of the seal.
+      folder: what is sealed.
+      rating: how good what is in it was found to be, or None.
     """
     _replace(path, {"version": VERSION, "rating": rating, "files": digest(folder)})
 
 
 def rate(path: Path, rating: float) -> None:
-    """Replaces the rating in a checksum file. Raises ValueError where the file cannot be read."""
+    """Puts another rating into a seal. Raises ValueError where the seal cannot be read."""
     _replace(path, json_files.read_object(path) | {"rating": rating})
 
 
 def rating(path: Path) -> float | None:
-    """The rating in a checksum file; None where there is none, or the file cannot be read."""
+    """The rating in a seal; None where there is none, or no seal that can be read."""
     try:
-        value = json_files.read_object(path).get("rating")
+        result = json_files.read_object(path).get("rating")
     except (OSError, ValueError):
         return None
     return float(result) if result is not None and type(result) in (int, float) and abs(result) <= 1e30 else None
 
 
 def damage(path: Path, folder: Path) -> str | None:
-    """What differs between a folder and its checksums, None where nothing does. Additional files are ignored.
+    """What is wrong with a sealed folder, None where nothing is.
+
+    Files that came after the seal do not count.
 
     Args:
-      path: of the checksum file.
-      folder: the checkpoint.
+      path: of the seal.
+      folder: what was sealed.
     """
     try:
         known = json_files.read_object(path)["files"]

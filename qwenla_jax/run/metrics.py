@@ -28,7 +28,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
     """One line of valid JSON without its line break: `step` first, then the metrics in their order.
 
-    JSON has no nan and no infinities. Such a metric is null, and `nonfinite` has its value: "nan", "inf", "-inf".
+    JSON has no nan and no infinities. Such a metric is null, and `nonfinite` says which it was: "nan", "inf", "-inf".
 
     Raises:
       ValueError: a metric that is not one number, or is called `step` or `nonfinite`.
@@ -58,15 +58,15 @@ def _summary_writer() -> type[SummaryWriter]:
     try:
         from tensorboardX import SummaryWriter
     finally:
-        if without_torch:
+        if hidden:
             del sys.modules["torch"]
     return SummaryWriter
 
 
 def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The lines of a metrics file with their steps, and what follows the last line break, cut short by a crash.
+    """The lines of a metrics file with their steps, and what stands behind the last line break, cut short by a crash.
 
-    A missing file counts as empty.
+    A file that is not there is an empty one.
 
     Raises:
       ValueError: a line, other than the last, that is not a JSON object with an integer `step`; names file and line.
@@ -75,7 +75,7 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
     if not path.exists():
         return [], b""
     *lines, torn = json_files.read_bytes(path).split(b"\n")
-    parsed = []
+    result = []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         try:
@@ -84,15 +84,15 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
             raise ValueError(f"{error}; delete the line to continue") from error
         if not isinstance(row, dict) or type(row.get("step")) is not int:
             raise ValueError(f"{where}: expected a JSON object with an integer `step`; delete the line to continue")
-        parsed.append((row["step"], line))
-    return parsed, torn
+        result.append((row["step"], line))
+    return result, torn
 
 
 def truncate(path: Path, last_step: int) -> int:
     """Drops the lines of steps after `last_step`, and a torn last line, from a metrics file; returns how many.
 
-    The file is replaced atomically, so that a crash leaves either the old or the new one. A missing file counts as
-    empty.
+    The file is replaced in one move, so that a crash leaves either the old or the new one. A file that is not there is
+    an empty one.
 
     Raises:
       ValueError, OSError: as `whole_lines`.
@@ -171,15 +171,15 @@ class MetricWriter:
     the sink that it refuses is given up.
 
     Args:
-      workdir: folder of the run; made if it does not exist.
-      resume_step: last step that counts; None: a new run. Lines of later steps are dropped from metrics.jsonl, and
-        purged from TensorBoard, so that no step is there twice. Before a new run, a file with the steps of an earlier
-        one is renamed to `metrics-N.jsonl`.
+      workdir: folder of the run; made if it is not there.
+      resume_step: last step that counts; None: a fresh run. Lines of later steps are dropped from metrics.jsonl, and
+        TensorBoard is told to forget them, so that no step stands twice. Before a fresh run, a file with the steps of
+        an earlier one is kept as `metrics-N.jsonl`.
       progress: console; None: silent.
       primary: False on all processes but one: nothing is written.
 
     Raises:
-      ValueError, OSError: metrics.jsonl is invalid, or cannot be written; as `whole_lines`.
+      ValueError, OSError: metrics.jsonl is none, or cannot be written; as `whole_lines`.
 
     Several writes of one step (training, then evaluation) make several lines with that step and different keys.
     """
@@ -220,8 +220,8 @@ class MetricWriter:
         numbers = {name: float(value) for name, value in metrics.items()}
         if not self._path.exists():
             self._begin_again(step)
-        fine = not self._pending
-        self._pending += line.encode() + b"\n"
+        fine = not self._waiting
+        self._waiting += line.encode() + b"\n"
         trouble = self._flush()
         if trouble is not None and fine:
             self._note(f"{self._path}: {trouble.strerror}; metrics wait in memory until it can be written")
@@ -235,7 +235,7 @@ class MetricWriter:
             self._progress.show(int(step), numbers)
 
     def _begin_again(self, step: int) -> None:
-        """Makes the file again after it was deleted; does nothing where its folder is gone too."""
+        """Somebody deleted the file. Where its folder is gone too, whoever runs the run finds that out."""
         assert self._file is not None
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -248,9 +248,9 @@ class MetricWriter:
     def _flush(self) -> OSError | None:
         assert self._file is not None
         try:
-            while self._pending:
-                # Written bytes are removed, so that the rest of a line comes next.
-                del self._pending[: os.write(self._file, self._pending)]
+            while self._waiting:
+                # What the disk took of a line is gone from here, so that the rest of it comes next.
+                del self._waiting[: os.write(self._file, self._waiting)]
         except OSError as error:
             return error
         return None
@@ -260,11 +260,11 @@ class MetricWriter:
             self._progress.note(text)
 
     def close(self) -> None:
-        """Flushes everything to disk, and notes what could not be written."""
+        """Flushes everything to disk, and says what did not get there."""
         if self._file is not None:
             trouble = self._flush()
             if trouble is not None:
-                lost = self._pending.count(b"\n")
+                lost = self._waiting.count(b"\n")
                 self._note(f"{self._path}: {trouble.strerror}; the last {lost} lines are lost")
             os.close(self._file)
             self._file = None

@@ -1,4 +1,4 @@
-"""Checks all of a run's questions before it starts, and whether its evaluation leaks into its training data."""
+"""Everything that is wrong with a run's questions, told before the run meets it; and whether its evaluation leaks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _LONG_ANSWER = 200  # characters
 
 @dataclasses.dataclass(frozen=True)
 class DataCheck:
-    """The result of a check.
+    """What was found.
 
     Attributes:
       lines: the report.
-      invalid: number of invalid records.
-      leaked: images of the training data that are in an evaluation too.
+      invalid: records that cannot be used.
+      leaked: images of the training data that an evaluation has, too.
     """
 
     lines: tuple[str, ...]
@@ -43,11 +43,11 @@ class DataCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no invalid records and no leaks."""
+        """Whether nothing was found."""
         return not self.invalid and not self.leaked
 
     def text(self) -> str:
-        """The report with its last line."""
+        """The report, with its end."""
         end = f"{self.invalid} invalid records, {self.leaked} leaked images"
         return "\n".join([*self.lines, end if not self.ok else "nothing is wrong"])
 
@@ -65,8 +65,8 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
     data = options.data
     assert data.source is not None
     sft = options.stage == "sft"
-    separate = data.eval_source is not None
-    asked: list[tuple[str, str, Split, bool]] = [("training", data.source, "cold_start" if sft else "train", separate)]
+    apart = data.eval_source is not None
+    asked: list[tuple[str, str, Split, bool]] = [("training", data.source, "cold_start" if sft else "train", apart)]
     if options.eval.final_size or options.eval.every:
         asked.append(("evaluation", data.eval_source or data.source, "held_out", apart))
     asked.extend(("against", spec, "held_out", True) for spec in against)
@@ -82,11 +82,11 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
                 continue
             source = open_part(part, split, seed=options.seed, whole=whole)
             assert isinstance(source, SelectedRecords)
-            taken = take_fingerprints(source, f"{role} {part.text}", check)
-            lines += [*_summary(source, taken), *_hints(source, compared=not copied)]
+            result = take_fingerprints(source, f"{role} {part.text}", check)
+            lines += [*_told(source, result), *_hints(source, compared=not copied)]
             invalid |= dict.fromkeys([f"{where}: {message}" for where, _, message in source.faults])
-            invalid |= dict.fromkeys(taken.unread)
-            prints["training" if role == "training" else "evaluation"].append(taken)
+            invalid |= dict.fromkeys(result.unread)
+            prints["training" if role == "training" else "evaluation"].append(result)
     leaked = set()
     for trained in prints["training"]:
         for evaluated in prints["evaluation"]:
@@ -99,19 +99,19 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
     return DataCheck(tuple(lines), len(invalid), len(leaked))
 
 
-def _summary(source: SelectedRecords, taken: Fingerprints) -> list[str]:
-    """The number of a source's records, those left out by reason, and its invalid records by name."""
-    split = len(source) - len(taken.unread)
-    lines = [f"{taken.name}: {source.total} records, of them {split} usable in this split"]
-    counts = Counter([*(reason for _, reason, _ in source.faults), *taken.reasons])
+def _told(source: SelectedRecords, result: Fingerprints) -> list[str]:
+    """What there is of a source, what was left out of it and why, and its invalid records by name."""
+    split = len(source) - len(result.unread)
+    lines = [f"{result.name}: {source.total} records, of them {split} usable in this split"]
+    counts = Counter([*(reason for _, reason, _ in source.faults), *result.reasons])
     for what, reasons in (("invalid", counts), ("left out by filter", source.left_out), ("refused", source.refused)):
         lines += [f"  {what}, {reason}: {count}" for reason, count in sorted(reasons.items())]
     lines += [f"  {where}: {message}" for where, _, message in source.faults]
-    return lines + [f"  {message}" for message in taken.unread]
+    return lines + [f"  {message}" for message in result.unread]
 
 
 def _hints(source: SelectedRecords, compared: bool) -> list[str]:
-    """Hints at likely mistakes: records without an image, and answers that are hardly ever matched.
+    """What is no fault and yet may not be meant: records without an image, and answers that are hardly ever matched.
 
     Args:
       source: the records.
@@ -127,7 +127,7 @@ def _hints(source: SelectedRecords, compared: bool) -> list[str]:
 
 
 def _check(options: RunOptions, with_response: bool) -> Callable[[Record], object]:
-    """A function that makes an example of a record as the run would, to see whether it raises."""
+    """Makes an example of a record as the run would, and throws it away."""
     name = options.init_from or ""
     if name == "random:tiny":
         tokenizer, processor = train_tiny_tokenizer(tokenizer_texts()), tiny_processor()

@@ -1,4 +1,4 @@
-"""The train state, and the update that changes it."""
+"""What an update changes."""
 
 from __future__ import annotations
 
@@ -37,10 +37,8 @@ def as_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def state_shardings(
-    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Shardings of a whole state: moments are sharded as their parameters are, everything else is replicated."""
+def state_shardings(params: Any, param_layouts: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Layouts of a whole state: moments lie as their parameters do, everything else is replicated."""
     abstract = jax.eval_shape(lambda params: create(params, optimizer), params)
     return TrainState(
         step=cast(Any, replicated(mesh)),  # a state of shardings
@@ -50,7 +48,7 @@ def state_shardings(
 
 
 def to_keep(state: TrainState, rules: Sequence[tuple[str, str]]) -> TrainState:
-    """The part of a state that a checkpoint holds: with adapters only what is trained; the rest is loaded again."""
+    """What a checkpoint holds: with adapters only what is trained, for the rest is where the run started from."""
     if not adapted_kernels(state.params):
         return state
     return dataclasses.replace(state, params=trained_part(state.params, trainable_labels(state.params, rules)))
@@ -62,9 +60,10 @@ def whole(kept: TrainState, params: Any) -> TrainState:
 
 
 def fingerprint(tree: Any) -> int:
-    """A 32-bit checksum of all arrays, as an int on the host.
+    """A number that other bits in any of the arrays would change, but for a chance of about one in four billion.
 
-    Integers are summed, so that it does not depend on how the arrays are sharded.
+    Whole numbers are summed, so that it does not depend on how the arrays lie over devices. To be called with arrays
+    on devices; the result is on the host.
     """
 
     def of(x: jax.Array) -> jax.Array:
@@ -88,16 +87,16 @@ Update = Callable[..., tuple["TrainState", Metrics]]  # (state, batch ...) -> ne
 
 
 def make_update(gradient: Gradient, optimizer: optax.GradientTransformation) -> Update:
-    """A stage's update, to be jitted with the run's shardings.
+    """A stage's update, to be jitted with the run's layouts.
 
-    It leaves the state unchanged where `loss` or the gradient is not finite, or where no token counts (`num_tokens`).
+    It leaves the state as it is where `loss` or the gradient is not finite, or where no token counts (`num_tokens`).
     """
 
     def update(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
         grads, metrics = gradient(state.params, *batch)
         usable = jnp.isfinite(metrics["loss"]) & (metrics["num_tokens"] > 0)
-        state, applied = apply_gradients(state, grads, optimizer, usable)
-        return state, applied | metrics
+        state, own = apply_gradients(state, grads, optimizer, usable)
+        return state, own | metrics
 
     return update
 
@@ -111,7 +110,7 @@ def apply_gradients(
       state: before the update.
       grads: as the parameters, or of some of them: the others stay as they are.
       optimizer: the run's.
-      usable: whether any token of the batch counts, and its loss is finite.
+      usable: whether the batch says anything, and its loss is finite.
 
     Returns:
       the new state, which is the old one bit for bit where `usable` is false or the gradient's norm is not finite; and
@@ -120,7 +119,7 @@ def apply_gradients(
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & usable
     updates, opt_state = optimizer.update(as_float32(grads), state.opt_state, as_float32(state.params))
-    # Frozen parameters are passed on without adding 0: no pass over them, and no bit of them changes.
+    # What is frozen is handed on and not added 0 to: no pass over it, and not one bit of it changes.
     flat, moved = flatten_dict(state.params), flatten_dict(updates)
     part = unflatten_dict({path: flat[path] for path in moved})
     old = TrainState(state.step, part, state.opt_state)

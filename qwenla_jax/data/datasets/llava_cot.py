@@ -3,13 +3,13 @@
 Confirmed against the dataset's card (Xkev/LLaVA-CoT-100k): an object a line with `id`, `image` (a path relative to the
 file, such as "coco/train2017/000000000009.jpg") and `conversations`, a list of `{from: human|gpt, value}`; answers are
 `<SUMMARY>..</SUMMARY><CAPTION>..</CAPTION><REASONING>..</REASONING><CONCLUSION>..</CONCLUSION>`. Not confirmed: whether
-ids are unique, so a line whose id occurred before gets its line number appended, and only a line that repeats image and
+ids are unique, so a line whose id stands above gets its line number behind it, and only a line that repeats image and
 question too counts as a duplicate.
 
 Several turns (paper silent, our choice): every turn whose question can stand alone with the image is a record of its
 own. The first always can. A later one can unless it points back: a pronoun, "the other", "else", "also", "mentioned",
-"why?" and the like, of which `_POINTS_BACK` is the list. It rejects too many rather than too few, because a question
-without its context teaches guessing. Rejected turns are counted in `refused` as "turn_points_back".
+"why?" and the like, of which `_POINTS_BACK` is the list. It is meant to refuse too many rather than too few, because a
+question about nothing teaches guessing. What it refuses is counted in `refused` as "turn_points_back".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _THE_IMAGE = re.compile(r"\b(?:this|that) (?:image|picture|photo|photograph|figu
 
 
 def stands_alone(question: str) -> bool:
-    """Whether a later turn's question can be understood with the image alone, by its words."""
+    """Whether a later turn's question can be understood with the image alone, as far as its words tell."""
     return bool(question.strip()) and _POINTS_BACK.search(_THE_IMAGE.sub("the picture", question)) is None
 
 
@@ -50,7 +50,7 @@ def llava_cot(path: str | Path, later_turns: bool = True) -> Dataset:
 
     Returns:
       A record a turn: its response is the answer as it stands, its right answer the conclusion's text, its id the
-      row's, with "#1", "#2" appended for later turns.
+      row's, with "#1", "#2" behind it for later turns.
 
     Raises:
       FileNotFoundError: no such file.
@@ -93,17 +93,17 @@ def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
     Raises:
       RecordError: they do not alternate, or hold something else.
     """
-    messages = row.get("conversations")
+    said = row.get("conversations")
     message = None
-    if not isinstance(messages, list) or not messages:
-        message = f"conversations is {str(messages)[:60]!r}"
+    if not isinstance(said, list) or not said:
+        message = f"conversations is {str(said)[:60]!r}"
     else:
-        for number, part in enumerate(messages):
+        for number, part in enumerate(said):
             if not isinstance(part, dict) or not isinstance(part.get("value"), str):
                 message = message or f"conversations[{number}] is {str(part)[:60]!r}"
             elif part.get("from") != ("gpt" if number % 2 else "human"):
                 message = message or f"conversations[{number}] is from {part.get('from')!r}"
-        message = message or ("conversations ends with a question" if len(messages) % 2 else None)
+        message = message or ("conversations ends with a question" if len(said) % 2 else None)
     if message is not None:
         right = "a list of {from: human, value: text} and {from: gpt, value: text} in turns"
         raise RecordError(where, "conversations", f"{message}; expected {right}")

@@ -105,7 +105,7 @@ def test_mathvision_whole_gold_file_has_one_question_without_text(shared_data):
     assert result.problems[0].where == f"{path}:528"
     dataset = mathvision(path)
     by_id = {dataset.raw_record(i).id: dataset.raw_record(i) for i in range(len(dataset))}
-    assert by_id["2653"].options[:2] == (("A", "image 2"), ("B", "image 3"))
+    assert by_id["2653"].options[:2] == (("A", "picture 2"), ("B", "picture 3"))
     # Of the file's backslashes with n, those left begin a LaTeX command (or a word in lower case).
     left = {name for raw_record in by_id.values() for name in re.findall(r"\\n\w*", raw_record.question)}
     assert left == {"\\neq", "\\nabla", "\\nfriendships"}

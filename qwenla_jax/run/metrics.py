@@ -162,7 +162,7 @@ class MetricWriter:
         board = folder / TENSORBOARD_FOLDER
         earlier = board.is_dir() and any(board.iterdir())
         # The writer names its file by the second: a restart in the same second must not reuse the name. Its thread dies
-        # at the first error, and a full queue would then wait for it for ever: room for more than a step's metrics.
+        # at the first error, and a full queue would then block: the queue has room for more than a step's metrics.
         self._board = _summary_writer()(
             str(board),
             purge_step=last_step + 1 if earlier else None,

@@ -142,9 +142,9 @@ class Piece:
     """A part of the response's text.
 
     Attributes:
-      name: of the section; None for text outside of every complete section, in which tags stand as they came.
+      name: of the section; None for text outside of every complete section, which keeps its tags.
       text: what is in it, a section's tags left out.
-      insertion: the one that stands right before it.
+      insertion: the one right before it.
     """
 
     name: str | None

@@ -413,7 +413,7 @@ def _text(c: Section, tie: bool) -> TextConfig:
         raise c.wrong(key, dict(rope.content), "of type 'mrope' (or 'default'); no other is supported")
     # The base is inside the section or beside it.
     rope.defaults = {"mrope_section": c.get("mrope_section"), "rope_theta": c.get("rope_theta")}
-    if c.get("num_key_value_heads") is None:  # null stands for as many as query heads
+    if c.get("num_key_value_heads") is None:  # null means as many as query heads
         c = Section({**c.content, "num_key_value_heads": c.get("num_attention_heads")}, c.where, c.prefix, c.defaults)
     sizes = {name: c.whole(key) for name, key in _TEXT_KEYS.items()}
     has_head_dim = c.get("head_dim") is not None

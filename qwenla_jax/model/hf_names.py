@@ -27,8 +27,8 @@ class Entry:
     """One tensor name of the checkpoint (or one for every layer) and the parameters that it holds.
 
     Attributes:
-      name: the tensor's name; `{}` stands for the layer.
-      paths: parameters that the tensor holds one below the other (three for the fused query-key-value, else one),
+      name: the tensor's name; `{}` is the layer's number.
+      paths: parameters whose rows the tensor holds in this order (three for the fused query-key-value, else one),
         each a path of keys joined by `/`.
       kind: "same" as it is, "linear" [out, in] turned to [in, out], "patches" the convolution over a patch,
         [D, C, Tp, P, P], turned to [C * Tp * P * P, D].

@@ -40,7 +40,7 @@ class ReattentionConfig(ReattentionOptions):
         if self.max_inserted_tokens is not None and self.max_inserted_tokens < 0:
             raise ValueError(f"max_inserted_tokens: got {self.max_inserted_tokens}, expected at least 0 or None")
         if self.mode != "none" and (self.open_id < 0 or self.close_id < 0):
-            raise ValueError("a mode that looks again needs the ids of <REFLECTION> and </REFLECTION>")
+            raise ValueError("a mode with insertions needs the ids of <REFLECTION> and </REFLECTION>")
 
     @property
     def inserts(self) -> bool:

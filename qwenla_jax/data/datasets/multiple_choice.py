@@ -1,4 +1,4 @@
-"""Options of a question as datasets write them: one string, lines below the question, a list, or an object."""
+"""Parses the options of a question in the forms of datasets: a string, lines after the question, a list, an object."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwenla_jax.text.answers.normalize import plain
 Option = tuple[str, str]  # its letter and its text
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _EMPTY = r"(?!\s*(?:[;；]|$))"  # what follows a marker is more than the next semicolon
-# "(A) text", "A. text", "A) text", and SceMQA's "(A} text"; a backspace stands in the place of one of its line breaks.
+# "(A) text", "A. text", "A) text", and SceMQA's "(A} text"; a backspace replaces one of its line breaks.
 _AT_LINE = re.compile(r"(?m)(?:^|\x08)[^\S\n\x08]*(?:\(([A-H])[)}]|([A-H])\s?[.．:：)])[^\S\n]*")
 # Not "A.M." and "B.C.", nor the ratio "A:B".
 _LABEL = re.compile(r"\s{0,9}(?:\(([A-Za-z])\)|([A-Za-z])\s?(?:[.．)](?!\S\.)|[:：](?!\S)))(.*)", re.DOTALL)
@@ -24,7 +24,7 @@ _MAX_WRITTEN = 100_000  # characters of a list that is written as text
 
 
 def numbered(texts: Sequence[str]) -> tuple[Option, ...]:
-    """Options of a list, lettered in its order, or by the letters that all of them carry ("A. red", "B. blue").
+    """Options of a list, lettered in its order, or by their own letters if all have one ("A. red", "B. blue").
 
     Raises:
       ValueError: there are more than 26.
@@ -45,7 +45,7 @@ def lettered(given: Any) -> tuple[Option, ...]:
     Args:
       given: a list of texts, of (letter, text) or of objects with a letter and a text; an object letter -> text, or
         one of two lists; a string as We-Math writes it, of lines "A. red", or of a list as Python writes it. Missing
-        values at a list's end and in objects are no options, for tables fill up with them.
+        values at a list's end and in objects are no options, since tables are padded with them.
 
     Returns:
       Letters in rising order with their texts; no option where there is none.
@@ -86,8 +86,8 @@ def _from_text(given: str) -> tuple[Option, ...]:
 
 def _pairs(item: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     """The (letter, text) of an object: {label: A, text: red} or {A: red}."""
-    result = [next((item[key] for key in keys if key in item), None) for keys in (_LETTER_KEYS, _TEXT_KEYS)]
-    return [(result[0], result[1])] if None not in result else [pair for pair in item.items() if not _missing(pair[1])]
+    letter, text = (next((item[key] for key in keys if key in item), None) for keys in (_LETTER_KEYS, _TEXT_KEYS))
+    return [(letter, text)] if None not in (letter, text) else [pair for pair in item.items() if not _missing(pair[1])]
 
 
 def _by_letter(pairs: Sequence[tuple[Any, Any]]) -> tuple[Option, ...]:
@@ -98,8 +98,8 @@ def _by_letter(pairs: Sequence[tuple[Any, Any]]) -> tuple[Option, ...]:
     if len(numbers) == len(pairs) <= len(LETTERS) and sorted(numbers) == list(range(first, first + len(pairs))):
         letters = [LETTERS[number - first] for number in numbers]
     else:
-        result = [re.fullmatch(r"(?:option|choice)?[_ ]?\(?([A-Za-z])\)?[.:]?", name, re.IGNORECASE) for name in names]
-        letters = [match[1].upper() for match in result if match]
+        matches = [re.fullmatch(r"(?:option|choice)?[_ ]?\(?([A-Za-z])\)?[.:]?", name, re.IGNORECASE) for name in names]
+        letters = [match[1].upper() for match in matches if match]
     if len(letters) != len(pairs) or len(set(letters)) != len(letters):
         _refuse(names)
     texts = [" ".join(_text(text, pairs).split()) for _, text in pairs]
@@ -126,7 +126,7 @@ def from_string(text: str) -> tuple[Option, ...]:
     A semicolon ends an option only where the next letter in order follows it with a text of its own: options hold
     semicolons ("A. ①; ③;B. ②; ③"), and the dataset's own cleaning put one before letters that are part of an option
     ("angle ∠AB;C.; C. There is no obtuse angle."). Where a letter has no semicolon before it ("A. 45° B. 60° ;C. 9°"),
-    a blank does. Letters may be left out only where a semicolon stands before the next one.
+    a blank does. Letters may be left out only where a semicolon comes before the next one.
 
     Returns:
       Letters in rising order; semicolons and blanks at an option's ends are dropped.
@@ -140,10 +140,10 @@ def from_string(text: str) -> tuple[Option, ...]:
     marks = [("A", start.start(), start.end())]
     while True:
         letter, _, at = marks[-1]
-        result = _next_mark(text, LETTERS[LETTERS.index(letter) + 1 : 8], at)
-        if result is None:
+        mark = _next_mark(text, LETTERS[LETTERS.index(letter) + 1 : 8], at)
+        if mark is None:
             break
-        marks.append(result)
+        marks.append(mark)
     if len(marks) < 2:
         raise ValueError(f"the options {text[:80]!r} hold nothing but A; expected 'A. ...; B. ...'")
     ends = [mark[1] for mark in marks[1:]] + [len(text)]
@@ -155,35 +155,35 @@ def from_string(text: str) -> tuple[Option, ...]:
 def _next_mark(text: str, letters: str, at: int) -> tuple[str, int, int] | None:
     """The next option's letter, where its marker starts and where it ends."""
     for number, letter in enumerate(letters):
-        result = re.compile(rf"[;；]\s*{letter}\s*[.．]{_EMPTY}").search(text, at)
-        if result is None and number == 0:
+        match = re.compile(rf"[;；]\s*{letter}\s*[.．]{_EMPTY}").search(text, at)
+        if match is None and number == 0:
             # Without a semicolon, and therefore only up to the semicolon of a later letter.
             later = re.compile(rf"[;；]\s*[{letters[1:] or '#'}]\s*[.．]{_EMPTY}").search(text, at)
-            result = re.compile(rf"\s{letter}\s*[.．]{_EMPTY}").search(text, at, later.start() if later else len(text))
-        if result is not None:
-            return letter, result.start(), result.end()
+            match = re.compile(rf"\s{letter}\s*[.．]{_EMPTY}").search(text, at, later.start() if later else len(text))
+        if match is not None:
+            return letter, match.start(), match.end()
     return None
 
 
 def from_lines(text: str) -> tuple[str, tuple[Option, ...]]:
     """Question and options where each option starts a line, as "A. text", "(A) text" or "A) text".
 
-    The options begin with a line that starts with A where the next one with a letter, A or B, starts with B; letters go
-    on in order, and lines without the letter that is due belong to the option above them. Time linear in the text.
+    The options begin with a line that starts with A where the next one with a letter, A or B, starts with B; letters
+    continue in order, and lines without the next letter belong to the option above them. Time linear in the text.
 
     Returns:
       The text above the options, and the options; no option where the text has none.
     """
-    result = [(match, match[1] or match[2]) for match in _AT_LINE.finditer(text)]
-    starts = [number for number, (_, letter) in enumerate(result) if letter in ("A", "B")]
+    labels = [(match, match[1] or match[2]) for match in _AT_LINE.finditer(text)]
+    starts = [number for number, (_, letter) in enumerate(labels) if letter in ("A", "B")]
     first = next(
-        (one for one, two in zip(starts, starts[1:], strict=False) if (result[one][1], result[two][1]) == ("A", "B")),
+        (one for one, two in zip(starts, starts[1:], strict=False) if (labels[one][1], labels[two][1]) == ("A", "B")),
         None,
     )
     if first is None:
         return text, ()
     marks = []
-    for match, letter in result[first:]:
+    for match, letter in labels[first:]:
         if len(marks) < 8 and letter == LETTERS[len(marks)]:
             marks.append(match)
     ends = [mark.start() for mark in marks[1:]] + [len(text)]

@@ -109,7 +109,7 @@ def _work(rewards: Mapping[str, Reward], records: Sequence[RewardRecord], first:
                 unsent = b""
             answer = _answer(reward, records[item], item)
             if os.getpid() != me:
-                return  # a child that the reward forked and that came back from it
+                return  # a child that the reward forked, which returned from it
             unsent += pack(answer)
             if answer[0] == "error":
                 break
@@ -136,7 +136,7 @@ def _answer(reward: Reward, record: RewardRecord, item: int) -> list[object]:
 
 
 def _left_something() -> bool:
-    """Whether the reward left threads or child processes behind, which would run into the next record's time."""
+    """Whether the reward left threads or child processes, which would use the next record's time."""
     if threading.active_count() > 1:
         return True
     try:

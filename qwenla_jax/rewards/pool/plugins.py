@@ -26,7 +26,7 @@ def names_of(specs: Sequence[str]) -> tuple[str, ...]:
       specs: texts `module:function`.
 
     Raises:
-      ValueError: a text is no `module:function`, or stands twice.
+      ValueError: a text is no `module:function`, or is given twice.
     """
     for spec in specs:
         if not isinstance(spec, str) or not _SPEC.fullmatch(spec):

@@ -67,7 +67,7 @@ def test_what_is_no_image_is_told_when_it_is_asked_for(table):
     for number, text in enumerate([*message, "none of its own"]):
         with pytest.raises(ValueError, match=text) as error:
             result[number]
-        assert error.value.reason.startswith("picture_")
+        assert error.value.reason.startswith("image_")
         assert ("no.png" if number == 4 else "t.tsv") in str(error.value)
 
 
@@ -122,8 +122,8 @@ def test_files_beside_the_questions_and_in_a_folder(tmp_path):
         (
             "mmmu",
             Item("1", "See <image 1>.\n(A) <image 2>\n(B) no", options={"A": "", "B": "no"}),
-            "See (image 1).\n(A) (image 2)\n(B) no",
-            "See (image 1).\n(A) (image 2)\n(B) no\nAnswer with the letter of one option.",
+            "See (picture 1).\n(A) (picture 2)\n(B) no",
+            "See (picture 1).\n(A) (picture 2)\n(B) no\nAnswer with the letter of one option.",
         ),
         (
             "mathvision",

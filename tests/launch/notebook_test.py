@@ -32,8 +32,8 @@ def test_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     insertions = nbformat.v4.new_code_cell(
-        "print(json.dumps({'answer': answer.text, 'kept': [look.selected_tokens for look in answer.reattention],"
-        " 'routed': [look.selected_tokens for look in routed.reattention], 'tokens': look.visual_tokens,"
+        "print(json.dumps({'answer': answer.text, 'kept': [one.selected_tokens for one in answer.reattention],"
+        " 'routed': [one.selected_tokens for one in routed.reattention], 'tokens': insertion.visual_tokens,"
         " 'package': qwenla_jax.__file__}))"
     )
     notebook.cells.append(insertions)

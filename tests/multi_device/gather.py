@@ -33,7 +33,7 @@ inputs = (params, vision, prompts, runtime.logit_bias_V, np.uint32(0), np.uint32
 ids, sent = [], []
 for once in (False, True):
     mesh = dataclasses.replace(options.mesh, gather_to_sample=once)
-    own = dataclasses.replace(runtime, options=dataclasses.replace(options, mesh=mesh))
+    own = dataclasses.replace(runtime, config=dataclasses.replace(runtime.config, mesh=mesh))
     with own.context():
         compiled = (
             own.sampling_program(sampling)

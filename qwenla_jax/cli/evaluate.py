@@ -57,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _add_generation(group: Any) -> None:
-    """Flags of `evals.options.GenerateOptions`; without a default, so that those given are known."""
+    """Flags of `evals.generate_options.GenerateOptions`; without a default, so that those given are known."""
     from qwenla_jax.config.schema import leaves
     from qwenla_jax.evals.generate_options import FLAGS, GenerateOptions
 

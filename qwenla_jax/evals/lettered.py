@@ -17,7 +17,7 @@ _INLINE = re.compile(r"(?:^|[\s,])\(?([A-H])\s?[:.)]\s*")
 def options_of(row: Row, answer: object = "") -> dict[str, str]:
     """Options of `index2ans`, of a list, a dict or the text of one, or of columns A, B, C, ...; empty without any.
 
-    Empty cells are no options, nor are texts that a program wrote for one (`tables.NOTHING`).
+    Empty cells are no options, nor are texts that a program wrote for one (`table_files.NOTHING`).
 
     Args:
       row: a question.

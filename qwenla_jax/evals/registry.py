@@ -62,7 +62,7 @@ def questions_of(
       images: folder of the images that the files name; None: each file's own folder.
 
     Raises:
-      FileNotFoundError, ValueError: as in `tables.read_rows` and `Task.items`.
+      FileNotFoundError, ValueError: as in `table_files.read_rows` and `Task.items`.
     """
     rows = [row for path in gold for row in with_images(read_rows(path), images or path.parent)]
     items = task_of(name).items(rows, settings)
@@ -79,7 +79,7 @@ def read_answers(
     """Answers of files, counts and notes; see `task.join`.
 
     Raises:
-      FileNotFoundError, ValueError: as in `tables.read_rows` and `task.join`.
+      FileNotFoundError, ValueError: as in `table_files.read_rows` and `task.join`.
     """
     return join(task_of(name), _rows(predictions), _rows(gold) if gold else None, settings, size)
 

@@ -74,7 +74,7 @@ class Settings:
       missing: what a question without a prediction is: "refuse" the file, "wrong" (an empty answer), or "leave_out";
         counted in any case.
       unknown: what a prediction without a question is: "refuse" or "ignore", counted.
-      field: column of the predictions; None: the first of `tables.PREDICTION_KEYS` that is there.
+      field: column of the predictions; None: the first of `table_files.PREDICTION_KEYS` that is there.
       fallback: an answer that names no option is a "random" one, as MMMU has it, or "wrong".
       seed: of that; 42 is MMMU's.
       synonyms: CHAIR's file; None: our own table.

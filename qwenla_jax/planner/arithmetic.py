@@ -88,7 +88,7 @@ def sizes_of(runtime: TrainRuntime, load: Load) -> Sizes:
     """The sizes of a run's update.
 
     Raises:
-      ValueError: see `programs.example`.
+      ValueError: see `compiled.example`.
     """
     options, mesh = runtime.options, runtime.mesh
     one: Example = example(runtime, load)

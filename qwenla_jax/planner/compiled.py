@@ -131,7 +131,7 @@ def abstract_batch(runtime: TrainRuntime, load: Load) -> tuple[Any, ...]:
     """Shapes of the batch of one update, parts stacked on the leading axis, as the run's own collation makes them.
 
     For BRPO (vision, prompts, judged), for supervised training what its collation returns; see
-    `train.stages.batch_shardings`.
+    `train.programs.batch_shardings`.
     """
     options = runtime.options
     sft = options.stage == "sft"

@@ -144,7 +144,8 @@ def _cells(
     selected_BxExX: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of response tokens on visual tokens by their place in the image: (original, inserted), both
-    float32 [B, R, M], the mean over layers and heads; see `train.probe.attention_mass`, which sums over them.
+    float32 [B, R, M], the mean over layers and heads; see `inference.attention_mass.attention_mass`, which sums over
+    them.
     """
     model, reattention = runtime.model, runtime.reattention()
     B, R = ids_BxR.shape

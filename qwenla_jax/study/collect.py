@@ -42,12 +42,12 @@ class StudyError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSums:
-    """Sums of attention over the tokens of each profiled question; see `analysis.attention.looks`.
+    """Sums of attention over the tokens of each profiled question; see `attention_profile.attention_sums`.
 
     Attributes:
       edges: int [K + 1], bounds of the bins of response positions, in tokens.
       positions: name -> float [Q, K] for "tokens", "original", "inserted", "even".
-      parts: name -> float [Q, 3], the columns as `train.probe.PARTS`.
+      parts: name -> float [Q, 3], the columns as `inference.attention_mass.PARTS`.
     """
 
     edges: np.ndarray
@@ -64,7 +64,7 @@ class Measured:
       numbers: name -> float [Q] for each of NUMBERS.
       objects: for each question (token, right) of the objects that its answer names.
       attention: on visual tokens.
-      heat: attention on the image at key words, see `analysis.heat.heat_maps`.
+      heat: attention on the image at key words, see `attention_maps.heat_maps`.
       batch_rows: answers sampled together where time was taken.
       batch_s: float, seconds of each full batch.
       source, scenes_seed: of the questions' scenes.
@@ -152,7 +152,7 @@ def collect(workdirs: Sequence[Path], left_out: Sequence[str] = ()) -> Study:
     """Reads the folders of a study.
 
     Args:
-      workdirs: one a seed, as `analysis.pipeline.run_pipeline` leaves them.
+      workdirs: one a seed, as `pipeline.run_pipeline` leaves them.
       left_out: what else there is and is not taken, in words for the reader.
 
     Raises:

@@ -66,7 +66,7 @@ def score(
       sampler: a greedy one with one response a question.
 
     Returns:
-      scores as `evals.scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `skipped`,
+      scores as `rendered_scenes.summarise` has them, with `accuracy_interval` (Wilson, 95%), `inserted` and `skipped`,
       means a response, and `timing`: `rows` of a batch, `batch_s`, the wall time of each full one among the first
       `TIMED`; and a line an answer: question and response, `right`, `tokens` (of the response with its stop token),
       `reflection_tokens` (tags excluded), `inserted_tokens` (slots that insertions put in: visual tokens and their

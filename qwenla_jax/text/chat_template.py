@@ -46,7 +46,7 @@ _PROBES: tuple[list[dict[str, Any]], ...] = (
 
 
 def fitting_template(own: str | None, system: str | None = None) -> str:
-    """A chat template for a model that was trained on `prompts.build_prompt`'s layout.
+    """A chat template for a model that was trained on `conversation.build_prompt`'s layout.
 
     Args:
       own: the template that the tokenizer came with. It is kept where it lays a conversation out in this way; a system

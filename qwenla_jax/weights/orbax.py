@@ -335,7 +335,7 @@ def load_arrays(folder: Path, config: ModelConfig, shardings: Any = None) -> dic
     Args:
       folder: holds `params`.
       config: of the model; `param_dtype` is what the parameters come in.
-      shardings: as in `hf_io.load_params`.
+      shardings: as in `hf.load_params`.
 
     Raises:
       ValueError: arrays that are missing, misshapen or cannot be read.

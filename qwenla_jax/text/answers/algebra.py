@@ -13,7 +13,7 @@ places: to it 10^-8 pi is 0.
 
 It can take for ever and eat all memory; what is plainly too large is not shown to it, but that is not all. Its own time
 limits work by a signal and only in a main thread, so they are off: let a process run it that can be killed, as
-`rewards.RewardPool` does.
+`rewards.pool.pool.RewardPool` does.
 """
 
 import functools
@@ -78,7 +78,7 @@ def require_math() -> None:
 def math_matches(conclusion: str, answer: str, options: Sequence[str] = ()) -> bool:
     """Whether a conclusion and the right answer are expressions, or lists of expressions, that are equal by algebra.
 
-    To be asked where `answers.matches` says no. Letters of options, yes and no, words and plain numbers are not its
+    To be asked where `match.matches` says no. Letters of options, yes and no, words and plain numbers are not its
     concern. Can take for ever; see the module.
 
     Args:

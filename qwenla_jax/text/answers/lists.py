@@ -17,7 +17,7 @@ def parts(text: str) -> tuple[str, tuple[str, ...]] | None:
     r"""The brackets and the parts of a text: "(1, 2]" is ("(]", ("1", "2")), "1, 2" is ("", ("1", "2")).
 
     Args:
-      text: a text from `answer_forms.plain`.
+      text: a text from `normalize.plain`.
 
     Returns:
       None where it has one part only, is no list, or has more than 64 parts.
@@ -36,7 +36,7 @@ def same_parts(got: str, want: str, same: Callable[[str, str], bool]) -> bool:
     """Whether both are lists of the same parts.
 
     Args:
-      got, want: texts from `answer_forms.plain`, the second of them the right answer.
+      got, want: texts from `normalize.plain`, the second of them the right answer.
       same: whether a part of the first is a part of the second.
     """
     first, second = parts(got), parts(want)

@@ -96,7 +96,7 @@ def same(got: str, want: str, also: Callable[[str, str], bool] = lambda got, wan
     """Whether two texts are the same text, number or list.
 
     Args:
-      got, want: texts from `answer_forms.plain`, the second of them the right answer.
+      got, want: texts from `normalize.plain`, the second of them the right answer.
       also: asked about texts, and about parts of lists, that are not the same.
     """
     if key(got) == key(want):
@@ -115,7 +115,7 @@ def right_option(want: str, options: Sequence[str]) -> int | None:
     """Which option the right answer means; None where it means none.
 
     Args:
-      want: the right answer from `answer_forms.plain`: an option's letter, with or without its text, or its text.
+      want: the right answer from `normalize.plain`: an option's letter, with or without its text, or its text.
       options: the texts of options A, B, C, ...
     """
     index = _index(want if _OPTION.fullmatch(want) else _option(want), options)

@@ -55,7 +55,7 @@ def value(text: str) -> Fraction | None:
     `\frac{1}{2}`, `\frac12`, `1\frac{1}{2}`; exponents of ten have at most two digits.
 
     Args:
-      text: a text from `answer_forms.plain`.
+      text: a text from `normalize.plain`.
     """
     if len(text) > _MAX_LENGTH:
         return None
@@ -85,7 +85,7 @@ def split_unit(text: str, glued: bool = True) -> tuple[str, str]:
     words, also as powers, quotients and products, and `\text{...}`.
 
     Args:
-      text: a text from `answer_forms.plain`.
+      text: a text from `normalize.plain`.
       glued: whether a unit of one letter may stand right after the value: "3m" could be three times m.
     """
     if match := _SIGN.fullmatch(text):
@@ -110,7 +110,7 @@ def same_quantity(got: str, want: str) -> bool:
     """Whether both are numbers of the same value, with no two different units.
 
     Args:
-      got, want: texts from `answer_forms.plain`, the second of them the right answer.
+      got, want: texts from `normalize.plain`, the second of them the right answer.
     """
     (first, first_unit), (second, second_unit) = split_unit(got), split_unit(want, glued=False)
     number = value(first)

@@ -280,6 +280,11 @@ class ModelConfig:
         if self.attention not in _ATTENTION:
             raise ValueError(f"attention {self.attention!r} is not one of {', '.join(_ATTENTION)}")
 
+    @property
+    def types(self) -> tuple[str, str]:
+        """Types that are computed in, and that parameters are kept in."""
+        return self.dtype, self.param_dtype
+
     @classmethod
     def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> ModelConfig:
         """Reads Hugging Face's config.json, flat as in the released files or with a nested text_config.

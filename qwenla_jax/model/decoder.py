@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.attention import Segment, attention_with_weights
-from qwenla_jax.model.config import ModelConfig, TextConfig
+from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, partitioned, scan_layers
@@ -20,10 +20,10 @@ from qwenla_jax.model.rope import mrope_angles, rotate
 ONE_HOT_VOCAB = 2048
 
 
-# Of one run of keys: how many count (None: the call's own, in order), and what is added to their scores; see
+# Of one segment of keys: how many count (None: the call's own, in order), and what is added to their scores; see
 # `attention.Segment`.
 Mask = tuple[jax.Array | None, jax.Array | None]
-# Number of a watched run of keys -> float32 [B, T, S], the attention paid to them, summed over the layers so far.
+# Number of a segment of keys -> float32 [B, T, S], the attention that they received, summed over the layers so far.
 AttentionReceived = dict[int, jax.Array]
 
 
@@ -33,8 +33,8 @@ class Decoded(NamedTuple):
     Attributes:
       hidden_BxTxD: hidden states after the last norm.
       new: keys and values of the tokens, each [L, B, T, K, H].
-      paid: name of each watched run of keys -> float32 [B, T, S], the attention that each token paid to each key:
-        the mean over layers and heads.
+      received: name of each segment of keys -> float32 [B, T, S], the attention of each token to each key: the mean
+        over layers and heads.
     """
 
     hidden_BxTxD: jax.Array
@@ -45,11 +45,7 @@ class Decoded(NamedTuple):
 class DecoderAttention(nn.Module):
     """Grouped-query self-attention over what came before; q, k, v have biases, o has none."""
 
-    config: TextConfig
-    dtype: str
-    param_dtype: str
-    init_scale: float
-    attention: str
+    config: ModelConfig
 
     @nn.compact
     def __call__(
@@ -61,38 +57,34 @@ class DecoderAttention(nn.Module):
         past: tuple[tuple[jax.Array, jax.Array], ...],
         return_attention: tuple[int, ...],
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-        cfg = self.config
+        cfg, text = self.config, self.config.text
         B, T, D = x_BxTxD.shape
-        N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        N, K, H = text.num_heads, text.num_kv_heads, text.head_dim
 
         def dense(name: str, features: int, axes: tuple[str, str], bias: bool) -> Dense:
-            return Dense(features, axes, bias, self.dtype, self.param_dtype, self.init_scale, name=name)
+            return Dense(features, axes, bias, *cfg.types, cfg.initializer_range, name=name)
 
         q = dense("q", N * H, ("embed", "heads"), True)(x_BxTxD).reshape(B, T, N, H)
         k = dense("k", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
         v = dense("v", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
-        shards = [*past, (k, v)]
+        keys_values = [*past, (k, v)]
         segments = tuple(
             Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None)
-            for (ks, vs), (length_Q, bias_QxS) in zip(shards, masks, strict=True)
+            for (ks, vs), (length_Q, bias_QxS) in zip(keys_values, masks, strict=True)
         )
         if return_attention:
             out, received = attention_with_weights(q, segments, return_attention)
         else:
-            out, received = attend(self.attention, q, segments), ()
+            out, received = attend(cfg.attention, q, segments), ()
         return dense("o", D, ("heads", "embed"), False)(out.reshape(B, T, N * H)), (k, v), received
 
 
 class DecoderLayer(nn.Module):
     """Attention and a gated MLP, each behind an RMS norm, with residuals."""
 
-    config: TextConfig
-    dtype: str
-    param_dtype: str
-    init_scale: float
-    attention: str
+    config: ModelConfig
 
     @nn.compact
     def __call__(
@@ -103,40 +95,32 @@ class DecoderLayer(nn.Module):
         masks: tuple[Mask, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
     ) -> tuple[tuple[jax.Array, AttentionReceived], tuple[jax.Array, jax.Array]]:
-        cfg, types = self.config, (self.dtype, self.param_dtype)
+        cfg, text = self.config, self.config.text
         x, total = carry
         return_attention = tuple(total)
         x = with_logical_constraint(x, ("batch", "tokens", "act_embed"))
-        h = RMSNorm(cfg.rms_norm_eps, *types, name="input_norm")(x)
-        attend_to = DecoderAttention(cfg, *types, self.init_scale, self.attention, name="attn")
-        h, new, received = attend_to(h, cos, sin, masks, past, return_attention)
+        h = RMSNorm(text.rms_norm_eps, *cfg.types, name="input_norm")(x)
+        h, new, received = DecoderAttention(cfg, name="attn")(h, cos, sin, masks, past, return_attention)
         x = x + h
-        h = RMSNorm(cfg.rms_norm_eps, *types, name="post_norm")(x)
-        x = x + GatedMLP(cfg.intermediate_size, False, *types, self.init_scale, name="mlp")(h)
+        h = RMSNorm(text.rms_norm_eps, *cfg.types, name="post_norm")(x)
+        x = x + GatedMLP(text.intermediate_size, False, *cfg.types, cfg.initializer_range, name="mlp")(h)
         return (x, {number: total[number] + p for number, p in zip(return_attention, received, strict=True)}), new
 
 
 class Embedding(nn.Module):
     """The token embedding [V, D]."""
 
-    vocab_size: int
-    features: int
-    dtype: str
-    param_dtype: str
-    init_scale: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, ids_BxT: jax.Array) -> jax.Array:
-        table_VxD = self.param(
-            "embedding",
-            partitioned(nn.initializers.normal(self.init_scale), ("vocab", "embed")),
-            (self.vocab_size, self.features),
-            jnp.dtype(self.param_dtype),
-        )
-        if self.vocab_size <= ONE_HOT_VOCAB:
-            one_hot = jax.nn.one_hot(ids_BxT.reshape(-1), self.vocab_size, dtype=self.dtype)
-            return (one_hot @ table_VxD.astype(self.dtype)).reshape(*ids_BxT.shape, self.features)
-        return jnp.take(table_VxD, ids_BxT, axis=0).astype(self.dtype)
+        cfg, (V, D) = self.config, (self.config.text.vocab_size, self.config.text.hidden_size)
+        init = partitioned(nn.initializers.normal(cfg.initializer_range), ("vocab", "embed"))
+        table_VxD = self.param("embedding", init, (V, D), jnp.dtype(cfg.param_dtype))
+        if V <= ONE_HOT_VOCAB:
+            one_hot = jax.nn.one_hot(ids_BxT.reshape(-1), V, dtype=cfg.dtype)
+            return (one_hot @ table_VxD.astype(cfg.dtype)).reshape(*ids_BxT.shape, D)
+        return jnp.take(table_VxD, ids_BxT, axis=0).astype(cfg.dtype)
 
 
 class Head(nn.Module):
@@ -146,19 +130,13 @@ class Head(nn.Module):
     the matrix itself (`qwen_vl.head_matrix`).
     """
 
-    vocab_size: int
-    features: int
-    param_dtype: str
-    init_scale: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param(
-            "kernel",
-            partitioned(nn.initializers.normal(self.init_scale), ("embed", "vocab")),
-            (self.features, self.vocab_size),
-            jnp.dtype(self.param_dtype),
-        )
+        cfg, text = self.config, self.config.text
+        init = partitioned(nn.initializers.normal(cfg.initializer_range), ("embed", "vocab"))
+        return self.param("kernel", init, (text.hidden_size, text.vocab_size), jnp.dtype(cfg.param_dtype))
 
 
 class Decoder(nn.Module):
@@ -168,14 +146,11 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         cfg, text = self.config, self.config.text
-        types, init_scale = (cfg.dtype, cfg.param_dtype), cfg.initializer_range
-        self.embed = Embedding(text.vocab_size, text.hidden_size, *types, init_scale)
-        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=3, num_scanned=1)(
-            text, *types, init_scale, cfg.attention
-        )
-        self.norm = RMSNorm(text.rms_norm_eps, *types)
+        self.embed = Embedding(cfg)
+        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=3, num_scanned=1)(cfg)
+        self.norm = RMSNorm(text.rms_norm_eps, *cfg.types)
         if not text.tie_word_embeddings:
-            self.lm_head = Head(text.vocab_size, text.hidden_size, cfg.param_dtype, init_scale)
+            self.lm_head = Head(cfg)
 
     def __call__(
         self,
@@ -197,7 +172,8 @@ class Decoder(nn.Module):
           prefix: keys and values of Q prompts, each shared by B // Q consecutive rows.
           cache: keys and values of the row's own earlier tokens.
           bias_BxT: float32, added to every score of a new token's key; None for none.
-          watch: which of the runs "prefix", "cache" and "new" are watched; for passes without a gradient.
+          return_attention: for which of the segments "prefix", "cache" and "new" the received attention is returned;
+            for passes without a gradient.
         """
         cfg = self.config.text
         T = x_BxTxD.shape[1]

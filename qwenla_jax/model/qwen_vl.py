@@ -24,10 +24,8 @@ class QwenVL(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        cfg = self.config
-        types = (cfg.dtype, cfg.param_dtype)
-        self.visual = VisionTower(cfg.vision, *types, cfg.remat, cfg.initializer_range, cfg.attention)
-        self.decoder = Decoder(cfg)
+        self.visual = VisionTower(self.config)
+        self.decoder = Decoder(self.config)
 
     def encode(self, vision: VisionBatch | VisualTokens) -> jax.Array:
         """Visual tokens of all frames, [I * M, D], which `visual_BxT` indexes; `VisualTokens` pass through."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.attention import Segment
-from qwenla_jax.model.config import VisionConfig
+from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, scan_layers
 from qwenla_jax.model.rope import rotate, vision_angles
@@ -22,22 +22,18 @@ from qwenla_jax.types import VisionBatch
 class VisionAttention(nn.Module):
     """Self-attention of patches, within a window or within the whole frame."""
 
-    config: VisionConfig
-    dtype: str
-    param_dtype: str
-    init_scale: float
-    attention: str
+    config: ModelConfig
 
     @nn.compact
     def __call__(
         self, x_IxSxD: jax.Array, cos: jax.Array, sin: jax.Array, valid_IxS: jax.Array, is_full: jax.Array
     ) -> jax.Array:
-        cfg = self.config
+        cfg, tower = self.config, self.config.vision
         I, S, D = x_IxSxD.shape
-        N, H = cfg.num_heads, D // cfg.num_heads
+        N, H = tower.num_heads, D // tower.num_heads
 
         def dense(name: str, axes: tuple[str, str]) -> Dense:
-            return Dense(D, axes, True, self.dtype, self.param_dtype, self.init_scale, name=name)
+            return Dense(D, axes, True, *cfg.types, cfg.initializer_range, name=name)
 
         q, k, v = (dense(name, ("embed", "heads"))(x_IxSxD).reshape(I, S, N, H) for name in "qkv")
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -45,9 +41,9 @@ class VisionAttention(nn.Module):
         def within(rows: int) -> jax.Array:
             split = (I * rows, S // rows)
             seg = Segment(k.reshape(*split, N, H), v.reshape(*split, N, H), valid_IxS.reshape(*split)[:, None, None, :])
-            return attend(self.attention, q.reshape(*split, N, H), (seg,), "frames").reshape(I, S, D)
+            return attend(cfg.attention, q.reshape(*split, N, H), (seg,), "frames").reshape(I, S, D)
 
-        windows = S // cfg.window_slots
+        windows = S // tower.window_slots
         if windows == 1:  # one window is the whole frame: both kinds of layer are the same
             out = within(1)
         else:
@@ -58,71 +54,55 @@ class VisionAttention(nn.Module):
 class VisionBlock(nn.Module):
     """One layer of the tower: attention and a gated MLP, each after an RMS norm, with residuals."""
 
-    config: VisionConfig
-    dtype: str
-    param_dtype: str
-    init_scale: float
-    attention: str
+    config: ModelConfig
 
     @nn.compact
     def __call__(
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, valid_IxS: jax.Array, is_full: jax.Array
     ) -> tuple[jax.Array, None]:
-        cfg, types = self.config, (self.dtype, self.param_dtype)
+        cfg, tower = self.config, self.config.vision
         x = with_logical_constraint(x, ("frames", "patches", "act_embed"))
-        h = RMSNorm(cfg.rms_norm_eps, *types, name="norm1")(x)
-        x = x + VisionAttention(cfg, *types, self.init_scale, self.attention, name="attn")(
-            h, cos, sin, valid_IxS, is_full
-        )
-        h = RMSNorm(cfg.rms_norm_eps, *types, name="norm2")(x)
-        x = x + GatedMLP(cfg.intermediate_size, True, *types, self.init_scale, name="mlp")(h)
+        h = RMSNorm(tower.rms_norm_eps, *cfg.types, name="norm1")(x)
+        x = x + VisionAttention(cfg, name="attn")(h, cos, sin, valid_IxS, is_full)
+        h = RMSNorm(tower.rms_norm_eps, *cfg.types, name="norm2")(x)
+        x = x + GatedMLP(tower.intermediate_size, True, *cfg.types, cfg.initializer_range, name="mlp")(h)
         return x, None
 
 
 class Merger(nn.Module):
     """Joins merge x merge neighbouring patches into one visual token of the decoder's width; exact (erf) GELU."""
 
-    config: VisionConfig
-    dtype: str
-    param_dtype: str
-    init_scale: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x_IxSxD: jax.Array) -> jax.Array:
-        cfg, types = self.config, (self.dtype, self.param_dtype)
+        cfg, tower = self.config, self.config.vision
+        kernel = (*cfg.types, cfg.initializer_range)
         I, S, D = x_IxSxD.shape
-        unit = cfg.spatial_merge_size**2
-        x = RMSNorm(cfg.rms_norm_eps, *types, name="norm")(x_IxSxD).reshape(I, S // unit, D * unit)
-        x = Dense(D * unit, ("embed", "mlp"), True, *types, self.init_scale, name="fc1")(x)
+        unit = tower.spatial_merge_size**2
+        x = RMSNorm(tower.rms_norm_eps, *cfg.types, name="norm")(x_IxSxD).reshape(I, S // unit, D * unit)
+        x = Dense(D * unit, ("embed", "mlp"), True, *kernel, name="fc1")(x)
         x = nn.gelu(x, approximate=False)
-        return Dense(cfg.out_hidden_size, ("mlp", "embed"), True, *types, self.init_scale, name="fc2")(x)
+        return Dense(tower.out_hidden_size, ("mlp", "embed"), True, *kernel, name="fc2")(x)
 
 
 class VisionTower(nn.Module):
     """Images to visual tokens."""
 
-    config: VisionConfig
-    dtype: str
-    param_dtype: str
-    remat: str
-    init_scale: float
-    attention: str
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, vision: VisionBatch) -> jax.Array:
         """Visual tokens of every frame in raster order, [I, M, D] in the compute type; rows of padding are finite."""
-        cfg, types = self.config, (self.dtype, self.param_dtype)
-        x = Dense(cfg.hidden_size, ("patch", "embed"), False, *types, self.init_scale, name="patch_embed")(
-            vision.patches_IxSxC
-        )
-        angles = vision_angles(vision.hw_IxSx2, cfg.hidden_size // cfg.num_heads)
-        layer = jnp.arange(cfg.depth)
-        is_full_L = jnp.isin(layer, jnp.asarray(cfg.full_attention_layers, jnp.int32))
-        blocks = scan_layers(VisionBlock, cfg.depth, self.remat, num_broadcast=3, num_scanned=1)
-        x, _ = blocks(cfg, *types, self.init_scale, self.attention, name="blocks")(
-            x, jnp.cos(angles), jnp.sin(angles), vision.valid_IxS, is_full_L
-        )
-        merged = Merger(cfg, *types, self.init_scale, name="merger")(x)
+        cfg, tower = self.config, self.config.vision
+        kernel = (*cfg.types, cfg.initializer_range)
+        x = Dense(tower.hidden_size, ("patch", "embed"), False, *kernel, name="patch_embed")(vision.patches_IxSxC)
+        angles = vision_angles(vision.hw_IxSx2, tower.hidden_size // tower.num_heads)
+        layer = jnp.arange(tower.depth)
+        is_full_L = jnp.isin(layer, jnp.asarray(tower.full_attention_layers, jnp.int32))
+        blocks = scan_layers(VisionBlock, tower.depth, cfg.remat, num_broadcast=3, num_scanned=1)(cfg, name="blocks")
+        x, _ = blocks(x, jnp.cos(angles), jnp.sin(angles), vision.valid_IxS, is_full_L)
+        merged = Merger(cfg, name="merger")(x)
         # Else they may come out split by width, as the last kernel is, and picking from them is undone on all devices.
         merged = with_logical_constraint(merged, ("frames", "tokens", "act_embed"))
         return jnp.take_along_axis(merged, vision.gather_IxM[:, :, None], axis=1)

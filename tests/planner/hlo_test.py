@@ -22,16 +22,16 @@ TEXT = """HloModule jit_f, is_scheduled=true
 
 %all-reduce-scatter.1 (input: bf16[8,16]) -> bf16[2,16] {
   %input = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-reduce.9 = bf16[8,16]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=3, replica_groups={{0,2,4,6},{1,3,5,7}},
-  to_apply=%add ROOT %slice = bf16[2,16]{1,0} dynamic-slice(%all-reduce.9), dynamic_slice_sizes={2,16}
+  %all-reduce.9 = bf16[8,16]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=3, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  ROOT %slice = bf16[2,16]{1,0} dynamic-slice(%all-reduce.9), dynamic_slice_sizes={2,16}
 }
 
 %open_body (p: (f32[4,4], pred[])) -> (f32[4,4], pred[]) {
   %p = (f32[4,4]{1,0:T(8,128)}, pred[]{:T(512)}) parameter(0)
   %x = f32[4,4]{1,0:T(8,128)} get-tuple-element(%p), index=0
-  %all-reduce.1 = f32[4,4]{1,0:T(8,128)} all-reduce(%x), channel_id=2, replica_groups=mesh['a'=4,'b'=2] {'b'},
-  to_apply=%add, metadata={op_name="inner"} %more = pred[]{:T(512)} get-tuple-element(%p), index=1 ROOT %t =
-  (f32[4,4]{1,0:T(8,128)}, pred[]{:T(512)}) tuple(%all-reduce.1, %more)
+  %all-reduce.1 = f32[4,4]{1,0:T(8,128)} all-reduce(%x), channel_id=2, replica_groups=mesh['a'=4,'b'=2] {'b'}, to_apply=%add, metadata={op_name="inner"}
+  %more = pred[]{:T(512)} get-tuple-element(%p), index=1
+  ROOT %t = (f32[4,4]{1,0:T(8,128)}, pred[]{:T(512)}) tuple(%all-reduce.1, %more)
 }
 
 %open_condition (q: (f32[4,4], pred[])) -> pred[] {
@@ -67,9 +67,9 @@ ENTRY %main (x: f32[4,4], g: bf16[8,16]) -> f32[4,4] {
   %start = (s32[]{:T(128)}, f32[4,4]{1,0:T(8,128)}) tuple(%zero, %x.1)
   %loop.1 = (s32[]{:T(128)}, f32[4,4]{1,0:T(8,128)}) while(%start), condition=%condition, body=%body
   %scattered = bf16[2,16]{1,0:T(8,128)(2,1)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
-  %passed.1 = (f32[4,4]{1,0:T(8,128)}, f32[4,4]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-
-  start(%x.1), channel_id=4, source_target_pairs={{0,1},{1,0}} %passed.2 = f32[4,4]{1,0:T(8,128)} collective-permute-
-  done(%passed.1) ROOT %out = f32[4,4]{1,0:T(8,128)} get-tuple-element(%loop.1), index=1
+  %passed.1 = (f32[4,4]{1,0:T(8,128)}, f32[4,4]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x.1), channel_id=4, source_target_pairs={{0,1},{1,0}}
+  %passed.2 = f32[4,4]{1,0:T(8,128)} collective-permute-done(%passed.1)
+  ROOT %out = f32[4,4]{1,0:T(8,128)} get-tuple-element(%loop.1), index=1
 }
 """  # noqa: E501
 

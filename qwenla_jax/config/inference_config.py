@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions
 
@@ -40,3 +41,12 @@ class InferenceConfig:
     max_invalid: int = 0
     system: str | None = None
     reattention: ReattentionOptions = ReattentionOptions()
+
+    @classmethod
+    def of(cls, options: Any, **own: Any) -> InferenceConfig:
+        """From settings with a group `data`: what they or `data` have under a field's name, and what is in `own`."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        shared = {
+            name: getattr(part, name) for part in (options.data, options) for name in names if hasattr(part, name)
+        }
+        return cls(**shared | own)

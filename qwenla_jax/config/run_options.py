@@ -288,22 +288,6 @@ class RunOptions:
     @property
     def inference(self) -> InferenceConfig:
         """The part of these settings that sampling and evaluation need."""
-        data = self.data
-        return InferenceConfig(
-            init_from=self.init_from,
-            seed=self.seed,
-            dtype=self.dtype,
-            # A frozen base is stored in the type of computation.
-            param_dtype=self.dtype if self.lora.rank else self.param_dtype,
-            remat=self.remat,
-            attention=self.attention,
-            mesh=self.mesh,
-            batch_size=self.eval.batch_size,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_response_tokens=data.max_response_tokens,
-            min_pixels=data.min_pixels,
-            max_pixels=data.max_pixels,
-            max_invalid=data.max_invalid,
-            system=data.system,
-            reattention=self.reattention,
-        )
+        # A frozen base is stored in the type of computation.
+        param_dtype = self.dtype if self.lora.rank else self.param_dtype
+        return InferenceConfig.of(self, param_dtype=param_dtype, batch_size=self.eval.batch_size)

@@ -144,22 +144,7 @@ class DistillOptions:
     @property
     def inference(self) -> InferenceConfig:
         """What sampling needs of these settings."""
-        data = self.data
-        return InferenceConfig(
-            init_from=self.init_from,
-            seed=self.seed,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            mesh=self.mesh,
-            batch_size=data.batch_size,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_response_tokens=data.max_response_tokens,
-            min_pixels=data.min_pixels,
-            max_pixels=data.max_pixels,
-            max_invalid=data.max_invalid,
-            system=data.system,
-            reattention=self.reattention,
-        )
+        return InferenceConfig.of(self)
 
 
 def from_config_dict(config: Mapping[str, Any] | config_dict.ConfigDict) -> DistillOptions:

@@ -23,7 +23,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writers = {".jsonl": _jsonl, ".tsv": _tsv, ".xlsx": _xlsx}
     if path.suffix not in writers:
         raise ValueError(f"{path}: cannot write {path.suffix or 'this'}; expected {', '.join(writers)}")
-    with replacing(path) as fresh:
+    with replacing(path, shared=True) as fresh:
         writers[path.suffix](fresh, rows)
 
 

@@ -92,6 +92,11 @@ def tiny_processor() -> ProcessorSettings:
     )
 
 
+def compute_settings(config: InferenceConfig) -> dict[str, Any]:
+    """The fields of `ModelConfig` that settings decide, not the checkpoint."""
+    return {name: getattr(config, name) for name in ("dtype", "param_dtype", "remat", "attention")}
+
+
 def start(config: InferenceConfig, mesh: Mesh) -> Start:
     """Builds or loads what `config.init_from` names, placed on the mesh.
 
@@ -100,12 +105,7 @@ def start(config: InferenceConfig, mesh: Mesh) -> Start:
         the file and the key.
     """
     name = config.init_from or ""
-    changes: dict[str, Any] = {
-        "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
-        "remat": config.remat,
-        "attention": config.attention,
-    }
+    changes = compute_settings(config)
     if name == "random:tiny":
         tokenizer = train_tiny_tokenizer(tokenizer_texts())
         sizes = dataclasses.replace(tiny_config(tokenizer), **changes)

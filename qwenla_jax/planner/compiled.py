@@ -14,7 +14,7 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.collate import collate_sft
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.record import Record
-from qwenla_jax.inference.load import model_config, tiny_processor
+from qwenla_jax.inference.load import compute_settings, model_config, tiny_processor
 from qwenla_jax.inference.runtime import assemble, response_buckets
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params
@@ -57,13 +57,7 @@ def planned_config(options: RunOptions) -> ModelConfig:
             f"config.init_from: the preset {options.preset!r} names no architecture; give random:PATH of a config.json"
         )
     config = published_config(options.preset) if options.init_from is None else model_config(options.inference)
-    return dataclasses.replace(
-        config,
-        dtype=options.dtype,
-        param_dtype=options.dtype if options.lora.rank else options.param_dtype,
-        remat=options.remat,
-        attention=options.attention,
-    )
+    return dataclasses.replace(config, **compute_settings(options.inference))
 
 
 def abstract_runtime(options: RunOptions, mesh: Mesh) -> TrainRuntime:

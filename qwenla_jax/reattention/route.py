@@ -29,7 +29,7 @@ def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.A
     Args:
       options: see there.
       prompts: one a row, with their `block`.
-      received_BxP: float32, attention paid to each prompt slot by the tokens generated so far, summed over them; [B, 0]
+      received_BxP: float32, attention that each prompt slot received from the tokens so far, summed; [B, 0]
         where `options.uses_attention` is False.
 
     Returns:

@@ -75,7 +75,7 @@ def score(
       (`said_details`).
     """
     timed = Timed(sampler)
-    rollout_batch, lines = [], []
+    judged, lines = [], []
     tok, rows = runtime.tokenizer, runtime.config.batch_size
     full = 0
     for batch in answer(runtime, params, source, len(source), timed):
@@ -83,13 +83,13 @@ def score(
         full += len(batch.records) == rows
         inserted_tokens_B = np.asarray(r.selected_BxExX).sum((1, 2)).tolist()
         for row, (record, said_ids) in enumerate(zip(batch.records, responses_of(r), strict=False)):
-            text = tok.decode(said_ids)
+            text = batch.texts[row]
             caption = source.caption(len(lines))
             one = judge_answer(text, record.answer, record.kind, caption)
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             said = said_objects(text, caption)
             details, wrong_details = said_details(text, source.details(len(lines)))
-            rollout_batch.append(one)
+            judged.append(one)
             lines.append(
                 {"id": record.id, "question": record.question, "answer": record.answer, "response": text}
                 | {"kind": record.kind, "right": one.right, "well_formed": one.well_formed}
@@ -100,9 +100,9 @@ def score(
                 | {"details": details, "wrong_details": wrong_details}
                 | {"objects": [[token_at(ids, thing.end - 1, tok), thing.right] for thing in said]}
             )
-    scores: dict[str, Any] = summarise(rollout_batch)
-    right = sum(one.right for one in rollout_batch)
-    scores["accuracy_interval"] = list(wilson(right, len(rollout_batch))[1:])
+    scores: dict[str, Any] = summarise(judged)
+    right = sum(one.right for one in judged)
+    scores["accuracy_interval"] = list(wilson(right, len(judged))[1:])
     scores["inserted"] = sum(line["inserted"] for line in lines) / len(lines)
     scores["skipped"] = sum(line["skipped"] for line in lines) / len(lines)
     scores["timing"] = {"rows": rows, "batch_s": timed.seconds[: full or None]}

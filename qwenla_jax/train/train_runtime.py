@@ -162,7 +162,8 @@ def build(options: RunOptions) -> tuple[TrainRuntime, Params]:
     mesh = make_mesh(config.mesh)
     check_batches(options, mesh)
     check_backend(config.attention, jax.default_backend())
-    if options.lora.rank:  # a wrong expression fails before the weights are read
+    # A wrong expression fails before weights are read; a random model has none, and costs a tokenizer's training.
+    if options.lora.rank and not (config.init_from or "").startswith("random:"):
         kernels_to_adapt(options, model_config(config))
     first = add_adapters(options, start(config, mesh), mesh)
     runtime = assemble(config, mesh, first.model, first.shardings, first.tokenizer, first.processor)

@@ -9,17 +9,20 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write; it takes the place of `path` when the block ends without an error.
 
     Args:
       path: the file; its folder is there.
       durable: the content is on the disk before the old file is gone.
+      shared: another process may write the same file meanwhile; one of the two is then there whole. Else what a killed
+        process left is written over by the next.
 
     Raises:
       OSError: it cannot be written; then `path` is as it was.
     """
-    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
+    mark = str(os.getpid()) if shared else "new"
+    fresh = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
         yield fresh
         if durable:

@@ -92,7 +92,7 @@ def test_a_study_reads_it(evaluated):
 
 
 def test_maps_add_up(evaluated):
-    """Over the image they are what `train.probe` counts as paid to visual tokens."""
+    """Over the image they are what `inference.attention_mass` counts as received by visual tokens."""
     (one,) = collect([evaluated[0]]).of("copy")
     seen = 0
     for question, drawn in enumerate(one.heat):

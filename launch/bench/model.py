@@ -40,7 +40,7 @@ import numpy as np
 from launch.bench.machine import cores, machine, peaks
 from launch.bench.ours import Ours, note, write_scenes
 from launch.bench.shapes import RANK, STOP, Shape, floors, make_image, shape_of, tokens_of
-from qwenla_jax.config.run_options import LoraOptions
+from qwenla_jax.config.run_options import DataOptions, LoraOptions
 from qwenla_jax.data.batching.mrope_positions import mrope_positions
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
@@ -298,7 +298,8 @@ def brpo(args: argparse.Namespace, shape: Shape, folder: Path, rank: int) -> dic
     dtype = shape.config.dtype
     run = {"dtype": dtype, "param_dtype": dtype, "lora": LoraOptions(rank=rank or None)}
     try:
-        rows = Ours(own, questions, size, run=run).measure(args.steps, args.warmup)
+        data = {"max_prompt_tokens": max(shape.prompt, DataOptions.max_prompt_tokens)}
+        rows = Ours(own, questions, size, run=run, **data).measure(args.steps, args.warmup)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -357,7 +358,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             gc.collect()
             start = argparse.Namespace(**vars(args) | {"checkpoint": f"random:{folder / 'start'}"})
             modes = reattention.SMALL_MODES if args.small else reattention.MODES
-            result["reattention"] = reattention.measure(start, shape.config.dtype, modes)
+            result["reattention"] = reattention.measure(start, shape.config.dtype, modes, shape.prompt)
     return result
 
 

@@ -215,10 +215,11 @@ def cudnn_attention(
     B, T, _, _ = q_BxTxNxH.shape
     k, v = (_per_row(x, B) for x in (segments[0].k, segments[0].v))
     lengths = None
+    even = lambda size: size + size % 2  # noqa: E731  # cuDNN has no gradient for odd lengths
     if len(segments) == 2:
         assert segments[0].length_Q is not None  # else `refusal` names it
         start_B = _per_row(segments[0].length_Q, B)
-        slots = k.shape[1] + T
+        slots = even(k.shape[1] + T)
         put = jax.vmap(lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0))
         q = put(jnp.zeros((B, slots, *q_BxTxNxH.shape[2:]), q_BxTxNxH.dtype), q_BxTxNxH, start_B)
         k, v = (
@@ -232,12 +233,15 @@ def cudnn_attention(
             k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
             # A padding row sees nothing. It gets one key, since a softmax over no keys is undefined.
             lengths = jnp.maximum(shown.sum(1, dtype=jnp.int32), 1)
+        elif k.shape[1] % 2 and not segments[0].causal:
+            lengths = jnp.full((B,), k.shape[1], jnp.int32)
+        q, k, v = (_padded(x, 1, even(x.shape[1])) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q, k, v, is_causal=segments[-1].causal, key_value_seq_lengths=lengths, implementation=implementation
     )
     if len(segments) == 2:
         out = jax.vmap(lambda whole, at: jax.lax.dynamic_slice_in_dim(whole, at, T, 0))(out, start_B)
-    return checkpoint_name(out, ATTENTION_OUTPUT)
+    return checkpoint_name(out[:, :T], ATTENTION_OUTPUT)
 
 
 def _shown(segment: Segment) -> jax.Array:

@@ -64,9 +64,7 @@ def insertion_work(config: TextConfig, prompt: float, before: float, rest: float
     return {"flops": own.flops + later, "share": (own.flops + later) / text.flops, "cache_bytes": kept}
 
 
-def _runtime(
-    args: argparse.Namespace, reattention: ReattentionOptions, dtype: str, prompt: int
-) -> tuple[Runtime, Any]:
+def _runtime(args: argparse.Namespace, reattention: ReattentionOptions, dtype: str, prompt: int) -> tuple[Runtime, Any]:
     options = RunOptions(
         init_from="tiny" if args.checkpoint.endswith("assets/tiny") else args.checkpoint,
         seed=args.seed,

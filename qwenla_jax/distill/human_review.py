@@ -95,11 +95,11 @@ def take_back(workdir: Path, options: DistillOptions, path: Path) -> tuple[Taken
     jsonl_store.mend(workdir / jsonl_store.SAMPLES)
     jsonl_store.mend(workdir / jsonl_store.CORRECTIONS)
     known = read_corrections(workdir)
-    questions: dict[str, tuple[Row, bool, str | None]] = {}
+    questions: dict[str, tuple[Row, bool]] = {}
     for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.answers_each):
         accepted = any(one.status == Status.ACCEPTED for one in assess_group(rows, options, log, None))
-        fixed = {name: rows[0][name] for name in (*_FIXED, "options") if name in rows[0]}
-        questions[rows[0]["id"]] = (fixed, accepted, rows[0].get("source"))
+        fixed = {name: rows[0][name] for name in (*_FIXED, "options", "source") if name in rows[0]}
+        questions[rows[0]["id"]] = (fixed, accepted)
     out, new, seen = TakenBack(), [], set()
     for number, _, row in jsonl_store.typed_lines(path):
         if isinstance(row, str):
@@ -124,9 +124,7 @@ def take_back(workdir: Path, options: DistillOptions, path: Path) -> tuple[Taken
     return out, write_results(workdir, options, log)
 
 
-def _problem(
-    row: Row, questions: dict[str, tuple[Row, bool, str | None]], seen: set[str], check_answer: bool
-) -> str | None:
+def _problem(row: Row, questions: dict[str, tuple[Row, bool]], seen: set[str], check_answer: bool) -> str | None:
     """Why a line cannot be used, None where it can."""
     name, response = row.get("id"), row.get("response")
     if not isinstance(name, str) or name not in questions:
@@ -135,7 +133,7 @@ def _problem(
         return f"id {name!r} stands in an earlier line already"
     if not isinstance(response, str):
         return f"id {name!r}: response is {response!r}, expected text (empty: not corrected yet)"
-    fixed, accepted, source = questions[name]
+    fixed, accepted = questions[name]
     for key, value in fixed.items():
         if row.get(key, value) != value:
             return f"id {name!r}: {key} is {row[key]!r}, but the run asked with {value!r}"
@@ -145,6 +143,6 @@ def _problem(
         return f"id {name!r} has an accepted answer already, it is not in the queue"
     known = fixed["answer"], choices_of(fixed)
     problem = format_problem(response) or (answer_problem(response, *known) if check_answer else None)
-    if problem is None and source is not None:
-        problem = reflection_problem(response, source, *known)
+    if problem is None and "source" in fixed:
+        problem = reflection_problem(response, fixed["source"], *known)
     return None if problem is None else f"id {name!r}: {problem[1]}"

@@ -147,7 +147,7 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
             **_spent(log, options.judges),
         }
     if options.teacher.models and options.make == "cold_start":
-        summary["teacher"] = _spent(JudgeLog(workdir / jsonl_store.TEACHER), options.teacher)
+        summary["teacher"] = _spent(JudgeLog(workdir / jsonl_store.REPLIES), options.teacher)
     jsonl_store.write_json(workdir / jsonl_store.SUMMARY, summary)
     return summary
 

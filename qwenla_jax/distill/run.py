@@ -112,7 +112,7 @@ def _tell(progress: Progress, done: int, total: int) -> None:
 
 def _teach(options: DistillOptions, workdir: Path, source: RecordSource) -> str | None:
     """Asks the teachers and writes the samples; why asking ended early, None where it did not."""
-    log, stopped = JudgeLog(workdir / jsonl_store.TEACHER), None
+    log, stopped = JudgeLog(workdir / jsonl_store.REPLIES), None
     if options.teacher.models:
         key = read_key(options.teacher.api_key_env)
         teacher = Judges(options.teacher, log, workdir, key, instruction=INSTRUCTION, name="teacher")

@@ -217,7 +217,7 @@ def test_the_request_holds_image_question_and_response(whole):
 def test_a_run_cut_at_any_byte_asks_only_what_was_not_answered(whole, dataset, teacher, tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")  # beside the whole run: results name images relative to their folder
     shutil.copytree(whole[0], folder, dirs_exist_ok=True)
-    log = folder / "teacher.jsonl"
+    log = folder / "replies.jsonl"
     with log.open("r+b") as file:
         file.truncate(random.Random(cut).randrange(log.stat().st_size))
     for name in RESULTS[cut:]:
@@ -253,7 +253,7 @@ def test_a_killed_process_is_resumed(whole, dataset, teacher, tmp_path):
     )]  # fmt: skip
     command = [sys.executable, "-m", "qwenla_jax", "distill", "--make=cold_start", *flags, f"--workdir={tmp_path}"]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    log, deadline = tmp_path / "teacher.jsonl", time.monotonic() + 120
+    log, deadline = tmp_path / "replies.jsonl", time.monotonic() + 120
     while not (log.is_file() and log.read_bytes().count(b"\n") > 9) and time.monotonic() < deadline:
         time.sleep(0.005)
     first.send_signal(signal.SIGKILL)
@@ -277,7 +277,7 @@ def test_of_two_teachers_the_first_that_passes_counts(dataset, teacher, tmp_path
 
 def test_all_may_be_left_to_a_person(whole, dataset, teacher, tmp_path):
     options = settings(teacher, dataset)
-    shutil.copy(whole[0] / "teacher.jsonl", tmp_path)
+    shutil.copy(whole[0] / "replies.jsonl", tmp_path)
     run(replace(options, verify=replace(options.verify, keep="none")), tmp_path)
     queue = {row["id"]: row for row in rows(tmp_path / "queue.jsonl")}
     assert len(queue) == TIMES * len(REPLIES) and not rows(tmp_path / "accepted.jsonl")

@@ -298,6 +298,7 @@ def test_a_person_completes_the_queue(whole, dataset, tmp_path):
     assert added["id"] == queue[0]["id"] and added["response"] == response(GOOD)
 
 
+@pytest.mark.slow
 def test_the_cold_start_trains_on_the_written_file(whole, tmp_path):
     options = RunOptions(
         stage="sft",

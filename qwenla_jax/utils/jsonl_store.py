@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 SAMPLES = "samples.jsonl"
 JUDGEMENTS = "judgements.jsonl"
+REPLIES = "replies.jsonl"
 CORRECTIONS = "corrections.jsonl"
 ANSWERS = "answers.jsonl"
 ACCEPTED = "accepted.jsonl"

@@ -81,9 +81,8 @@ def typed_lines(path: Path) -> Iterator[tuple[int, str, Row | str]]:
         if not line.strip():
             continue
         text = line.decode("utf-8", "replace").strip().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-        result: Row | str
         try:
-            result = json_files.loads(text, "")
+            result: Row | str = json_files.loads(text, "")
             if not isinstance(result, dict):
                 result = f"holds a {type(result).__name__}, expected an object"
         except ValueError as error:

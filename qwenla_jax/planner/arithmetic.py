@@ -20,11 +20,12 @@ from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.planner.compiled import Load, abstract_params, example
 from qwenla_jax.planner.flops import Work, brpo_step_work, decoder_forward, head, patch_embed, vision_forward
 from qwenla_jax.planner.hlo import Collective
-from qwenla_jax.tools.dry_run import BYTES, parameter_counts
+from qwenla_jax.tools.dry_run import parameter_counts
 from qwenla_jax.train.logprobs import VOCAB_CHUNK
 from qwenla_jax.train.loop import abstract_state, state_plan
 from qwenla_jax.train.train_runtime import TrainRuntime
 
+SIZES = {"float32": 4, "bfloat16": 2}
 MOST_FSDP = 64  # devices that share out the parameters; further ones repeat them
 
 
@@ -126,9 +127,9 @@ def resident(runtime: TrainRuntime) -> Resident:
     optimizer, shardings = state_plan(runtime, params)
     state = abstract_state(params, optimizer, shardings)
     kept = {"parameters": shard_bytes(state.params), "optimiser": shard_bytes(state.opt_state)}
-    numbers = kept["parameters"] // BYTES[options.param_dtype]
+    numbers = kept["parameters"] // SIZES[options.param_dtype]
     if options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype:
-        kept["reference"] = numbers * BYTES[options.dtype]
+        kept["reference"] = numbers * SIZES[options.dtype]
     return Resident(numbers, kept)
 
 
@@ -141,7 +142,7 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     config, options = runtime.model.config, runtime.options
     questions = max(1, round(sizes.questions * sizes.parts))
     patches = np.tile(sizes.patches_W, (questions, 1))
-    value = BYTES[options.dtype]
+    value = SIZES[options.dtype]
     again = 1.0 if options.remat == "full" else 0.0
     share = sizes.questions * sizes.parts / questions / sizes.tensor
     adamw = Work(0.0, 7.0 * kept.params * 4)
@@ -166,16 +167,16 @@ def least_bytes(options: RunOptions, config: ModelConfig) -> float:
     """Bytes that all chips together hold of a run's parameters, moments and reference, were everything split."""
     counts = parameter_counts(options, config)
     total = sum(counts.values())
-    kept = total * BYTES[options.param_dtype] + (counts["train"] + counts["tags"]) * 8
+    kept = total * SIZES[options.param_dtype] + (counts["train"] + counts["tags"]) * 8
     apart = options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype
-    return float(kept + (total * BYTES[options.dtype] if apart else 0))
+    return float(kept + (total * SIZES[options.dtype] if apart else 0))
 
 
 def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, dict[str, float]]:
     """Bytes of one chip beside the resident ones, by phase and component; an estimate."""
     config, options = runtime.model.config, runtime.options
     text, vision = config.text, config.vision
-    value = BYTES[options.dtype]
+    value = SIZES[options.dtype]
     params = kept.params
     fsdp, tensor = runtime.mesh.shape["fsdp"], sizes.tensor
     Q, P, R = sizes.questions, sizes.prompt, sizes.response
@@ -229,7 +230,7 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     """
     config, options = runtime.model.config, runtime.options
     text = config.text
-    value = BYTES[options.dtype]
+    value = SIZES[options.dtype]
     data, fsdp, tensor = (runtime.mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
     weights = kept.params * value * fsdp
     Q, P, R, A = sizes.questions, sizes.prompt, sizes.response, sizes.parts

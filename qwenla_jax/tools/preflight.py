@@ -140,7 +140,8 @@ def _first_step(options: RunOptions, metrics: dict[str, Any]) -> list[Check]:
 def _shapes(options: RunOptions, batch: tuple[Any, ...]) -> tuple[Any, Any]:
     """The shapes by which programs are compiled again: for sampling, and for the update."""
     shapes = tuple(x.shape for x in jax.tree.leaves(batch))
-    return tuple(x.shape for x in jax.tree.leaves(batch[:-1])) if options.stage == "brpo" else None, shapes
+    asked = tuple(x.shape for x in jax.tree.leaves(batch[:-1])) if options.stage == "brpo" else None
+    return asked, shapes
 
 
 def _compiles(shapes: list[tuple[Any, Any]], compiled: list[int]) -> Check:
@@ -189,14 +190,8 @@ def _adapters(state: TrainState, before: int, taught: bool, options: RunOptions)
         f"{len(kernels)} stacked kernels, {size:,} numbers, {len(still)} kernels have not moved; the frozen weights "
         f"are {'the same' if same else 'OTHERS'}"
     )
-    return [
-        Check(
-            "adapters",
-            same and not (still and taught),
-            result,
-            "all to have moved, and the frozen weights to be the same",
-        )
-    ]
+    ok = same and not (still and taught)
+    return [Check("adapters", ok, result, "all to have moved, and the frozen weights to be the same")]
 
 
 def _memory(state: Any, reference: Any) -> Check:

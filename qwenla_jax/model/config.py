@@ -124,8 +124,8 @@ class VisionConfig:
         """Checks the values against each other."""
         _in_bounds("vision", self, "full_attention_layers", "hidden_act")
         if self.hidden_size % self.num_heads:
-            sizes = f"vision.hidden_size {self.hidden_size} is not divisible by vision.num_heads {self.num_heads}"
-            raise ValueError(sizes)
+            message = f"vision.hidden_size {self.hidden_size} is not divisible by vision.num_heads {self.num_heads}"
+            raise ValueError(message)
         if self.head_dim % 4:
             raise ValueError(
                 f"vision head size is {self.head_dim} (hidden_size {self.hidden_size} / num_heads {self.num_heads}); "

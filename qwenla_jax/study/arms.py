@@ -16,7 +16,7 @@ from qwenla_jax.config.run_options import EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.distill.run import run as distill
-from qwenla_jax.study import collect as of
+from qwenla_jax.study import collect as names
 from qwenla_jax.train.loop import run as train
 
 DISTILL_SEED = 3_000  # the questions of stage 3 are not those of stage 2
@@ -126,19 +126,19 @@ def systems_of(settings: Settings) -> list[System]:
     change = dataclasses.replace
     none, copy, route = ReattentionOptions(), settings.sft_copy.reattention, settings.sft_route.reattention
     systems = [
-        System(of.BASE, "base", none),
-        System(of.COLD, "cold_start", none),
-        System(of.ZERO, "brpo", none),
-        System(of.TEXT, "sft_text", none),
-        System(of.COPY, "sft_copy", copy),
-        System(of.ROUTE, "sft_route", route),
-        System(of.VISION, "sft_copy", change(copy, mode="vision_only")),
+        System(names.BASE, "base", none),
+        System(names.COLD, "cold_start", none),
+        System(names.ZERO, "brpo", none),
+        System(names.TEXT, "sft_text", none),
+        System(names.COPY, "sft_copy", copy),
+        System(names.ROUTE, "sft_route", route),
+        System(names.VISION, "sft_copy", change(copy, mode="vision_only")),
     ]
     if settings.every_arm:
         systems += [
-            System(of.ROUTE_25, "sft_route_25", change(route, keep_ratio=0.25)),
-            System(of.ROUTE_75, "sft_route_75", change(route, keep_ratio=0.75)),
-            System(of.RAW_COPY, "sft_raw_copy", copy),
-            System(of.RAW_ROUTE, "sft_raw_route", route),
+            System(names.ROUTE_25, "sft_route_25", change(route, keep_ratio=0.25)),
+            System(names.ROUTE_75, "sft_route_75", change(route, keep_ratio=0.75)),
+            System(names.RAW_COPY, "sft_raw_copy", copy),
+            System(names.RAW_ROUTE, "sft_raw_route", route),
         ]
     return systems

@@ -99,9 +99,8 @@ class Model:
         if rank:
             kernels = lora.kernels_for(shape.config, LoraOptions().modules)
             key, dtype = jax.random.key(1), shape.config.dtype
-            params = lora.joined(
-                params, jax.jit(lambda k: lora.adapters(self.params, kernels, rank, 16, k, dtype))(key)
-            )
+            added = jax.jit(lambda k: lora.adapters(self.params, kernels, rank, 16, k, dtype))(key)
+            params = lora.joined(params, added)
         gradient = jax.jit(make_sft_gradient(self.model))
 
         def work() -> float:
@@ -154,13 +153,8 @@ class Peer:
 
     def __init__(self, python: Path, model: Model, folder: Path, device: str) -> None:
         dtype, inputs = model.shape.config.dtype, write_inputs(model, folder)
-        command = [
-            str(python),
-            str(ROOT / "launch" / "bench" / "transformers_peer.py"),
-            f"--config={folder}",
-            f"--dtype={dtype}",
-        ]
-        command += [f"--inputs={inputs}", f"--threads={cores()}", f"--device={device}"]
+        command = [str(python), str(ROOT / "launch" / "bench" / "transformers_peer.py"), f"--config={folder}"]
+        command += [f"--dtype={dtype}", f"--inputs={inputs}", f"--threads={cores()}", f"--device={device}"]
         command.append(f"--in_a_row={IN_A_ROW}")
         self._log = (folder / "peer.log").open("w+")
         self._process = subprocess.Popen(

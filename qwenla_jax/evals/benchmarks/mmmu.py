@@ -39,12 +39,9 @@ def _trimmed(text: str) -> str:
 
 
 def choice(text: str, options: Mapping[str, str], pro: bool = False) -> str | None:
-    """The option that an answer names, None where it names none.
+    """The option (letter -> text) that an answer names, None where it names none.
 
-    Args:
-      text: the answer.
-      options: letter -> text.
-      pro: MMMU-Pro's rule: a single letter after the last "Answer:" first, and looser passes for letters.
+    `pro` is MMMU-Pro's rule: a single letter after the last "Answer:" first, and looser passes for letters.
     """
     if pro and "Answer:" in text:
         after = text.rpartition("Answer:")[2].strip()
@@ -54,15 +51,13 @@ def choice(text: str, options: Mapping[str, str], pro: bool = False) -> str | No
     said = _trimmed(text)
     forms = ("({})", "{} ", "{}.") if pro else ("({})", " {} ")
     for form in forms:
-        named = [letter for letter in options if form.format(letter) in said]
-        if named:
+        if named := [letter for letter in options if form.format(letter) in said]:
             # MMMU-Pro's looser passes still look for " X " to tell which stands last; where none does, the first wins.
             last = form if form == "({})" else " {} "
             return max(named, key=lambda letter: said.rfind(last.format(letter)))
     if len(said.split()) > 5:
         lower = said.lower()
-        named = [letter for letter, option in options.items() if option.lower() in lower]
-        if named:
+        if named := [letter for letter, option in options.items() if option.lower() in lower]:
             return max(named, key=lambda letter: lower.rfind(options[letter].lower()))
     return None
 
@@ -97,10 +92,8 @@ def open_candidates(text: str) -> list[str | float]:
         if best and best not in _TRIVIAL:
             parts.append(best)
     parts = parts or [text]
-    result = list(parts)
-    for part in parts:
-        result += numbers(part)
-    return list(dict.fromkeys(value for one in result for value in normal(one)))
+    found = [*parts, *(number for part in parts for number in numbers(part))]
+    return list(dict.fromkeys(value for one in found for value in normal(one)))
 
 
 def open_right(text: str, gold: str | Sequence[str]) -> bool:
@@ -166,8 +159,7 @@ def score_mmmu(answers: Sequence[Answer], settings: Settings) -> Result:
     Raises:
       ValueError: right answers are withheld.
     """
-    withheld = sum(one.item.answer == WITHHELD for one in answers)
-    if withheld:
+    if withheld := sum(one.item.answer == WITHHELD for one in answers):
         raise ValueError(f"mmmu: right answers are withheld ({withheld} of {len(answers)}); score dev or validation")
     return _score("mmmu", answers, settings, pro=False)
 

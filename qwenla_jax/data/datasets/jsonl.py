@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import Option, lettered
-from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import read_jsonl
 from qwenla_jax.text.answers.gold import unwrap_gold
 
@@ -25,26 +25,21 @@ def jsonl(path: str | Path) -> Dataset:
       ValueError: it holds no line.
     """
     path = Path(path)
-    return Dataset(str(path), [_raw_record(row, where, path) for where, row in read_jsonl(path)])
+    return Dataset(str(path), records_of(read_jsonl(path), lambda at, row: _raw_record(at, row, path)))
 
 
-def _raw_record(row: dict[str, Any] | RecordError, where: str, path: Path) -> RawRecord:
-    try:
-        if isinstance(row, RecordError):
-            raise row
-        for key in (*_REQUIRED, "response", "kind"):
-            value = row.get(key)
-            if key == "image" and value in (None, "", []):
-                raise RecordError(where, "image_absent", "image is missing; expected the path of an image")
-            if value is None and key in _REQUIRED:
-                raise RecordError(where, "field", f"{key} is missing")
-            if value is not None and not isinstance(value, str):
-                raise RecordError(where, "field", f"{key} is {repr(value)[:80]}; expected text")
-        options = _options(row, where)
-        if not (path.parent / row["image"]).is_file():
-            raise RecordError(where, "image_absent", f"image {row['image']!r}: no such file beside {path.name}")
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
+def _raw_record(where: str, row: dict[str, Any], path: Path) -> RawRecord:
+    for key in (*_REQUIRED, "response", "kind"):
+        value = row.get(key)
+        if key == "image" and value in (None, "", []):
+            raise RecordError(where, "image_absent", "image is missing; expected the path of an image")
+        if value is None and key in _REQUIRED:
+            raise RecordError(where, "field", f"{key} is missing")
+        if value is not None and not isinstance(value, str):
+            raise RecordError(where, "field", f"{key} is {repr(value)[:80]}; expected text")
+    options = _options(row)
+    if not (path.parent / row["image"]).is_file():
+        raise RecordError(where, "image_absent", f"image {row['image']!r}: no such file beside {path.name}")
     return RawRecord(
         where,
         row["id"],
@@ -58,13 +53,11 @@ def _raw_record(row: dict[str, Any] | RecordError, where: str, path: Path) -> Ra
     )
 
 
-def _options(row: dict[str, Any], where: str) -> tuple[Option, ...]:
+def _options(row: dict[str, Any]) -> tuple[Option, ...]:
     given = row.get("options")
     texts = list(given.values()) if isinstance(given, dict) else [] if given is None else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        message = f"options is {repr(given)[:80]}; expected a list of the options' texts, or letters with their texts"
-        raise RecordError(where, "options", message)
-    try:
-        return lettered(given)
-    except ValueError as error:
-        raise RecordError(where, "options", str(error)) from error
+        raise ValueError(
+            f"options is {repr(given)[:80]}; expected a list of the options' texts, or letters with their texts"
+        )
+    return lettered(given)

@@ -18,7 +18,7 @@ from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import letter_of, lettered
 from qwenla_jax.data.datasets.parquet_process import parquet_process, require_pyarrow
-from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import answer_of, from_base64, text_of
 
 KEEP_BYTES = 4 * 2**30
@@ -156,8 +156,10 @@ class Row:
 Columns = Mapping[str, tuple[str, str, int]]  # name -> kind, type in words, bytes; see `parquet_child`
 
 
-def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[Row]:
-    """All rows of all shards, images unread: those in columns of bytes, structs with bytes or a path, lists of these.
+def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+    """(where, row) of all rows of all shards, images unread.
+
+    Images are in columns of bytes, structs with bytes or a path, lists of these.
 
     Raises:
       ModuleNotFoundError: pyarrow is not installed.
@@ -183,8 +185,8 @@ def _described(path: str | Path, images: Callable[[Columns], Collection[str]]) -
     return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in described]
 
 
-def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Sequence[str]) -> Iterator[Row]:
-    """The rows of a shard.
+def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """(where, row) of the rows of a shard.
 
     Args:
       file, rows, keep: the shard, its number of rows, whether its images may be cached.
@@ -204,7 +206,8 @@ def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Seque
         raise ValueError(f"{file}: claims {rows:,} rows and holds {min(lengths):,}; it is corrupt")
     for number in range(rows):
         here = {name: column[number] for name, column in counts.items()}
-        yield Row(f"{file}: row {number}", {name: values[name][number] for name in texts}, here, shard, number)
+        where = f"{file}: row {number}"
+        yield where, Row(where, {name: values[name][number] for name in texts}, here, shard, number)
 
 
 def stored_images(row: Row, column: str) -> tuple[StoredImage, ...]:
@@ -245,7 +248,7 @@ def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
       ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers; a
         column with the name of an image column that holds something else.
     """
-    raw_records = []
+    raw_records: list[RawRecord] = []
     for file, rows, columns, keep in _described(path, _all_images):
         keys = []
         for what, names in (("questions", _QUESTIONS), ("answers", _ANSWERS)):
@@ -258,8 +261,11 @@ def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
         if odd and not groups:
             raise ValueError(f"{file}: cannot read images from {', '.join(odd)}; expected bytes, paths or base64")
         texts = [name for name in columns if name in _TEXTS]
-        for row in _rows(file, rows, keep, _all_images(columns), texts):
-            raw_records.append(_raw_record(row, str(keys[0]), str(keys[1]), groups))
+        question, answer = map(str, keys)
+        raw_records += records_of(
+            _rows(file, rows, keep, _all_images(columns), texts),
+            lambda at, row, question=question, answer=answer, groups=groups: _raw_record(row, question, answer, groups),
+        )
     return Dataset(name, raw_records)
 
 
@@ -288,24 +294,19 @@ def _all_images(columns: Columns) -> list[str]:
 
 def _raw_record(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]) -> RawRecord:
     values = row.values
-    try:
-        options = lettered(next((values[key] for key in _OPTIONS if values.get(key)), []))
-        several = (tuple(p for name in group for p in stored_images(row, name)) for group in groups)
-        kind = next((values[key] for key in _KINDS if values.get(key)), "question")
-        name = next((values[key] for key in _IDS if values.get(key) is not None), row.where)
-        response = values.get("response")
-        text = answer_of(values, answer, row.where)
-        return RawRecord(
-            row.where,
-            str(name),
-            text_of(values, question, row.where),
-            options,
-            letter_of(text, options) if options else text,
-            response if isinstance(response, str) else None,
-            str(kind),
-            next((images for images in several if images), ()),
-        )
-    except RecordError as error:
-        return invalid(row.where, error.reason, error.message)
-    except ValueError as error:
-        return invalid(row.where, "options", str(error))
+    options = lettered(next((values[key] for key in _OPTIONS if values.get(key)), []))
+    several = (tuple(p for name in group for p in stored_images(row, name)) for group in groups)
+    kind = next((values[key] for key in _KINDS if values.get(key)), "question")
+    name = next((values[key] for key in _IDS if values.get(key) is not None), row.where)
+    response = values.get("response")
+    text = answer_of(values, answer, row.where)
+    return RawRecord(
+        row.where,
+        str(name),
+        text_of(values, question, row.where),
+        options,
+        letter_of(text, options) if options else text,
+        response if isinstance(response, str) else None,
+        str(kind),
+        next((images for images in several if images), ()),
+    )

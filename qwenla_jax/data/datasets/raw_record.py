@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -183,6 +183,26 @@ class RawRecord:
 def invalid(where: str, reason: str, message: str) -> RawRecord:
     """The raw record of a row that could not be read."""
     return RawRecord(where, where, "", (), "", None, "", (), (reason, message))
+
+
+def records_of(rows: Iterable[tuple[str, Any]], read: Callable[[str, Any], RawRecord]) -> list[RawRecord]:
+    """The raw record of every row; of a row that cannot be read, an invalid one.
+
+    Args:
+      rows: (where, row); the row may be the error that it was read with, as of `rows.read_jsonl`.
+      read: raises RecordError; ValueError where the options have a form that cannot be read.
+    """
+    records = []
+    for where, row in rows:
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            records.append(read(where, row))
+        except RecordError as error:
+            records.append(invalid(where, error.reason, error.message))
+        except ValueError as error:
+            records.append(invalid(where, "options", str(error)))
+    return records
 
 
 class Dataset:

@@ -1,16 +1,14 @@
 """Parquet files with images inside, as Hugging Face's `datasets` writes them, read in a separate process.
 
 A column of images holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, images
-on access: a shard's column of images is cached, still encoded, where all shards together need no more than
-`KEEP_BYTES`, else the row group is read again each time. An image may also be a path (`{bytes: null, path}`, or a
+on access; the process caches them, still encoded, up to 4 GiB. An image may also be a path (`{bytes: null, path}`, or a
 text), relative to the shard's folder or to the one above a shard's `data`, or base64.
 """
 
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -21,7 +19,6 @@ from qwenla_jax.data.datasets.parquet_process import parquet_process, require_py
 from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import answer_of, from_base64, text_of
 
-KEEP_BYTES = 4 * 2**30
 _QUESTIONS = ("question", "problem", "query", "prompt")
 _OPTIONS = ("options", "choices", "option")
 _ANSWERS = ("answer", "final_answer", "ground_truth", "solution")
@@ -72,19 +69,6 @@ def shards(path: str | Path) -> list[Path]:
     return files
 
 
-class _Shard:
-    """A file whose images are read on access."""
-
-    def __init__(self, path: Path, keep: bool) -> None:
-        self.path, self._keep = path, keep
-        # The child process must not cache images longer than this object exists.
-        weakref.finalize(self, parquet_process().forget, str(path))
-
-    def cell(self, column: str, row: int) -> Any:
-        """A cell with images: bytes, `{bytes, path}`, a text, a list of these, or None."""
-        return parquet_process().ask("cell", self.path, column, row, self._keep)
-
-
 @dataclass(frozen=True)
 class StoredImage:
     """An image inside a parquet file, or one that the file names.
@@ -95,7 +79,7 @@ class StoredImage:
       name: for errors.
     """
 
-    shard: _Shard
+    shard: Path
     column: str
     row: int
     item: int
@@ -109,7 +93,8 @@ class StoredImage:
           ImageError: the file that it names is no image.
         """
         try:
-            cell = self.shard.cell(self.column, self.row)
+            # Bytes, {bytes, path}, a text, a list of these, or None.
+            cell = parquet_process().ask("cell", self.shard, self.column, self.row)
         except ValueError as error:
             raise RecordError(self.name, "image_invalid", str(error)) from error
         value = cell[self.item] if isinstance(cell, list) else cell
@@ -129,7 +114,7 @@ class StoredImage:
         if re.match("[A-Za-z]{2,9}://", text):
             message = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
             raise RecordError(self.name, "image_absent", message)
-        folder = self.shard.path.parent
+        folder = self.shard.parent
         if folder.name == "data" and not (folder / text).is_file():
             folder = folder.parent  # shards lie in `data` of a dataset's folder, which its paths are relative to
         return FileImage(folder / text).read()
@@ -149,11 +134,11 @@ class Row:
     where: str
     values: dict[str, Any]
     counts: dict[str, int]
-    shard: _Shard
+    shard: Path
     number: int
 
 
-Columns = Mapping[str, tuple[str, str, int]]  # name -> kind, type in words, bytes; see `parquet_child`
+Columns = Mapping[str, tuple[str, str]]  # name -> kind, type in words; see `parquet_child`
 
 
 def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
@@ -165,35 +150,29 @@ def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[tup
       ModuleNotFoundError: pyarrow is not installed.
       FileNotFoundError, ValueError: as in `shards`; a file that is no parquet, is corrupt, or lacks a column.
     """
-    for file, rows, columns, keep in _described(path, _stored):
+    for file, rows, columns in _described(path):
         lacking = [name for name in required if name not in columns]
         if lacking:
             raise ValueError(f"{file}: lacks column {', '.join(lacking)}; it has {', '.join(columns)}")
-        images = _stored(columns)
-        yield from _rows(file, rows, keep, images, [name for name in columns if name not in images])
+        images = [name for name, (kind, _) in columns.items() if kind in ("bytes", "struct")]
+        yield from _rows(file, rows, images, [name for name in columns if name not in images])
 
 
-def _stored(columns: Columns) -> list[str]:
-    return [name for name, (kind, _, _) in columns.items() if kind in ("bytes", "struct")]
-
-
-def _described(path: str | Path, images: Callable[[Columns], Collection[str]]) -> list[tuple[Path, int, Columns, bool]]:
-    """Each shard with its number of rows, its columns, and whether its images may be cached."""
+def _described(path: str | Path) -> list[tuple[Path, int, Columns]]:
+    """Each shard with its number of rows and its columns."""
     require_pyarrow()
-    described = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
-    size = sum(columns[name][2] for _, _, columns in described for name in images(columns))
-    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in described]
+    return [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
 
 
-def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def _rows(file: Path, rows: int, images: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """(where, row) of the rows of a shard.
 
     Args:
-      file, rows, keep: the shard, its number of rows, whether its images may be cached.
+      file, rows: the shard and its number of rows.
       images: columns to count images in.
       texts: columns to read.
     """
-    process, shard = parquet_process(), _Shard(file, keep)
+    process = parquet_process()
     counts = {name: process.ask("counts", file, name) for name in images}
     values: dict[str, list[Any]] = {name: [] for name in texts}
     if texts:
@@ -207,7 +186,7 @@ def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Seque
     for number in range(rows):
         here = {name: column[number] for name, column in counts.items()}
         where = f"{file}: row {number}"
-        yield where, Row(where, {name: values[name][number] for name in texts}, here, shard, number)
+        yield where, Row(where, {name: values[name][number] for name in texts}, here, file, number)
 
 
 def stored_images(row: Row, column: str) -> tuple[StoredImage, ...]:
@@ -249,7 +228,7 @@ def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
         column with the name of an image column that holds something else.
     """
     raw_records: list[RawRecord] = []
-    for file, rows, columns, keep in _described(path, _all_images):
+    for file, rows, columns in _described(path):
         keys = []
         for what, names in (("questions", _QUESTIONS), ("answers", _ANSWERS)):
             keys.append(next((key for key in names if key in columns), None))
@@ -257,13 +236,13 @@ def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
                 expected = f"expected one of {', '.join(names)}, got {', '.join(columns)}"
                 raise ValueError(f"{file}: no column of {what}; {expected}")
         groups = _images(columns)
-        odd = [f"{n} ({kind})" for n, (_, kind, _) in columns.items() if _IMAGE_NAME.fullmatch(n)]
+        odd = [f"{n} ({kind})" for n, (_, kind) in columns.items() if _IMAGE_NAME.fullmatch(n)]
         if odd and not groups:
             raise ValueError(f"{file}: cannot read images from {', '.join(odd)}; expected bytes, paths or base64")
         texts = [name for name in columns if name in _TEXTS]
         question, answer = map(str, keys)
         raw_records += records_of(
-            _rows(file, rows, keep, _all_images(columns), texts),
+            _rows(file, rows, [name for group in groups for name in group], texts),
             lambda at, row, question=question, answer=answer, groups=groups: _raw_record(row, question, answer, groups),
         )
     return Dataset(name, raw_records)
@@ -285,11 +264,7 @@ def _images(columns: Columns) -> list[list[str]]:
             same.append(name)
             same.sort(key=lambda name: (len(name), name))
     groups = [group for _, group in sorted(ranked, key=lambda pair: pair[0])]
-    return groups or [[name] for name, (kind, _, _) in columns.items() if kind == "struct"]
-
-
-def _all_images(columns: Columns) -> list[str]:
-    return [name for group in _images(columns) for name in group]
+    return groups or [[name] for name, (kind, _) in columns.items() if kind == "struct"]
 
 
 def _raw_record(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]) -> RawRecord:

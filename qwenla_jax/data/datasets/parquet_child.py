@@ -7,6 +7,7 @@ than a file of its size should unpack to.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -28,6 +29,7 @@ _TEXT_BASE, _TEXT_SHARE = 64 << 20, 100
 _MEMORY_BASE, _MEMORY_SHARE, _MEMORY_MOST = 1 << 30, 40, 64 << 30
 _PART_BYTES = 8 << 20  # of one answer, about
 _LONG = 1000  # bytes of a text that is more than a path
+_CELL_ROWS, _CACHE_BYTES = 64, 4 << 30  # of a batch of images; of all batches in memory
 
 
 def main() -> int:
@@ -37,10 +39,9 @@ def main() -> int:
     files, connection = _Files(), Connection(int(sys.argv[1]))
     while True:
         try:
-            name, path, arguments, forgotten = connection.recv()
+            name, path, arguments = connection.recv()
         except (EOFError, OSError):
             return 0
-        files.forget(forgotten)
         try:
             _bound_memory(os.stat(path).st_size)
             answer = "ok", getattr(files, name)(path, *arguments)
@@ -65,23 +66,14 @@ class _Files:
 
     def __init__(self) -> None:
         self._rows: dict[str, Iterator[dict[str, list[Any]]]] = {}
-        self._cached: dict[tuple[str, str], pa.ChunkedArray | None] = {}
+        # Batches of images, the least recently used one first.
+        self._cached: collections.OrderedDict[tuple[Any, ...], pa.Array] = collections.OrderedDict()
+        self._bytes = 0
 
-    def forget(self, paths: Sequence[str]) -> None:
-        """Releases all that is cached of files."""
-        for path in paths:
-            self._rows.pop(path, None)
-            for key in [key for key in self._cached if key[0] == path]:
-                del self._cached[key]
-
-    def describe(self, path: str) -> tuple[int, dict[str, tuple[str, str, int]]]:
-        """Number of rows, and column -> its kind (see `_kind`), its type in words, and its bytes, uncompressed."""
+    def describe(self, path: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        """Number of rows, and column -> its kind (see `_kind`) and its type in words."""
         with _open(path) as file:
-            sizes = _sizes(file)
-            columns = {
-                field.name: (_kind(field.type), str(field.type)[:80], sizes.get(field.name, 0))
-                for field in file.schema_arrow
-            }
+            columns = {field.name: (_kind(field.type), str(field.type)[:80]) for field in file.schema_arrow}
             return file.metadata.num_rows, columns
 
     def counts(self, path: str, column: str) -> list[int]:
@@ -105,24 +97,28 @@ class _Files:
             del self._rows[path]
         return part
 
-    def cell(self, path: str, column: str, row: int, keep: bool) -> Any:
-        """One value. With `keep` the column is read whole and cached the first time, unless it unpacks to too much."""
-        if keep and (path, column) not in self._cached:
-            self._cached[path, column] = _column(path, column)
-        if (cached := self._cached.get((path, column))) is not None:
-            return cached[row].as_py()
+    def cell(self, path: str, column: str, row: int) -> Any:
+        """One value, from the cache, or else from its row group, whose batches up to that row are cached."""
+        status = os.stat(path)
+        of_file = path, status.st_mtime_ns, status.st_size, column
         with _open(path) as file:
-            for number in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(number).num_rows
-                if row >= rows:
-                    row -= rows
-                    continue
-                for batch in file.iter_batches(64, row_groups=[number], columns=[column], use_threads=False):
-                    if row < len(batch):
-                        return batch.column(0)[row].as_py()
-                    row -= len(batch)
-                break
-        raise IndexError("a row that was there is missing")
+            group = 0
+            while row >= (rows := file.metadata.row_group(group).num_rows):
+                group, row = group + 1, row - rows
+            number, row = divmod(row, _CELL_ROWS)
+            if (*of_file, group, number) not in self._cached:
+                batches = file.iter_batches(_CELL_ROWS, row_groups=[group], columns=[column], use_threads=False)
+                for at, batch in zip(range(number + 1), batches, strict=False):
+                    self._cache((*of_file, group, at), batch.column(0))
+            self._cached.move_to_end((*of_file, group, number))
+            return self._cached[*of_file, group, number][row].as_py()
+
+    def _cache(self, key: tuple[Any, ...], array: pa.Array) -> None:
+        if key not in self._cached:
+            self._cached[key] = array
+            self._bytes += array.nbytes
+        while self._bytes > _CACHE_BYTES and len(self._cached) > 1:
+            self._bytes -= self._cached.popitem(last=False)[1].nbytes
 
 
 def _open(path: str) -> pyarrow.parquet.ParquetFile:
@@ -140,18 +136,6 @@ def _sizes(file: pyarrow.parquet.ParquetFile) -> dict[str, int]:
             name = column.path_in_schema.split(".")[0]
             sizes[name] = sizes.get(name, 0) + max(0, column.total_uncompressed_size)
     return sizes
-
-
-def _column(path: str, column: str) -> pa.ChunkedArray | None:
-    """A column; None where it unpacks to too much."""
-    most, size, batches = _TEXT_BASE + _TEXT_SHARE * os.stat(path).st_size, 0, []
-    with _open(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
-            batches.append(batch.column(0))
-            size += batch.nbytes
-            if size > most:
-                return None
-    return pa.chunked_array(batches) if batches else None
 
 
 def _parts(path: str, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:

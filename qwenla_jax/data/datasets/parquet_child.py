@@ -1,4 +1,4 @@
-"""The process that reads parquet files for `parquet_process`: pyarrow is C++, and a corrupt file can end it.
+"""The process that reads parquet and Arrow files for `parquet_process`: pyarrow is C++, and a corrupt file can end it.
 
 Started as a file of its own, so that it loads pyarrow and nothing else. It answers one request after the other and ends
 with the connection. Its memory is bounded by the size of the files on disk: a column can declare, and repeat, far more
@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc
 import pyarrow.parquet
 import pyarrow.types as types
 
@@ -80,9 +81,11 @@ class _Files:
         """Items of each row: of a list its length, else 1 where there is a value that is no empty text."""
         result: list[int] = []
         with _open(path) as file:
-            if _is_full(file, column):
-                return [1] * file.metadata.num_rows
-            for batch in file.iter_batches(_ROWS, columns=[_smallest_leaf(file, column)], use_threads=False):
+            if not isinstance(file, _ArrowFile):
+                if _is_full(file, column):
+                    return [1] * file.metadata.num_rows
+                column = _smallest_leaf(file, column)
+            for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
                 result += _counts(batch.column(0))
         return result
 
@@ -121,8 +124,36 @@ class _Files:
             self._bytes -= self._cached.popitem(last=False)[1].nbytes
 
 
-def _open(path: str) -> pyarrow.parquet.ParquetFile:
-    file = pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
+class _ArrowFile:
+    """A file of an Arrow stream, as `datasets` saves it, with what is used of a ParquetFile; its groups are batches."""
+
+    def __init__(self, path: str) -> None:
+        reader = pa.ipc.open_stream(pa.memory_map(path))
+        self.schema_arrow, self._batches, self.metadata = reader.schema, list(reader), self
+        self.num_rows, self.num_row_groups = sum(map(len, self._batches)), len(self._batches)
+
+    def __enter__(self) -> _ArrowFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close: what is cached refers to the mapped file."""
+
+    def row_group(self, number: int) -> pa.RecordBatch:
+        """The batch of a number."""
+        return self._batches[number]
+
+    def iter_batches(
+        self, size: int, columns: Sequence[str], row_groups: Sequence[int] | None = None, use_threads: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of these groups (None: of all), at most `size` in a batch, without a copy."""
+        for batch in self._batches if row_groups is None else map(self._batches.__getitem__, row_groups):
+            for start in range(0, len(batch), size):
+                yield batch.slice(start, size).select(list(columns))
+
+
+def _open(path: str) -> pyarrow.parquet.ParquetFile | _ArrowFile:
+    is_arrow = path.endswith(".arrow")
+    file = _ArrowFile(path) if is_arrow else pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"claims {file.metadata.num_rows:,} rows; at most {_MAX_ROWS:,} are read")
     return file

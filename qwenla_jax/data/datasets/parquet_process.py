@@ -51,7 +51,8 @@ class ParquetProcess:
                 self._stop()
                 raise
         if kind != "ok":
-            raise ValueError(f"{path}: not a parquet file that can be read: {answer}")
+            kind = "an Arrow" if path.suffix == ".arrow" else "a parquet"
+            raise ValueError(f"{path}: not {kind} file that can be read: {answer}")
         return answer
 
     def _start(self) -> Connection:

@@ -108,6 +108,7 @@ class RawRecord:
       fault: (reason, message) where the row could not be read; the other fields then have no meaning.
       written: the question's text holds its options already, and the answer may be the text of one.
       parts: numbered placeholders name parts of one image.
+      system: the record's own system message; None where there is none.
     """
 
     where: str
@@ -121,6 +122,7 @@ class RawRecord:
     fault: tuple[str, str] | None = None
     written: bool = False
     parts: bool = False
+    system: str | None = None
 
     def prompt(self) -> str:
         """The question with its options written out below it, one a line, unless it holds them already."""
@@ -146,7 +148,8 @@ class RawRecord:
             return [self.fault]
         options = [text for _, text in self.options]
         texts = {"id": self.id, "question": self.question, "answer": self.answer, "kind": self.kind}
-        texts |= {"response": self.response or "", **{f"option {letter}": text for letter, text in self.options}}
+        texts |= {"response": self.response or "", "system": self.system or ""}
+        texts |= {f"option {letter}": text for letter, text in self.options}
         for name, text in texts.items():
             if len(text) > MAX_CHARACTERS:
                 message = f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
@@ -259,4 +262,5 @@ class Dataset:
             raw_record.response,
             raw_record.kind,
             options=raw_record.option_texts(),
+            system=raw_record.system,
         )

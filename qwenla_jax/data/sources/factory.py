@@ -7,6 +7,7 @@ from pathlib import Path
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.datasets.jsonl import jsonl
 from qwenla_jax.data.datasets.llava_cot import llava_cot
+from qwenla_jax.data.datasets.parquet import parquet_questions
 from qwenla_jax.data.datasets.raw_record import FileImage, RecordError
 from qwenla_jax.data.datasets.readers import READERS
 from qwenla_jax.data.images.decode import ImageError
@@ -92,12 +93,12 @@ def open_part(
         return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
-    if part.reader == "jsonl":
-        dataset, split_path = jsonl(part.path), None
+    split_path = own_split(part.reader, Path(part.path), split)
+    path, first = split_path or Path(part.path), "turns" in part.keys
+    if part.reader in ("jsonl", "parquet"):
+        dataset = (jsonl if part.reader == "jsonl" else parquet_questions)(path, part.columns, first)
     else:
-        split_path = own_split(part.reader, Path(part.path), split)
-        path = split_path or Path(part.path)
-        dataset = llava_cot(path, later_turns=False) if "turns" in part.keys else READERS[part.reader](path)
+        dataset = llava_cot(path, later_turns=False) if first else READERS[part.reader](path)
     return SelectedRecords(dataset, part.reader, split, whole or split_path is not None, part.keys, size)
 
 

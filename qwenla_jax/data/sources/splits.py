@@ -1,8 +1,9 @@
 """Splits and filters: which records of a dataset are trained on, and which are held out.
 
 A dataset with its own splits keeps them: parquet files called `train` and one of `validation`, `val` and `test` (the
-first of these is held out, since it selects checkpoints), or for Geometry3K folders of these names. Of all others,
-JSONL files among them, every tenth record is held out, by a hash of its id. Related records are in one split: the steps
+first of these is held out, since it selects checkpoints), or for Geometry3K, and where `datasets` saved several splits,
+folders of these names. Of all others, JSONL files among them, every tenth record is held out, by a hash of its id.
+Related records are in one split: the steps
 of a problem of We-Math, which share its image, and the turns of a conversation of LLaVA-CoT.
 """
 
@@ -24,7 +25,8 @@ def own_split(reader: str, path: Path, split: Split) -> Path | None:
         return None
     splits: dict[str, Path] = {}
     for name in ("train", *HELD_OUT):
-        places = [path / name] if reader == "geometry3k" and (path / name).is_dir() else []
+        own = {"geometry3k": "", "parquet": "state.json"}.get(reader)
+        places = [path / name] if own is not None and (path / name / own).exists() else []
         for folder in (path, path / "data"):
             places += [folder / f"{name}.parquet"] if (folder / f"{name}.parquet").is_file() else []
             places += [folder / f"{name}-*.parquet"] if any(folder.glob(f"{name}-*.parquet")) else []

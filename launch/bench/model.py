@@ -41,7 +41,7 @@ from launch.bench.machine import cores, machine, peaks
 from launch.bench.ours import Ours, note, write_scenes
 from launch.bench.shapes import RANK, STOP, Shape, floors, make_image, shape_of, tokens_of
 from qwenla_jax.config.run_options import DataOptions, LoraOptions
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params, logits_of
@@ -81,7 +81,7 @@ class Model:
     def inputs(self, rows: int, tokens: int) -> tuple[VisionBatch, PromptBatch]:
         """The first tokens of the sequence in every row, on the device."""
         ids, M = self.ids[:tokens], self.shape.grid[0] * self.shape.grid[1]
-        pos, next_pos = mrope_positions(ids, self.shape.config.image_token_id, [self.shape.grid])
+        pos, next_pos = visual_positions(ids, self.shape.config.image_token_id, -1, [self.shape.grid], 1)
         visual = np.full((rows, tokens), -1, np.int32)
         visual[:, ids == self.shape.config.image_token_id] = np.arange(rows * M).reshape(rows, M)
         vision = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), self.image)

@@ -40,6 +40,7 @@ class Record:
       kind: type of the question, for accuracy by type.
       videos: the videos, after the images and before the question.
       options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
+      system: text of the system turn, in place of the run's; None for the run's.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Record:
     kind: str
     videos: tuple[Clip, ...] = ()
     options: tuple[str, ...] = ()
+    system: str | None = None
 
 
 def stable_hash(text: str) -> int:

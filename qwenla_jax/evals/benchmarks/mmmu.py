@@ -6,13 +6,12 @@ names none is a random choice there, which `Settings.fallback` can switch off.
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from qwenla_jax.data.datasets.multiple_choice import literal
 from qwenla_jax.evals.lettered import check_letter, options_of
 from qwenla_jax.evals.result import Figure, Result
 from qwenla_jax.evals.table_files import Row
@@ -129,7 +128,8 @@ def mmmu_item(row: Row, name: str) -> Item:
     if closed and not options:
         raise ValueError(f"{row.where}: a multiple-choice question without options; give the questions by --gold too")
     if not closed and isinstance(gold, str):
-        gold = _several(gold)
+        several = literal(gold)  # several answers as the text of a list, as Hugging Face's copy writes them
+        gold = several if isinstance(several, list) else gold
     answer = tuple(str(one) for one in gold) if isinstance(gold, list | tuple) else str(gold)
     if not closed and not all(one.strip() for one in ([answer] if isinstance(answer, str) else answer or [""])):
         raise ValueError(f"{row.where}: a right answer is blank, which every answer would hold")
@@ -140,17 +140,6 @@ def mmmu_item(row: Row, name: str) -> Item:
     split = row.text("split") or (name.partition("_")[0] if name.startswith(_SPLITS) else "")
     details = {"open": not closed, "split": split}
     return Item(name, question.strip(), answer, options if closed else {}, subject, details, row.images)
-
-
-def _several(gold: str) -> Any:
-    """Several answers that stand as the text of a list, as Hugging Face's copy writes them; else the text itself."""
-    if not gold.strip().startswith("["):
-        return gold
-    try:
-        result = ast.literal_eval(gold.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return gold
-    return result if isinstance(result, list) else gold
 
 
 def score_mmmu(answers: Sequence[Answer], settings: Settings) -> Result:

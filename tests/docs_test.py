@@ -397,3 +397,18 @@ def test_checker_reports(text, monkeypatch):
     (block,) = blocks_of("page", text)
     with pytest.raises((AssertionError, FileNotFoundError)):
         test_block(block, monkeypatch)
+
+
+def test_the_table_for_people_who_come_from_other_trainers(monkeypatch):
+    """At least 25 rows, their commands parse, and at least 20 are run by tests that exist."""
+    monkeypatch.chdir(ROOT)
+    rows = [line.split(" | ") for line in (DOCS / "from-trl.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 25 and all(len(row) == 3 for row in rows)
+    run = 0
+    for _, here, shown in rows:
+        for command in re.findall(r"`(qwenla [^`]+)`", here):
+            check(shlex.split(command))
+        run += "`tests/" in shown
+        for path, name in re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", shown):
+            assert (ROOT / path).exists() and (not name or f"\ndef {name}(" in (ROOT / path).read_text()), shown
+    assert run >= 20

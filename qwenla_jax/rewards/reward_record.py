@@ -1,6 +1,8 @@
 """The input of a reward: the documented record that users' own rewards are called with."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class RewardRecord:
       num_tokens: number of tokens in the response, the stop token included.
       finished: True where a stop token ended the response, False where it was cut off at the limit.
       options: the texts of options A, B, C, ... where the question has them.
+      columns: what else the question's line has in its file, as JSON values; see `data.record.Record`.
     """
 
     id: str
@@ -31,3 +34,4 @@ class RewardRecord:
     num_tokens: int
     finished: bool
     options: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """A JSONL file of `{id, image, question, answer[, response][, kind][, options]}`: this project's own format.
 
 `options` lists the texts of options A, B, C, ... (or maps letters to texts), by which answers are matched; the question
-has them too.
+has them too. Users' rewards get whatever else the line has.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import Option, lettered
 from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
-from qwenla_jax.data.datasets.rows import read_jsonl
+from qwenla_jax.data.datasets.rows import further_columns, read_jsonl
 from qwenla_jax.text.answers.gold import unwrap_gold
 
 _REQUIRED = ("id", "image", "question", "answer")
+_OPTIONAL = ("response", "kind", "options")
 
 
 def jsonl(path: str | Path) -> Dataset:
@@ -55,6 +56,7 @@ def _raw_record(row: dict[str, Any] | RecordError, where: str, path: Path) -> Ra
         row.get("kind") or "question",
         (FileImage(path.parent / row["image"]),),
         written=True,
+        columns=further_columns(row, (*_REQUIRED, *_OPTIONAL)),
     )
 
 

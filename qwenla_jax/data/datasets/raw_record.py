@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -108,6 +108,7 @@ class RawRecord:
       fault: (reason, message) where the row could not be read; the other fields then have no meaning.
       written: the question's text holds its options already, and the answer may be the text of one.
       parts: numbered placeholders name parts of one image.
+      columns: what else the row has, see `rows.further_columns`.
     """
 
     where: str
@@ -121,6 +122,7 @@ class RawRecord:
     fault: tuple[str, str] | None = None
     written: bool = False
     parts: bool = False
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prompt(self) -> str:
         """The question with its options written out below it, one a line, unless it holds them already."""
@@ -239,4 +241,5 @@ class Dataset:
             raw_record.response,
             raw_record.kind,
             options=raw_record.option_texts(),
+            columns=raw_record.columns,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qwenla_jax.utils import json_files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 MAX_LINE = 64 * 2**20  # bytes of a line of JSON
+MAX_COLUMN = 10_000  # characters
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
@@ -69,6 +71,15 @@ def answer_of(row: Mapping[str, Any], key: str, where: str) -> str:
       RecordError: as in `text_of`.
     """
     return unwrap_gold(text_of(row, key, where))
+
+
+def further_columns(row: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
+    """The columns of a row that its reader does not use, for users' rewards.
+
+    Values of more than `MAX_COLUMN` characters of JSON, such as images in base64, are left out.
+    """
+    rest = {name: value for name, value in row.items() if name not in used}
+    return {name: value for name, value in rest.items() if len(json.dumps(value)) <= MAX_COLUMN}
 
 
 def from_base64(text: str, name: str) -> bytes:

@@ -78,6 +78,13 @@ def flood(record):
 def flood_for_ever(record):
     while True:
         flood(record)
+def half_answer(record):
+    for fd in range(3, 64):
+        try:
+            os.write(fd, bytes(3) + b"\x09[")
+        except OSError:
+            pass
+    time.sleep(1000)
 def allocate(record):
     return len(bytearray(50 << 30))
 def allocate_array(record):
@@ -383,10 +390,11 @@ def test_all_at_once(users, workers):
         assert pool.score(good(3)) == expected[:3]
 
 
-def test_stopped_fork_server_is_replaced(users, monkeypatch):
+@pytest.mark.parametrize("name", ["stop_parent", "half_answer"])
+def test_stopped_fork_server_is_replaced(users, monkeypatch, name):
     monkeypatch.setattr("qwenla_jax.rewards.pool.pool.GRACE_S", 0.2)
     records = good(4)
-    records[1] = dataclasses.replace(records[1], id="stop_parent")
+    records[1] = dataclasses.replace(records[1], id=name)
     with RewardPool(SETTINGS, workers=1, deadline_s=DEADLINE) as pool:
         start = time.monotonic()
         got = pool.score(records)

@@ -606,7 +606,7 @@ def test_ctrl_c_does_not_reach_the_fork_server(users, folder):
         ("def f(a, b): return 1", "f", r"'users:f': f\(a, b\) is called with one record"),
         ("import os; os._exit(3)", "f", "importing 'users:f' ended the rewards' fork server, exit status 3"),
         ("import ctypes; ctypes.string_at(0)", "f", "importing 'users:f' ended the rewards' fork server.*status -11"),
-        ("import time; time.sleep(1000)", "f", "importing 'users:f' took the rewards' fork server more than 0.5 s"),
+        ("import time; time.sleep(1000)", "f", "importing 'users:f' took the rewards' fork server more than 2 s"),
         (
             "import signal, time; signal.signal(14, signal.SIG_IGN); time.sleep(1000)",
             "f",
@@ -620,9 +620,9 @@ def test_refused_at_the_start(users, users_module, source, function, message):
     start = time.monotonic()
     with pytest.raises(ValueError, match=message):
         RewardPool(
-            RewardSettings(extra=((f"users:{function}", 1.0),)), start_deadline_s=0.5 if "sleep" in source else 30
+            RewardSettings(extra=((f"users:{function}", 1.0),)), start_deadline_s=2 if "sleep" in source else 30
         )
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command `qwenla`: one subcommand an entry point, imported when it is called."""
+"""The command `qwenla`: one subcommand an entry point. Each of them imports jax only once its flags are read."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import difflib
 import sys
 from collections.abc import Sequence
 
+from qwenla_jax import __version__
+from qwenla_jax.cli import analyze, convert, distill, evaluate, fit, generate, replay, study, train
+
 COMMANDS = {
-    "train": "train one stage: cold start, BRPO, SFT with COPY or ROUTE",
-    "generate": "ask a model about images, with re-attention",
-    "evaluate": "answer a benchmark's questions and score the answers",
-    "distill": "sample answers, verify them, keep what passes",
-    "analyze": "measure attention on visual tokens, and what an image swap costs",
-    "study": "all five stages at the embedded size, and the report",
-    "fit": "memory, traffic and least step time on chips that are not there",
-    "convert": "checkpoints from and to Hugging Face",
-    "replay": "compute a dumped training step again",
+    "train": (train, "train one stage: cold start, BRPO, SFT with COPY or ROUTE"),
+    "generate": (generate, "ask a model about images, with re-attention"),
+    "evaluate": (evaluate, "answer a benchmark's questions and score the answers"),
+    "distill": (distill, "sample answers, verify them, keep what passes"),
+    "analyze": (analyze, "measure attention on visual tokens, and what an image swap costs"),
+    "study": (study, "all five stages at the embedded size, and the report"),
+    "fit": (fit, "memory, traffic and least step time on chips that are not there"),
+    "convert": (convert, "checkpoints from and to Hugging Face"),
+    "replay": (replay, "compute a dumped training step again"),
 }
 
 
 def usage() -> str:
     """The help."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     example = "qwenla train --config=brpo --workdir=runs/brpo"
     return "\n".join(
         ["usage: qwenla COMMAND [FLAGS]", "", *lines, "", "qwenla COMMAND --help tells a command's flags.", example]
@@ -37,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
     if name == "--version":
-        from qwenla_jax import __version__
-
         print(__version__)
         return 0
     if name not in COMMANDS:
@@ -46,22 +47,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(COMMANDS)}"
         print(f"qwenla: there is no command {name!r}{hint}", file=sys.stderr)
         return 2
-    if name == "train":
-        from qwenla_jax.cli import train as command
-    elif name == "generate":
-        from qwenla_jax.cli import generate as command
-    elif name == "evaluate":
-        from qwenla_jax.cli import evaluate as command
-    elif name == "distill":
-        from qwenla_jax.cli import distill as command
-    elif name == "analyze":
-        from qwenla_jax.cli import analyze as command
-    elif name == "study":
-        from qwenla_jax.cli import study as command
-    elif name == "fit":
-        from qwenla_jax.cli import fit as command
-    elif name == "convert":
-        from qwenla_jax.cli import convert as command
-    else:
-        from qwenla_jax.cli import replay as command
-    return command.main(rest) or 0
+    return COMMANDS[name][0].main(rest) or 0

@@ -41,6 +41,7 @@ class Record:
       kind: type of the question, for accuracy by type.
       videos: the videos, after the images and before the question.
       options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
+      system: text of the system turn, in place of the run's; None for the run's.
       columns: what else its line has in a JSONL file, as JSON values, for users' rewards.
     """
 
@@ -52,6 +53,7 @@ class Record:
     kind: str
     videos: tuple[Clip, ...] = ()
     options: tuple[str, ...] = ()
+    system: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 

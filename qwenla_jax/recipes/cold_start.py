@@ -1,7 +1,7 @@
 """Cold start (paper's stage 1): supervised fine-tuning on structured answers, some of which hold a reflection.
 
 `--config=configs/cold_start.py` trains the embedded tiny model from random parameters on rendered scenes;
-`--config=configs/cold_start.py:7b` is the recipe at full size.
+`--config=configs/cold_start.py:7b` is the recipe at full size; `qwenla distill --make=cold_start` makes its records.
 """
 
 from ml_collections import config_dict

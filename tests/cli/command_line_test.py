@@ -163,6 +163,7 @@ def leaf_values(options):
     [
         (["train.py"], "--config is missing; expected --config=configs/STAGE.py"),
         (["distill.py"], "--config is missing; expected --config=configs/distill.py"),
+        (["distill.py", "--make", "cold_start", "--config=distill"], "--make=cold_start: the settings of"),
         (["train.py", "--config="], "--config: there is no file ''"),
         (["train.py", "--config=nowhere.py"], "--config: there is no file 'nowhere.py'"),
         (["train.py", "--config=configs"], "--config: there is no file 'configs'"),

@@ -619,9 +619,7 @@ def test_refused_at_the_start(users, users_module, source, function, message):
     users_module("users", source)
     start = time.monotonic()
     with pytest.raises(ValueError, match=message):
-        RewardPool(
-            RewardSettings(extra=((f"users:{function}", 1.0),)), start_deadline_s=2 if "sleep" in source else 30
-        )
+        RewardPool(RewardSettings(extra=((f"users:{function}", 1.0),)), start_deadline_s=2 if "sleep" in source else 30)
     assert time.monotonic() - start < 10
 
 

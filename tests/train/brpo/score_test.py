@@ -72,8 +72,8 @@ def test_further_columns_of_a_file_reach_a_users_reward(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     row = {"image": "a.png", "question": "?", "answer": "3", "kind": "k", "options": ["3", "4"], "response": RIGHT}
-    long = {"thumbnail": "data:image/png;base64," + "A" * 10_000}
-    rows = [row | long | {"id": str(n), "difficulty": n / 4, "tags": {"é": [None, True][:n]}} for n in range(3)]
+    left_out = {"thumbnail": "data:image/png;base64," + "A" * 10_000, "image_path": "b.png"}
+    rows = [row | left_out | {"id": str(n), "difficulty": n / 4, "tags": {"é": [None, True][:n]}} for n in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = jsonl(tmp_path / "a.jsonl")
     assert [dataset[n].columns for n in range(3)] == [{key: r[key] for key in ("difficulty", "tags")} for r in rows]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,7 @@ class Record:
       videos: the videos, after the images and before the question.
       options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
       system: text of the system turn, in place of the run's; None for the run's.
+      columns: what else its line has in a JSONL file, as JSON values, for users' rewards.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Record:
     videos: tuple[Clip, ...] = ()
     options: tuple[str, ...] = ()
     system: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def stable_hash(text: str) -> int:

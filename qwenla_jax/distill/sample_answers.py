@@ -89,7 +89,8 @@ def image_namer(source: RecordSource, workdir: Path) -> Callable[[Record], str]:
 def sample_row(index: int, sample: int, record: Record, image: str, text: str, tokens: int, **more: Any) -> Row:
     """A line of the log of samples: sample number `sample` of question number `index`, `tokens` long."""
     question = {name: getattr(record, name) for name in ("id", "kind", "question", "answer")}
-    options = {"options": list(record.options)} if record.options else {}
+    options: Row = {"options": list(record.options)} if record.options else {}
+    options |= {"columns": dict(record.columns)} if record.columns else {}
     numbers = {"index": index, "sample": sample}
     return numbers | question | {"image": image, "text": text, "tokens": tokens} | more | options
 

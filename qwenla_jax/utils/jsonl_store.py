@@ -222,6 +222,8 @@ def groups(path: Path, samples: int) -> Iterator[list[Row]]:
         choices = row.get("options", [])
         if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
             wrong.append("options")
+        if not isinstance(row.get("columns", {}), dict):
+            wrong.append("columns")
         if wrong:
             raise StoreError(f"{path}:{number}: {', '.join(wrong)}: missing, or of another type than a run writes")
         rows.append(row)

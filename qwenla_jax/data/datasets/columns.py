@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 VIDEOS = ("video", "videos")  # columns whose content cannot be trained on
+_MAX_FURTHER = 10_000  # characters of JSON
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -57,3 +59,13 @@ def value_of(row: Mapping[str, Any], field: str, columns: Mapping[str, str]) -> 
     """The first column of a field that holds something in a row, and its value; None as the value where none does."""
     names = names_of(field, columns)
     return next(((name, row[name]) for name in names if row.get(name) not in (None, [])), (names[0], None))
+
+
+def further_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """What a row of JSON has in columns that are no field, for users' rewards.
+
+    Columns named as those of images or messages, and values of more than 10,000 characters of JSON, are left out.
+    """
+    used = {*VIDEOS, *FIELDS["image"], *FIELDS["messages"]}
+    used.update(value_of(row, field, columns)[0] for field in FIELDS)
+    return {k: value for k, value in row.items() if k not in used and len(json.dumps(value)) <= _MAX_FURTHER}

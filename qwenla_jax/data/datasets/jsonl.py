@@ -3,15 +3,17 @@
 Own form: `{id, image, question, answer[, response][, kind][, options][, system]}`, where `options` lists the texts of
 options A, B, C, ... (or maps letters to texts), by which answers are matched; the question has them too. `image` is the
 path of an image, base64, a data URL, or a list of these. Columns of other names: see `data.datasets.columns`.
+Users' rewards get whatever else a line has.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.columns import refuse_unknown, value_of
+from qwenla_jax.data.datasets.columns import further_columns, refuse_unknown, value_of
 from qwenla_jax.data.datasets.conversations import image_text, read_question
 from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import image_of_text, read_jsonl
@@ -48,4 +50,4 @@ def _raw_record(where: str, row: dict[str, Any], path: Path, columns: Mapping[st
         if isinstance(image, FileImage) and not image.path.is_file():
             short = image.name.removeprefix(f"{path.parent}/")
             raise RecordError(where, "image_absent", f"image {short!r}: no such file beside {path.name}")
-    return record
+    return dataclasses.replace(record, columns=further_columns(row, columns))

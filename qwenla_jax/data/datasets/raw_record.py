@@ -109,6 +109,7 @@ class RawRecord:
       written: the question's text holds its options already, and the answer may be the text of one.
       parts: numbered placeholders name parts of one image.
       system: the record's own system message; None where there is none.
+      columns: what else the row has, see `columns.further_columns`.
     """
 
     where: str
@@ -123,6 +124,7 @@ class RawRecord:
     written: bool = False
     parts: bool = False
     system: str | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prompt(self) -> str:
         """The question with its options written out below it, one a line, unless it holds them already."""
@@ -263,4 +265,5 @@ class Dataset:
             raw_record.kind,
             options=raw_record.option_texts(),
             system=raw_record.system,
+            columns=raw_record.columns,
         )

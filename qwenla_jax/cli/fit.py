@@ -78,9 +78,9 @@ def define_flags(values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
     flags.DEFINE_string("topology", None, "CHIP:SHAPE: v5e:4x4, v5p:2x2x4, v6e:8x8, h100:8, h200:8", flag_values=values)
     flags.DEFINE_integer(
-        "prompt_tokens", 512, "tokens of a prompt, its image's included", lower_bound=1, flag_values=values
+        "prompt_tokens", 512, "tokens of a prompt, its images' included", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_string("image", "640x480", "pixels of a prompt's image, width x height", flag_values=values)
+    flags.DEFINE_string("image", "640x480", "pixels of each of a prompt's images, width x height", flag_values=values)
     flags.DEFINE_bool("arithmetic", False, "compile nothing", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object and nothing else", flag_values=values)
     flags.DEFINE_string(

@@ -11,6 +11,7 @@ from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.schema import group, option
 from qwenla_jax.config.shared_options import (
     DTYPES,
+    MOST_IMAGES,
     MOST_PIXELS,
     MOST_ROWS,
     MOST_SECONDS,
@@ -64,6 +65,7 @@ class DataOptions:
     max_prompt_tokens: int = option(
         128, "a longer prompt, its visual tokens included, is an error", low=1, high=MOST_TOKENS
     )
+    max_images: int = option(1, "a question with more images is an error", low=1, high=MOST_IMAGES)
     max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
     min_pixels: int | None = option(
         None, "enlarge images with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS

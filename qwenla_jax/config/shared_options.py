@@ -12,6 +12,7 @@ DTYPES = ("float32", "bfloat16")
 MOST_ROWS = 2**16
 MOST_TOKENS = 2**18  # the positions of Qwen2.5-VL end at 128,000
 MOST_PIXELS = 2**26
+MOST_IMAGES = 256  # of a question
 MOST_INSERTIONS = 256
 MOST_WORKERS = 1024  # threads or processes
 MOST_SECONDS = 10**6

@@ -19,13 +19,13 @@ MOST_SECONDS = 10**6
 
 # The modes of re-attention with their help; `reattention.options` and `reattention.route` implement them.
 _MODES = {
-    "none": "text alone",
-    "copy": "all visual tokens again",
-    "route": "the most attended",
+    "none": "nothing",
+    "copy": "all visual tokens",
+    "route": "the most attended visual tokens",
     "vision_only": "as copy, and the reflection is closed at once",
 }
 MODES = tuple(_MODES)
-MODES_HELP = "what stands before a reflection: " + ", ".join(f"{mode} ({text})" for mode, text in _MODES.items())
+MODES_HELP = "what is inserted before a reflection: " + ", ".join(f"{mode} ({text})" for mode, text in _MODES.items())
 FORMS = ("compact", "bias")
 POSITIONS = ("again", "original")
 

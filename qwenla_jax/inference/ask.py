@@ -116,6 +116,7 @@ def ask(
         seconds=time.perf_counter() - started,
         question=question,
         images=opened,
+        inserts=asked.inserts,
     )
 
 

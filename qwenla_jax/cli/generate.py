@@ -88,16 +88,30 @@ def make_parser() -> argparse.ArgumentParser:
         "--image",
         metavar="FILE",
         action="append",
-        required=True,
+        default=[],
         help="an image (PNG, JPEG, ...), or scene:N, a rendered scene of number N, which needs no file; give the flag "
         "again for each further image",
+    )
+    add(
+        "--video",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a video file (extra `video`), or a folder of its frames as images; videos follow the images. Only images "
+        "are inserted, so --reattention is none with it",
+    )
+    add(
+        "--fps",
+        metavar="N",
+        type=number(float, 0, 1000, above=True),
+        default=2.0,
+        help="frames a second that are taken of a video file, and of a folder's images; default: %(default)s",
     )
     add("--question", metavar="TEXT", type=not_empty, required=True, help="what to ask")
     add(
         "--reattention",
         choices=MODES,
-        default="copy",
-        help=f"{MODES_HELP}; default: %(default)s",
+        help=f"{MODES_HELP}; default: copy, with a video none",
     )
     add(
         "--keep_ratio",
@@ -159,6 +173,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Checks flags and files before anything heavy, asks, prints. Exits with 2 where an argument cannot be used."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if not args.image and not args.video:
+        parser.error("--image or --video: expected at least one")
+    args.reattention = args.reattention or ("none" if args.video else "copy")
+    if args.video and args.reattention != "none":
+        parser.error(f"--video: re-attention inserts images only; expected --reattention=none, got {args.reattention}")
     skip_without_tpu()
     from qwenla_jax.weights.hf import EMBEDDED
 
@@ -169,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     import qwenla_jax
     from qwenla_jax.data.images.decode import open_image
+    from qwenla_jax.data.images.video_file import read_video
     from qwenla_jax.data.synthetic.scene_questions import caption_of
     from qwenla_jax.inference.ask import check_checkpoint
 
@@ -180,6 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.error(f"--image: {error}")
     try:
+        videos = [read_video(name, args.fps) for name in args.video]
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        parser.error(f"--video: {error}")
+    try:
         checkpoint = qwenla_jax.load(folder)
         check_checkpoint(checkpoint)
     except (ValueError, OSError) as error:
@@ -190,7 +214,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = [scenes[name].image if name in scenes else name for name in args.image]
     try:
         answer = qwenla_jax.ask(
-            checkpoint, images, args.question, system=args.system, **{name: getattr(args, name) for name in options}
+            checkpoint,
+            images,
+            args.question,
+            videos=videos,
+            system=args.system,
+            **{name: getattr(args, name) for name in options},
         )
     except ValueError as error:
         parser.error(f"--image: {error}" if str(error).startswith(tuple(args.image)) else str(error))

@@ -37,7 +37,7 @@ class Examples:
         """The example at an index.
 
         Raises:
-          ValueError: the record cannot be read, has too many images, or its prompt or response is too long.
+          ValueError: the record cannot be read, has a video or too many images, or its prompt or response is too long.
         """
         return fitting(self.make(self.source[index]), self.config)
 
@@ -56,9 +56,11 @@ def fitting(example: Example, config: InferenceConfig) -> Example:
     """The example, if a run can use it.
 
     Raises:
-      ValueError: it has too many images, or its prompt or response is too long; the message names the record.
+      ValueError: it has a video, too many images, or its prompt or response is too long; the message names the record.
     """
     n, name = example.prompt_length, f"record {example.record.id!r}"
+    if example.record.videos:
+        raise ValueError(f"{name} has a video; a run takes images only")
     images = len(example.record.images)
     if images > config.max_images:
         raise ValueError(f"{name} has {images} images; config.data.max_images is {config.max_images}")

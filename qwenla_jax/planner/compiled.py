@@ -109,7 +109,7 @@ def example(runtime: TrainRuntime, load: Load, response_tokens: int = 0) -> Exam
             f"(config.data.max_images: {len(images)}) with the least text take {len(short.ids_T)}"
         )
     more = missing + response_tokens
-    # A response that looks again has as many tags as it may.
+    # A response with insertions has as many tags as it may.
     tags = [runtime.tokenizer.ids.reflection_open] * min(response_tokens, runtime.options.reattention.max_insertions)
     filled = np.concatenate([np.full(more - len(tags), short.ids_T[-1]), tags])
     return dataclasses.replace(

@@ -137,6 +137,7 @@ def generate(
                         "stopped": bool(stopped_B[row]),
                     }
                     | ({"options": list(record.options)} if record.options else {})
+                    | ({} if record.system is None else {"system": record.system})
                 )
         jsonl_store.append(workdir / jsonl_store.SAMPLES, lines)
         tell(first + len(batch.records))

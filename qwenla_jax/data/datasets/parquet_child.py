@@ -146,9 +146,11 @@ class _ArrowFile:
         self, size: int, columns: Sequence[str], row_groups: Sequence[int] | None = None, use_threads: bool = False
     ) -> Iterator[pa.RecordBatch]:
         """The rows of these groups (None: of all), at most `size` in a batch, without a copy."""
-        for batch in self._batches if row_groups is None else map(self._batches.__getitem__, row_groups):
+        for whole in self._batches if row_groups is None else map(self._batches.__getitem__, row_groups):
+            batch = whole.select(list(columns))
+            batch.validate(full=True)  # offsets of a corrupt file may lead anywhere, or be as many as memory holds
             for start in range(0, len(batch), size):
-                yield batch.slice(start, size).select(list(columns))
+                yield batch.slice(start, size)
 
 
 def _open(path: str) -> pyarrow.parquet.ParquetFile | _ArrowFile:

@@ -29,9 +29,10 @@ class DataOptions(PromptOptions):
 
     source: str | None = option(
         "scenes",
-        "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a "
-        f"dataset as NAME:PATH ({', '.join(READERS)}) with filters "
-        "behind it (#max_options=N&images=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
+        "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]} or "
+        f"of messages, a dataset as NAME:PATH ({', '.join(READERS)}), with filters and names of columns behind it "
+        "(#max_options=N&images=1&kinds=A|B&turns=first&columns=FIELD:COLUMN|FIELD:COLUMN), or a mixture of these: "
+        "SOURCE*WEIGHT,SOURCE*WEIGHT",
     )
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
     max_invalid: int = option(

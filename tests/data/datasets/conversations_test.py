@@ -64,15 +64,16 @@ def told(record):
 
 
 @pytest.fixture
-def own(tmp_path, paths):
-    """The first two questions by the project's own form; the third, which has no image, by hand."""
-    rows = [
-        {"id": str(n), "image": paths[n], "question": ASKED[n], "answer": "B", "response": RESPONSE, "options": OPTIONS}
-        for n in range(2)
-    ]
-    dataset = jsonl(write(tmp_path / "own.jsonl", rows))
-    third = (ASKED[2], "B", RESPONSE, tuple(OPTIONS), None, [])
-    return [told(dataset[0]), told(dataset[1]), third]
+def own(tmp_path, images, paths):
+    """The records by hand; the project's own form gives the same."""
+    pixels = [[(each.size, each.tobytes()) for each in several] for several in images]
+    want = [(ASKED[n], "B", RESPONSE, tuple(OPTIONS), None, pixels[n]) for n in range(3)]
+    row = {"answer": "B", "response": RESPONSE, "options": OPTIONS}
+    dataset = jsonl(
+        write(tmp_path / "own.jsonl", [row | {"id": str(n), "image": paths[n], "question": ASKED[n]} for n in range(2)])
+    )
+    assert [told(dataset[n]) for n in range(2)] == want[:2]
+    return want
 
 
 def url(picture):

@@ -26,7 +26,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "qwenla analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
+    add("--model", default="tiny", help="Hugging Face checkpoint folder, model of the Hub, or tiny (default)")
     add("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
     add(
         "--max_pixels",

@@ -130,7 +130,7 @@ class DistillOptions:
     preset: str = option("tiny", "name of the preset that the settings started from; for the record")
     seed: int = option(0, "seed of drawn questions and of sampling", low=0, high=2**31 - 1)
     init_from: str | None = option(
-        "tiny", "the model that answers: tiny (the embedded checkpoint) or a Hugging Face checkpoint folder"
+        "tiny", "the model that answers: tiny (the embedded one), a Hugging Face checkpoint folder, a model of the Hub"
     )
     dtype: str = option("float32", "type that is computed in", choices=DTYPES)
     param_dtype: str = option("float32", "type that parameters are kept in", choices=DTYPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qwenla_jax.inference.runtime import build
 from qwenla_jax.train.loop import RunRefused
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.progress import Progress
+from qwenla_jax.weights.hub import pinned
 
 
 def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
 
 
 def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
+    options = dataclasses.replace(options, init_from=pinned(options.init_from))
     saved = jsonl_store.read_settings(workdir)
     if saved is not None and (result := differences(saved, options, FREE_KEYS)):
         raise jsonl_store.StoreError(

@@ -29,7 +29,7 @@ from qwenla_jax.train.programs import update_program
 from qwenla_jax.train.train_runtime import TrainRuntime, check_batches, for_training
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.types import PromptBatch, VisionBatch
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import EMBEDDED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
@@ -17,12 +16,11 @@ from qwenla_jax.data.sources.factory import open_part
 from qwenla_jax.data.sources.spec import BUILT_IN_SOURCES, parse
 from qwenla_jax.data.sources.splits import SelectedRecords
 from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
-from qwenla_jax.inference.load import model_config, tiny_processor
+from qwenla_jax.inference.load import checkpoint_folder, model_config, tiny_processor
 from qwenla_jax.inference.read_examples import fitting
 from qwenla_jax.inference.runtime import layout_of, processor_of
 from qwenla_jax.text.answers.normalize import plain
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
-from qwenla_jax.weights.hf import EMBEDDED
 
 _LONG_ANSWER = 200  # characters
 
@@ -132,8 +130,7 @@ def _check(options: RunOptions, with_response: bool) -> Callable[[Record], objec
     if name == "random:tiny":
         tokenizer, processor = train_tiny_tokenizer(tokenizer_texts()), tiny_processor()
     else:
-        folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
-        folder = folder.parent if folder.is_file() else folder
+        folder = checkpoint_folder(name)
         tokenizer = Tokenizer.from_folder(folder).with_tags()
         processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
     make = functools.partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from qwenla_jax.train.stage import Stage
 from qwenla_jax.train.train_runtime import TrainRuntime, build, make_run_source
 from qwenla_jax.utils.progress import Progress, duration
 from qwenla_jax.weights.hf import save
+from qwenla_jax.weights.hub import pinned
 
 EXPORT_FOLDER = "hf"
 
@@ -78,6 +80,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                 if is_primary():
                     stack.enter_context(opened(workdir))
                 reward_settings(options)
+                # The record names the commit, so that a resumed run is refused where the name means another one.
+                options = dataclasses.replace(options, init_from=pinned(options.init_from))
                 source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
                 held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
             with together(ValueError):

@@ -53,7 +53,7 @@ from qwenla_jax.train.sft.update import make_sft_gradient
 from qwenla_jax.train.train_runtime import build
 from qwenla_jax.train.train_state import create, fingerprint, make_update
 from qwenla_jax.types import TokenBatch
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import EMBEDDED
 
 ATTENTION = ("decoder/layers/attn/(q|k|v|o)/kernel", "decoder/layers/mlp/down/kernel")
 SMALL = RunOptions(

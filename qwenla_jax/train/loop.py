@@ -21,6 +21,7 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import is_multiprocess, is_primary, together
 from qwenla_jax.run.checkpoints import CheckpointError, Checkpoints, SaveError
 from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, whole_lines
+from qwenla_jax.run.model_card import model_card
 from qwenla_jax.run.signals import Interrupt, Stopped
 from qwenla_jax.run.watchdog import Watchdog
 from qwenla_jax.run.workdir import Hold, WorkdirError, opened
@@ -134,7 +135,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Failed(str(error)) from error
         export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
-        progress.note(f"done in {duration(seconds)}; the model is in {export}")
+        publish = f" (hf upload ORG/NAME {export} publishes it)" if isinstance(export, Path) else ""
+        progress.note(f"done in {duration(seconds)}; the model is in {export}{publish}")
     return summary | {"seconds": seconds, "export": export}
 
 
@@ -152,6 +154,7 @@ def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: P
             system=options.data.system,
             dtype=options.dtype,
             overwrite=True,
+            card=model_card(options, workdir, options.steps),
         )
     except OSError as error:
         raise SaveError(

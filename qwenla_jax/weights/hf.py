@@ -133,6 +133,7 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
     dtype: str | None = None,
     overwrite: bool = False,
+    card: str | None = None,
 ) -> Path:
     """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified, in the
     layout of the released files, which every release since 4.49 reads.
@@ -151,6 +152,7 @@ def save(
       max_shard_bytes: a larger checkpoint is written in shards of at most this size (one tensor may exceed it).
       dtype: what the weights are stored in; None: `config.param_dtype`.
       overwrite: replace what stands at `path`.
+      card: text of README.md; None: no such file.
 
     Returns:
       The folder.
@@ -185,6 +187,8 @@ def save(
             tokenizer.save(temporary, system)
         if processor is not None:
             _write_json(temporary / "preprocessor_config.json", processor.to_dict())
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
         _write_weights(temporary, entries, params, np.dtype(config.param_dtype), max_shard_bytes)
         _swap(temporary, target)
     except BaseException:

@@ -208,7 +208,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         beside = {"rollout": ("optimiser", "reference"), "reference": ("optimiser",)}.get(name, ())
         used[name] = float(memory.peak_memory_in_bytes)
         peak = used[name] + sum(kept.components.get(part, 0) for part in beside)
-        times = sizes.parts if name == "rollout" else 1
+        times = sizes.rounds if name == "rollout" else 1
         text = compiled.as_text()
         assert text is not None
         result = collectives(text, topology.chips, _dynamic_trips(runtime, name))

@@ -298,7 +298,7 @@ def describe(fit: Fit, least: Topology | None) -> list[str]:
       least: the smallest slice of the same chip that fits by arithmetic.
     """
     gb = 1e9
-    how = "compiled" if fit.source == "compiled" else "by arithmetic, nothing compiled"
+    how = "by arithmetic, nothing compiled" if fit.source == "arithmetic" else fit.source
     lines = [f"{fit.topology}: {fit.chips} chips, mesh data, fsdp, tensor = {fit.mesh} ({how})"]
     if fit.problem:
         lines.append(f"the compiler gave no program of {fit.problem}")

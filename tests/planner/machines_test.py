@@ -50,7 +50,9 @@ def test_adapters_on_one_gpu_by_hand():
 
 
 def test_each_round_of_sampling_reads_the_weights_again():
-    once, twice = (estimate(preset("7b_v5p8", rollout_batch=n), parse_topology("v5p:2x2x1"), Load(512)) for n in (16, 8))
+    once, twice = (
+        estimate(preset("7b_v5p8", rollout_batch=n), parse_topology("v5p:2x2x1"), Load(512)) for n in (16, 8)
+    )
     decoder = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18_944) + 3584 * 152_064
     more = twice.phases["rollout"].hbm_bytes - once.phases["rollout"].hbm_bytes
     assert more == pytest.approx(1024 * 2 * decoder, rel=0.02)  # and the prompts' pass; shared keys are read no more

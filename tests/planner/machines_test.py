@@ -46,7 +46,7 @@ def test_adapters_on_one_gpu_by_hand():
     # operations each a decoder's number (without embedding) and token; attention, head and tower come on top.
     tokens = 128 * 1023 + 16 * 512
     dense = 4 * 2 * 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11_008) * tokens
-    assert dense < fit.phases["update"].flops < 1.5 * dense
+    assert dense < fit.phases["update"].flops < 1.25 * dense
 
 
 def test_each_round_of_sampling_reads_the_weights_again():

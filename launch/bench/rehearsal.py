@@ -126,7 +126,9 @@ def rehearse(folder: Path, workdir: Path, dtype: str = "bfloat16", rank: int = 8
     )
     timed("step_and_export", lambda: run(options, workdir))
     kind = transformers.Qwen2_5_VLForConditionalGeneration
-    exported, info = timed("read_by_transformers", lambda: kind.from_pretrained(workdir / "hf", output_loading_info=True))
+    exported, info = timed(
+        "read_by_transformers", lambda: kind.from_pretrained(workdir / "hf", output_loading_info=True)
+    )
     if any(info.values()):
         raise RuntimeError(f"transformers reports of {workdir / 'hf'}: {info}")
     base = kind.from_pretrained(folder).state_dict()

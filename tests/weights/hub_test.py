@@ -17,6 +17,7 @@ import qwenla_jax
 from qwenla_jax.config.checks import from_config_dict
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import to_dict
+from qwenla_jax.evals.generate_options import make_options
 from qwenla_jax.inference.load import model_config
 from qwenla_jax.train import loop
 from qwenla_jax.weights.hub import EMBEDDED, local_folder, pinned
@@ -70,6 +71,12 @@ def test_settings_take_a_name_and_the_run_records_the_commit(cache, tmp_path, mo
     with pytest.raises(loop.RunRefused, match="far enough"):
         loop.run(options, tmp_path / "run")
     assert given == [replace(options, init_from=f"org/tiny@{OLDER}")]
+
+
+def test_an_evaluation_records_the_commit_too(cache, tmp_path):
+    (tmp_path / "gold.json").write_text("[]")
+    options = make_options({"task": "mathvision", "model": "org/tiny@v1"}, [tmp_path / "gold.json"])
+    assert options.model == str(cache / "models--org--tiny" / "snapshots" / OLDER) and options.weights
 
 
 def test_a_folder_wins(cache, tmp_path, monkeypatch):

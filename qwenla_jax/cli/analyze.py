@@ -25,7 +25,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("qwenla analyze", description=__doc__, formatter_class=raw)
     add, pixels, insertions = parser.add_argument, number(int, 1, MOST_PIXELS), number(int, 0, MOST_INSERTIONS)
-    add("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
+    add("--model", default="tiny", help="Hugging Face checkpoint folder, model of the Hub, or tiny (default)")
     add("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
     add("--max_pixels", type=pixels, help="shrink images with more (default: as the checkpoint says)")
     add("--size", type=number(int, 1), default=256, help="held-out questions (default: 256)")

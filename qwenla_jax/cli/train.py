@@ -5,7 +5,8 @@
     qwenla train --config=sft_copy --config.init_from=BASE --config.data.source=DISTILLED/accepted.jsonl
 
 A recipe is base, cold_start, brpo, sft_copy or sft_route, or a file such as configs/brpo.py; a preset is tiny, 3b, 7b,
-32b or 72b. A run that is in the work folder is resumed. In a checkout python launch/train.py does the same.
+32b or 72b, of brpo also one for a machine: 3b_80gb, 3b_v5e8, 7b_8x80gb, 7b_v5p8 or 7b_geometry3k. A run that is in the
+work folder is resumed. In a checkout python launch/train.py does the same.
 """
 
 from __future__ import annotations

@@ -248,8 +248,8 @@ class RunOptions:
     steps: int = option(400, "optimizer steps", low=1)
     init_from: str | None = option(
         "tiny",
-        "starting point: tiny (the embedded checkpoint), a Hugging Face checkpoint folder, random:tiny, "
-        "or random:PATH of a config.json",
+        "starting point: tiny (the embedded checkpoint), a Hugging Face checkpoint folder, a model of the Hub "
+        "(ORG/NAME or ORG/NAME@REVISION), random:tiny, or random:PATH of a config.json",
     )
     dtype: str = option("float32", "type of computation", choices=DTYPES)
     param_dtype: str = option("float32", "type of stored parameters", choices=DTYPES)

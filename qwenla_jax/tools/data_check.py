@@ -8,7 +8,6 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 from qwenla_jax.config.run_options import RunOptions
@@ -21,12 +20,11 @@ from qwenla_jax.data.sources.factory import open_part
 from qwenla_jax.data.sources.spec import BUILT_IN_SOURCES, ROWS, parse
 from qwenla_jax.data.sources.splits import SelectedRecords
 from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
-from qwenla_jax.inference.load import model_config, tiny_processor
+from qwenla_jax.inference.load import checkpoint_folder, model_config, tiny_processor
 from qwenla_jax.inference.read_examples import fitting
 from qwenla_jax.inference.runtime import layout_of, processor_of
 from qwenla_jax.text.answers.normalize import plain
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
-from qwenla_jax.weights.hf import EMBEDDED
 
 _LONG_ANSWER = 200  # characters
 _PROMPTS = 3  # rendered prompts of a source
@@ -169,8 +167,7 @@ def _load(options: RunOptions) -> tuple[Tokenizer, ProcessorSettings]:
     name = options.init_from or ""
     if name == "random:tiny":
         return train_tiny_tokenizer(tokenizer_texts()), tiny_processor()
-    folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
-    folder = folder.parent if folder.is_file() else folder
+    folder = checkpoint_folder(name)
     return Tokenizer.from_folder(folder).with_tags(), ProcessorSettings.from_json(folder / "preprocessor_config.json")
 
 

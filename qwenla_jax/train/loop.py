@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import is_multiprocess, is_primary, together
 from qwenla_jax.run.checkpoints import CheckpointError, Checkpoints, SaveError
 from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, whole_lines
+from qwenla_jax.run.model_card import model_card
 from qwenla_jax.run.signals import Interrupt, Stopped
 from qwenla_jax.run.watchdog import Watchdog
 from qwenla_jax.run.workdir import Hold, WorkdirError, opened
@@ -38,6 +40,7 @@ from qwenla_jax.train.stage import Stage
 from qwenla_jax.train.train_runtime import TrainRuntime, build, make_run_source
 from qwenla_jax.utils.progress import Progress, duration
 from qwenla_jax.weights.hf import save
+from qwenla_jax.weights.hub import pinned
 
 EXPORT_FOLDER = "hf"
 
@@ -78,6 +81,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                 if is_primary():
                     stack.enter_context(opened(workdir))
                 reward_settings(options)
+                # The record names the commit, so that a resumed run is refused where the name means another one.
+                options = dataclasses.replace(options, init_from=pinned(options.init_from))
                 source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
                 held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
             with together(ValueError):
@@ -130,7 +135,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Failed(str(error)) from error
         export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
-        progress.note(f"done in {duration(seconds)}; the model is in {export}")
+        publish = f" (hf upload ORG/NAME {export} publishes it)" if isinstance(export, Path) else ""
+        progress.note(f"done in {duration(seconds)}; the model is in {export}{publish}")
     return summary | {"seconds": seconds, "export": export}
 
 
@@ -148,6 +154,7 @@ def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: P
             system=options.data.system,
             dtype=options.dtype,
             overwrite=True,
+            card=model_card(options, workdir, options.steps),
         )
     except OSError as error:
         raise SaveError(

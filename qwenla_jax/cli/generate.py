@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 from qwenla_jax.utils.unicode import half_character
 
@@ -154,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     skip_without_tpu()
+    keep_compiled_programs()
     from qwenla_jax.weights.hf import EMBEDDED
 
     folder = EMBEDDED if args.model == "tiny" else Path(args.model)

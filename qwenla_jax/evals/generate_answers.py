@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from qwenla_jax.config.schema import differences, to_dict
 from qwenla_jax.data.batching.collate import Buckets, make_buckets
@@ -267,7 +268,9 @@ def _answer(
         return [to_example(source[one.index]) for one in batch], keys_B
 
     answered = sample_batches(runtime, params, map(inputs, batches[done:]), sampler, buckets)
-    for number, (batch, (_, _, _, rollout, texts)) in enumerate(zip(batches[done:], answered, strict=True), done):
+    pairs = zip(batches[done:], answered, strict=True)
+    bar = tqdm(pairs, total=len(batches), initial=done, unit="batch", leave=False, disable=None)  # on a terminal only
+    for number, (batch, (_, _, _, rollout, texts)) in enumerate(bar, done):
         columns = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.skipped_B)
         length_B, stopped_B, inserted_B, skipped_B = map(np.asarray, columns)
         jsonl_store.append(
@@ -285,7 +288,7 @@ def _answer(
                 for row, one in enumerate(batch)
             ],
         )
-        if (number + 1) % max(1, len(batches) // 20) == 0 or number + 1 == len(batches):
+        if bar.disable and ((number + 1) % max(1, len(batches) // 20) == 0 or number + 1 == len(batches)):
             note(f"batch {number + 1} of {len(batches)}")
 
 

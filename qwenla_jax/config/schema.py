@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import re
 import types
@@ -95,6 +96,11 @@ def to_dict(options: Any) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
     return plain(dataclasses.asdict(options))
+
+
+def to_json(options: Any) -> str:
+    """The settings as a text for `--config=FILE.json`."""
+    return json.dumps(to_dict(options), indent=2)
 
 
 def to_config_dict(options: Any) -> config_dict.ConfigDict:

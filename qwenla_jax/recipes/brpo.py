@@ -15,8 +15,8 @@ from qwenla_jax.config.run_options import (
     RewardOptions,
     RunOptions,
 )
-from qwenla_jax.config.schema import to_config_dict
 from qwenla_jax.config.shared_options import MeshOptions
+from qwenla_jax.recipes.presets import settings_of
 
 
 def _tiny() -> RunOptions:
@@ -76,8 +76,4 @@ def _large(preset: str) -> RunOptions:
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(_tiny())
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(_large(preset))
-    raise ValueError(f"recipe brpo: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b")
+    return settings_of("brpo", preset, _tiny, _large)

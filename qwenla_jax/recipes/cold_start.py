@@ -14,7 +14,7 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
-from qwenla_jax.config.schema import to_config_dict
+from qwenla_jax.recipes.presets import settings_of
 
 
 def _tiny() -> RunOptions:
@@ -77,8 +77,4 @@ def _large(preset: str) -> RunOptions:
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(_tiny())
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(_large(preset))
-    raise ValueError(f"recipe cold_start: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b")
+    return settings_of("cold_start", preset, _tiny, _large)

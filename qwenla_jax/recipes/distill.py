@@ -6,7 +6,6 @@ is the paper's recipe.
 
 from ml_collections import config_dict
 
-from qwenla_jax.config.schema import to_config_dict
 from qwenla_jax.distill.distill_options import (
     DistillOptions,
     JudgeOptions,
@@ -14,6 +13,7 @@ from qwenla_jax.distill.distill_options import (
     SamplingOptions,
     VerifyOptions,
 )
+from qwenla_jax.recipes.presets import settings_of
 
 
 def _tiny() -> DistillOptions:
@@ -56,8 +56,4 @@ def _large(preset: str) -> DistillOptions:
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(_tiny())
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(_large(preset))
-    raise ValueError(f"recipe distill: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b")
+    return settings_of("distill", preset, _tiny, _large)

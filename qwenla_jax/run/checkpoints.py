@@ -164,7 +164,7 @@ class Checkpoints:
                 continue
             fault = None
             if self._checksum_path(step).exists():
-                fault = checksums.damage(self._checksum_path(step), self._folder / str(step))
+                fault = checksums.corruption(self._checksum_path(step), self._folder / str(step))
             else:
                 self._note(f"{self._folder / str(step)} has no checksums: the run ended while they were taken")
             if fault is None:
@@ -214,7 +214,7 @@ class Checkpoints:
         if (self._folder / str(step)).exists():
             os.replace(self._folder / str(step), place / "checkpoint")
         if self._checksum_path(step).exists():
-            os.replace(self._checksum_path(step), place / "seal.json")
+            os.replace(self._checksum_path(step), place / "checksums.json")
         self._manager.reload()
         self._note(f"the checkpoint {self._folder / str(step)} is corrupt: {fault}; it is now in {place}")
 

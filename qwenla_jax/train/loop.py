@@ -13,7 +13,7 @@ import jax
 import optax
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.config.schema import to_json
+from qwenla_jax.config.schema import to_dict, to_json
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.lora import only_adapters
@@ -110,7 +110,14 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
         try:
             writer = stack.enter_context(
-                MetricWriter(workdir, resume_step=done or None, progress=progress, primary=is_primary())
+                MetricWriter(
+                    workdir,
+                    resume_step=done or None,
+                    progress=progress,
+                    primary=is_primary(),
+                    sinks=options.log.sinks,
+                    settings=to_dict(options),
+                )
             )
         except (ValueError, OSError) as error:
             raise RunRefused(f"{type(error).__name__}: {error}") from error
@@ -280,11 +287,13 @@ def _train(
             now = time.perf_counter()
             pending, last = (number, metrics | {"timing_s/step": now - last}), now
             progress.tick(number)
-            if options.log.completions_every and number % options.log.completions_every == 0:
-                write_optional(lambda: stage.show(workdir, number), progress)  # noqa: B023
             evaluates = options.eval.every and number % options.eval.every == 0 and number != options.steps
-            if evaluates or checkpoints.due(number) or guard.urgent(number):
+            every = options.log.completions_every
+            shows = every and (number in (1, options.steps) or number % every == 0 or evaluates)
+            if shows or evaluates or checkpoints.due(number) or guard.urgent(number):
                 flush()
+                if shows:
+                    writer.show(number, stage.completions())
                 if evaluates:
                     evaluator(state.params, number, options.eval.size)
                 if checkpoints.due(number):

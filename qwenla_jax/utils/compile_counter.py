@@ -78,8 +78,8 @@ class CompileNotes:
         if phase in self._left:
             self._left.remove(phase)
             self._ended.clear()
-            title = f"{phase} ({self._total - len(self._left)}/{self._total})"
-            self._thread = threading.Thread(target=self._show, args=(title, self._counter.count, self._counter.hits), daemon=True)
+            args = f"{phase} ({self._total - len(self._left)}/{self._total})", self._counter.count, self._counter.hits
+            self._thread = threading.Thread(target=self._show, args=args, daemon=True)
             self._thread.start()
 
     def end(self) -> None:

@@ -25,7 +25,8 @@ print(json.dumps([counter.count, counter.hits, counter.misses]))
 """
 SETTINGS = [
     "--config=brpo", "--config.steps=1", "--config.data.batch_size=2", "--config.brpo.group_size=2",
-    "--config.eval.every=0", "--config.eval.final_size=2", "--config.eval.batch_size=2", "--config.eval.attention=False",
+    "--config.eval.every=0", "--config.eval.final_size=2", "--config.eval.batch_size=2",
+    "--config.eval.attention=False",
 ]  # fmt: skip
 
 

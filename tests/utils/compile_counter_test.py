@@ -1,10 +1,10 @@
 """No compilation after warm-up. Oracle: JAX's own monitoring events, which a fresh program must set off."""
 
 import dataclasses
+import functools
 import io
 import re
 import time
-import functools
 
 import jax
 import jax.numpy as jnp

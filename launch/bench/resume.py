@@ -2,9 +2,10 @@
 
     python launch/bench/main.py --suite=resume [--gigabytes=1]
 
-The state of the embedded default's BRPO run, and one of that many gigabytes, is saved with checksums, checked and restored;
-the checkpoint's own thread works while a step would continue, so what the step waits for is told apart. Memory is the
-growth of the process's resident set's peak. The rewards of 64 responses are computed in this process and in the pool.
+The state of the embedded default's BRPO run, and one of that many gigabytes, is saved with checksums, checked and
+restored; the checkpoint's own thread works while a step would continue, so what the step waits for is told apart.
+Memory is the growth of the process's resident set's peak. The rewards of 64 responses are computed in this process and
+in the pool.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ def as_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def state_shardings(params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(
+    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
     """Shardings of a whole state: moments are sharded as their parameters, everything else is replicated."""
     abstract = jax.eval_shape(lambda params: create(params, optimizer), params)
     return TrainState(

@@ -25,7 +25,7 @@ class Sink(Protocol):
 
     name: str
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the metrics of a step; they may be nan or infinite."""
 
     def show(self, step: int, rows: Sequence[Completion]) -> None:

@@ -37,9 +37,9 @@ class TensorBoardSink:
             max_queue=10_000,
         )
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a step's metrics."""
-        for name, number in numbers.items():
+        for name, number in values.items():
             self._board.add_scalar(name, number, step)
         self._board.flush()
 

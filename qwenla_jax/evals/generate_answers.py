@@ -120,7 +120,7 @@ def generate(
         )
         with CompileCounter() as compiled:
             _answer(runtime, params, options, items, batches, buckets, workdir / LOG, done, note)
-        note(f"compiled {compiled.count} programs in {compiled.seconds:.1f} s")
+        note(f"compiled {compiled.count} programs, {compiled.hits} of them from the cache, in {compiled.seconds:.1f} s")
         return _finish(workdir, items, usable, unusable, len(batches), len(shapes))
 
 

@@ -39,10 +39,12 @@ def records(path: Path) -> Iterator[Any]:
 def main() -> int:
     """Writes, reads and compares."""
     os.environ["WANDB_MODE"] = "offline"
+    import wandb
     from PIL import Image
 
     from qwenla_jax.run.completions import Completion
     from qwenla_jax.run.metrics import MetricWriter
+    from qwenla_jax.utils.progress import Progress
 
     row = Completion((Image.new("RGB", (9, 5)),), "how many?", "2", "<REFLECTION>|", {"format": 1.0}, 1.5, -0.5)
     found: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
@@ -50,10 +52,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         # Killed after step 4, resumed from the checkpoint of step 2.
         for resume, steps in ((None, (1, 2, 3, 4)), (2, (3, 4, 5))):
-            with MetricWriter(folder, resume_step=resume, sinks=["wandb"], settings={"seed": 3}) as writer:
+            with MetricWriter(
+                folder, resume_step=resume, progress=Progress(5), sinks=["wandb"], settings={"seed": 3}
+            ) as writer:
                 for step in steps:
                     writer.write(step, {"train/reward": step / 4})
                     writer.show(step, [row])
+        wandb.teardown()  # its own process writes the files, and has not always done so when a run is finished
         for path in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb")):
             for record in records(path):
                 ids |= {record.run.run_id} - {""}

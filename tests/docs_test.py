@@ -4,7 +4,7 @@ Oracle: the programs' own parsers, the dataclasses of the settings, and the disk
 
     bash    (or without a language) every command goes through its program's parser; nothing is loaded
     bash    behind the mark `run`: every command really runs
-    python  is executed, in a folder with an image called photo.png
+    python  is executed, in a folder with an image called photo.png, and so are its tests
     behind the mark `needs: ...`: programs and flags have to exist
 
 What is in no such block, a command of another program for one, fails.
@@ -242,13 +242,21 @@ def check_extras(words: list[str]) -> None:
 
 
 def test_python(tmp_path, monkeypatch):
-    """Every block of Python runs; equal ones once."""
+    """Every block of Python runs, equal ones once, and so do its tests; one beginning with `# NAME.py` is that file."""
     shutil.copy(DOCS / "figures" / "scene.png", tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     texts = {block.text: block.where for block in BLOCKS if block.language == "python"}
     assert len(texts) >= 4
+    monkeypatch.syspath_prepend(tmp_path)
     for text, where in texts.items():
-        exec(compile(text, where, "exec"), {"__name__": "documented"})
+        names: dict[str, Any] = {"__name__": "documented"}
+        if file := re.match(r"# (\w+)\.py\n", text):
+            Path(f"{file[1]}.py").write_text(text)
+            sys.modules.pop(file[1], None)
+        exec(compile(text, where, "exec"), names)
+        for name in names:
+            if name.startswith("test_"):
+                names[name]()
 
 
 def test_figure(monkeypatch):
@@ -397,3 +405,18 @@ def test_checker_reports(text, monkeypatch):
     (block,) = blocks_of("page", text)
     with pytest.raises((AssertionError, FileNotFoundError)):
         test_block(block, monkeypatch)
+
+
+def test_the_table_for_people_who_come_from_other_trainers(monkeypatch):
+    """At least 25 rows, their commands parse, and at least 20 are run by tests that exist."""
+    monkeypatch.chdir(ROOT)
+    rows = [line.split(" | ") for line in (DOCS / "from-trl.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 25 and all(len(row) == 3 for row in rows)
+    run = 0
+    for _, here, shown in rows:
+        for command in re.findall(r"`(qwenla [^`]+)`", here):
+            check(shlex.split(command))
+        run += "`tests/" in shown
+        for path, name in re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", shown):
+            assert (ROOT / path).exists() and (not name or f"\ndef {name}(" in (ROOT / path).read_text()), shown
+    assert run >= 20

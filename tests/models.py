@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from qwenla_jax.config.shared_options import ReattentionOptions
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
@@ -92,7 +92,7 @@ def looking_questions(
             visual[q, at + 1 : at + 1 + r * c] = (q * images + number) * tokens + np.arange(r * c)
             at += r * c + 2 + int(rng.integers(0, 2))
         n = length[q] = int(rng.integers(at + 1, prompt + 1))
-        pos[q, :n], next_pos[q] = mrope_positions(ids[q, :n], IMAGE, own)
+        pos[q, :n], next_pos[q] = visual_positions(ids[q, :n], IMAGE, -1, own, 1)
         source, own_pos, moves, shown.span_Q[q] = reinserted_images(visual[q, :n], pos[q, :n], own, block)
         x = shown.length_Q[q] = len(source)
         shown.source_QxX[q, :x], shown.pos_QxXx3[q, :x], shown.moves_QxX[q, :x] = source, own_pos, moves

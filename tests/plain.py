@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from models import END, IMAGE, OPEN, START
 
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 
 
 class Written(NamedTuple):
@@ -62,7 +62,7 @@ def write_out(prompts, grids, q, response, allowed, kept=None, delimiters=True) 
         slots.append(len(ids))
         ids.append(int(token))
         visual.append(-1)
-    pos, _ = mrope_positions(ids, IMAGE, grids[q] * (1 + used))
+    pos, _ = visual_positions(ids, IMAGE, -1, grids[q] * (1 + used), 1)
     stay = [i for i in range(len(ids)) if i not in left_out]
     back = {i: at for at, i in enumerate(stay)}
     return Written(

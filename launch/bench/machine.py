@@ -40,17 +40,11 @@ def machine() -> dict[str, Any]:
 def peaks(
     matrix: tuple[int, ...] = (1024, 2048), line: int = 2**25, repeats: int = 8, dtype: str = "float32"
 ) -> dict[str, float]:
-    """What the first device reaches now, the best of several tries.
-
-    Args:
-      matrix: sides of the square matrices that are multiplied.
-      line: float32 numbers that are read, changed and written.
-      repeats: tries of each.
-      dtype: of the matrices.
+    """What the first device reaches now, the best of `repeats` tries.
 
     Returns:
-      `matrix_gflops`, 1e9 operations a second in matrix products, and `memory_gb_s`, 1e9 bytes a second read and
-      written.
+      `matrix_gflops`, 1e9 operations a second in products of square matrices of these sides and this type, and
+      `memory_gb_s`, 1e9 bytes a second, of `line` float32 numbers read, changed and written.
     """
     # In place: new memory costs more to get from the system than to write.
     square, add = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1, donate_argnums=0)

@@ -94,10 +94,11 @@ def run_peer(args: argparse.Namespace, checkpoint: Path, examples: Path, threads
     Raises:
       RuntimeError: it failed (the message ends with what it wrote last), or its responses are not of full length.
     """
-    command = [str(args.peer_python), str(ROOT / "launch" / "bench" / "trl_peer.py"), "--force_length", "--beta=0.1"]
-    command += [f"--checkpoint={checkpoint}", f"--examples={examples}", f"--threads={threads}", f"--seed={args.seed}"]
-    command += [f"--{name}={getattr(args, name)}" for name in ("steps", "warmup", "prompts", "responses")]
-    command += [f"--max_new_tokens={args.tokens}"]
+    command = [str(args.peer_python), str(ROOT / "launch" / "bench" / "trl_peer.py"), "--beta=0.1"]
+    command += [f"--checkpoint={checkpoint}", f"--examples={examples}", f"--threads={threads}"]
+    command += [
+        f"--{name}={getattr(args, name)}" for name in ("steps", "warmup", "prompts", "responses", "tokens", "seed")
+    ]
     idle = time.process_time()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -120,9 +121,9 @@ def take_turns(
     checkpoint = ours.export(folder / "checkpoint") if args.checkpoint == "random:tiny" else Path(args.checkpoint)
     # Exactly what our source serves: it keeps a part of the file for evaluation.
     insert_rows = [ours.source[index] for index in range(size)]
-    lines = [json.dumps({"image": f"{record.id}.png", "question": record.question}) for record in insert_rows]
+    lines = [json.dumps({"image": f"{record.id}.png", "question": record.question}) + "\n" for record in insert_rows]
     examples = questions.with_name("examples.jsonl")
-    examples.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    examples.write_text("".join(lines), encoding="utf-8")
     rounds: list[dict[str, Any]] = []
     rejected: list[float] = []
     while len(rounds) < args.rounds:
@@ -207,26 +208,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax  # and the rest after the check: a wrong flag is refused at once
 
-    from launch.bench.machine import cores, machine, peaks
-    from launch.bench.ours import Ours, describe, mixed_sizes, note, write_scenes
+    from launch.bench.machine import machine
 
     if args.suite != "gpu":
         jax.config.update("jax_platforms", "cpu")
     elif jax.default_backend() != "gpu" and not args.small:
         print(f"bench: --suite=gpu needs a GPU, JAX has {jax.devices()[0].platform}; or --small", file=sys.stderr)
         return 2
-    result: dict[str, Any] = {"suite": args.suite, "machine": machine()}
+    suite = sys.modules[__name__]
     if args.suite != "cpu":
-        module = "launch.bench.model" if args.suite in ("model", "gpu") else f"launch.bench.{args.suite}"
-        suite = importlib.import_module(module)
-        result |= suite.measure(args)
-        lines = suite.table(result)
-        print("\n".join(lines), file=sys.stderr if args.json else sys.stdout, flush=True)
-        if args.json:
-            print(json.dumps(result), flush=True)
-        modes = result.get("reattention", result).get("modes", {})
-        measured = [*modes.values(), *result.get("rows", {}).values()]
-        return 1 if any(row.get("compilations") for row in measured) else 0
+        suite = importlib.import_module(f"launch.bench.{'model' if args.suite == 'gpu' else args.suite}")
+    result = {"suite": args.suite, "machine": machine()} | suite.measure(args)
+    print("\n".join(suite.table(result)), file=sys.stderr if args.json else sys.stdout, flush=True)
+    if args.json:
+        print(json.dumps(result), flush=True)
+    if args.suite == "cpu":
+        late = result["ours"]["compilations"] + result.get("mixed_sizes", {}).get("compilations_after_warmup", 0)
+        return 1 if late + sum(turn["ours_compilations"] for turn in result.get("peer", {}).get("rounds", ())) else 0
+    modes = result.get("reattention", result).get("modes", {})
+    return 1 if any(row.get("compilations") for row in [*modes.values(), *result.get("rows", {}).values()]) else 0
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that suite cpu has."""
+    import jax
+
+    from launch.bench.machine import cores, peaks
+    from launch.bench.ours import Ours, describe, mixed_sizes, note, write_scenes
+
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         size = args.prompts * (args.warmup + args.steps)
@@ -248,12 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["peer"] = take_turns(args, ours, folder, questions, size, cores())
         if args.mixed_steps:
             result["mixed_sizes"] = mixed_sizes(args, folder / "mixed")
-    print("\n".join(table(result)), file=sys.stderr if args.json else sys.stdout, flush=True)
-    if args.json:
-        print(json.dumps(result), flush=True)
-    late = result["ours"]["compilations"] + result.get("mixed_sizes", {}).get("compilations_after_warmup", 0)
-    late += sum(turn["ours_compilations"] for turn in result.get("peer", {}).get("rounds", ()))
-    return 1 if late else 0
+    return result
 
 
 if __name__ == "__main__":

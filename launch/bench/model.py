@@ -40,8 +40,8 @@ import numpy as np
 from launch.bench.machine import cores, machine, peaks
 from launch.bench.ours import Ours, note, write_scenes
 from launch.bench.shapes import RANK, STOP, Shape, floors, make_image, shape_of, tokens_of
-from qwenla_jax.config.run_options import LoraOptions
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.config.run_options import DataOptions, LoraOptions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params, logits_of
@@ -81,7 +81,7 @@ class Model:
     def inputs(self, rows: int, tokens: int) -> tuple[VisionBatch, PromptBatch]:
         """The first tokens of the sequence in every row, on the device."""
         ids, M = self.ids[:tokens], self.shape.grid[0] * self.shape.grid[1]
-        pos, next_pos = mrope_positions(ids, self.shape.config.image_token_id, [self.shape.grid])
+        pos, next_pos = visual_positions(ids, self.shape.config.image_token_id, -1, [self.shape.grid], 1)
         visual = np.full((rows, tokens), -1, np.int32)
         visual[:, ids == self.shape.config.image_token_id] = np.arange(rows * M).reshape(rows, M)
         vision = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), self.image)
@@ -99,9 +99,8 @@ class Model:
         if rank:
             kernels = lora.kernels_for(shape.config, LoraOptions().modules)
             key, dtype = jax.random.key(1), shape.config.dtype
-            params = lora.joined(
-                params, jax.jit(lambda k: lora.adapters(self.params, kernels, rank, 16, k, dtype))(key)
-            )
+            added = jax.jit(lambda k: lora.adapters(self.params, kernels, rank, 16, k, dtype))(key)
+            params = lora.joined(params, added)
         gradient = jax.jit(make_sft_gradient(self.model))
 
         def work() -> float:
@@ -154,13 +153,8 @@ class Peer:
 
     def __init__(self, python: Path, model: Model, folder: Path, device: str) -> None:
         dtype, inputs = model.shape.config.dtype, write_inputs(model, folder)
-        command = [
-            str(python),
-            str(ROOT / "launch" / "bench" / "transformers_peer.py"),
-            f"--config={folder}",
-            f"--dtype={dtype}",
-        ]
-        command += [f"--inputs={inputs}", f"--threads={cores()}", f"--device={device}"]
+        command = [str(python), str(ROOT / "launch" / "bench" / "transformers_peer.py"), f"--config={folder}"]
+        command += [f"--dtype={dtype}", f"--inputs={inputs}", f"--threads={cores()}", f"--device={device}"]
         command.append(f"--in_a_row={IN_A_ROW}")
         self._log = (folder / "peer.log").open("w+")
         self._process = subprocess.Popen(
@@ -298,7 +292,8 @@ def brpo(args: argparse.Namespace, shape: Shape, folder: Path, rank: int) -> dic
     dtype = shape.config.dtype
     run = {"dtype": dtype, "param_dtype": dtype, "lora": LoraOptions(rank=rank or None)}
     try:
-        rows = Ours(own, questions, size, run=run).measure(args.steps, args.warmup)
+        data = {"max_prompt_tokens": max(shape.prompt, DataOptions.max_prompt_tokens)}
+        rows = Ours(own, questions, size, run=run, **data).measure(args.steps, args.warmup)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -357,7 +352,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             gc.collect()
             start = argparse.Namespace(**vars(args) | {"checkpoint": f"random:{folder / 'start'}"})
             modes = reattention.SMALL_MODES if args.small else reattention.MODES
-            result["reattention"] = reattention.measure(start, shape.config.dtype, modes)
+            result["reattention"] = reattention.measure(start, shape.config.dtype, modes, shape.prompt)
     return result
 
 

@@ -169,33 +169,21 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 def describe(rows: Sequence[dict[str, Any]], work: dict[str, dict[str, Any]], peak: dict[str, float]) -> dict[str, Any]:
     """Seconds a step and of its phases, with the floors."""
     flops, moved = peak["matrix_gflops"] * 1e9, peak["memory_gb_s"] * 1e9
+    detail = lambda w: {"gflop": w.flops / 1e9, "floor_seconds": w.flops / flops, "megabytes": w.bytes / 1e6}  # noqa: E731
     phases: dict[str, Any] = {}
     for name in ("step", *PHASES, "other"):
         phases[name] = {"seconds": summary([row[name] for row in rows])}
         parts = [w for phase, ws in work.items() if name in (phase, "step") for w in ws.values()]
         if parts:
             total = sum(parts[1:], parts[0])
-            floor = total.flops / flops
-            phases[name] |= {
-                "gflop": total.flops / 1e9,
-                "floor_seconds": floor,
-                "floor_share": floor / phases[name]["seconds"]["median"],
-                "megabytes": total.bytes / 1e6,
-                "bytes_floor_seconds": total.bytes / moved,
-            }
-    details = {
-        phase: {
-            part: {"gflop": w.flops / 1e9, "floor_seconds": w.flops / flops, "megabytes": w.bytes / 1e6}
-            for part, w in parts.items()
-        }
-        for phase, parts in work.items()
-    }
+            phases[name] |= detail(total) | {"bytes_floor_seconds": total.bytes / moved}
+            phases[name]["floor_share"] = phases[name]["floor_seconds"] / phases[name]["seconds"]["median"]
     return {
         "compilations": sum(row["compilations"] for row in rows),
         "seconds_of_each_step": [round(row["step"], 4) for row in rows],
         "cpu_share": statistics.median(row["cpu"] / (cores() * row["step"]) for row in rows),
         "phases": phases,
-        "floor_parts": details,
+        "floor_parts": {phase: {part: detail(w) for part, w in parts.items()} for phase, parts in work.items()},
     }
 
 

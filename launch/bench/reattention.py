@@ -64,13 +64,13 @@ def insertion_work(config: TextConfig, prompt: float, before: float, rest: float
     return {"flops": own.flops + later, "share": (own.flops + later) / text.flops, "cache_bytes": kept}
 
 
-def _runtime(args: argparse.Namespace, reattention: ReattentionOptions, dtype: str) -> tuple[Runtime, Any]:
+def _runtime(args: argparse.Namespace, reattention: ReattentionOptions, dtype: str, prompt: int) -> tuple[Runtime, Any]:
     options = RunOptions(
         init_from="tiny" if args.checkpoint.endswith("assets/tiny") else args.checkpoint,
         seed=args.seed,
         dtype=dtype,
         param_dtype=dtype,
-        data=DataOptions(batch_size=args.prompts, max_response_tokens=args.tokens),
+        data=DataOptions(batch_size=args.prompts, max_response_tokens=args.tokens, max_prompt_tokens=prompt),
         brpo=BrpoOptions(group_size=args.responses),
         eval=EvalOptions(batch_size=args.prompts),
         reattention=reattention,
@@ -84,13 +84,22 @@ def _runtime(args: argparse.Namespace, reattention: ReattentionOptions, dtype: s
 
 
 def measure(
-    args: argparse.Namespace, dtype: str = "float32", modes: Sequence[tuple[str, ReattentionOptions]] = MODES
+    args: argparse.Namespace,
+    dtype: str = "float32",
+    modes: Sequence[tuple[str, ReattentionOptions]] = MODES,
+    prompt: int = 0,
 ) -> dict[str, Any]:
-    """Rounds of all modes in turn, the first of them text only; the model is kept and computed in `dtype`."""
+    """Rounds of all modes in turn, the first of them text only; the model is kept and computed in `dtype`.
+
+    `prompt`: tokens that a prompt may have, where that is more than the default.
+    """
+    prompt = max(prompt, DataOptions.max_prompt_tokens)
     rows = args.prompts * args.responses
     prepared = []
     for name, reattention in modes:
-        runtime, params = _runtime(args, reattention, dtype)
+        runtime, own = _runtime(args, reattention, dtype, prompt)
+        params = prepared[0][2] if prepared else own  # equal for all modes: a large model fits the device once
+        del own
         sampler = runtime.sampler(runtime.sample_options(args.responses, 1.0))
         source, to_example = make_run_source(runtime.options, "train"), runtime.example(with_response=False)
         batches = []

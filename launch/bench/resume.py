@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from launch.bench.ours import note
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.rewards.reward_record import RewardRecord
@@ -33,11 +33,6 @@ from qwenla_jax.tools.preflight import examine
 from qwenla_jax.train.brpo.score import reward_pool, reward_settings
 from qwenla_jax.train.loop import first_state, state_plan
 from qwenla_jax.train.train_runtime import build
-
-
-def note(text: str) -> None:
-    """Progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def peak_memory() -> float:
@@ -114,11 +109,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     note("preflight")
     before = peak_memory()
     seconds, checks = timed(lambda: examine(options))
-    result["preflight"] = {
-        "seconds": seconds,
-        "failed": sum(not c.ok for c in checks),
-        "peak_gb": peak_memory() - before,
-    }
+    failed = sum(not c.ok for c in checks)
+    result["preflight"] = {"seconds": seconds, "failed": failed, "peak_gb": peak_memory() - before}
     return result
 
 

@@ -44,8 +44,7 @@ def shape_of(suite: str, small: bool, dtype: str) -> Shape:
         text = TextConfig(512, 64, 128, 2, 4, 2, 16, 1e-6, 1e6, (2, 3, 3), tie_word_embeddings=False)
         shape = Shape(ModelConfig(vision, text, *ids), (3, 5), 24, 8, 2, (2,), 8)
     elif suite == "gpu":
-        config = published_config("7b")
-        shape = Shape(config, (16, 20), 512, 512, 1, (1, 8, 32, 64), 256)
+        shape = Shape(published_config("7b"), (16, 20), 512, 512, 1, (1, 8, 32, 64), 256)
     else:
         vision = VisionConfig(8, 384, 1024, 6, 3, 14, 2, 2, 112, (3, 7), 768, 2)
         text = TextConfig(8192, 768, 2560, 12, 12, 4, 64, 1e-6, 1e6, (8, 12, 12), tie_word_embeddings=False)
@@ -92,9 +91,9 @@ def floors(shape: Shape) -> dict[str, tuple[float, float]]:
     tower = vision_forward(c.vision, patches_IxW)
     P, T = shape.prompt, shape.prompt + shape.response
     layers = lambda n: decoder_forward(t, n, n * (n + 1) / 2, n)  # noqa: E731
-    weights = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_params(c, jax.random.key(0)))))
+    params = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
+    weights, vision = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, params["visual"]))
     embedding = t.vocab_size * t.hidden_size
-    vision = weights - text_weights(t) - embedding * (1 if t.tie_word_embeddings else 2)
     read = (weights - embedding) * size
     B = shape.train_rows
     forward = (tower + layers(T) + head(t, shape.response)).flops * B
@@ -120,9 +119,3 @@ def floors(shape: Shape) -> dict[str, tuple[float, float]]:
         moved = steps * (read - vision * size) + seen
         result |= {f"prefill, batch {B}": prefill, f"decode, batch {B}": (flops, moved)}
     return result
-
-
-def text_weights(t: TextConfig) -> int:
-    """Numbers in the decoder's layers and last norm."""
-    D, F, N, K = t.hidden_size, t.intermediate_size, t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
-    return t.num_layers * (2 * D * N + 2 * D * K + N + 2 * K + 3 * D * F + 2 * D) + D

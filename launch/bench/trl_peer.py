@@ -4,7 +4,7 @@ Runs as a process of its own, in an environment that has torch, transformers, tr
 pillow (qwenla_jax itself needs none of torch, trl, accelerate or datasets). Prints one line of JSON on stdout;
 everything that the libraries print goes to stderr.
 
-    python launch/bench/trl_peer.py --checkpoint=qwenla_jax/assets/tiny --steps=10 --force_length
+    python launch/bench/trl_peer.py --checkpoint=qwenla_jax/assets/tiny --examples=FILE.jsonl
 
 TRL's own code samples (transformers' `generate`), scores with the reference model, computes the loss, the gradient
 and the optimizer step. What stands in for a library's part, and why:
@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,49 +47,27 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-QUESTIONS = (
-    "How many circles are there?",
-    "Is there a red square in the image?",
-    "What colour is the triangle?",
-    "Subtract all circles. How many objects are left?",
-    "Are there more squares than triangles?",
-    "How many blue objects are there?",
-    "Is there a large green circle in the image?",
-    "What shape is the yellow object?",
-)
-
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line (`None`: that of the process). Bad values end the process with a message."""
-    parser = argparse.ArgumentParser(
-        description="Times a GRPO step of TRL on Hugging Face's Qwen2.5-VL and prints one line of JSON."
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="Hugging Face folder of a Qwen2.5-VL model")
+    parser.add_argument("--examples", type=Path, required=True, help="JSONL of {image, question}")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps that are timed (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before those, not counted (default: 2)")
     parser.add_argument("--prompts", type=int, default=8, help="different prompts in a step (default: 8)")
     parser.add_argument("--responses", type=int, default=8, help="responses to each prompt (default: 8)")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest response in tokens (default: 64)")
-    parser.add_argument("--force_length", action="store_true", help="every response has exactly --max_new_tokens")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of every response (default: 64)")
     parser.add_argument("--beta", type=float, default=0.1, help="weight of the KL term; 0 drops the reference model")
-    parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1.0)")
-    parser.add_argument("--learning_rate", type=float, default=1e-5, help="AdamW's learning rate (default: 1e-5)")
-    parser.add_argument("--examples", type=Path, help="JSONL of {image, question}; default: drawn 112x112 images")
-    parser.add_argument("--image_size", type=int, default=112, help="side of the drawn images (default: 112)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="transformers' attention")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    for name in ("steps", "warmup", "prompts", "max_new_tokens", "image_size", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.responses < 2:
-        parser.error(f"--responses must be at least 2 (advantages are taken within a group), got {args.responses}")
-    if args.beta < 0 or args.temperature <= 0:
-        parser.error("--beta must not be negative and --temperature must be above 0")
+    for name, least in dict(steps=1, warmup=1, prompts=1, responses=2, tokens=1, threads=1, beta=0).items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if not (args.checkpoint / "config.json").is_file():
         parser.error(f"--checkpoint: no config.json in {args.checkpoint}, expected a Hugging Face model folder")
-    if args.examples is not None and not args.examples.is_file():
+    if not args.examples.is_file():
         parser.error(f"--examples: no such file: {args.examples}")
     return args
 
@@ -108,22 +86,6 @@ def require_packages() -> dict[str, str]:
             "wanted: pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate datasets pillow"
         )
     return versions
-
-
-def draw_examples(count: int, size: int, seed: int) -> Iterator[tuple[Any, str]]:
-    """Yields `count` pairs of an RGB image of `size` x `size` with a few coloured shapes, and a question about it."""
-    from PIL import Image, ImageDraw
-
-    rng = random.Random(seed)
-    for index in range(count):
-        image = Image.new("RGB", (size, size), (235, 235, 235))
-        draw = ImageDraw.Draw(image)
-        for _ in range(rng.randint(2, 6)):
-            side = rng.randint(size // 8, size // 3)
-            x, y = rng.randrange(size - side), rng.randrange(size - side)
-            shape = rng.choice((draw.ellipse, draw.rectangle))
-            shape((x, y, x + side, y + side), fill=tuple(rng.randrange(256) for _ in range(3)))
-        yield image, QUESTIONS[index % len(QUESTIONS)]
 
 
 def read_examples(path: Path, count: int) -> Iterator[tuple[Any, str]]:
@@ -155,10 +117,7 @@ def make_dataset(args: argparse.Namespace) -> Any:
     """
     import datasets
 
-    count = args.prompts * (args.warmup + args.steps)
-    pairs = draw_examples(count, args.image_size, args.seed)
-    if args.examples is not None:
-        pairs = read_examples(args.examples, count)
+    pairs = read_examples(args.examples, args.prompts * (args.warmup + args.steps))
     images, questions = zip(*pairs, strict=True)
     prompts = [[{"role": "user", "content": question}] for question in questions]
     dataset = datasets.Dataset.from_dict({"prompt": prompts, "image": list(images)})
@@ -275,11 +234,11 @@ def make_trainer(args: argparse.Namespace, processor: Any, clock: StepClock, out
         gradient_accumulation_steps=1,
         num_generations=args.responses,
         num_iterations=1,
-        max_completion_length=args.max_new_tokens,
-        generation_kwargs={"min_new_tokens": args.max_new_tokens} if args.force_length else None,
-        temperature=args.temperature,
+        max_completion_length=args.tokens,
+        generation_kwargs={"min_new_tokens": args.tokens},
+        temperature=1.0,
         beta=args.beta,
-        learning_rate=args.learning_rate,
+        learning_rate=1e-5,
         max_steps=args.warmup + args.steps,
         gradient_checkpointing=False,
         bf16=False,
@@ -293,7 +252,7 @@ def make_trainer(args: argparse.Namespace, processor: Any, clock: StepClock, out
         seed=args.seed,
     )
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        args.checkpoint, dtype=torch.float32, attn_implementation=args.attention
+        args.checkpoint, dtype=torch.float32, attn_implementation="sdpa"
     )
     trainer = ClockedTrainer(
         model=model,
@@ -308,7 +267,7 @@ def make_trainer(args: argparse.Namespace, processor: Any, clock: StepClock, out
 
 
 def check_models(trainer: Any, args: argparse.Namespace) -> None:
-    """Raises ValueError unless policy and reference model are as the report says (float32, the attention asked for)."""
+    """Raises ValueError unless policy and reference model are there and in float32, as the report says."""
     models = {"policy": trainer.model}
     if args.beta > 0:
         models["reference"] = trainer.ref_model
@@ -322,8 +281,8 @@ def check_models(trainer: Any, args: argparse.Namespace) -> None:
 
 def summary(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     """Returns median, min and max of a list of seconds."""
-    named: dict[str, Callable[[Sequence[float]], float]] = {"median": statistics.median, "min": min, "max": max}
-    return {name: round(function(values), digits) for name, function in named.items()}
+    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in named.items()}
 
 
 def report(args: argparse.Namespace, clock: StepClock, trainer: Any, versions: dict[str, str]) -> dict[str, Any]:
@@ -331,18 +290,13 @@ def report(args: argparse.Namespace, clock: StepClock, trainer: Any, versions: d
     steps = clock.measured("step")
     parts = {name: clock.measured(name) for name in ("generation", "reference_logprobs", "rollout", "training_step")}
     # Tokenizing, image processing (TRL does it twice), decoding, rewards and advantages
-    parts["prepare_and_reward"] = [
-        whole - generation - reference
-        for whole, generation, reference in zip(
-            parts["rollout"], parts["generation"], parts["reference_logprobs"], strict=True
-        )
-    ]
+    rows = zip(parts["rollout"], parts["generation"], parts["reference_logprobs"], strict=True)
+    parts["prepare_and_reward"] = [whole - generation - reference for whole, generation, reference in rows]
+    less = lambda whole, part: [a - b for a, b in zip(whole, part, strict=True)]  # noqa: E731
     # Policy forward, loss and backward
-    parts["forward_backward"] = [
-        whole - rollout for whole, rollout in zip(parts["training_step"], parts["rollout"], strict=True)
-    ]
+    parts["forward_backward"] = less(parts["training_step"], parts["rollout"])
     # Data loading with its decoding of images, gradient clipping, optimizer step
-    parts["optimizer_and_loader"] = [whole - inner for whole, inner in zip(steps, parts["training_step"], strict=True)]
+    parts["optimizer_and_loader"] = less(steps, parts["training_step"])
     shown = ("generation", "reference_logprobs", "forward_backward", "prepare_and_reward", "optimizer_and_loader")
     tokens = clock.measured("tokens")
     return {
@@ -352,22 +306,12 @@ def report(args: argparse.Namespace, clock: StepClock, trainer: Any, versions: d
         # All threads together: far below threads x seconds where something else held the processor
         "cpu_seconds_per_step": summary(clock.measured("cpu")),
         "steps": len(steps),
-        "warmup": args.warmup,
         "parts": {name: round(statistics.median(parts[name]), 4) for name in shown},
         "tokens_per_step": round(statistics.mean(tokens), 1),
-        "tokens": int(sum(tokens)),
-        "prompts": args.prompts,
-        "responses": args.responses,
-        "max_new_tokens": args.max_new_tokens,
-        "force_length": args.force_length,
+        **{name: getattr(args, name) for name in ("warmup", "prompts", "responses", "tokens", "beta", "threads")},
         **clock.facts,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "reference_model": trainer.ref_model is not None,
-        "beta": args.beta,
-        "dtype": "float32",
-        "threads": args.threads,
-        "attention": args.attention,
-        "gradient_checkpointing": False,
         "versions": versions,
     }
 

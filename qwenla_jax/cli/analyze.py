@@ -23,26 +23,16 @@ from qwenla_jax.utils.libtpu import skip_without_tpu
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line (`None`: that of the process). Bad values end the process with a message."""
-    parser = argparse.ArgumentParser(
-        "qwenla analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("qwenla analyze", description=__doc__, formatter_class=raw)
+    add, pixels, insertions = parser.add_argument, number(int, 1, MOST_PIXELS), number(int, 0, MOST_INSERTIONS)
     add("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
     add("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
-    add(
-        "--max_pixels",
-        type=number(int, 1, MOST_PIXELS),
-        help="shrink images with more (default: as the checkpoint says)",
-    )
+    add("--max_pixels", type=pixels, help="shrink images with more (default: as the checkpoint says)")
     add("--size", type=number(int, 1), default=256, help="held-out questions (default: 256)")
     add("--reattention", default="none", choices=MODES)
     add("--keep_ratio", type=number(float, 0, 1), default=0.5, help="route: share of the visual tokens (default: 0.5)")
-    add(
-        "--max_insertions",
-        type=number(int, 0, MOST_INSERTIONS),
-        default=2,
-        help="most insertions of a response (default: 2)",
-    )
+    add("--max_insertions", type=insertions, default=2, help="most insertions of a response (default: 2)")
     add("--max_response_tokens", type=number(int, 1, MOST_TOKENS), default=64, help="longest response (default: 64)")
     add("--max_prompt_tokens", type=number(int, 1, MOST_TOKENS), default=128, help="longest prompt (default: 128)")
     add("--batch_size", type=number(int, 1, MOST_ROWS), default=64, help="questions at once (default: 64)")
@@ -70,12 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_pixels=args.max_pixels,
         reattention=ReattentionOptions(args.reattention, args.keep_ratio, max_insertions=args.max_insertions),
     )
-    problems = [
-        *inference_relations(config),
-        *init_problems(config, "tiny"),
-        *source_problems({"source": args.source}, "tiny"),
-    ]
-    if problems:
+    problems = [*inference_relations(config), *init_problems(config, "tiny")]
+    if problems := [*problems, *source_problems({"source": args.source}, "tiny")]:
         print("\n".join(problems), file=sys.stderr)
         return 2
     from qwenla_jax.data.sources.factory import make_source
@@ -102,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keys = ("original", "inserted", "visual", "even", "ratio")
     print("attention on visual tokens, mean over layers and heads")
     print(f"{'tokens of a response':<24}{'tokens':>8}" + "".join(f"{key:>10}" for key in keys))
-    rows = [(name, row) for name, row in result["profile"]["parts"].items()]
+    rows = list(result["profile"]["parts"].items())
     rows += [(f"position {row['first']} to {row['last']}", row) for row in result["profile"]["positions"]]
     for name, row in rows:
         print(f"{name:<24}{row['tokens']:>8.0f}" + "".join(f"{row[key]:>10.3f}" for key in keys))
@@ -116,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in result["theorems"]["positions"]:
         numbers = "".join(f"{row[key]:>10.4f}" for key in ("r", "information", "entropy", "bound"))
         print(f"{row['first']:>3} to {row['last']:<17}{row['tokens']:>8.0f}{numbers}")
-    jump = result["theorems"]["insertions"]
-    if jump:
+    if jump := result["theorems"]["insertions"]:
         print(
             f"theorem 3.2: over {jump['count']:.0f} insertions r goes from {jump['r_before']:.3f} to "
             f"{jump['r_after']:.3f}; it rose in {jump['rose']:.0f} of them"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-DIRECTIONS = ("from_hf", "to_hf")
+from qwenla_jax.cli import from_hf, to_hf
+
+DIRECTIONS = {"from_hf": from_hf, "to_hf": to_hf}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,10 +21,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(__doc__)
         sys.exit(0 if argv else 2)
     direction, rest = argv[0].replace("-", "_"), argv[1:]
-    if direction == "from_hf":
-        from qwenla_jax.cli import from_hf as command
-    elif direction == "to_hf":
-        from qwenla_jax.cli import to_hf as command
-    else:
+    if direction not in DIRECTIONS:
         sys.exit(f"qwenla convert: got {argv[0]!r}, expected one of {', '.join(DIRECTIONS)}")
-    command.main(rest)
+    DIRECTIONS[direction].main(rest)

@@ -29,9 +29,8 @@ from qwenla_jax.utils.libtpu import skip_without_tpu
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line (`None`: that of the process). Bad values end the process with a message."""
-    parser = argparse.ArgumentParser(
-        "qwenla evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("qwenla evaluate", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--task", required=True, choices=tuple(tasks()), help="the benchmark")
     add("--score", default=[], action="append", type=Path, metavar="FILE", help="predictions")
@@ -86,16 +85,8 @@ def _run(args: argparse.Namespace) -> int:
     from qwenla_jax.evals.generate_options import FLAGS
     from qwenla_jax.evals.table_writer import write_rows
 
-    settings = Settings(
-        conclusion=args.conclusion,
-        missing=args.missing,
-        unknown=args.unknown,
-        field=args.field,
-        fallback=args.fallback,
-        seed=args.seed,
-        synonyms=args.synonyms,
-        algebra=not args.noalgebra,
-    )
+    same = ("conclusion", "missing", "unknown", "field", "fallback", "seed", "synonyms")
+    settings = Settings(**{name: getattr(args, name) for name in same}, algebra=not args.noalgebra)
     for flag, task in (("submission", "mmbench"), ("replies", "mmhal"), ("judge_url", "mmhal")):
         if getattr(args, flag) is not None and args.task != task:
             raise ValueError(f"--{flag} is for --task={task}; got --task={args.task}")

@@ -32,8 +32,7 @@ def options_of(config: Any) -> RunOptions:
       ConfigError: wrong keys or values.
     """
     options = build(RunOptions, config.to_dict())
-    problems = list(relations(options))
-    if problems:
+    if problems := list(relations(options)):
         raise ConfigError("\n".join(problems))
     return options
 
@@ -76,23 +75,16 @@ def scale(args: flags.FlagValues) -> None:
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
-    flags.DEFINE_string("topology", None, "CHIP:SHAPE: v5e:4x4, v5p:2x2x4, v6e:8x8, h100:8, h200:8", flag_values=values)
-    flags.DEFINE_integer(
-        "prompt_tokens", 512, "tokens of a prompt, its image's included", lower_bound=1, flag_values=values
-    )
-    flags.DEFINE_string("image", "640x480", "pixels of a prompt's image, width x height", flag_values=values)
-    flags.DEFINE_bool("arithmetic", False, "compile nothing", flag_values=values)
-    flags.DEFINE_bool("json", False, "print one JSON object and nothing else", flag_values=values)
-    flags.DEFINE_string(
-        "scale", None, "write this page, from --results and from what is compiled now", flag_values=values
-    )
-    flags.DEFINE_bool(
-        "quick",
-        False,
-        "compile with little effort: in a quarter of the time, for somewhat other programs",
-        flag_values=values,
-    )
-    flags.DEFINE_string("results", "docs/scale.jsonl", "with --scale: compiled results, one a line", flag_values=values)
+    there: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("topology", None, "CHIP:SHAPE: v5e:4x4, v5p:2x2x4, v6e:8x8, h100:8, h200:8", **there)
+    flags.DEFINE_integer("prompt_tokens", 512, "tokens of a prompt, its image's included", 1, **there)
+    flags.DEFINE_string("image", "640x480", "pixels of a prompt's image, width x height", **there)
+    flags.DEFINE_bool("arithmetic", False, "compile nothing", **there)
+    flags.DEFINE_bool("json", False, "print one JSON object and nothing else", **there)
+    flags.DEFINE_string("scale", None, "write this page, from --results and from what is compiled now", **there)
+    quick = "compile with little effort: in a quarter of the time, for somewhat other programs"
+    flags.DEFINE_bool("quick", False, quick, **there)
+    flags.DEFINE_string("results", "docs/scale.jsonl", "with --scale: compiled results, one a line", **there)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads, computes, tells."""
+    """Computes the step again and prints the comparison."""
     args = read_flags(argv, __doc__, define_flags)
     skip_without_tpu()
     keep_compiled_programs()

@@ -51,17 +51,14 @@ def settings(args: flags.FlagValues) -> Settings:
     from qwenla_jax.study.arms import Settings
 
     change = dataclasses.replace
-    runs = {
-        name: build(RunOptions, get_config(name).to_dict())
-        for name in ("base", "cold_start", "brpo", "sft_copy", "sft_route")
-    }
+    runs = {name: build(RunOptions, get_config(name).to_dict()) for name in STUDY_STEPS}
     distill = build(DistillOptions, get_config("distill").to_dict())
     if args.study:
         runs = {name: longer(change(run, steps=STUDY_STEPS[name])) for name, run in runs.items()}
         runs["base"] = longer(runs["base"], STUDY_PLAIN_TOKENS)
         runs["brpo"] = change(runs["brpo"], rewards=change(runs["brpo"].rewards, target_length=STUDY_REFLECTION))
         distill = longer(distill)
-        distill = dataclasses.replace(distill, data=dataclasses.replace(distill.data, size=STUDY_QUESTIONS))
+        distill = change(distill, data=change(distill.data, size=STUDY_QUESTIONS))
     else:
         runs["cold_start"] = change(runs["cold_start"], steps=runs["cold_start"].steps // 5)
     runs = {name: change(run, steps=max(1, run.steps // args.divide_steps)) for name, run in runs.items()}
@@ -79,8 +76,7 @@ def settings(args: flags.FlagValues) -> Settings:
 
 def longer(options: Any, tokens: int = STUDY_TOKENS) -> Any:
     """The same with room for a response about a marked scene."""
-    data = dataclasses.replace(options.data, max_response_tokens=tokens)
-    return dataclasses.replace(options, data=data)
+    return dataclasses.replace(options, data=dataclasses.replace(options.data, max_response_tokens=tokens))
 
 
 def report(workdir: Path) -> None:
@@ -101,23 +97,14 @@ def report(workdir: Path) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_string(
-        "workdir", "runs/pipeline", "folder of the run, with a folder for every stage", flag_values=values
-    )
-    flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("size", 1000, "fresh scenes of the evaluation", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer(
-        "divide_steps", 1, "make every stage so many times shorter, for a trial", lower_bound=1, flag_values=values
-    )
-    flags.DEFINE_bool(
-        "study", False, "run several seeds and every arm on marked scenes, and write the report", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "seeds", None, f"of a study: how many ({SEEDS} where it is not given)", lower_bound=1, flag_values=values
-    )
-    flags.DEFINE_bool(
-        "report", False, "write DIR/report.html from what is there, and train nothing", flag_values=values
-    )
+    there: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage", **there)
+    flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", 0, **there)
+    flags.DEFINE_integer("size", 1000, "fresh scenes of the evaluation", 1, **there)
+    flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, for a trial", 1, **there)
+    flags.DEFINE_bool("study", False, "run several seeds and every arm on marked scenes, and write the report", **there)
+    flags.DEFINE_integer("seeds", None, f"of a study: how many ({SEEDS} where it is not given)", 1, **there)
+    flags.DEFINE_bool("report", False, "write DIR/report.html from what is there, and train nothing", **there)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,12 +11,11 @@ from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.schema import group, option
 from qwenla_jax.config.shared_options import (
     DTYPES,
-    MOST_PIXELS,
     MOST_ROWS,
     MOST_SECONDS,
-    MOST_TOKENS,
     MOST_WORKERS,
     MeshOptions,
+    PromptOptions,
     ReattentionOptions,
 )
 from qwenla_jax.data.datasets.readers import READERS
@@ -24,7 +23,7 @@ from qwenla_jax.rewards.built_in import BuiltInOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions:
+class DataOptions(PromptOptions):
     """Questions, their images and how they are cut to size."""
 
     source: str | None = option(
@@ -61,17 +60,6 @@ class DataOptions:
         "scenes, stage sft: structured (the paper's format) or plain (no sections: how a base model writes)",
         choices=("structured", "plain"),
     )
-    max_prompt_tokens: int = option(
-        128, "a longer prompt, its visual tokens included, is an error", low=1, high=MOST_TOKENS
-    )
-    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
-    min_pixels: int | None = option(
-        None, "enlarge images with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
-    )
-    max_pixels: int | None = option(
-        None, "shrink images with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
-    )
-    system: str | None = option(None, "system prompt; none: no system turn")
     length_group: int = option(
         1, "this many batches share out their questions by length, so that less of a batch is padding", low=1, high=1024
     )

@@ -62,6 +62,23 @@ class ReattentionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """How prompts, responses and images are cut to size."""
+
+    max_prompt_tokens: int = option(
+        128, "a longer prompt, its visual tokens included, is an error", low=1, high=MOST_TOKENS
+    )
+    max_response_tokens: int = option(64, "most tokens of a response, the stop token included", low=1, high=MOST_TOKENS)
+    min_pixels: int | None = option(
+        None, "enlarge images with fewer pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
+    max_pixels: int | None = option(
+        None, "shrink images with more pixels; none: as the checkpoint says", low=1, high=MOST_PIXELS
+    )
+    system: str | None = option(None, "system prompt; none: no system turn")
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshOptions:
     """How many devices each mesh axis has; one of them may be -1: the remaining devices."""
 

@@ -1,13 +1,13 @@
-"""Leak guard: records and images of what is trained on that are in what is evaluated, too.
+"""Contamination: records and images of the training data that are also in an evaluation.
 
-Images are compared in four ways, from certain to likely: the same file, the same pixels, the same COCO number in
-their file names (COCO's images of train2014, val2014 and train2017 carry one set of numbers), and the same look after
-re-encoding and resizing. Look is compared in two steps: a hash of the 8x8 lowest frequencies of the discrete cosine
-transform, of which at most `HASH_BITS` of 64 may differ, and, because line drawings share such hashes, the correlation
-of 24x24 thumbnails, which has to reach `CORRELATION`. On 252 real mathematical drawings copies (JPEG of quality 30,
-scaled to half or twice the size) differ in at most 18 bits and reach at least 0.98; different images reach 0.80 at
-most. Images that were cropped, turned, drawn over or made grey are not found; those scaled to a quarter, or down
-without smoothing, not always. Simple drawings on one background (easy-VQA) give some pairs that are no copies.
+Images are compared in four ways, from certain to likely: same file, same pixels, same COCO number in the file name
+(train2014, val2014 and train2017 share one numbering), and same appearance after re-encoding and resizing. Appearance
+("look") is compared in two steps: a hash of the 8x8 lowest frequencies of the discrete cosine transform, of which at
+most `HASH_BITS` of 64 may differ; then, because line drawings share such hashes, the correlation of 24x24 thumbnails,
+which must reach `CORRELATION`. On 252 real mathematical drawings, copies (JPEG of quality 30, scaled to half or twice
+the size) differ in at most 18 bits and correlate at 0.98 or more; different images correlate at 0.80 or less. Cropped,
+rotated, annotated or grey copies are not found; copies scaled to a quarter, or down without smoothing, not always.
+Simple drawings on one background (easy-VQA) give some false positives.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from qwenla_jax.data.batching.loader import RecordSource
-from qwenla_jax.data.datasets.raw_record import FileImage, RawImage, RawRecord, RecordError
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawImage, RawRecord, RecordError
 from qwenla_jax.data.record import Record
+from qwenla_jax.data.sources.splits import SelectedRecords
 
 HASH_BITS = 22
 CORRELATION = 0.95
-_SHAPE = 0.15  # sides' ratios of two copies differ by so much at most, as a logarithm
+_SHAPE = 0.15  # largest difference of two copies' log(width / height)
 _THUMB = 24
-_FLAT = 2.0  # standard deviation of grey below which an image has no look of its own
+_FLAT = 2.0  # standard deviation of grey below which an image counts as one colour
 _COCO = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 _COCO_FOLDER = re.compile(r"(?:^|/)(?:coco(?:/|$)|(?:train|val|test)20\d\d$)")
 _NUMBER = re.compile(r"(\d{12})\.")
@@ -41,15 +41,15 @@ _NUMBER = re.compile(r"(\d{12})\.")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is remembered of one image.
+    """The fingerprint of one image.
 
     Attributes:
       record: id of its record.
-      file: digest of its file; None where the source does not show it.
-      pixels: digest of its size and RGB values; None where only a name is known.
-      number: COCO's number of it, from its name; None where the name has none.
+      file: digest of its file; None where the source gives no file.
+      pixels: digest of its size and RGB values; None where only the name is known.
+      number: COCO number in its file name; None where there is none.
       phash: perceptual hash, 64 bits; None for an image of one colour.
-      thumb: float16 [1728], its thumbnail in RGB each channel with mean 0, of length 1; None like `phash`.
+      thumb: float16 [1728], RGB thumbnail of norm 1, each channel with mean 0; None like `phash`.
       shape: logarithm of width / height.
     """
 
@@ -64,13 +64,13 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is remembered of a source.
+    """The fingerprints of a source.
 
     Attributes:
       name: of the source.
       ids: of its records.
-      images: of its records, an image of two records twice.
-      unread: what could not be read, a message each.
+      images: of its records; an image of two records is listed twice.
+      unread: a message for each record that could not be read.
       reasons: the kind of fault of each of these, for counting.
     """
 
@@ -82,31 +82,31 @@ class Fingerprints:
 
 
 def coco_number(name: str) -> int | None:
-    """COCO's number of an image called "COCO_val2014_000000310196.jpg" or "coco/train2017/000000310196.jpg"."""
+    """The COCO number in a file name such as "COCO_val2014_000000310196.jpg" or "coco/train2017/000000310196.jpg"."""
     folder, _, file = name.rpartition("/")
     result = _COCO.search(name) or (_NUMBER.match(file) if _COCO_FOLDER.search(folder) else None)
     return int(result[1]) if result else None
 
 
 def image_fingerprint(image: Image.Image, record: str, file: bytes | None = None, name: str = "") -> Fingerprint:
-    """What is remembered of an image.
+    """The fingerprint of an image.
 
     Args:
       image: the image, RGB.
       record: id of its record.
-      file: the bytes it was decoded from, where they are known.
-      name: its file name, where it is known.
+      file: the bytes it was decoded from, where known.
+      name: its file name, where known.
     """
     image = image.convert("RGB")
     pixels = hashlib.blake2b(f"{image.width}x{image.height} ".encode(), digest_size=16)
     pixels.update(image.tobytes())
     phash, thumb = None, None
-    # Its filter widens with the reduction, so that it averages over all pixels and lines stay where they are.
+    # Pillow's filter widens with the reduction: it averages over all pixels.
     small = np.asarray(image.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR), np.float64)
     if small.std(axis=(0, 1)).max() >= _FLAT:
         low = _low_frequencies(small.mean(-1))
         phash = int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-        centred = small - small.mean(axis=(0, 1))  # of each channel: a coloured background is no likeness
+        centred = small - small.mean(axis=(0, 1))  # per channel, so that a shared background colour does not correlate
         thumb = (centred / np.linalg.norm(centred)).astype(np.float16).ravel()
     return Fingerprint(
         record,
@@ -129,13 +129,13 @@ def _low_frequencies(small: np.ndarray) -> np.ndarray:
 def take_fingerprints(
     source: RecordSource, name: str, check: Callable[[Record], object] | None = None, size: int | None = None
 ) -> Fingerprints:
-    """Reads every record of a source; a source with `entry` (a dataset) shows its files' bytes and names as well.
+    """Reads every record of a source; of a source with `raw_record` (a dataset) the files and their names too.
 
     Args:
       source: the records; those that cannot be read are listed in `unread`.
       name: of the source.
       check: raises ValueError for a record that cannot be used for another reason.
-      size: only the first so many.
+      size: only the first so many records.
     """
     ids: list[str] = []
     images: list[Fingerprint] = []
@@ -172,25 +172,13 @@ def take_fingerprints(
     )
 
 
-class RawRecords(Protocol):
-    """A dataset, or a part of one."""
-
-    name: str
-
-    def __len__(self) -> int:
-        """Number of records."""
-        ...
-
-    def raw_record(self, index: int) -> RawRecord:
-        """The row at an index from 0."""
-        ...
-
-
-def file_leaks(trained: RawRecords, evaluated: RawRecords, size: int | None = None) -> LeakReport:
+def file_leaks(
+    trained: Dataset | SelectedRecords, evaluated: Dataset | SelectedRecords, size: int | None = None
+) -> LeakReport:
     """Compares two datasets without opening an image: by files, and by COCO's numbers in their names.
 
-    Only files of one length are read, so that 100,000 images take seconds. Images inside of other files (parquet)
-    are not compared.
+    Only files whose sizes occur in both are read, so that 100,000 images take seconds. Images stored inside other files
+    (parquet) are not compared.
 
     Args:
       trained, evaluated: the two.
@@ -207,7 +195,7 @@ def file_leaks(trained: RawRecords, evaluated: RawRecords, size: int | None = No
         for raw_record in raw_records:
             for each in raw_record.images:
                 if _length(each) in both and each.name not in digests:
-                    with contextlib.suppress(ValueError):  # what cannot be read is told of where its record is met
+                    with contextlib.suppress(ValueError):  # reported where the record is read
                         digests[each.name] = hashlib.blake2b(each.read(), digest_size=16).digest()
                 result.append(Fingerprint(raw_record.id, digests.get(each.name), number=coco_number(each.name)))
         return Fingerprints(name, tuple(raw_record.id for raw_record in raw_records), tuple(result))
@@ -216,23 +204,11 @@ def file_leaks(trained: RawRecords, evaluated: RawRecords, size: int | None = No
 
 
 def _length(image: RawImage) -> int | None:
-    """Of an image's file; None where it has none of its own."""
+    """Bytes of an image's own file; None where it has none."""
     try:
         return image.path.stat().st_size if isinstance(image, FileImage) else None
     except OSError:
         return None
-
-
-def named_fingerprints(name: str, images: Iterable[tuple[str, str]]) -> Fingerprints:
-    """Of an evaluation whose images are not at hand, such as POPE's or CHAIR's list of COCO file names.
-
-    Args:
-      name: of the evaluation.
-      images: (id of the question, file name of its image).
-    """
-    pairs = tuple(images)
-    result = tuple(Fingerprint(record, number=coco_number(file)) for record, file in pairs)
-    return Fingerprints(name, tuple(record for record, _ in pairs), result)
 
 
 @dataclass(frozen=True)
@@ -257,10 +233,10 @@ class LeakReport:
 
     Attributes:
       trained, evaluated: names of the two.
-      same_ids: ids that both have; they need not mean the same question.
+      same_ids: ids in both; they need not mean the same question.
       leaks: every pair of images found.
       images: number of the training data's images, and of those that are in the evaluation.
-      unread: records of either that could not be read, and were not compared.
+      unread: messages for the records that could not be read and were not compared.
     """
 
     trained: str
@@ -271,11 +247,11 @@ class LeakReport:
     unread: tuple[str, ...]
 
     def ids(self) -> tuple[str, ...]:
-        """Records of the training data with an image of the evaluation, to leave out."""
+        """Ids of the training records that share an image with the evaluation."""
         return tuple(dict.fromkeys(leak.trained for leak in self.leaks))
 
     def text(self, most: int = 20) -> str:
-        """The report, with at most so many ids of each kind."""
+        """The report, with at most `most` ids of each kind."""
         total, leaked = self.images
         ids = self.ids()
         lines = [f"{leaked} images of {total} of {self.trained} are in {self.evaluated}{_some(ids, most)}"]

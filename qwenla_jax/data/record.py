@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,8 @@ class Record:
       kind: type of the question, for accuracy by type.
       videos: the videos, after the images and before the question.
       options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
+      system: text of the system turn, in place of the run's; None for the run's.
+      columns: what else its line has in a JSONL file, as JSON values, for users' rewards.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Record:
     kind: str
     videos: tuple[Clip, ...] = ()
     options: tuple[str, ...] = ()
+    system: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def stable_hash(text: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from qwenla_jax.distill.distill_options import DistillOptions, read_options
 from qwenla_jax.distill.judges import JudgeLog
 from qwenla_jax.distill.results import assess_group, choices_of, read_corrections, summary_text, write_results
-from qwenla_jax.distill.verify import Status, answer_problem, format_problem
+from qwenla_jax.distill.verify import Status, answer_problem, format_problem, reflection_problem
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.jsonl_store import Row
 
@@ -77,7 +77,8 @@ def take_back(workdir: Path, options: DistillOptions, path: Path) -> tuple[Taken
     """Checks the corrected lines, adds the good ones to the accepted answers, and leaves the others in the queue.
 
     A response has to be in the answer format and, where the run's verifiers include `rule`, conclude with the right
-    answer. Doing it twice changes nothing; an id whose response was changed since is replaced.
+    answer. For the cold start it has to be the record's response with one reflection, of any length. Doing it twice
+    changes nothing; an id whose response was changed since is replaced.
 
     Args:
       workdir: the run's folder.
@@ -95,9 +96,9 @@ def take_back(workdir: Path, options: DistillOptions, path: Path) -> tuple[Taken
     jsonl_store.mend(workdir / jsonl_store.CORRECTIONS)
     known = read_corrections(workdir)
     questions: dict[str, tuple[Row, bool]] = {}
-    for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):
+    for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.answers_each):
         accepted = any(one.status == Status.ACCEPTED for one in assess_group(rows, options, log, None))
-        fixed = {name: rows[0][name] for name in (*_FIXED, "options") if name in rows[0]}
+        fixed = {name: rows[0][name] for name in (*_FIXED, "options", "source") if name in rows[0]}
         questions[rows[0]["id"]] = (fixed, accepted)
     out, new, seen = TakenBack(), [], set()
     for number, _, row in jsonl_store.typed_lines(path):
@@ -140,7 +141,8 @@ def _problem(row: Row, questions: dict[str, tuple[Row, bool]], seen: set[str], c
         return None
     if accepted:
         return f"id {name!r} has an accepted answer already, it is not in the queue"
-    problem = format_problem(response) or (
-        answer_problem(response, fixed["answer"], choices_of(fixed)) if check_answer else None
-    )
+    known = fixed["answer"], choices_of(fixed)
+    problem = format_problem(response) or (answer_problem(response, *known) if check_answer else None)
+    if problem is None and "source" in fixed:
+        problem = reflection_problem(response, fixed["source"], *known)
     return None if problem is None else f"id {name!r}: {problem[1]}"

@@ -1,30 +1,34 @@
-"""External judges behind an OpenAI-compatible endpoint: asking, what it costs, and remembering what was said.
+"""Models behind an OpenAI-compatible endpoint, judges above all: asking them, the cost, and a log of their replies.
 
 Paper, the pipeline: 4 models judge each answer. Paper silent, ours: what they are asked, and that they see the image,
-the question, the right answer and the response.
+the question, the right answer and the response. `teacher` asks with another instruction.
 """
 
 from __future__ import annotations
 
 import base64
+import collections
 import hashlib
 import io
 import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from qwenla_jax.data.images.decode import open_image
-from qwenla_jax.distill.distill_options import JudgeOptions
+from qwenla_jax.distill.distill_options import EndpointOptions
 from qwenla_jax.distill.endpoint import Endpoint, Reply, Trouble
 from qwenla_jax.distill.verify import Vote
 from qwenla_jax.utils import json_files
-from qwenla_jax.utils.jsonl_store import Row, StoreError, append, mend, read_rows
+from qwenla_jax.utils.jsonl_store import Row, StoreError, append, check_there, mend, read_rows
 from qwenla_jax.utils.visible import in_brief
+
+T = TypeVar("T")
 
 _INSTRUCTION = """You check an answer that a model gave to a question about the picture.
 
@@ -48,7 +52,7 @@ _USAGE = ("prompt_tokens", "completion_tokens")
 
 
 class JudgeLog:
-    """What judges said and what it cost: a log in the run's folder, so that nothing is asked, or paid, twice.
+    """Replies and their cost: a log in the run's folder, so that nothing is asked, or paid, twice.
 
     A failure is logged for its cost and its reason; the next run asks again. Safe to use from several threads.
 
@@ -62,13 +66,12 @@ class JudgeLog:
         mend(path)
         self._path = path
         self._lock = threading.Lock()
-        self._votes: dict[str, Vote] = {}
         self._replies: dict[str, str] = {}
         self._failed: dict[str, str] = {}
         self.requests = self.prompt_tokens = self.completion_tokens = self.without_usage = 0
         for number, row in read_rows(path):
             if not _is_judgement(row):
-                raise StoreError(f"{path}:{number}: not what a judge said; the file was changed by hand")
+                raise StoreError(f"{path}:{number}: not a reply or a failure; the file was changed by hand")
             self._take(row)
 
     def _take(self, row: Row) -> None:
@@ -78,7 +81,6 @@ class JudgeLog:
                 self._failed[row["key"]] = in_brief(row["error"], 300)  # an earlier version wrote what came
             return
         self._failed.pop(row["key"], None)
-        self._votes[row["key"]] = Vote(row["vote"])
         self._replies[row["key"]] = row["reply"]
         usage = _usage(row)
         self.prompt_tokens += usage["prompt_tokens"] or 0
@@ -91,10 +93,6 @@ class JudgeLog:
             append(self._path, [row])
             self._take(row)
 
-    def vote(self, key: str) -> Vote | None:
-        """The vote of a request that was answered, None where there is none."""
-        return self._votes.get(key)
-
     def reply(self, key: str) -> str | None:
         """The whole reply to a request, None where there is none."""
         return self._replies.get(key)
@@ -105,9 +103,11 @@ class JudgeLog:
 
     def said(self, key: str) -> Vote:
         """The vote as it counts without asking anybody: a failure abstains, what was never asked is pending."""
-        return self._votes.get(key) or (Vote.ABSTAIN if key in self._failed else Vote.PENDING)
+        if key in self._replies:
+            return read_verdict(self._replies[key])
+        return Vote.ABSTAIN if key in self._failed else Vote.PENDING
 
-    def cost(self, options: JudgeOptions) -> float:
+    def cost(self, options: EndpointOptions) -> float:
         """In the unit of the options' prices."""
         return (self.prompt_tokens * options.price_prompt + self.completion_tokens * options.price_completion) / 1e6
 
@@ -118,7 +118,7 @@ def _is_judgement(row: Row) -> bool:
         return False
     if "error" in row:
         return isinstance(row["error"], str) and isinstance(row.get("pending"), bool)
-    return row.get("vote") in list(Vote) and isinstance(row.get("reply"), str)
+    return isinstance(row.get("reply"), str)
 
 
 def _is_count(value: Any) -> bool:
@@ -131,10 +131,11 @@ def _usage(message: Any) -> dict[str, int | None]:
     return tokens if all(map(_is_count, tokens.values())) else dict.fromkeys(_USAGE)
 
 
-def request_key(options: JudgeOptions, model: str, row: Row, instruction: str = _INSTRUCTION) -> str:
+def request_key(options: EndpointOptions, model: str, row: Row, instruction: str = _INSTRUCTION) -> str:
     """Names a request within a run's folder: the same judge, settings, question and answer have the same key."""
     parts = [model, options.temperature, options.max_reply_tokens, options.max_side, instruction]
-    parts += [row[name] for name in ("image", "question", "answer", "text")]
+    # Not the image's path, which is another one where the folder was moved.
+    parts += [row[name] for name in ("id", "question", "answer", "text")]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
@@ -161,7 +162,7 @@ def image_url(path: Path, max_side: int) -> str:
 
 
 def request_body(
-    options: JudgeOptions, model: str, row: Row, image: str, instruction: str = _INSTRUCTION
+    options: EndpointOptions, model: str, row: Row, image: str, instruction: str = _INSTRUCTION
 ) -> dict[str, Any]:
     """The JSON that is sent: one user turn with the image, where there is one, and the instruction."""
     text = instruction.format(**{name: row[name] for name in ("question", "answer", "text")})
@@ -184,15 +185,16 @@ class _Failed(Exception):
 
 
 class Judges:
-    """Asks, within the limits of the options.
+    """Asks models, within the limits of the options.
 
     Args:
       options: endpoint, models and limits.
-      log: what was said before.
+      log: earlier replies.
       workdir: folder that the rows' image paths are relative to.
       api_key: sent as a bearer token; None: not sent.
       sleep: waits some seconds between two attempts.
-      instruction: what judges are asked, with {question}, {answer} and {text}.
+      instruction: what they are asked, with {question}, {answer} and {text}.
+      name: of the options' group in the settings.
 
     Raises:
       ValueError: the endpoint's address or the key cannot be used.
@@ -200,15 +202,16 @@ class Judges:
 
     def __init__(
         self,
-        options: JudgeOptions,
+        options: EndpointOptions,
         log: JudgeLog,
         workdir: Path,
         api_key: str | None = None,
         sleep: Callable[[float], object] = time.sleep,
         instruction: str = _INSTRUCTION,
+        name: str = "judges",
     ) -> None:
         self._options, self._log, self._workdir, self._sleep = options, log, workdir, sleep
-        self._instruction = instruction
+        self._instruction, self._name = instruction, name
         url = (options.base_url or "").rstrip("/") + "/chat/completions"
         self._endpoint = Endpoint(url, options.timeout_s, api_key)
         self._lock = threading.Lock()
@@ -237,13 +240,34 @@ class Judges:
         votes = []
         for model in self._options.models:
             key = request_key(self._options, model, row, self._instruction)
-            vote = self._log.vote(key)
-            if vote is None and self.stopped is None:
+            if self._log.reply(key) is None and self.stopped is None:
                 if row["image"] is not None:
                     image = image or image_url(self._workdir / row["image"], self._options.max_side)
                 self._ask(model, key, row, image)
             votes.append(self._log.said(key))
         return tuple(votes)
+
+    def each(self, items: Iterable[T], ask: Callable[[T], object]) -> Iterator[int]:
+        """Calls `ask` with each item, several at once, until asking stops; yields the number of items done."""
+        done = 0
+        with ThreadPoolExecutor(self._options.parallel) as pool:
+            pending: collections.deque[Future[object]] = collections.deque()
+            try:
+                for item in items:
+                    if self.stopped is not None:
+                        break
+                    pending.append(pool.submit(ask, item))
+                    check_there(self._workdir)
+                    while len(pending) >= 4 * self._options.parallel:
+                        pending.popleft().result()
+                        yield (done := done + 1)
+                while pending:
+                    check_there(self._workdir)
+                    pending.popleft().result()
+                    yield (done := done + 1)
+            finally:
+                self.stop("interrupted")
+                pool.shutdown(cancel_futures=True)
 
     def _ask(self, model: str, key: str, row: Row, image: str) -> None:
         """Asks one judge, retrying, and logs how it came out; nothing is logged where no request was sent."""
@@ -264,7 +288,7 @@ class Judges:
                     break
                 self._sleep(min(max(self._options.backoff_s * 2**attempt, failed.check_stop), _LONGEST_PAUSE))
                 continue
-            self._finish(about | {"vote": read_verdict(reply), "reply": reply, "requests": sent, **usage}, sent)
+            self._finish(about | {"reply": reply, "requests": sent, **usage}, sent)
             return
         if sent:
             # Where judging stops the judge has not failed: it still has to be asked.
@@ -277,9 +301,11 @@ class Judges:
                 return False
             limit, most = self._options.max_requests, self._options.max_cost
             if limit is not None and self._log.requests + self._unlogged >= limit:
-                self.stopped = f"config.judges.max_requests: {limit} requests are made"
+                self.stopped = f"config.{self._name}.max_requests: {limit} requests are made"
             elif most is not None and self._log.cost(self._options) >= most:
-                self.stopped = f"config.judges.max_cost: {self._log.cost(self._options):.4g} of {most:.4g} are spent"
+                self.stopped = (
+                    f"config.{self._name}.max_cost: {self._log.cost(self._options):.4g} of {most:.4g} are spent"
+                )
             else:
                 self._unlogged += 1
                 return True

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.distill.distill_options import DistillOptions
+from qwenla_jax.distill.distill_options import DistillOptions, EndpointOptions
 from qwenla_jax.distill.judges import JudgeLog, Judges, request_key
-from qwenla_jax.distill.verify import Assessed, Status, Vote, assess, best
+from qwenla_jax.distill.verify import Assessed, Status, Vote, assess, best, reflection_verdict
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.jsonl_store import Row
 
@@ -28,7 +26,7 @@ def choices_of(row: Row) -> tuple[str, ...]:
 
 
 def _question(row: Row) -> Row:
-    return {name: row[name] for name in (*_QUESTION, "options") if name in row}
+    return row.get("columns", {}) | {name: row[name] for name in (*_QUESTION, "options") if name in row}
 
 
 def assess_group(rows: list[Row], options: DistillOptions, log: JudgeLog, judges: Judges | None) -> list[Assessed]:
@@ -48,32 +46,8 @@ def assess_group(rows: list[Row], options: DistillOptions, log: JudgeLog, judges
         return tuple(log.said(request_key(options.judges, model, rows[number])) for model in models)
 
     texts, tokens = [row["text"] for row in rows], [row["tokens"] for row in rows]
-    return assess(texts, tokens, rows[0]["answer"], options, votes, choices_of(rows[0]))
-
-
-def ask_judges(workdir: Path, options: DistillOptions, log: JudgeLog, judges: Judges) -> Iterator[int]:
-    """Asks whatever has to be asked, several questions at once; yields the number of questions done."""
-    done = 0
-    with ThreadPoolExecutor(options.judges.parallel) as pool:
-        pending: collections.deque[Future[list[Assessed]]] = collections.deque()
-        try:
-            for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):
-                if judges.stopped is not None:
-                    break
-                pending.append(pool.submit(assess_group, rows, options, log, judges))
-                jsonl_store.check_there(workdir)
-                while len(pending) >= 4 * options.judges.parallel:
-                    pending.popleft().result()
-                    done += 1
-                    yield done
-            while pending:
-                jsonl_store.check_there(workdir)
-                pending.popleft().result()
-                done += 1
-                yield done
-        finally:
-            judges.stop("interrupted")
-            pool.shutdown(cancel_futures=True)
+    first = [reflection_verdict(row, options) for row in rows] if options.make == "cold_start" else []
+    return assess(texts, tokens, rows[0]["answer"], options, votes, choices_of(rows[0]), first)
 
 
 def read_corrections(workdir: Path) -> dict[str, str]:
@@ -95,7 +69,7 @@ def queue_row(rows: list[Row], assessed: list[Assessed]) -> Row:
     number = best([row["text"] for row in rows], rows[0]["answer"], assessed, choices_of(rows[0]))
     reason = "; ".join(f"{verdict.verifier}: {verdict.reason}" for verdict in assessed[number].failed)
     head = _question(rows[0])
-    return head | {"proposal": rows[number]["text"], "reason": reason, "response": ""}
+    return head | {"proposal": rows[number]["text"] or rows[number].get("source", ""), "reason": reason, "response": ""}
 
 
 def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict[str, Any]:
@@ -117,7 +91,7 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
     votes = {model: collections.Counter() for model in options.judges.models}
     names = (jsonl_store.ANSWERS, jsonl_store.ACCEPTED, jsonl_store.REJECTED, jsonl_store.QUEUE)
     with jsonl_store.rewriting(*(workdir / name for name in names)) as (answers, accepted, rejected, queue):
-        for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.sampling.samples):
+        for rows in jsonl_store.groups(workdir / jsonl_store.SAMPLES, options.answers_each):
             assessed = assess_group(rows, options, log, None)
             states = [one.status for one in assessed]
             count["questions"] += 1
@@ -155,7 +129,7 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
                 queue.write(line + "\n")
     summary = {
         "questions": count["questions"],
-        "samples": count["questions"] * options.sampling.samples,
+        "samples": count["questions"] * options.answers_each,
         "accepted": count[Status.ACCEPTED],
         "questions_accepted": count["questions_accepted"],
         "corrected": len(corrected),
@@ -170,14 +144,22 @@ def write_results(workdir: Path, options: DistillOptions, log: JudgeLog) -> dict
         message = (*(vote.value for vote in Vote), "failed")
         summary["judges"] = {
             "votes": {model: {name: counter[name] for name in message} for model, counter in votes.items()},
-            "requests": log.requests,
-            "prompt_tokens": log.prompt_tokens,
-            "completion_tokens": log.completion_tokens,
-            "replies_without_usage": log.without_usage,
-            "cost": log.cost(options.judges),
+            **_spent(log, options.judges),
         }
+    if options.teacher.models and options.make == "cold_start":
+        summary["teacher"] = _spent(JudgeLog(workdir / jsonl_store.REPLIES), options.teacher)
     jsonl_store.write_json(workdir / jsonl_store.SUMMARY, summary)
     return summary
+
+
+def _spent(log: JudgeLog, options: EndpointOptions) -> dict[str, Any]:
+    return {
+        "requests": log.requests,
+        "prompt_tokens": log.prompt_tokens,
+        "completion_tokens": log.completion_tokens,
+        "replies_without_usage": log.without_usage,
+        "cost": log.cost(options),
+    }
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -189,16 +171,18 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines += [f"  rejected, {code}: {number}" for code, number in summary["rejected_by_reason"].items()]
     lines.append(f"{summary['corrected']} corrected by a person, {summary['queue']} in the queue for one")
     if summary["questions_pending"]:
-        lines.append(f"{summary['questions_pending']} questions wait for judges")
-    if "judges" in summary:
-        judges = summary["judges"]
+        lines.append(f"{summary['questions_pending']} questions wait for a teacher or judges")
+    for name in ("teacher", "judges"):
+        if name not in summary:
+            continue
+        asked = summary[name]
         lines.append(
-            f"judges: {judges['requests']} requests, {judges['prompt_tokens']} + {judges['completion_tokens']} tokens, "
-            f"cost {judges['cost']:.4g}"
+            f"{name}: {asked['requests']} requests, {asked['prompt_tokens']} + {asked['completion_tokens']} tokens, "
+            f"cost {asked['cost']:.4g}"
         )
-        if judges["replies_without_usage"]:
-            lines.append(f"  {judges['replies_without_usage']} replies did not say what they cost: the cost is higher")
-        for model, votes in judges["votes"].items():
+        if asked["replies_without_usage"]:
+            lines.append(f"  {asked['replies_without_usage']} replies did not say what they cost: the cost is higher")
+        for model, votes in asked.get("votes", {}).items():
             lines.append(f"  {model}: " + ", ".join(f"{number} {name}" for name, number in votes.items() if number))
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import sample_batches
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.utils import jsonl_store
+from qwenla_jax.utils.jsonl_store import Row
 
 
 def sample_numbers(first: int, rows: int, samples: int) -> np.ndarray:
@@ -84,6 +86,15 @@ def image_namer(source: RecordSource, workdir: Path) -> Callable[[Record], str]:
     return place
 
 
+def sample_row(index: int, sample: int, record: Record, image: str, text: str, tokens: int, **more: Any) -> Row:
+    """A line of the log of samples: sample number `sample` of question number `index`, `tokens` long."""
+    question = {name: getattr(record, name) for name in ("id", "kind", "question", "answer")}
+    options: Row = {"options": list(record.options)} if record.options else {}
+    options |= {"columns": dict(record.columns)} if record.columns else {}
+    numbers = {"index": index, "sample": sample}
+    return numbers | question | {"image": image, "text": text, "tokens": tokens} | more | options
+
+
 def generate(
     runtime: Runtime,
     params: Params,
@@ -123,20 +134,7 @@ def generate(
             image = place(record)
             for sample in range(drawing.samples):
                 row = number * drawing.samples + sample
-                lines.append(
-                    {
-                        "index": first + number,
-                        "sample": sample,
-                        "id": record.id,
-                        "kind": record.kind,
-                        "image": image,
-                        "question": record.question,
-                        "answer": record.answer,
-                        "text": batch.texts[row],
-                        "tokens": int(length_B[row]),
-                        "stopped": bool(stopped_B[row]),
-                    }
-                    | ({"options": list(record.options)} if record.options else {})
-                )
+                text, tokens, stopped = batch.texts[row], int(length_B[row]), bool(stopped_B[row])
+                lines.append(sample_row(first + number, sample, record, image, text, tokens, stopped=stopped))
         jsonl_store.append(workdir / jsonl_store.SAMPLES, lines)
         tell(first + len(batch.records))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
@@ -16,8 +17,14 @@ from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward
 from qwenla_jax.text.answers.match import extract_conclusion, matches
+from qwenla_jax.text.answers.normalize import plain
 from qwenla_jax.text.response_format import parse
-from qwenla_jax.text.special_tokens import QWEN_CONTROL_TOKENS
+from qwenla_jax.text.special_tokens import QWEN_CONTROL_TOKENS, REFLECTION_NAME, REFLECTION_OPEN, SECTION_NAMES
+from qwenla_jax.utils.jsonl_store import Row
+
+# Answers that a sentence can state without doubt: an option's letter, a number, yes or no.
+_SHORT = r"[A-Z]|[+-]?\d+(?:\.\d+)?|[Yy]es|[Nn]o"
+_STATED = re.compile(rf"\b[Aa]nswer (?:is|must be|should be)\W{{1,3}}({_SHORT})\b")
 
 
 class Vote(StrEnum):
@@ -125,6 +132,68 @@ def _same(own: str, other: str, choices: Sequence[str]) -> bool:
     return matches(own, other, choices) or matches(other, own, choices)
 
 
+def source_problem(row: Row, options: DistillOptions) -> tuple[str, str] | None:
+    """(code, reason) why no reflection can make a record's response (`source`) acceptable, None where one can."""
+    source, problem = row["source"], format_problem(row["source"])
+    if problem is None and "rule" in options.verify.verifiers:
+        problem = answer_problem(source, row["answer"], row.get("options", ()))
+    if problem is None and REFLECTION_OPEN in source:
+        problem = "", "there is a reflection already"
+    return None if problem is None else ("source", f"the record's own response: {problem[1]}")
+
+
+def reflection_problem(text: str, source: str, answer: str, choices: Sequence[str] = ()) -> tuple[str, str] | None:
+    """(code, reason) why a text is not its source with one reflection before the conclusion, None where it is.
+
+    Args:
+      text: the response with the reflection.
+      source: the record's response, see `source_problem`.
+      answer: the right answer.
+      choices: the texts of options A, B, C, ... where the question has them.
+    """
+    if REFLECTION_OPEN not in text:
+        return "no_reflection", "there is no reflection"
+    if (problem := format_problem(text)) is not None:
+        return problem
+    parsed = parse(text)
+    if len(parsed.reflections) > 1:
+        return "several_reflections", f"there are {len(parsed.reflections)} reflections, expected 1"
+    if parsed.sections[-2].name != REFLECTION_NAME:
+        return "reflection_place", "the reflection is not between reasoning and conclusion"
+    before, after = ({part.name: part.text.strip() for part in parse(one).sections} for one in (source, text))
+    if after["CONCLUSION"] != before["CONCLUSION"]:
+        return "answer_changed", f"concludes {after['CONCLUSION'][:80]!r}, the source {before['CONCLUSION'][:80]!r}"
+    gold, stated = plain(answer), _STATED.findall(after[REFLECTION_NAME])
+    if stated and re.fullmatch(_SHORT, gold) and not matches(stated[-1], answer, choices):
+        return "answer_changed", f"the reflection says that the answer is {stated[-1]!r}, the right answer is {gold!r}"
+    names_answer = re.compile(rf"(?<!\w){re.escape(gold)}(?!\w)", re.IGNORECASE)
+    for name in SECTION_NAMES:
+        if after[name] != before[name]:
+            if names_answer.search(after[name]) and not names_answer.search(before[name]):
+                return "answer_leak", f"{name} names the right answer, the source's does not"
+            return "section_changed", f"{name} is not the source's"
+    return None
+
+
+def reflection_verdict(row: Row, options: DistillOptions) -> Verdict:
+    """What `reflection_problem` and the bounds of length say of a row of the log of samples (make=cold_start)."""
+    verdict = functools.partial(Verdict, "reflection")
+    problem = source_problem(row, options)
+    if problem is None and not row["text"]:
+        if not row["error"]:
+            return verdict(None, "pending", "the teacher has yet to be asked")
+        problem = "no_reply", row["error"]
+    low, high = options.verify.min_reflection_tokens, options.verify.max_reflection_tokens
+    tokens, most = row["reflection_tokens"], options.data.max_response_tokens
+    problem = problem or reflection_problem(row["text"], row["source"], row["answer"], row.get("options", ()))
+    if problem is None and not low <= tokens <= high:
+        problem = "reflection_length", f"the reflection has {tokens} tokens, expected {low} to {high}"
+    if problem is None and row["tokens"] > most:
+        problem = "too_long", f"the response has {row['tokens']} tokens, expected at most {most}"
+    code, reason = problem or ("ok", "one reflection, the rest unchanged")
+    return verdict(code == "ok", code, reason)
+
+
 def judges_verdict(votes: Sequence[Vote], reject_votes: int, min_votes: int) -> Verdict:
     """n-of-m voting: rejected by `reject_votes` times incorrect, or by fewer than `min_votes` that say anything.
 
@@ -150,6 +219,7 @@ def assess(
     options: DistillOptions,
     votes: Callable[[int], Sequence[Vote]],
     choices: Sequence[str] = (),
+    first: Sequence[Verdict] = (),
 ) -> list[Assessed]:
     """All samples of a question through the verifiers that the options name.
 
@@ -163,6 +233,7 @@ def assess(
       options: the run's settings.
       votes: the judges' votes on the sample of a given number; called only where judges have a say.
       choices: the texts of options A, B, C, ... where the question has them.
+      first: a verdict on each sample without which no verifier is asked; empty: none.
 
     Returns:
       one result a sample, in their order.
@@ -170,12 +241,17 @@ def assess(
     names, keep = options.verify.verifiers, options.verify.keep
     agreement = agreement_verdicts(texts, options.verify.agreement_min, choices) if "agreement" in names else []
     verdicts: list[list[Verdict]] = []
+    status: list[Status] = []
     for number, text in enumerate(texts):
-        own = [format_verdict(text)] if "format" in names else []
-        own += [rule_verdict(text, answer, choices)] if "rule" in names else []
-        verdicts.append(own + agreement[number : number + 1])
-    status = [Status.SPARE if all(v.passed for v in own) else Status.REJECTED for own in verdicts]
-    order = [number for number in range(len(texts)) if status[number] == Status.SPARE]
+        own = list(first[number : number + 1])
+        if not own or own[0].passed:
+            own += [format_verdict(text)] if "format" in names else []
+            own += [rule_verdict(text, answer, choices)] if "rule" in names else []
+            own += agreement[number : number + 1]
+        verdicts.append(own)
+        passed = [verdict.passed for verdict in own]
+        status.append(Status.REJECTED if False in passed else Status.PENDING if None in passed else Status.SPARE)
+    order = [number for number in range(len(texts)) if status[number] == Status.SPARE and keep != "none"]
     if keep == "shortest":
         order.sort(key=lambda number: (tokens[number], number))
     kept: list[int] = []

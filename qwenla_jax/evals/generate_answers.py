@@ -27,7 +27,7 @@ from qwenla_jax.evals.table_files import some
 from qwenla_jax.evals.task import Item, Questions, Settings
 from qwenla_jax.inference.runtime import Runtime, build
 from qwenla_jax.inference.sample_batches import sample_batches
-from qwenla_jax.text.conversation import Turn, Visual, build_conversation
+from qwenla_jax.text.conversation import build_prompt
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.compile_counter import CompileCounter
 from qwenla_jax.utils.json_files import read_object
@@ -95,7 +95,7 @@ def generate(
             )
         if saved is not None and all((workdir / name).is_file() for name in (PREDICTIONS, SUMMARY)):
             note(f"all questions are answered in {workdir}")
-            return _summary_of(workdir)
+            return read_object(workdir / SUMMARY)
         items = asked_items(options, gold, settings)
         runtime, params = build(options.inference)
         usable, unusable = measure(runtime, options, items)
@@ -125,11 +125,7 @@ def generate(
 
 
 def asked_items(options: GenerateOptions, gold: Sequence[Path], settings: Settings | None = None) -> list[Item]:
-    """The questions as they are asked.
-
-    Raises:
-      FileNotFoundError, ValueError: as in `registry.questions_of`.
-    """
+    """The questions as they are asked. Raises as `registry.questions_of` does."""
     images = None if options.images is None else Path(options.images)
     items = questions_of(options.task, gold, settings, images).items[: options.size]
     return [dataclasses.replace(item, question=prompt_of(options.task, item, options.prompt)) for item in items]
@@ -167,9 +163,7 @@ def _measured(runtime: Runtime, options: GenerateOptions, index: int, source: Qu
         sides = smart_resize(image.height, image.width, layout.token_pixels, own.min_pixels, own.max_pixels)
         grids.append((sides[0] // layout.token_pixels, sides[1] // layout.token_pixels))
     counts = [rows * cols for rows, cols in grids]
-    turns = [] if options.system is None else [Turn("system", options.system)]
-    turns.append(Turn("user", [*map(Visual, counts), record.question]))
-    prompt = len(build_conversation(turns, runtime.tokenizer).ids)
+    prompt = len(build_prompt(record.question, counts, runtime.tokenizer, options.system))
     if prompt > options.max_prompt_tokens:
         raise _Unusable(
             "too_long",
@@ -196,13 +190,12 @@ def buckets_of(runtime: Runtime, options: GenerateOptions, usable: Sequence[Meas
 
 def shape_of(batch: Sequence[Measured], buckets: Buckets, rows: int) -> tuple[int, int, int, int, int]:
     """The buckets of frames, slots, visual tokens and prompt, and the most images of a row (at least 1)."""
-    most = max(1, *(one.images for one in batch))
     return (
         buckets.fit_frames([one.images for one in batch], rows, "a batch"),
         buckets.fit("slots", max(one.slots for one in batch), "an image"),
         buckets.fit("visual", max(one.visual for one in batch), "an image"),
         buckets.fit("prompts", max(one.prompt for one in batch), "a prompt"),
-        most,
+        max(1, *(one.images for one in batch)),
     )
 
 
@@ -218,10 +211,7 @@ def make_batches(usable: Sequence[Measured], buckets: Buckets, rows: int) -> lis
 
 
 def done_batches(path: Path, batches: Sequence[Batch], items: Sequence[Item]) -> int:
-    """Mends the log after a kill and cuts it back to whole batches.
-
-    Returns:
-      the batches that need no answering any more.
+    """Mends the log after a kill, cuts it back to whole batches and returns how many these are.
 
     Raises:
       StoreError: the log holds another question than belongs there.
@@ -271,23 +261,14 @@ def _answer(
     pairs = zip(batches[done:], answered, strict=True)
     bar = tqdm(pairs, total=len(batches), initial=done, unit="batch", leave=False, disable=None)  # on a terminal only
     for number, (batch, (_, _, _, rollout, texts)) in enumerate(bar, done):
-        columns = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.skipped_B)
-        length_B, stopped_B, inserted_B, skipped_B = map(np.asarray, columns)
-        jsonl_store.append(
-            log,
-            [
-                {
-                    "id": items[one.index].id,
-                    "prediction": texts[row],
-                    "tokens": int(length_B[row]),
-                    "stopped": bool(stopped_B[row]),
-                    "inserted": int(inserted_B[row]),
-                    "skipped": int(skipped_B[row]),
-                    "kind": items[one.index].kind,
-                }
-                for row, one in enumerate(batch)
-            ],
-        )
+        counted = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.skipped_B)
+        columns = zip(*(np.asarray(column).tolist() for column in counted), strict=True)
+        lines = []
+        for one, text, (tokens, stopped, inserted, skipped) in zip(batch, texts, columns, strict=False):
+            item = items[one.index]
+            line = {"id": item.id, "prediction": text, "tokens": tokens, "stopped": stopped}
+            lines.append(line | {"inserted": inserted, "skipped": skipped, "kind": item.kind})
+        jsonl_store.append(log, lines)
         if bar.disable and ((number + 1) % max(1, len(batches) // 20) == 0 or number + 1 == len(batches)):
             note(f"batch {number + 1} of {len(batches)}")
 
@@ -322,7 +303,3 @@ def _finish(
             file.writelines(map(jsonl_store.line_of, rows))
     jsonl_store.write_json(workdir / SUMMARY, summary)
     return summary
-
-
-def _summary_of(workdir: Path) -> dict[str, Any]:
-    return read_object(workdir / SUMMARY)

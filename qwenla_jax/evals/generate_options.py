@@ -56,18 +56,13 @@ class GenerateOptions:
             max_response_tokens=self.max_response_tokens,
             max_pixels=self.max_pixels,
             system=self.system,
-            reattention=ReattentionOptions(
-                mode=self.reattention, keep_ratio=self.keep_ratio, max_insertions=self.max_insertions
-            ),
+            reattention=ReattentionOptions(self.reattention, self.keep_ratio, max_insertions=self.max_insertions),
         )
 
 
 # What the command line takes under these names; the others come from its other flags and from the files.
-FLAGS = tuple(
-    field.name
-    for field in dataclasses.fields(GenerateOptions)
-    if field.name not in ("task", "gold", "weights", "missing")
-)
+_OTHERS = ("task", "gold", "weights", "missing")
+FLAGS = tuple(field.name for field in dataclasses.fields(GenerateOptions) if field.name not in _OTHERS)
 
 
 def make_options(values: Mapping[str, Any], gold: Sequence[Path]) -> GenerateOptions:

@@ -30,44 +30,26 @@ _NAMES = ("image_path", "image_file", "file_name", "image_src")
 
 @dataclasses.dataclass(frozen=True)
 class TextImage:
-    """An image in base64.
-
-    Attributes:
-      name: what errors call it.
-      text: base64, with or without the start of a data URL.
-    """
+    """An image as base64 `text`, with or without the start of a data URL; errors call it `name`."""
 
     name: str
     text: str = dataclasses.field(repr=False)
 
     def read(self) -> bytes:
-        """The bytes of its file.
-
-        Raises:
-          RecordError: the text is not base64.
-        """
+        """The bytes of its file. Raises RecordError where the text is not base64."""
         return from_base64(self.text, self.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class LostImage:
-    """An image that a row names and that cannot be there.
-
-    Attributes:
-      name: what errors call it.
-      reason, message: as of `RecordError`.
-    """
+    """An image that a row names and that cannot be there; `reason` and `message` as of `RecordError`."""
 
     name: str
     reason: str
     message: str
 
     def read(self) -> bytes:
-        """Never the bytes.
-
-        Raises:
-          RecordError: always.
-        """
+        """Always raises RecordError."""
         raise RecordError(self.name, self.reason, self.message)
 
 
@@ -79,12 +61,8 @@ def with_images(rows: Sequence[Row], folder: Path) -> list[Row]:
       folder: what names of files are relative to.
     """
     cells = {index: _cells(row) for row in rows if (index := row.text("index")) is not None}
-    return [
-        row
-        if row.images
-        else dataclasses.replace(row, images=_bounded(row, _images(row, _cells(row), cells, folder, ())))
-        for row in rows
-    ]
+    images = lambda row: row.images or _bounded(row, _images(row, _cells(row), cells, folder, ()))  # noqa: E731
+    return [dataclasses.replace(row, images=images(row)) for row in rows]
 
 
 def coco_images(items: Sequence[Item], folder: Path) -> list[Item]:
@@ -101,8 +79,7 @@ def coco_images(items: Sequence[Item], folder: Path) -> list[Item]:
 def _cells(row: Row) -> tuple[str, ...]:
     """The texts that stand for a row's images."""
     for keys in (_KEYS, _NUMBERED, _NAMES):
-        result = [text for key in keys for text in _texts(row, key) if text not in NOTHING]
-        if result:
+        if result := [text for key in keys for text in _texts(row, key) if text not in NOTHING]:
             return tuple(result)
     return ()
 

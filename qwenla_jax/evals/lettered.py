@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from qwenla_jax.data.datasets.multiple_choice import LETTERS
+from qwenla_jax.data.datasets.multiple_choice import LETTERS, literal
 from qwenla_jax.evals.table_files import NOTHING, Row
 
 _LISTS = ("options", "choices", "option")
@@ -26,38 +24,22 @@ def options_of(row: Row, answer: object = "") -> dict[str, str]:
     Raises:
       ValueError: what should be a list is none.
     """
-    if isinstance(row.values.get("index2ans"), dict):
-        result = row.values["index2ans"]
-    elif (key := next((key for key in _LISTS if key in row.values), None)) is not None:
-        result = literal(row, key)
+    result = row.values.get("index2ans")
+    if not isinstance(result, dict):
+        key = next((key for key in _LISTS if key in row.values), None)
+        given = {letter: row.text(letter) for letter in LETTERS} if key is None else row.values[key]
+        result = literal(given) if isinstance(given, str) else given
         if isinstance(result, list | tuple):
             if len(result) > len(LETTERS):
                 raise ValueError(f"{row.where}: {key} holds {len(result)} texts; expected at most {len(LETTERS)}")
             result = dict(zip(LETTERS, result, strict=False))
         if not isinstance(result, dict):
-            raise ValueError(f"{row.where}: {key} is {result!r:.60}; expected a list of at most 26 texts")
-    else:
-        result = {letter: row.text(letter) for letter in LETTERS}
+            raise ValueError(f"{row.where}: {key} is {repr(given)[:60]}; expected a list of at most 26 texts")
     return _real({str(letter): str(text) for letter, text in result.items() if text is not None}, answer)
 
 
 def _real(result: Mapping[str, str], answer: object) -> dict[str, str]:
     return {letter: text for letter, text in result.items() if text not in NOTHING or letter == answer}
-
-
-def literal(row: Row, key: str) -> Any:
-    """A value of a row that may be a list or dict, or the text of one.
-
-    Raises:
-      ValueError: it is a text and no such one.
-    """
-    value = row.values.get(key)
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{row.where}: {key} is {value[:60]!r}; expected a list") from error
 
 
 def inline_options(question: str, answer: object = "") -> dict[str, str]:

@@ -30,15 +30,9 @@ def check_form(form: str) -> None:
 
 
 def prompt_of(task: str, item: Item, form: str) -> str:
-    """The user's text, "" where the item has no question.
+    """The user's text in a form (see `check_form`), "" where the item has no question.
 
-    The images come first, as in training. Placeholders of images go, or become "(image 2)" where there are
-    several.
-
-    Args:
-      task: the benchmark's name.
-      item: the question.
-      form: "structured", "plain" or a text with {question} in it.
+    The images come first, as in training. Placeholders of images go, or become "(image 2)" where there are several.
     """
     text = _LINE_BREAK.sub("\n", item.question) if task == "mathvision" else item.question
     text = without_placeholders(re.sub(r"<image\s+(\d+)>", r"<image\1>", text))

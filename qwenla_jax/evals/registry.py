@@ -56,9 +56,7 @@ def questions_of(
     """A benchmark's questions as records, for a model to answer.
 
     Args:
-      name: the benchmark.
-      gold: files of its questions.
-      settings: how they are read.
+      name, gold, settings: the benchmark, files of its questions, and how they are read.
       images: folder of the images that the files name; None: each file's own folder.
 
     Raises:
@@ -112,22 +110,14 @@ def score_answers(
     for split, result in output.items():
         counts |= {f"{key}/{labels[split]}": number for key, number in result.counts.items()}
         notes |= result.notes
-    figures = {
-        f"{key}/{labels[split]}": figure for split, result in output.items() for key, figure in result.figures.items()
-    }
+    figures = {f"{key}/{labels[split]}": value for split, one in output.items() for key, value in one.figures.items()}
     return Result(name, figures, counts, notes, tuple(rows[one.item.id] for one in answers))
 
 
 def score_files(
     name: str, predictions: Sequence[Path], gold: Sequence[Path] = (), settings: Settings | None = None
 ) -> Result:
-    """Scores saved predictions.
-
-    Args:
-      name: the benchmark.
-      predictions: files of them.
-      gold: files of the questions; none where the predictions' files hold them too.
-      settings: how.
+    """Scores files of predictions; `gold` is empty where they hold the questions too.
 
     Raises:
       FileNotFoundError, ValueError: as in `read_answers` and `score_answers`.

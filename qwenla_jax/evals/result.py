@@ -40,8 +40,7 @@ class Figure:
         return {"value": value} if self.low is None else {"value": value, "low": self.low, "high": self.high}
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f"  [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.value:.2f}{interval}"
+        return f"{self.value:.2f}" + ("" if self.low is None else f"  [{self.low:.2f}, {self.high:.2f}]")
 
 
 def ratio_figure(parts: Sequence[tuple[float, float]]) -> Figure:
@@ -87,10 +86,7 @@ class Result:
 
     def table(self) -> str:
         """Everything but the rows, to be read; half a surrogate pair, which no file can hold, as its escape."""
-        names = [*self.figures, *self.counts, *self.notes]
-        wide = max(map(len, names), default=0) + 2
-        lines = [self.task]
-        lines += [f"  {name:<{wide}}{figure}" for name, figure in self.figures.items()]
-        lines += [f"  {name:<{wide}}{number}" for name, number in self.counts.items()]
-        lines += [f"  {name:<{wide}}{text}" for name, text in self.notes.items()]
+        rows = [*self.figures.items(), *self.counts.items(), *self.notes.items()]
+        wide = max((len(name) for name, _ in rows), default=0) + 2
+        lines = [self.task, *(f"  {name:<{wide}}{value!s}" for name, value in rows)]
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")

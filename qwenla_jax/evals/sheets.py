@@ -17,9 +17,6 @@ MAX_CELLS = 5_000_000  # the empty ones before a cell that names its column coun
 def xlsx_lines(path: Path) -> list[tuple[Any, ...]]:
     """The lines of a file's active sheet, each up to its last cell; blank ones after the first are left out.
 
-    Args:
-      path: a file of VLMEvalKit or of a spreadsheet program.
-
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: openpyxl is not installed, it is no xlsx file, or larger than the bounds of this module.

@@ -86,9 +86,9 @@ def read_rows(path: Path) -> list[Row]:
     source = f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
     if is_parquet(path):
         result = []
-        for number, row in enumerate(read_parquet(path)):
+        for number, (where, row) in enumerate(read_parquet(path)):
             images = tuple(each for column in row.counts for each in stored_images(row, column))
-            result.append(Row(row.where, number, source, _filled(row.values), images))
+            result.append(Row(where, number, source, _filled(row.values), images))
         return result
     readers = {".tsv": _tsv, ".xlsx": _xlsx, ".json": _json, ".jsonl": _json, ".txt": _columns}
     if path.suffix not in readers:

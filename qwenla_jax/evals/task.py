@@ -155,8 +155,7 @@ class Questions:
 def _check_ids(names: Sequence[str], what: str) -> None:
     if not names:
         raise ValueError(f"there is no {what}")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise ValueError(f"several {what}s have the id {some(twice)}; expected one each")
 
 
@@ -182,10 +181,9 @@ def join(
     Raises:
       ValueError: ids that stand twice, or do not match and are not to be counted; a row without a prediction's text.
     """
-    by_id: dict[str, Row] = {}
     names = [(name, row) for row in _with_ids(task, predictions, gold) for name in task.ids(row)]
     _check_ids([name for name, _ in names], "prediction")
-    by_id.update(names)
+    by_id = dict(names)
     if gold is not None and task.read is None:
         result = {name: row for row in gold for name in task.ids(row)}
         _check_ids([name for row in gold for name in task.ids(row)], "question")
@@ -226,8 +224,7 @@ def join(
         counts["predictions_without_question_ignored"] = len(unknown)
     notes = {"scored_text": "the last <CONCLUSION> alone" if only else "the whole prediction"}
     if only:
-        lacking = sum(not one.concluded for one in answers)
-        counts["missing_conclusions"] = lacking
+        counts["missing_conclusions"] = lacking = sum(not one.concluded for one in answers)
         notes["missing_conclusion_rate"] = f"{lacking / len(answers):.2%}, scored as empty answers"
     return answers, counts, notes
 

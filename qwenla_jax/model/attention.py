@@ -12,7 +12,9 @@ backward, so that it never exists whole. `model.kernels` decides which calls a k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +63,7 @@ def segment_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...]) -> ja
     Returns:
       [B, T, N, H] in the queries' type. A query that sees no key gets the mean of the values, not nan.
     """
-    return _attend(q_BxTxNxH, segments)[0]
+    return _in_blocks(_attend_block, q_BxTxNxH, segments)[0]
 
 
 def attention_with_weights(
@@ -69,14 +71,9 @@ def attention_with_weights(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`segment_attention`, and the attention that the keys of some segments received. For passes without a gradient.
 
-    The probabilities are computed from the log-sum-exp, so a kernel that returns only that suffices.
-
-    Args:
-      q_BxTxNxH, segments: as there.
-      return_attention: numbers of segments.
-
     Returns:
-      [B, T, N, H], and for each of these segments float32 [B, T, S]: probabilities, their mean over the heads.
+      [B, T, N, H], and for each of the segments numbered in `return_attention` float32 [B, T, S]: the mean of the
+      probabilities over the heads.
     """
 
     def block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, ...]:
@@ -88,12 +85,7 @@ def attention_with_weights(
             received.append(lay.ungroup(p).mean(2))
         return out, *received
 
-    size, T = _block_size(q_BxTxNxH, segments), q_BxTxNxH.shape[1]
-    if size >= T:
-        out, *received = block(q_BxTxNxH, segments, 0)
-        return out, tuple(received)
-    blocks = _query_blocks(q_BxTxNxH, segments, size)
-    out, *received = (_join(x, T) for x in jax.lax.map(lambda part: block(*_take(segments, part)), blocks))
+    out, *received = _in_blocks(block, q_BxTxNxH, segments)
     return out, tuple(received)
 
 
@@ -134,12 +126,7 @@ def _seen(segment: Segment, T: int, first: Any) -> jax.Array | None:
         masks.append((slot_S < segment.length_Q[:, None])[:, None, None, :])
     if segment.causal:
         masks.append((slot_S <= first + jnp.arange(T)[:, None])[None, None])
-    if not masks:
-        return None
-    seen = masks[0]
-    for mask in masks[1:]:
-        seen = seen & mask
-    return seen
+    return functools.reduce(operator.and_, masks) if masks else None
 
 
 def _scores(q_BxTxNxH: jax.Array, segment: Segment, first: Any) -> jax.Array:
@@ -173,18 +160,17 @@ def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tu
     return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
 
-def _attend(q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, jax.Array]:
-    """`_attend_block` of all queries, in blocks where they are many."""
+def _in_blocks(work: Callable[..., Any], q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, ...]:
+    """`work(queries, segments, first query)` of all queries, in blocks where they are many."""
     size, T = _block_size(q, segments), q.shape[1]
     if size >= T:
-        return _attend_block(q, segments, 0)
-    blocks = _query_blocks(q, segments, size)
-    out, lse = jax.lax.map(lambda part: _attend_block(*_take(segments, part)), blocks)
-    return _join(out, T), _join(lse, T)
+        return work(q, segments, 0)
+    blocks = jax.lax.map(lambda part: work(*_take(segments, part)), _query_blocks(q, segments, size))
+    return tuple(_join(x, T) for x in blocks)
 
 
 def _forward(q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
-    out, lse = (checkpoint_name(x, ATTENTION_OUTPUT) for x in _attend(q, segments))
+    out, lse = (checkpoint_name(x, ATTENTION_OUTPUT) for x in _in_blocks(_attend_block, q, segments))
     return out, (q, segments, out, lse)
 
 
@@ -229,11 +215,8 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
         zeros = tuple((jnp.zeros(s.k.shape, jnp.float32), jnp.zeros(s.v.shape, jnp.float32)) for s in segments)
         sums, d_q = jax.lax.scan(step, zeros, (_query_blocks(q, segments, size), others))
         d_q = _join(d_q, T)
-    d_segments = (
-        Segment(d_k.astype(segment.k.dtype), d_v.astype(segment.v.dtype), causal=segment.causal)
-        for segment, (d_k, d_v) in zip(segments, sums, strict=True)
-    )
-    return d_q, tuple(d_segments)
+    pairs = zip(segments, sums, strict=True)
+    return d_q, tuple(Segment(k.astype(s.k.dtype), v.astype(s.v.dtype), causal=s.causal) for s, (k, v) in pairs)
 
 
 segment_attention.defvjp(_forward, _backward)
@@ -267,16 +250,13 @@ def _query_blocks(q: jax.Array, segments: tuple[Segment, ...], size: int) -> Any
     """Of each block: its queries, the number of the first, and of each segment the part of `visible` that differs."""
     T = q.shape[1]
     queries = _split(q, 1, size)
-    visible = tuple(
-        None if s.visible is None or s.visible.shape[2] != T else _split(s.visible, 2, size) for s in segments
-    )
+    each = lambda mask: None if mask is None or mask.shape[2] != T else _split(mask, 2, size)  # noqa: E731
+    visible = tuple(each(s.visible) for s in segments)
     return queries, jnp.arange(len(queries), dtype=jnp.int32) * size, visible
 
 
 def _take(segments: tuple[Segment, ...], block: Any) -> tuple[jax.Array, tuple[Segment, ...], jax.Array]:
     """Queries, segments and first query of one of `_query_blocks`."""
     queries, first, visible = block
-    own = (
-        s if part is None else dataclasses.replace(s, visible=part) for s, part in zip(segments, visible, strict=True)
-    )
-    return queries, tuple(own), first
+    pairs = zip(segments, visible, strict=True)
+    return queries, tuple(s if part is None else dataclasses.replace(s, visible=part) for s, part in pairs), first

@@ -124,9 +124,8 @@ class VisionConfig:
         """Checks the values against each other."""
         _in_bounds("vision", self, "full_attention_layers", "hidden_act")
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"vision.hidden_size {self.hidden_size} is not divisible by vision.num_heads {self.num_heads}"
-            )
+            message = f"vision.hidden_size {self.hidden_size} is not divisible by vision.num_heads {self.num_heads}"
+            raise ValueError(message)
         if self.head_dim % 4:
             raise ValueError(
                 f"vision head size is {self.head_dim} (hidden_size {self.hidden_size} / num_heads {self.num_heads}); "
@@ -137,8 +136,7 @@ class VisionConfig:
                 f"vision.window_size {self.window_size} is not a multiple of patch_size * spatial_merge_size "
                 f"= {self.patch_size * self.spatial_merge_size}"
             )
-        wrong = [i for i in self.full_attention_layers if not 0 <= i < self.depth]
-        if wrong:
+        if wrong := [i for i in self.full_attention_layers if not 0 <= i < self.depth]:
             raise ValueError(
                 f"vision.full_attention_layers (fullatt_block_indexes) has {wrong}; "
                 f"with depth {self.depth} the indexes are 0 to {self.depth - 1}"

@@ -134,17 +134,9 @@ def is_ignored(name: str) -> bool:
 
 
 def compare(expected: Iterable[tuple[str, Shape]], actual: Iterable[tuple[str, Shape]]) -> list[str]:
-    """What is missing, unexpected or misshapen, one line each; empty where the two agree.
-
-    Args:
-      expected, actual: (name, shape) pairs.
-    """
+    """What is missing, unexpected or misshapen of (name, shape) pairs, one line each; empty where the two agree."""
     want, have = dict(expected), dict(actual)
     lines = [f"missing: {name} {list(want[name])}" for name in want if name not in have]
     lines += [f"unexpected: {name} {list(have[name])}" for name in have if name not in want]
-    lines += [
-        f"misshapen: {name} is {list(have[name])}, should be {list(want[name])}"
-        for name in want
-        if name in have and tuple(want[name]) != tuple(have[name])
-    ]
-    return lines
+    differ = [name for name in want if name in have and tuple(want[name]) != tuple(have[name])]
+    return lines + [f"misshapen: {name} is {list(have[name])}, should be {list(want[name])}" for name in differ]

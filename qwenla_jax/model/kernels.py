@@ -123,13 +123,7 @@ def attend(choice: str, q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], row
 
 
 def describe(choice: str, kernel: str, config: ModelConfig) -> str:
-    """One line for the log: which kernel computes a model's attention.
-
-    Args:
-      choice: `ModelConfig.attention`.
-      kernel: what `kernel_here` makes of it.
-      config: of the model.
-    """
+    """One line for the log: which kernel (`kernel_here(choice)`) computes a model's attention."""
     parts = []
     for name, head in (("decoder", config.text.head_dim), ("vision tower", config.vision.head_dim)):
         large = choice != "auto" or head >= SMALLEST_HEAD
@@ -150,7 +144,7 @@ def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interp
       q_BxTxNxH, segments: a call for which `refusal("splash", ...)` is None.
       interpret: run the kernel's code by JAX's interpreter, on any backend.
     """
-    # Imported where it is used: it is not needed elsewhere, and experimental.
+    # Imported where it is used, since it is experimental.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     B, T, N, H = q_BxTxNxH.shape
@@ -160,14 +154,11 @@ def splash_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...], interp
         q, k, v, ids = _many_rows_in_one(q_BxTxNxH, segments[0])
     else:
         q = q_BxTxNxH
-        k, v = (
-            jnp.concatenate([_per_row(x, B) for x in arrays], axis=1)
-            for arrays in ([s.k for s in segments], [s.v for s in segments])
-        )
+        k = jnp.concatenate([_per_row(s.k, B) for s in segments], axis=1)
+        v = jnp.concatenate([_per_row(s.v, B) for s in segments], axis=1)
         shown = jnp.concatenate([_per_row(_shown(s), B) for s in segments], axis=1)
         ids = jnp.zeros((B, T), jnp.int32), jnp.where(shown, 0, -1)
-    biases = [s.bias for s in segments if s.bias is not None]
-    if biases:
+    if biases := [s.bias for s in segments if s.bias is not None]:
         known = jnp.stack([jnp.all((bias == 0) | (bias == MASK_VALUE)) for bias in biases]).all()
         q = q + jnp.where(known, 0.0, jnp.nan).astype(q.dtype)
     tokens, keys = q.shape[1], k.shape[1]
@@ -215,15 +206,15 @@ def cudnn_attention(
     B, T, _, _ = q_BxTxNxH.shape
     k, v = (_per_row(x, B) for x in (segments[0].k, segments[0].v))
     lengths = None
+    even = lambda size: size + size % 2  # noqa: E731  # cuDNN has no gradient for odd lengths
     if len(segments) == 2:
         assert segments[0].length_Q is not None  # else `refusal` names it
         start_B = _per_row(segments[0].length_Q, B)
-        slots = k.shape[1] + T
+        slots = even(k.shape[1] + T)
         put = jax.vmap(lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0))
         q = put(jnp.zeros((B, slots, *q_BxTxNxH.shape[2:]), q_BxTxNxH.dtype), q_BxTxNxH, start_B)
-        k, v = (
-            put(_padded(x, 1, slots), _per_row(own, B), start_B) for x, own in ((k, segments[1].k), (v, segments[1].v))
-        )
+        put_own = lambda x, own: put(_padded(x, 1, slots), _per_row(own, B), start_B)  # noqa: E731
+        k, v = put_own(k, segments[1].k), put_own(v, segments[1].v)
     else:
         q = q_BxTxNxH
         if segments[0].visible is not None or segments[0].length_Q is not None:
@@ -232,12 +223,15 @@ def cudnn_attention(
             k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
             # A padding row sees nothing. It gets one key, since a softmax over no keys is undefined.
             lengths = jnp.maximum(shown.sum(1, dtype=jnp.int32), 1)
+        elif k.shape[1] % 2 and not segments[0].causal:
+            lengths = jnp.full((B,), k.shape[1], jnp.int32)
+        q, k, v = (_padded(x, 1, even(x.shape[1])) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q, k, v, is_causal=segments[-1].causal, key_value_seq_lengths=lengths, implementation=implementation
     )
     if len(segments) == 2:
         out = jax.vmap(lambda whole, at: jax.lax.dynamic_slice_in_dim(whole, at, T, 0))(out, start_B)
-    return checkpoint_name(out, ATTENTION_OUTPUT)
+    return checkpoint_name(out[:, :T], ATTENTION_OUTPUT)
 
 
 def _shown(segment: Segment) -> jax.Array:

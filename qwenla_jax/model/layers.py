@@ -48,21 +48,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel",
-            partitioned(nn.initializers.normal(self.init_scale), self.axes),
-            (x.shape[-1], self.features),
-            jnp.dtype(self.param_dtype),
-        )
+        init = partitioned(nn.initializers.normal(self.init_scale), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.dtype(self.param_dtype))
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = rows @ kernel.astype(self.dtype)
         if self.use_bias:
-            bias = self.param(
-                "bias",
-                partitioned(nn.initializers.zeros, self.axes[1:]),
-                (self.features,),
-                jnp.dtype(self.param_dtype),
-            )
+            init = partitioned(nn.initializers.zeros, self.axes[1:])
+            bias = self.param("bias", init, (self.features,), jnp.dtype(self.param_dtype))
             y = y + bias.astype(self.dtype)
         if self.has_variable("params", LORA_A):
             names = (LORA_A, LORA_B, LORA_SCALE)
@@ -83,12 +75,8 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param(
-            "scale",
-            partitioned(nn.initializers.ones, ("norm",)),
-            (x.shape[-1],),
-            jnp.dtype(self.param_dtype),
-        )
+        init = partitioned(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(self.param_dtype))
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return x32.astype(self.dtype) * scale.astype(self.dtype)

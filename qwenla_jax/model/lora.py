@@ -59,14 +59,9 @@ def only_adapters(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kernels_for(config: ModelConfig, modules: Sequence[str]) -> tuple[str, ...]:
-    """The kernels that get an adapter.
+    """Paths of the kernels that get an adapter, in the order of the checkpoint's table.
 
-    Args:
-      config: of the model.
-      modules: regular expressions of whole parameter paths.
-
-    Returns:
-      Paths in the order of the checkpoint's table, each once.
+    `modules` are regular expressions of whole parameter paths.
 
     Raises:
       ValueError: an expression that matches nothing (the nearest paths are named), or that matches a parameter which is
@@ -83,8 +78,7 @@ def kernels_for(config: ModelConfig, modules: Sequence[str]) -> tuple[str, ...]:
             plain = re.sub(r"[^\w/]+", "", pattern)
             near = difflib.get_close_matches(plain, able, n=3, cutoff=0.0)
             raise ValueError(f"config.lora.modules: {pattern!r} matches no parameter; near are {', '.join(near)}")
-        wrong = [path for path in matching if path not in able]
-        if wrong:
+        if wrong := [path for path in matching if path not in able]:
             raise ValueError(
                 f"config.lora.modules: {pattern!r} matches {_few(wrong)}, which can have no adapter: only kernels of "
                 f"linear layers can, as {able[0]} (not the head, and not the patches' convolution)"
@@ -117,21 +111,15 @@ def adapters(
         *layers, into, out = flat[path].shape
         path_key, bound = jax.random.fold_in(key, zlib.crc32(path.encode())), into**-0.5
         layer = path.removesuffix("kernel")
-        made[layer + LORA_A] = jax.random.uniform(path_key, (*layers, into, rank), jnp.float32, -bound, bound).astype(
-            dtype
-        )
+        a = jax.random.uniform(path_key, (*layers, into, rank), jnp.float32, -bound, bound)
+        made[layer + LORA_A] = a.astype(dtype)
         made[layer + LORA_B] = jnp.zeros((*layers, rank, out), dtype)
         made[layer + LORA_SCALE] = jnp.full(layers, alpha / rank, jnp.float32)
     return unflatten_dict(made, sep="/")
 
 
 def adapter_specs(specs: Mapping[str, Any], kernels: Iterable[str]) -> dict[str, Any]:
-    """Logical axes of the adapters' leaves: each side of W keeps its own, and r is `RANK_AXIS`.
-
-    Args:
-      specs: logical axes of the base parameters, as `qwen_vl.logical_specs` gives them.
-      kernels: from `kernels_for`.
-    """
+    """Logical axes of the adapters of `kernels`, from those of the base (`qwen_vl.logical_specs`); r is `RANK_AXIS`."""
     flat, made = cast(dict[str, Any], flatten_dict(specs, sep="/")), {}
     for path in kernels:
         *layers, into, out = flat[path]

@@ -11,7 +11,6 @@ from flax.linen.spmd import with_logical_constraint
 
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.decoder import Decoded, Decoder
-from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.vision import VisionTower
 from qwenla_jax.types import VisionBatch, VisualTokens
 
@@ -52,7 +51,7 @@ class QwenVL(nn.Module):
         if visual_BxT is None:
             return x_BxTxD
         assert visual_ZxD is not None
-        # Run by run, so that a device picks from its own: one index into all of them would gather them on every device.
+        # Shard by shard, so that a device picks from its own: one index into all would gather them on every device.
         index_UxN = visual_BxT.reshape(shards, -1)
         first_Ux1 = jnp.arange(shards, dtype=index_UxN.dtype)[:, None] * (len(visual_ZxD) // shards)
         # Unsigned, since a negative index would count from the shard's end.
@@ -63,17 +62,9 @@ class QwenVL(nn.Module):
         picked = with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
         return jnp.where((visual_BxT >= 0)[..., None], picked.astype(x_BxTxD.dtype), x_BxTxD)
 
-    def decode(
-        self,
-        x_BxTxD: jax.Array,
-        pos_BxTx3: jax.Array,
-        prefix: KeyValues | None = None,
-        cache: KeyValues | None = None,
-        bias_BxT: jax.Array | None = None,
-        return_attention: tuple[str, ...] = (),
-    ) -> Decoded:
+    def decode(self, *args: Any, **options: Any) -> Decoded:
         """See `Decoder.__call__`."""
-        return self.decoder(x_BxTxD, pos_BxTx3, prefix, cache, bias_BxT, return_attention)
+        return self.decoder(*args, **options)
 
     def __call__(
         self, vision: VisionBatch, ids_BxT: jax.Array, pos_BxTx3: jax.Array, visual_BxT: jax.Array
@@ -109,11 +100,9 @@ def logits_of(params: Params, hidden: jax.Array) -> jax.Array:
 
 def abstract_inputs(config: ModelConfig) -> tuple[VisionBatch, jax.Array, jax.Array, jax.Array]:
     """The smallest inputs on which the model initialises: one frame of one window, one row of one token."""
-    v = config.vision
-    slots = v.window_slots
-    values = v.in_channels * v.temporal_patch_size * v.patch_size**2
+    slots = config.vision.window_slots
     vision = VisionBatch(
-        jnp.zeros((1, slots, values), jnp.float32),
+        jnp.zeros((1, slots, config.vision.patch_values), jnp.float32),
         jnp.zeros((1, slots, 2), jnp.int32),
         jnp.ones((1, slots), bool),
         jnp.zeros((1, 1), jnp.int32),

@@ -15,7 +15,6 @@ from qwenla_jax.model.lora import adapted_kernels, is_adapter
 # The default rule, for what no other rule covers.
 REST = (".*", "train")
 
-
 # Parameters with a row for each token, and the axis of these rows.
 VOCABULARY_AXIS = {"decoder/embed/embedding": 0, "decoder/lm_head/kernel": 1}
 
@@ -53,35 +52,23 @@ def trainable_labels(params: Any, rules: Sequence[tuple[str, str]]) -> Any:
             labels.append("freeze" if path.endswith(LORA_SCALE) else "train")
             continue
         hit = next(((pattern, mode) for expr, pattern, mode in compiled if expr.fullmatch(path)), None)
-        if hit == REST and adapted:
-            labels.append("freeze")
-        else:
-            labels.append(None if hit is None else hit[1])
+        labels.append("freeze" if hit == REST and adapted else hit and hit[1])
         if hit:
             used.add(hit[0])
-    missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
-    if missing:
+    if missing := [path for path, label in zip(paths, labels, strict=True) if label is None]:
         raise ValueError(f"config.optim.trainable: no rule covers {', '.join(missing)}; add ('.*', 'freeze'), say")
-    wrong = [p for p, label in zip(paths, labels, strict=True) if label == "tags" and p not in VOCABULARY_AXIS]
-    if wrong:
+    if wrong := [p for p, label in zip(paths, labels, strict=True) if label == "tags" and p not in VOCABULARY_AXIS]:
         raise ValueError(
             f"config.optim.trainable: 'tags' for {', '.join(wrong)}; only {', '.join(VOCABULARY_AXIS)} have such rows"
         )
-    both = [p for p, label in zip(paths, labels, strict=True) if p in adapted and label != "freeze"]
-    if both:
+    if both := [p for p, label in zip(paths, labels, strict=True) if p in adapted and label != "freeze"]:
         raise ValueError(f"config.optim.trainable: 'train' for {', '.join(both)}, but config.lora gives it an adapter")
-    unused = [pattern for pattern, _ in rules if pattern not in used]
-    if unused:
+    if unused := [pattern for pattern, _ in rules if pattern not in used]:
         raise ValueError(f"config.optim.trainable: {unused} cover no parameter; names look like {paths[0]!r}")
     return jax.tree.unflatten(jax.tree.structure(params), labels)
 
 
 def trained_part(tree: Any, labels: Any) -> Any:
-    """The leaves whose label is not "freeze", as a tree of them alone: gradients and moments are of nothing else.
-
-    Args:
-      tree: shaped as the labels, or such a part already.
-      labels: from `trainable_labels`.
-    """
+    """The leaves of a tree, or of such a part, whose label is not "freeze": what has gradients and moments."""
     kind = flatten_dict(labels)
     return unflatten_dict({path: leaf for path, leaf in flatten_dict(tree).items() if kind[path] != "freeze"})

@@ -31,11 +31,7 @@ def is_primary() -> bool:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order. All have to call it.
-
-    Args:
-      value: anything that can be pickled.
-    """
+    """The values (anything that can be pickled) of all processes, in their order. All have to call it."""
     if not is_multiprocess():
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -65,10 +61,7 @@ def broadcast(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def together(*kinds: type[Exception]) -> Iterator[None]:
-    """A block that fails in all processes where it fails in one.
-
-    Args:
-      kinds: exceptions that count as failing. Others are raised at once, in this process alone.
+    """A block that fails in all processes where it fails in one. Exceptions of other kinds stay this process's alone.
 
     Raises:
       ValueError: another process failed; the message has its number and error.

@@ -55,13 +55,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Seq
     """A sharding for every parameter, from its logical axes.
 
     An axis that does not divide over its devices is replicated. Heads must divide whole: half a head on a device would
-    need communication in every layer.
-
-    Args:
-      config: of the model.
-      mesh: the devices.
-      adapted: kernels that have a low-rank adapter; its leaves get shardings too.
-      rank: of the adapters.
+    need communication in every layer. Leaves of the adapters of the kernels `adapted` get shardings too.
     """
     table = dict(RULES)
     shapes = param_shapes(config, adapted, rank)
@@ -95,9 +89,7 @@ def param_shapes(config: ModelConfig, adapted: Sequence[str] = (), rank: int = 1
 def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[int, ...]]:
     """Path of every parameter -> the shape of a device's part of it, one layer at a time; no device is needed.
 
-    Args:
-      config: of the model.
-      fsdp, tensor: devices along these axes of a mesh; those along data hold the same.
+    `fsdp` and `tensor` devices lie along these axes of the mesh; those along data hold the same.
     """
     mesh = AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
     shardings = jax.tree_util.tree_flatten_with_path(param_shardings(config, mesh))[0]
@@ -123,18 +115,11 @@ def gathered(shardings: Any) -> Any:
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings for a tree with copies of the parameters' tree (optimizer moments) among other, replicated values.
 
-    Args:
-      tree: abstract values.
-      params: the parameters' abstract tree.
-      shardings: the parameters' shardings.
-      mesh: the mesh.
+    `tree` and `params` may be abstract; `shardings` are those of `params`.
     """
-    by_path = {
-        tuple(map(str, path)): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
-        )
-    }
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    pairs = zip(leaves, jax.tree.leaves(shardings), strict=True)
+    by_path = {tuple(map(str, path)): (leaf.shape, sharding) for (path, leaf), sharding in pairs}
 
     def sharding_of(path: Any, leaf: Any) -> NamedSharding:
         names = tuple(map(str, path))

@@ -16,7 +16,7 @@ import numpy as np
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.data.batching.example import Example
-from qwenla_jax.model.config import ModelConfig
+from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.planner.compiled import Load, abstract_params, example
 from qwenla_jax.planner.flops import Work, brpo_step_work, decoder_forward, head, patch_embed, vision_forward
 from qwenla_jax.planner.hlo import Collective
@@ -113,10 +113,12 @@ class Resident:
 
     Attributes:
       params: numbers of its share of the parameters.
+      trained: those of them that the optimizer moves: with adapters the adapters alone.
       components: bytes of "parameters", "optimiser" and, where it is no part of the parameters, "reference".
     """
 
     params: int
+    trained: int
     components: dict[str, int]
 
 
@@ -130,7 +132,7 @@ def resident(runtime: TrainRuntime) -> Resident:
     numbers = kept["parameters"] // SIZES[options.param_dtype]
     if options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype:
         kept["reference"] = numbers * SIZES[options.dtype]
-    return Resident(numbers, kept)
+    return Resident(numbers, kept["optimiser"] // 8, kept)  # two moments in float32
 
 
 def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]:
@@ -145,7 +147,8 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     value = SIZES[options.dtype]
     again = 1.0 if options.remat == "full" else 0.0
     share = sizes.questions * sizes.parts / questions / sizes.tensor
-    adamw = Work(0.0, 7.0 * kept.params * 4)
+    adamw = Work(0.0, 7.0 * kept.trained * 4)
+    backward = 1 if options.lora.rank else 2  # with adapters no gradient of the weights, which is half of it
     if options.stage == "sft":
         T = sizes.prompt + sizes.response
         forward = (
@@ -153,13 +156,13 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
             + decoder_forward(config.text, questions * T, questions * T * (T + 1) / 2, questions * T, value)
             + head(config.text, questions * T, value)
         )
-        back = forward * (2 + again) - patch_embed(config.vision, float(patches.sum()), value)
+        back = forward * (backward + again) - patch_embed(config.vision, float(patches.sum()), value)
         return {"update": (forward + back) * share + adamw}
     prompt_Q = np.full(questions, sizes.prompt)
     response_B = np.full(questions * sizes.group, sizes.response)
     step = brpo_step_work(config, patches, prompt_Q, response_B, 0, bool(options.brpo.beta), value)
     rollout = sum(step["rollout"].values(), Work())
-    update = sum(step["update"].values(), Work()) + step["update"]["policy forward"] * again
+    update = sum(step["update"].values(), Work()) + step["update"]["policy forward"] * (again + backward - 2)
     return {"rollout": rollout * share, "update": update * share + adamw}
 
 
@@ -177,28 +180,24 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     config, options = runtime.model.config, runtime.options
     text, vision = config.text, config.vision
     value = SIZES[options.dtype]
-    params = kept.params
     fsdp, tensor = runtime.mesh.shape["fsdp"], sizes.tensor
     Q, P, R = sizes.questions, sizes.prompt, sizes.response
     B = Q * sizes.group
     kv_share = tensor if text.num_kv_heads % tensor == 0 else 1
     kv = 2 * text.num_layers * text.num_kv_heads * text.head_dim * value / kv_share
-    cast = params * value if options.dtype != options.param_dtype else 0.0
+    cast = kept.params * value if options.dtype != options.param_dtype else 0.0
     layer = _layer_numbers(config) * value / tensor
     vocab = text.hidden_size * text.vocab_size * value / tensor
     heads = text.num_heads / tensor
-    # Saved by the rematerialised layers: each one's input; without it several times as much.
-    saved = {"full": 1, "dots": 8, "none": 16}[options.remat]
-    carried = (
-        saved
-        * value
-        * (text.num_layers * text.hidden_size * (B * R + Q * P) + vision.depth * vision.hidden_size * Q * sizes.slots)
+    carried = value * (
+        _saved(options.remat, text, text.num_kv_heads * text.head_dim) * text.num_layers * (B * R + Q * P)
+        + _saved(options.remat, vision, vision.hidden_size) * vision.depth * Q * sizes.slots
     )
     scores = 4 * 3 * heads * max(B * R * R, B * R * P, Q * P * P)
     inner = 4 * 3 * (text.intermediate_size / tensor) * max(B * R, Q * P)
     chunk = 4 * 3 * min(text.vocab_size, VOCAB_CHUNK) * min(4096, B * R)
     update = {
-        "gradient": params * 4 * (2 if sizes.parts > 1 else 1),
+        "gradient": kept.trained * 4 * (2 if sizes.parts > 1 else 1),
         "parameters as computed": cast,
         "activations": carried + kv * Q * P * 2,
         "temporaries": max(scores + inner, chunk) + 2 * layer + 2 * vocab,
@@ -207,12 +206,19 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
         return {"update": update}
     whole = options.mesh.gather_to_sample
     rollout = {
-        "parameters as computed": params * value * fsdp if whole else cast,
+        "parameters as computed": kept.params * value * fsdp if whole else cast,
         "cache": kv * (Q * P + B * R),
         "temporaries": 4 * max(heads * Q * P * P * 2, B * text.vocab_size * 3)
         + (0 if whole else 2 * layer + 2 * vocab),
     }
     return {"rollout": rollout, "update": update}
+
+
+def _saved(remat: str, config: TextConfig | VisionConfig, keys: int) -> int:
+    """Numbers a token that a layer keeps for its backward pass: its input, and the results of its products."""
+    D, N = config.hidden_size, config.num_heads * config.head_dim
+    products = 2 * N + 2 * keys + 2 * config.intermediate_size + 2 * D
+    return D + {"full": 0, "dots": products, "none": 2 * products}[remat]
 
 
 def _layer_numbers(config: ModelConfig) -> int:
@@ -232,7 +238,7 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     text = config.text
     value = SIZES[options.dtype]
     data, fsdp, tensor = (runtime.mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
-    weights = kept.params * value * fsdp
+    weights, moved = (numbers * value * fsdp for numbers in (kept.params, kept.trained))
     Q, P, R, A = sizes.questions, sizes.prompt, sizes.response, sizes.parts
     B = Q * sizes.group
 
@@ -243,9 +249,9 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
         if tensor > 1:
             result.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * rounds * A, "activations"))
         if grads and fsdp > 1:
-            result.append(Collective("reduce-scatter", weights, fsdp, 2 * A, "gradient"))
+            result.append(Collective("reduce-scatter", moved, fsdp, 2 * A, "gradient"))
         if grads and data > 1:
-            result.append(Collective("all-reduce", weights // fsdp, data, 2 * A, "gradient"))
+            result.append(Collective("all-reduce", moved // fsdp, data, 2 * A, "gradient"))
         return result
 
     reference = 1 if options.stage == "brpo" and options.brpo.beta else 0

@@ -43,7 +43,7 @@ class Chip:
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 _COUNTS = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
-_CHIPS = (
+CHIPS = (
     Chip("v5e", 16e9, 197e12, 819e9, 200e9, _FLAT, "https://cloud.google.com/tpu/docs/v5e"),
     Chip("v5p", 95 * 2**30, 459e12, 2765e9, 600e9, _CUBE, "https://cloud.google.com/tpu/docs/v5p"),
     Chip("v6e", 32e9, 918e12, 1638e9, 400e9, _FLAT, "https://cloud.google.com/tpu/docs/v6e"),
@@ -54,12 +54,7 @@ _CHIPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips of one kind that work together.
-
-    Attributes:
-      chip: what they are.
-      shape: `2x2x4`, or a count of GPUs.
-    """
+    """Chips of one kind that work together; `shape` is `2x2x4`, or a count of GPUs."""
 
     chip: Chip
     shape: str
@@ -76,28 +71,15 @@ class Topology:
 
 
 def chip(name: str) -> Chip:
-    """The chip of a name.
-
-    Raises:
-      ValueError: there is none.
-    """
-    for one in _CHIPS:
+    """The chip of a name. Raises ValueError where there is none."""
+    for one in CHIPS:
         if one.name == name:
             return one
-    raise ValueError(f"topology: no chip {name!r} is known; valid: {', '.join(one.name for one in _CHIPS)}")
-
-
-def all_chips() -> tuple[Chip, ...]:
-    """Every chip that is known."""
-    return _CHIPS
+    raise ValueError(f"topology: no chip {name!r} is known; valid: {', '.join(one.name for one in CHIPS)}")
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5p:2x2x4` or `h200:8`.
-
-    Raises:
-      ValueError: the name is no such thing, by what is wrong with it.
-    """
+    """`v5p:2x2x4` or `h200:8`. Raises ValueError naming what is wrong with any other text."""
     name, colon, shape = text.partition(":")
     sides = shape.split("x")
     if not colon or not all(side.isdigit() and int(side) > 0 for side in sides):

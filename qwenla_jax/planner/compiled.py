@@ -79,7 +79,7 @@ def abstract_runtime(options: RunOptions, mesh: Mesh) -> TrainRuntime:
 
 
 def abstract_params(runtime: TrainRuntime) -> Any:
-    """Shapes, types and layouts of the parameters, adapters among them."""
+    """Shapes, types and shardings of the parameters, adapters among them."""
     options, config = runtime.options, runtime.model.config
     kernels = kernels_to_adapt(options, config)
 
@@ -124,7 +124,7 @@ def example(runtime: TrainRuntime, load: Load, response_tokens: int = 0) -> Exam
 def abstract_batch(runtime: TrainRuntime, load: Load) -> tuple[Any, ...]:
     """Shapes of the batch of one update, parts stacked on the leading axis, as the run's own collation makes them.
 
-    For BRPO (vision, prompts, judged), for supervised training what its collation returns; see
+    For BRPO (vision, prompts, rollout batch), for supervised training what its collation returns; see
     `train.programs.batch_shardings`.
     """
     options = runtime.options
@@ -149,11 +149,10 @@ def _rollout_batch(runtime: TrainRuntime, prompts: PromptBatch) -> RolloutBatch:
     """Responses of the longest kind."""
     options = runtime.options
     parts, questions = prompts.length_Q.shape
-    rows = (parts, questions * options.brpo.group_size)
     longest = response_buckets(options.data.max_response_tokens)[-1]
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*rows, *shape), dtype)
+        return jax.ShapeDtypeStruct((parts, questions * options.brpo.group_size, *shape), dtype)
 
     reattention, kept = runtime.reattention(), None
     if reattention.inserts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import time
@@ -13,7 +12,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.parallel.mesh import AXES, make_mesh
+from qwenla_jax.parallel.mesh import AXES, make_mesh, mesh_sizes
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import Chip, Topology, slices, tpu_devices
 from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs, planned_config
@@ -23,8 +22,6 @@ from qwenla_jax.sampling.sampler import cache_sizes
 from qwenla_jax.train.train_runtime import TrainRuntime
 
 HEADROOM = 0.1  # share of the memory that a run should leave free
-
-
 # Sources of compiled figures, by the compiler's effort.
 FULL, QUICK = "compiled", "compiled quickly"
 
@@ -102,44 +99,26 @@ def roofline(chip: Chip, work: Work, sent: float) -> tuple[float, str]:
 
 
 def _phase(chip: Chip, work: Work, result: Sequence[Collective], peak: float, times: int = 1, **more: Any) -> Phase:
-    sent: dict[str, float] = collections.defaultdict(float)
-    count: dict[str, int] = collections.defaultdict(int)
-    for one in result:
-        if one.group > 1 and one.times:
-            sent[one.kind] += one.sent * times
-            count[one.kind] += one.times * times
+    ran = [one for one in result if one.group > 1 and one.times]
+    kinds = dict.fromkeys(one.kind for one in ran)
+    sent = {kind: sum(one.sent * times for one in ran if one.kind == kind) for kind in kinds}
+    count = {kind: sum(one.times * times for one in ran if one.kind == kind) for kind in kinds}
     seconds, bound = roofline(chip, work, sum(sent.values()))
     order = [kind for kind in KINDS if kind in sent]
-    return Phase(
-        work.flops,
-        work.bytes,
-        {kind: sent[kind] for kind in order},
-        {kind: count[kind] for kind in order},
-        peak,
-        seconds,
-        bound,
-        **more,
-    )
+    sent, count = {kind: sent[kind] for kind in order}, {kind: count[kind] for kind in order}
+    return Phase(work.flops, work.bytes, sent, count, peak, seconds, bound, **more)
 
 
 def _meshed(options: RunOptions, topology: Topology) -> RunOptions:
-    """The settings with a mesh for the topology.
-
-    Raises:
-      ValueError: there is none.
-    """
+    """The settings with a mesh for the topology. Raises ValueError where there is none."""
     mesh = arithmetic.choose_mesh(options, planned_config(options), topology.chips)
     return dataclasses.replace(options, mesh=mesh)
 
 
 def estimate(options: RunOptions, topology: Topology, load: Load) -> Fit:
-    """By arithmetic.
-
-    Raises:
-      ValueError: settings that do not fit the topology.
-    """
+    """By arithmetic. Raises ValueError where the settings do not fit the topology."""
     options = _meshed(options, topology)
-    mesh: Any = AbstractMesh(_mesh_sizes(options, topology.chips), AXES)
+    mesh: Any = AbstractMesh(mesh_sizes(options.mesh, topology.chips), AXES)
     runtime = abstract_runtime(options, mesh)
     sizes = arithmetic.sizes_of(runtime, load)
     kept = arithmetic.resident(runtime)
@@ -151,17 +130,6 @@ def estimate(options: RunOptions, topology: Topology, load: Load) -> Fit:
         phases[name] = _phase(topology.chip, work[name], traffic[name], peaks[name])
     worst = max(peaks, key=lambda name: peaks[name])
     return _fit(runtime, topology, "arithmetic", kept.components | extra[worst], phases)
-
-
-def _mesh_sizes(options: RunOptions, chips: int) -> tuple[int, int, int]:
-    # `make_mesh` resolves a -1 and refuses what does not multiply; it wants devices, so the same is done here.
-    sizes = [options.mesh.data, options.mesh.fsdp, options.mesh.tensor]
-    if -1 in sizes:
-        rest = -sizes[0] * sizes[1] * sizes[2]
-        sizes[sizes.index(-1)] = chips // rest if rest else 0
-    if sizes[0] * sizes[1] * sizes[2] != chips:
-        raise ValueError(f"config.mesh: data, fsdp, tensor = {sizes} do not multiply to the {chips} devices there are")
-    return sizes[0], sizes[1], sizes[2]
 
 
 @contextlib.contextmanager
@@ -178,10 +146,8 @@ def _effort(level: str | None) -> Iterator[None]:
 def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool = False) -> Fit:
     """From the compiled programs of a step.
 
-    Args:
-      options, topology, load: see there.
-      quick: the compiler spends little effort on fast programs: a quarter of the time, somewhat other peaks and traffic
-        than those of the programs that a run compiles.
+    With `quick` the compiler spends little effort on fast programs: a quarter of the time, somewhat other peaks and
+    traffic than those of the programs that a run compiles.
 
     Raises:
       ModuleNotFoundError: the TPU compiler is not installed.
@@ -291,12 +257,7 @@ def fitting(options: RunOptions, chip: Chip, load: Load) -> Iterator[tuple[Topol
 
 
 def describe(fit: Fit, least: Topology | None) -> list[str]:
-    """Lines for a person.
-
-    Args:
-      fit: a plan.
-      least: the smallest slice of the same chip that fits by arithmetic.
-    """
+    """Lines for a person; `least` is the smallest slice of the same chip that fits by arithmetic."""
     gb = 1e9
     how = "compiled" if fit.source == "compiled" else "by arithmetic, nothing compiled"
     lines = [f"{fit.topology}: {fit.chips} chips, mesh data, fsdp, tensor = {fit.mesh} ({how})"]

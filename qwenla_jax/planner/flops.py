@@ -41,7 +41,7 @@ class Work:
 
 
 def product(rows: float, inner: float, cols: float, value_bytes: int = 4) -> Work:
-    """[rows, inner] times [inner, cols]; `value_bytes` a number."""
+    """[rows, inner] times [inner, cols]; here and below, `value_bytes` is the bytes of a number."""
     return Work(2 * rows * inner * cols, value_bytes * (rows * inner + inner * cols + rows * cols))
 
 
@@ -64,7 +64,6 @@ def vision_forward(config: VisionConfig, patches_IxW: np.ndarray, value_bytes: i
     Args:
       config: the tower.
       patches_IxW: patches in each window of each frame; their sum is a multiple of the patches of a visual token.
-      value_bytes: bytes of a number.
     """
     D, F = config.hidden_size, config.intermediate_size
     patches_IxW = np.asarray(patches_IxW, np.float64)
@@ -88,7 +87,6 @@ def decoder_forward(config: TextConfig, tokens: float, pairs: float, keys: float
       tokens: new tokens, over all rows.
       pairs: (new token, token that it sees, itself included), over all rows.
       keys: tokens whose keys and values are read; a shared prompt counts once.
-      value_bytes: bytes of a number.
     """
     D, F, n = config.hidden_size, config.intermediate_size, tokens
     queries, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -115,7 +113,6 @@ def decode(config: TextConfig, prompt_B: np.ndarray, response_B: np.ndarray, gro
       config: the decoder.
       prompt_B, response_B: tokens of each row's prompt and response; `group` consecutive rows share a prompt.
       group: G.
-      value_bytes: bytes of a number.
     """
     total = Work()
     for done in range(1, int(response_B.max(initial=1))):
@@ -145,7 +142,6 @@ def brpo_step_work(
       response_B: tokens of each response, stop token included; B is a multiple of Q.
       num_params: trained numbers, for AdamW's traffic (parameter, gradient and two moments read, three written).
       reference: whether there is a KL term.
-      value_bytes: bytes of a number.
 
     Returns:
       {"rollout": {part: Work}, "update": {part: Work}}.

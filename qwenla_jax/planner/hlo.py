@@ -8,6 +8,7 @@ often as the caller says. What a condition chooses between is counted on all sid
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -71,22 +72,16 @@ Computations = dict[str, list[_Instruction]]
 
 
 def parse(text: str) -> tuple[str, Computations]:
-    """The entry's name, and every computation's instructions.
-
-    Raises:
-      ValueError: the text has no entry.
-    """
+    """The entry's name, and every computation's instructions. Raises ValueError where the text has no entry."""
     computations: Computations = {}
     entry: str | None = None
     name: str | None = None
     for line in text.splitlines():
-        head = None if line.startswith(" ") else _COMPUTATION.match(line)
-        if head:
+        if not line.startswith(" ") and (head := _COMPUTATION.match(line)):
             name = head[2]
             computations[head[2]] = []
             entry = name if head[1] else entry
-            continue
-        if name and (result := _INSTRUCTION.match(line)):
+        elif name and (result := _INSTRUCTION.match(line)):
             computations[name].append(_instruction(result[1], result[2]))
     if entry is None:
         raise ValueError("the text has no ENTRY computation; expected a compiled program's `as_text()`")
@@ -105,7 +100,7 @@ def _instruction(name: str, text: str) -> _Instruction:
 
 def type_bytes(text: str) -> int:
     """Bytes of an array's or a tuple's type, `(f32[8,4]{1,0}, s32[])`, without padding."""
-    return sum(_bits(dtype) * _numbers(dims) // 8 for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text)))
+    return sum(_array_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text)))
 
 
 def _bits(dtype: str) -> int:
@@ -115,11 +110,8 @@ def _bits(dtype: str) -> int:
     return int(digits[0]) if digits else 0
 
 
-def _numbers(dims: str) -> int:
-    total = 1
-    for dim in filter(None, dims.split(",")):
-        total *= int(dim)
-    return total
+def _array_bytes(dtype: str, dims: str) -> int:
+    return _bits(dtype) * math.prod(map(int, filter(None, dims.split(",")))) // 8
 
 
 def group_size(rest: str, chips: int) -> int:
@@ -135,11 +127,9 @@ def group_size(rest: str, chips: int) -> int:
         for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2]):
             total *= int(part) if part else sizes[axis]
         return total
-    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
-    if tiled:
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(tiled[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
-    if listed:
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
     if other := re.search(r"replica_groups=(?!\{\})\S*", rest):
         raise ValueError(f"{other[0]}: a way to write groups of chips that is not known here")
@@ -184,8 +174,7 @@ def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> lis
 
 def _called(one: _Instruction) -> Iterator[str]:
     for name in ("calls", "to_apply", "true_computation", "false_computation"):
-        called = one.attribute(name)
-        if called:
+        if called := one.attribute(name):
             yield called
     listed = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
     yield from re.findall(r"%?([\w.-]+)", listed[1]) if listed else ()
@@ -208,7 +197,7 @@ def _collective(one: _Instruction, kind: str, computation: str, times: int, chip
     if one.opcode == "all-gather-start":
         payload = payload * group // (group + 1)  # its type is (operand, result)
     elif one.opcode == "collective-permute-start":
-        payload = sum(_bits(dtype) * _numbers(dims) // 8 for dtype, dims in _ARRAY.findall(one.type)[:1])
+        payload = sum(_array_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(one.type)[:1])
     elif one.opcode in ("reduce-scatter-start", "all-to-all-start"):
         payload = payload // 2 if kind == "all-to-all" else payload * group // (group + 1)
     elif kind == "reduce-scatter":
@@ -222,8 +211,7 @@ def _collective(one: _Instruction, kind: str, computation: str, times: int, chip
 
 def trip_count(loop: _Instruction, parent: str, computations: Computations) -> int | None:
     """How often a loop runs; None where it does not count to a constant."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
-    if known:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(known[1])
     condition = {one.name: one for one in computations.get(loop.attribute("condition") or "", ())}
     body = {one.name: one for one in computations.get(loop.attribute("body") or "", ())}

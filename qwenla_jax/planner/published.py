@@ -22,11 +22,7 @@ def published_sizes() -> tuple[str, ...]:
 
 
 def published_config(name: str) -> ModelConfig:
-    """The configuration of a released model.
-
-    Raises:
-      ValueError: there is none of that name.
-    """
+    """The configuration of a released model. Raises ValueError where there is none of that name."""
     if name not in _SIZES:
         raise ValueError(f"there is no released size {name!r}; valid: {', '.join(_SIZES)}")
     width, ff, layers, heads, kv_heads, vocab, tied, vision_ff = _SIZES[name]

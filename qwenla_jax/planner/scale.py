@@ -157,9 +157,8 @@ def page(preset: Preset, results: Results, machine: str) -> str:
     lines.append(_SCALING_HEAD)
     # Of one effort where there is one: what a compiler sends depends on it more than on the number of chips.
     common = next((kind for kind in (FULL, QUICK) if all((case.key, kind) in results for case in scaling)), None)
-    lines += [
-        _scaling_row(case, best(case, results) if common is None else results[case.key, common]) for case in scaling
-    ]
+    shown_of = lambda case: best(case, results) if common is None else results[case.key, common]  # noqa: E731
+    lines += [_scaling_row(case, shown_of(case)) for case in scaling]
     return "\n".join(lines + compared) + "\n"
 
 
@@ -196,8 +195,9 @@ _COMPARISON_HEAD = """## One case, three ways
 
 
 def _versions(results: Sequence[Fit]) -> str:
-    result = [fit.versions for fit in results]
-    return ", ".join(f"{name} {version}" for name, version in result[-1].items()) if result else "nothing compiled"
+    if not results:
+        return "nothing compiled"
+    return ", ".join(f"{name} {version}" for name, version in results[-1].versions.items())
 
 
 def _fit_row(size: str, name: str, case: Case | None, results: Results) -> str:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from qwenla_jax.config.shared_options import FORMS, MODES, ReattentionOptions
 from qwenla_jax.types import PromptBatch, ReinsertedImages
@@ -21,6 +22,7 @@ class ReattentionConfig(ReattentionOptions):
 
     Attributes:
       open_id, close_id: ids of `<REFLECTION>` and `</REFLECTION>`.
+      by_row: every row has a `RowReattention` of its own; there is room for all visual tokens, and attention counts.
 
     Raises:
       ValueError: a value out of its range.
@@ -28,6 +30,7 @@ class ReattentionConfig(ReattentionOptions):
 
     open_id: int = -1
     close_id: int = -1
+    by_row: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -50,17 +53,17 @@ class ReattentionConfig(ReattentionOptions):
     @property
     def selected_ratio(self) -> float:
         """The share of the visual tokens that an insertion shows."""
-        return self.keep_ratio if self.mode == "route" else 1.0
+        return self.keep_ratio if self.mode == "route" and not self.by_row else 1.0
 
     @property
     def selects(self) -> bool:
         """Whether an insertion shows some of the visual tokens, not all."""
-        return self.inserts and self.selected_ratio < 1
+        return self.inserts and (self.by_row or self.selected_ratio < 1)
 
     @property
     def uses_attention(self) -> bool:
         """Whether they are selected by the attention that they received."""
-        return self.selects and self.mode == "route"
+        return self.selects and (self.by_row or self.mode == "route")
 
     @property
     def masks(self) -> bool:
@@ -69,6 +72,31 @@ class ReattentionConfig(ReattentionOptions):
 
 
 TEXT_ONLY = ReattentionConfig()
+
+
+@struct.dataclass
+class RowReattention:
+    """What may differ by row within one program.
+
+    Attributes:
+      allowed_B: int32, most insertions; -1 in a row of mode none, whose reflections are not counted as skipped.
+      shown_B: int32, visual tokens that an insertion shows.
+      closes_B: bool, whether `</REFLECTION>` is forced after an insertion (mode vision_only).
+    """
+
+    allowed_B: jax.Array
+    shown_B: jax.Array
+    closes_B: jax.Array
+
+
+def row_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size: int = 1) -> RowReattention:
+    """The same options for all rows, G of each prompt."""
+    allowed_Q = allowed_insertions(options, prompts)
+    if options.mode == "none":
+        allowed_Q = allowed_Q - 1
+    shown_Q = jnp.zeros_like(allowed_Q) if prompts.block is None else selected_tokens(options, prompts.block)
+    closes_Q = jnp.full(allowed_Q.shape, options.mode == "vision_only")
+    return jax.tree.map(lambda x: jnp.repeat(x, group_size), RowReattention(allowed_Q, shown_Q, closes_Q))
 
 
 def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from qwenla_jax.model.layers import MASK_VALUE
-from qwenla_jax.reattention.options import ReattentionConfig, selected_tokens
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.types import PromptBatch
 
 
@@ -18,7 +18,7 @@ def all_slots(prompts: PromptBatch) -> jax.Array:
     return jnp.arange(X) < block.length_Q[:, None]
 
 
-def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.Array) -> jax.Array:
+def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.Array, shown_B: jax.Array) -> jax.Array:
     """Selects the slots of the block that an insertion shows.
 
     Equation 5 scores visual token j by (1 / L_y) sum_i attn_ij over the L_y tokens generated so far, here the mean over
@@ -31,6 +31,7 @@ def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.A
       prompts: one a row, with their `block`.
       received_BxP: float32, attention that each prompt slot received from the tokens so far, summed; [B, 0]
         where `options.uses_attention` is False.
+      shown_B: int32, how many visual tokens to select.
 
     Returns:
       bool [B, X]; delimiters are always selected.
@@ -45,8 +46,7 @@ def select(options: ReattentionConfig, prompts: PromptBatch, received_BxP: jax.A
     score_BxX = jnp.where(visual_BxX, jnp.take_along_axis(received_BxP, source_BxX, axis=1), -jnp.inf)
     order_BxX = jnp.argsort(-score_BxX, axis=1, stable=True)
     rank_BxX = jnp.argsort(order_BxX, axis=1, stable=True)
-    most_B = selected_tokens(options, block)
-    return jnp.where(visual_BxX, rank_BxX < most_B[:, None], real_BxX)
+    return jnp.where(visual_BxX, rank_BxX < shown_B[:, None], real_BxX)
 
 
 def compact(selected_BxX: jax.Array, slots: int) -> jax.Array:

@@ -11,7 +11,13 @@ from flax import struct
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.block import Inserted, copy_slots
-from qwenla_jax.reattention.options import ReattentionConfig, allowed_insertions, find_insertions, most_slots
+from qwenla_jax.reattention.options import (
+    ReattentionConfig,
+    allowed_insertions,
+    find_insertions,
+    most_slots,
+    selected_tokens,
+)
 from qwenla_jax.reattention.route import all_slots, compact, hiding_bias, select
 from qwenla_jax.types import PromptBatch
 
@@ -185,9 +191,11 @@ def replay_selection(
     """
     B = len(ids_BxR)
     asked = one_a_row(prompts, B)
+    assert asked.block is not None
+    shown_B = selected_tokens(options, asked.block)
     one_each = lambda selected_BxX: jnp.repeat(selected_BxX[:, None], max_insertions, axis=1)  # noqa: E731
     if not options.uses_attention:
-        return one_each(select(options, asked, jnp.zeros((B, 0), jnp.float32)))
+        return one_each(select(options, asked, jnp.zeros((B, 0), jnp.float32), shown_B))
     selected_BxExX = one_each(all_slots(asked))
     params, prefix, prompt_QxPxD = jax.lax.stop_gradient((params, prefix, prompt_QxPxD))
     variables = {"params": params}
@@ -203,6 +211,6 @@ def replay_selection(
         received_BxRxP = jnp.take_along_axis(decoded.received["prefix"], tokens.slot_BxR[..., None], axis=1)
         before_BxR = (turn_BxR <= e) & (jnp.arange(ids_BxR.shape[1]) < length_B[:, None])
         received_BxP = jnp.sum(received_BxRxP * before_BxR[..., None], axis=1)
-        return selected_BxExX.at[:, e].set(select(options, asked, received_BxP))
+        return selected_BxExX.at[:, e].set(select(options, asked, received_BxP, shown_B))
 
     return jax.lax.fori_loop(0, jnp.minimum(turn_BxR.max(), max_insertions), turn, selected_BxExX)

@@ -14,7 +14,7 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
-from qwenla_jax.recipes.presets import settings_of
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> RunOptions:
@@ -32,6 +32,9 @@ def _tiny() -> RunOptions:
     )
 
 
+PRESETS = presets(_tiny)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none: larger base models are released ones."""
-    return settings_of("base", preset, _tiny)
+    return pick("base", PRESETS, preset)

@@ -16,7 +16,7 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.config.shared_options import MeshOptions
-from qwenla_jax.recipes.presets import settings_of
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> RunOptions:
@@ -74,6 +74,9 @@ def _large(preset: str) -> RunOptions:
     )
 
 
+PRESETS = presets(_tiny, _large)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return settings_of("brpo", preset, _tiny, _large)
+    return pick("brpo", PRESETS, preset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import textwrap
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import ConfigError, build, to_config_dict
 from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.recipes import base, brpo, cold_start, distill, sft_copy, sft_route
-from qwenla_jax.recipes.presets import SIZES
 from qwenla_jax.utils import json_files
 
 RECIPES = {
@@ -55,11 +53,6 @@ def listing() -> str:
     """Every recipe with its presets and what it is for, a line each."""
     lines = []
     for name, recipe in RECIPES.items():
-        presets = []
-        for preset in SIZES:
-            with contextlib.suppress(ValueError):
-                recipe.get_config(preset)
-                presets.append(preset)
         summary = textwrap.shorten((recipe.__doc__ or "").partition("\n\n")[0], 100, placeholder=" ...")
-        lines.append(f"{name:<12}{', '.join(presets)}\n{'':<12}{summary}")
+        lines.append(f"{name:<12}{', '.join(recipe.PRESETS)}\n{'':<12}{summary}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Cold start (paper's stage 1): supervised fine-tuning on structured answers, some of which hold a reflection.
 
 `--config=configs/cold_start.py` trains the embedded tiny model from random parameters on rendered scenes;
-`--config=configs/cold_start.py:7b` is the recipe at full size.
+`--config=configs/cold_start.py:7b` is the recipe at full size; `qwenla distill --make=cold_start` makes its records.
 """
 
 from ml_collections import config_dict
@@ -14,7 +14,7 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
-from qwenla_jax.recipes.presets import settings_of
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> RunOptions:
@@ -75,6 +75,9 @@ def _large(preset: str) -> RunOptions:
     )
 
 
+PRESETS = presets(_tiny, _large)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return settings_of("cold_start", preset, _tiny, _large)
+    return pick("cold_start", PRESETS, preset)

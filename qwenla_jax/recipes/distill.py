@@ -1,19 +1,20 @@
 """Distillation with verification (paper's stage 3): answers of the trained model, checked, as data for stage 4.
 
 `--config=configs/distill.py` samples the embedded tiny checkpoint on rendered scenes; `--config=configs/distill.py:7b`
-is the paper's recipe.
+is the paper's recipe. `--config=configs/distill.py:cold_start` makes the data of stage 1 with a teacher.
 """
 
 from ml_collections import config_dict
 
 from qwenla_jax.distill.distill_options import (
     DistillOptions,
+    EndpointOptions,
     JudgeOptions,
     QuestionOptions,
     SamplingOptions,
     VerifyOptions,
 )
-from qwenla_jax.recipes.presets import settings_of
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> DistillOptions:
@@ -54,6 +55,25 @@ def _large(preset: str) -> DistillOptions:
     )
 
 
+def _cold_start() -> DistillOptions:
+    """Paper: 2,000 records of LLaVA-CoT-100k, the reflections by GPT-4o, then checked by hand.
+
+    Paper silent, ours: what the teacher is asked (`distill.teacher.INSTRUCTION`), how long a reflection may be (25 to
+    200 tokens, around the 100 that BRPO's reward aims at), no judges.
+    """
+    return DistillOptions(
+        preset="cold_start",
+        make="cold_start",
+        init_from=None,
+        data=QuestionOptions(source=None, max_invalid=20, size=2000, max_response_tokens=1024),
+        verify=VerifyOptions(verifiers=("rule",), min_reflection_tokens=25, max_reflection_tokens=200),
+        teacher=EndpointOptions(max_reply_tokens=2048),
+    )
+
+
+PRESETS = presets(_tiny, _large, cold_start=_cold_start)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return settings_of("distill", preset, _tiny, _large)
+    return pick("distill", PRESETS, preset)

@@ -18,7 +18,7 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.config.shared_options import ReattentionOptions
-from qwenla_jax.recipes.presets import settings_of
+from qwenla_jax.recipes.presets import Presets, pick, presets
 
 # Vision tower and merger frozen; of embedding and head only the rows of the new tags (paper, stage 4).
 TRAINABLE = (("visual/.*", "freeze"), (r"decoder/(embed/embedding|lm_head/kernel)", "tags"), (".*", "train"))
@@ -84,11 +84,14 @@ def large(preset: str, reattention: ReattentionOptions) -> RunOptions:
     )
 
 
-def options(preset: str, reattention: ReattentionOptions, recipe: str) -> config_dict.ConfigDict:
-    """The settings of a preset. Raises ValueError for a name that is none."""
-    return settings_of(recipe, preset, lambda: tiny(reattention), lambda size: large(size, reattention))
+def presets_with(reattention: ReattentionOptions) -> Presets:
+    """The presets, the same for every way to look again."""
+    return presets(lambda: tiny(reattention), lambda size: large(size, reattention))
+
+
+PRESETS = presets_with(ReattentionOptions(mode="copy"))
 
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return options(preset, ReattentionOptions(mode="copy"), "sft_copy")
+    return pick("sft_copy", PRESETS, preset)

@@ -1,10 +1,8 @@
 """The input of a reward: the documented record that users' own rewards are called with."""
 
-import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-from qwenla_jax.utils import json_files
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class RewardRecord:
       num_tokens: number of tokens in the response, the stop token included.
       finished: True where a stop token ended the response, False where it was cut off at the limit.
       options: the texts of options A, B, C, ... where the question has them.
+      columns: what else the question's line has in its file, as JSON values; see `data.record.Record`.
     """
 
     id: str
@@ -35,41 +34,4 @@ class RewardRecord:
     num_tokens: int
     finished: bool
     options: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """The record as one line of JSON.
-
-        Every string comes back as it was. A lone surrogate is not escaped, because two adjacent escaped ones would
-        come back as one character; so encode the line with `errors="surrogatepass"`.
-        """
-        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> "RewardRecord":
-        """The record that `to_json` wrote.
-
-        Raises:
-          ValueError: the line is not such a record; the message names the field.
-        """
-        values = json_files.loads(line, "reward record")
-        names = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or sorted(values) != sorted(names):
-            got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"reward record: got {got}; want an object of {', '.join(names)}")
-        for name in ("id", "question", "answer", "kind", "response"):
-            _check(name, values[name], str)
-        _check("num_tokens", values["num_tokens"], int)
-        _check("finished", values["finished"], bool)
-        _check("reflection_tokens", values["reflection_tokens"], list)
-        for count in values["reflection_tokens"]:
-            _check("reflection_tokens", count, int)
-        _check("options", values["options"], list)
-        for text in values["options"]:
-            _check("options", text, str)
-        lists = {name: tuple(values[name]) for name in ("reflection_tokens", "options")}
-        return cls(**{**values, **lists})
-
-
-def _check(name: str, value: Any, kind: type) -> None:
-    if type(value) is not kind:
-        raise ValueError(f"reward record, {name}: got {type(value).__name__}; want {kind.__name__}")
+    columns: Mapping[str, Any] = field(default_factory=dict)

@@ -2,13 +2,13 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Self
 
 from qwenla_jax.config.schema import ConfigError, build, refuse
 from qwenla_jax.rewards.built_in import BUILT_IN, BuiltInOptions
-from qwenla_jax.rewards.pool.plugins import Reward, as_number, load_rewards, names_of
+from qwenla_jax.rewards.pool.plugins import Reward, as_number, load_reward, names_of
 from qwenla_jax.rewards.reward_record import RewardRecord
 
 
@@ -36,7 +36,7 @@ class RewardSettings(BuiltInOptions):
         except ConfigError as error:
             refuse(line.removeprefix("config.") for line in str(error).splitlines())
         for name, value in vars(checked).items():
-            object.__setattr__(self, name, value)  # the pool's processes get tuples as JSON lists
+            object.__setattr__(self, name, value)  # in the options' own types
         if self.max_tokens < 0:
             raise ValueError(f"max_tokens: {self.max_tokens} is negative; it counts the tokens of a response")
         refuse(problem for reward in BUILT_IN.values() for problem in reward.problems(self))
@@ -87,17 +87,25 @@ class RewardScores(make_dataclass("Values", [(name, float) for name in BUILT_IN]
         return {name: getattr(self, name) for name in BUILT_IN} | dict(self.extra)
 
 
-def rewards_of(settings: RewardSettings) -> dict[str, Reward]:
+def rewards_of(settings: RewardSettings, loading: Callable[[str], None] = lambda spec: None) -> dict[str, Reward]:
     """Name of each component -> the function of a record that computes it, in the order of `settings.weights()`.
+
+    Args:
+      settings: the built-in rewards' options and the user's rewards.
+      loading: called with each `module:function` before it is imported.
 
     Raises:
       ValueError: a reward of the user's cannot be loaded; see `plugins.load_reward`. Or a built-in one needs a package
         that is not installed.
     """
+    rewards: list[Reward] = []
     for reward in BUILT_IN.values():
         reward.prepare(settings)
-    built_in = {name: functools.partial(reward.value, settings) for name, reward in BUILT_IN.items()}
-    return built_in | load_rewards(spec for spec, _ in settings.extra)
+        rewards.append(functools.partial(reward.value, settings))
+    for spec, _ in settings.extra:
+        loading(spec)
+        rewards.append(load_reward(spec))
+    return dict(zip(settings.weights(), rewards, strict=True))
 
 
 def combine(record: RewardRecord, components: Mapping[str, float], settings: RewardSettings) -> RewardScores:

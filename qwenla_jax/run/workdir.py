@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -14,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwenla_jax.utils import json_files
-from qwenla_jax.utils.atomic_files import write_text
+from qwenla_jax.utils.atomic_files import lock_file, write_text
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
@@ -90,17 +88,12 @@ def opened(workdir: Path) -> Iterator[None]:
             "write over it; take another work folder"
         )
     try:
-        lock = (workdir / LOCK_FILE).open("a+", encoding="utf-8")
+        lock = lock_file(workdir / LOCK_FILE)
+    except BlockingIOError as error:
+        raise WorkdirError(f"{workdir}: another run works in it ({str(error) or 'unknown'})") from error
     except OSError as error:
         raise WorkdirError(f"{workdir}: the work folder cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise WorkdirError(f"{workdir / LOCK_FILE}: cannot be locked: {error.strerror}") from error
-            lock.seek(0)
-            raise WorkdirError(f"{workdir}: another run works in it ({lock.read().strip() or 'unknown'})") from error
         try:
             lock.seek(0)
             lock.truncate()

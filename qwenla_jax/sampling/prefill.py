@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from qwenla_jax.model.kv_cache import KeyValues, empty_cache
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import allowed_insertions
+from qwenla_jax.reattention.options import RowReattention, row_reattention
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import SampleState
 from qwenla_jax.types import PromptBatch, VisionBatch
@@ -45,6 +45,7 @@ def prefill(
     seed: jax.Array,
     step: jax.Array,
     sample_B: jax.Array,
+    rows: RowReattention | None = None,
 ) -> SampleState:
     """The state before the first token; the G rows of a prompt share its keys and values.
 
@@ -62,7 +63,7 @@ def prefill(
         prompts=prompts,
         prompt_QxPxD=prompt_QxPxD,
         prefix=prefix,
-        allowed_B=jnp.repeat(allowed_insertions(reattention, prompts), G),
+        reattention=row_reattention(reattention, prompts, G) if rows is None else rows,
         seed=seed,
         step=step,
         sample_B=sample_B,

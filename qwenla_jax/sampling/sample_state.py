@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwenla_jax.model.kv_cache import KeyValues
+from qwenla_jax.reattention.options import RowReattention
 from qwenla_jax.types import PromptBatch
 
 
@@ -18,7 +19,7 @@ class SampleState:
       prompts: the Q questions; row b belongs to question b // G.
       prompt_QxPxD: embeddings of the prompts: insertions repeat them.
       prefix: keys and values of the prompts.
-      allowed_B: int32, most insertions of each row.
+      reattention: of each row.
       seed, step, sample_B: uint32; a token's random key is a function of these, the row's number and the token's.
       hidden_BxD: the hidden state that predicts each row's next token.
       cache: keys and values of the row's own tokens; `cache.length_B` is the next free slot.
@@ -34,7 +35,7 @@ class SampleState:
     prompts: PromptBatch
     prompt_QxPxD: jax.Array
     prefix: KeyValues
-    allowed_B: jax.Array
+    reattention: RowReattention
     seed: jax.Array
     step: jax.Array
     sample_B: jax.Array

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from qwenla_jax.model.kv_cache import grow
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import most_slots
+from qwenla_jax.reattention.options import RowReattention, most_slots
 from qwenla_jax.sampling.prefill import prefill
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import SampleState
@@ -29,6 +29,7 @@ def sample(
     seed: jax.Array,
     step: jax.Array,
     sample_B: jax.Array,
+    rows: RowReattention | None = None,
 ) -> Rollout:
     """Samples G responses to each of Q prompts. Pure; compile it with `model` and `options` bound.
 
@@ -44,6 +45,7 @@ def sample(
       seed, step: uint32 scalars.
       sample_B: uint32 [Q * G], numbers of the samples within the step; a row's randomness is a function of
         (seed, step, its number, its token) alone, not of the other rows.
+      rows: re-attention of each row, where `options.reattention.by_row`; None: `options.reattention` for all.
 
     Returns:
       The responses, row b to question b // G, without inserted tokens.
@@ -58,7 +60,7 @@ def sample(
         )
     # Cast once: the layers would cast parameters of another type at every token.
     params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
-    state = prefill(model, options, params, vision, prompts, seed, step, sample_B)
+    state = prefill(model, options, params, vision, prompts, seed, step, sample_B, rows)
     slots = most_slots(reattention, prompts.block)
 
     def decode(state: SampleState) -> SampleState:

@@ -44,7 +44,7 @@ def decode_step(
     length_B = state.length_B + active_B
     more_B = length_B < options.max_new_tokens
     tag_B = active_B & (ids_B == reattention.open_id) & more_B & reattention.inserts
-    pending_B = tag_B & (state.inserted_B < state.allowed_B)
+    pending_B = tag_B & (state.inserted_B < state.reattention.allowed_B)
     fed_B = active_B & ~pending_B
     x_Bx1xD = model.apply({"params": params}, ids_B[:, None], None, None, method="embed")
     decoded = model.apply(
@@ -72,7 +72,7 @@ def decode_step(
         logp_BxR=jnp.where(here_BxR & ~forced_B[:, None], logp_B[:, None], state.logp_BxR),
         length_B=length_B,
         stopped_B=state.stopped_B | (active_B & jnp.isin(ids_B, jnp.asarray(options.stop_ids, jnp.int32))),
-        skipped_B=state.skipped_B + (tag_B & ~pending_B),
+        skipped_B=state.skipped_B + (tag_B & ~pending_B & (state.reattention.allowed_B >= 0)),
     )
 
 
@@ -99,7 +99,7 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
     rows = RowSubset(state.pending_B, options.shards, insertion_rows(options, B))
     live_C = rows.wanted_C
     asked = jax.tree.map(lambda x: rows.take(x, 0, group), state.prompts)
-    selected_CxX = select(reattention, asked, rows.take(state.received_BxP))
+    selected_CxX = select(reattention, asked, rows.take(state.received_BxP), rows.take(state.reattention.shown_B))
     tokens = insertion(reattention, asked, selected_CxX, rows.take(state.next_pos_B))
     # The tag follows the insertion's last slot.
     at_CxT = jnp.arange(tokens.ids_BxY.shape[1] + 1) == tokens.length_B[:, None]
@@ -125,7 +125,7 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
         next_pos_B=rows.put(state.next_pos_B, tokens.next_pos_B + 1),
         received_BxP=received_BxP,
         pending_B=state.pending_B & ~done_B,
-        closing_B=state.closing_B | (done_B & (reattention.mode == "vision_only")),
+        closing_B=state.closing_B | (done_B & state.reattention.closes_B),
         inserted_B=state.inserted_B + done_B,
         selected_BxExX=rows.put(state.selected_BxExX, selected_CxExX),
     )

@@ -16,19 +16,7 @@ from qwenla_jax.config.run_options import EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.distill.run import run as distill
-from qwenla_jax.study.collect import (
-    BASE,
-    COLD,
-    COPY,
-    RAW_COPY,
-    RAW_ROUTE,
-    ROUTE,
-    ROUTE_25,
-    ROUTE_75,
-    TEXT,
-    VISION,
-    ZERO,
-)
+from qwenla_jax.study import collect as names
 from qwenla_jax.train.loop import run as train
 
 DISTILL_SEED = 3_000  # the questions of stage 3 are not those of stage 2
@@ -70,14 +58,7 @@ class Settings:
 
 
 class Stage(NamedTuple):
-    """One step of the pipeline.
-
-    Attributes:
-      name: also of its folder.
-      options: its settings.
-      work: (settings, folder) runs it.
-      needs: names of the stages that it is made from.
-    """
+    """One step of the pipeline, which `work(options, folder)` runs; `needs` names the stages that it is made from."""
 
     name: str
     options: Any
@@ -94,12 +75,7 @@ class System(NamedTuple):
 
 
 def stages_of(settings: Settings, folder: Callable[[str], Path]) -> list[Stage]:
-    """The stages in the order in which they can be run.
-
-    Args:
-      settings: see there.
-      folder: where a stage's results are.
-    """
+    """The stages in the order in which they can be run; `folder` tells where a stage's results are."""
     change = dataclasses.replace
     quiet = EvalOptions(every=0, final_size=0)
     curve = quiet
@@ -150,19 +126,19 @@ def systems_of(settings: Settings) -> list[System]:
     change = dataclasses.replace
     none, copy, route = ReattentionOptions(), settings.sft_copy.reattention, settings.sft_route.reattention
     systems = [
-        System(BASE, "base", none),
-        System(COLD, "cold_start", none),
-        System(ZERO, "brpo", none),
-        System(TEXT, "sft_text", none),
-        System(COPY, "sft_copy", copy),
-        System(ROUTE, "sft_route", route),
-        System(VISION, "sft_copy", change(copy, mode="vision_only")),
+        System(names.BASE, "base", none),
+        System(names.COLD, "cold_start", none),
+        System(names.ZERO, "brpo", none),
+        System(names.TEXT, "sft_text", none),
+        System(names.COPY, "sft_copy", copy),
+        System(names.ROUTE, "sft_route", route),
+        System(names.VISION, "sft_copy", change(copy, mode="vision_only")),
     ]
     if settings.every_arm:
         systems += [
-            System(ROUTE_25, "sft_route_25", change(route, keep_ratio=0.25)),
-            System(ROUTE_75, "sft_route_75", change(route, keep_ratio=0.75)),
-            System(RAW_COPY, "sft_raw_copy", copy),
-            System(RAW_ROUTE, "sft_raw_route", route),
+            System(names.ROUTE_25, "sft_route_25", change(route, keep_ratio=0.25)),
+            System(names.ROUTE_75, "sft_route_75", change(route, keep_ratio=0.75)),
+            System(names.RAW_COPY, "sft_raw_copy", copy),
+            System(names.RAW_ROUTE, "sft_raw_route", route),
         ]
     return systems

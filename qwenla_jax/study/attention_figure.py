@@ -65,9 +65,8 @@ def figure_5(study: Study, number: int = 0) -> Figure:
             top = max(c.max() for c in cells)  # one scale a column: rows are to be compared, words are not
             for axis, (name, _), drawn in zip(column, ROWS, cells, strict=True):
                 axis.imshow(faded, **over)
-                image_of = axis.imshow(
-                    drawn, cmap="viridis", vmin=0, vmax=top, alpha=0.66, interpolation="nearest", **over
-                )
+                shades = {"cmap": "viridis", "vmin": 0, "vmax": top, "alpha": 0.66, "interpolation": "nearest"}
+                image_of = axis.imshow(drawn, **shades, **over)
                 axis.set_xlabel(f"“{maps[name][part]['word']}”: {drawn.sum():.0f}% in all", fontsize=8.5)
             column[0].set_title(HEADS[part], fontsize=8.5)
             bar = figure.colorbar(image_of, ax=column, location="bottom", shrink=0.9, aspect=16, pad=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenla_jax.data.batching.loader import RecordSource
-from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES
 from qwenla_jax.evals.benchmarks.rendered_scenes import message
 from qwenla_jax.inference.runtime import Runtime, Sampler
@@ -71,14 +71,8 @@ def key_words(response: str) -> tuple[KeyWord, ...]:
 
 def token_at(ids: Sequence[int], offset: int, tokenizer: Tokenizer) -> int:
     """Index of the token that writes the character at `offset` of the response's text."""
-    low, high = 0, len(ids) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if len(tokenizer.decode(list(ids[: middle + 1]))) > offset:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    length = lambda index: len(tokenizer.decode(list(ids[: index + 1])))  # noqa: E731
+    return bisect.bisect_right(range(len(ids) - 1), offset, key=length)
 
 
 def heat_maps(
@@ -89,12 +83,7 @@ def heat_maps(
     The attention is that of the step that writes a word (the token before it is the query), the mean over layers and
     heads, on a visual token wherever it stands: in the prompt and in all insertions so far.
 
-    Args:
-      runtime: the model with its way to look again.
-      params: parameters.
-      source: questions with one image each.
-      size: how many.
-      sampler: a compiled greedy one with one response a question; None compiles it.
+    `sampler` is a compiled greedy one with one response a question; None compiles it.
 
     Returns:
       by question `id`, `response`, `words`: `part`, `word`, `token` (its place in the response), `original` and
@@ -114,7 +103,8 @@ def heat_maps(
             maps = jax.device_get(mass(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX))
         for row, (record, text) in enumerate(zip(batch.records, batch.texts, strict=False)):
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
-            grid = _grid(record, example)
+            frame = example(record).frames[0]
+            grid = frame.rows, frame.cols
             words = []
             for key in key_words(text):
                 token = token_at(ids, key.start, runtime.tokenizer)
@@ -127,11 +117,6 @@ def heat_maps(
                 words.append(line)
             result.append({"id": record.id, "response": text, "words": words})
     return result
-
-
-def _grid(record: Record, example: Any) -> tuple[int, int]:
-    frame = example(record).frames[0]
-    return frame.rows, frame.cols
 
 
 def _cells(

@@ -24,14 +24,9 @@ from qwenla_jax.train.logprobs import response_logprobs
 def attention_profile(
     runtime: Runtime, params: Params, source: RecordSource, size: int, bins: int = 8
 ) -> dict[str, Any]:
-    """Attention on visual tokens in greedy responses (paper, figures 2 and 9).
+    """Attention on visual tokens in greedy responses to `size` questions (paper, figures 2 and 9).
 
-    Args:
-      runtime: the model with its way to look again.
-      params: parameters.
-      source: questions.
-      size: how many.
-      bins: equal bins of response positions, up to the longest response that may be.
+    `bins` are equal bins of response positions, up to the longest response that may be.
 
     Returns:
       `parts`: see `profile`; `positions`: one such row a bin, with `first` and `last` position.
@@ -49,9 +44,7 @@ def attention_sums(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`attention_profile`, and what it is made of by question, for intervals.
 
-    Args:
-      runtime, params, source, size, bins: as there.
-      sampler: a compiled greedy one with one response a question; None compiles it.
+    `sampler` is a compiled greedy one with one response a question; None compiles it.
 
     Returns:
       the profile; and `ids` of the questions, `edges` of the bins, and for `positions` (a row a question, a column a
@@ -143,7 +136,6 @@ def theorem_numbers(
     more visual tokens make r' = (L_c + k) / (L_total + k) larger than r: r before and after each insertion.
 
     Args:
-      runtime, params, source, size: as in `attention_profile`.
       swaps: other images that the mean runs over, at least 1 and below the batch size.
       bins: equal bins of response positions.
 

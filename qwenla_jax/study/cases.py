@@ -45,18 +45,9 @@ def cases(study: Study) -> list[Case]:
     systems = study.seeds[0].systems
     result = []
     for wanted, title, count in KINDS:
-        places = [index for index, turn in enumerate(turns(one)) if turn == wanted][:count]
-        for index in places:
+        for index in [index for index, turn in enumerate(turns(one)) if turn == wanted][:count]:
             shown = [(name, systems[name]) for name in (TEXT, COPY, ROUTE) if name in systems]
-            result.append(
-                Case(
-                    title=title,
-                    image=make_image(one, index),
-                    question=one.texts[index]["question"],
-                    answer=one.texts[index]["answer"],
-                    responses=tuple(
-                        (name, m.texts[index]["response"], bool(m.numbers["right"][index])) for name, m in shown
-                    ),
-                )
-            )
+            responses = [(name, m.texts[index]["response"], bool(m.numbers["right"][index])) for name, m in shown]
+            text = one.texts[index]
+            result.append(Case(title, make_image(one, index), text["question"], text["answer"], tuple(responses)))
     return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qwenla_jax.inference.attention_mass import PARTS
+from qwenla_jax.study import statistics as st
 from qwenla_jax.study.collect import (
     BASE,
     COLD,
@@ -25,20 +26,7 @@ from qwenla_jax.study.collect import (
     Study,
     StudyError,
 )
-from qwenla_jax.study.statistics import (
-    Estimate,
-    Ratio,
-    accuracy_difference,
-    answers_between,
-    difference,
-    middle_token,
-    objects_between,
-    per_seed,
-    ratio,
-    share,
-    visual_mass,
-    visual_ratio,
-)
+from qwenla_jax.study.statistics import Estimate, Ratio, share
 
 HOLDS, FAILS, UNKNOWN, NOT_JUDGED = "holds", "does not hold", "cannot be told", "not judged"
 RULE = (
@@ -142,8 +130,8 @@ def _judged(
 ) -> Verdict:
     try:
         after, before = parts()
-        result = estimate() if estimate is not None else difference(after, before)
-        seeds = tuple(a - b for a, b in zip(per_seed(after), per_seed(before), strict=True))
+        result = estimate() if estimate is not None else st.difference(after, before)
+        seeds = tuple(a - b for a, b in zip(st.per_seed(after), st.per_seed(before), strict=True))
     except StudyError as error:
         nothing = Estimate(math.nan, math.nan, math.nan)
         return Verdict(number, claim, paper, measure, sign, unit, nothing, (), NOT_JUDGED, str(error))
@@ -164,7 +152,7 @@ def _accuracy(
         sign,
         "points",
         lambda: ([share(m, "right") for m in study.of(after)], [share(m, "right") for m in study.of(before)]),
-        lambda: accuracy_difference(study.of(after), study.of(before)),
+        lambda: st.accuracy_difference(study.of(after), study.of(before)),
         reason,
     )
 
@@ -210,15 +198,16 @@ def _length(study: Study) -> list[Verdict]:
     for letter, name, what in (("a", BASE, "plain answers"), ("b", TEXT, "text-only reflection")):
 
         def by_place(name: str = name) -> Parts:
-            middle = middle_token(study, name)
+            middle = st.middle_token(study, name)
             ones = study.of(name)
-            return [objects_between(m, middle, math.inf) for m in ones], [objects_between(m, 0, middle) for m in ones]
+            cut = lambda low, high: [st.objects_between(m, low, high) for m in ones]  # noqa: E731
+            return cut(middle, math.inf), cut(0, middle)
 
         def by_length(name: str = name) -> Parts:
             ones = study.of(name)
             middle = float(np.median(np.concatenate([m.numbers["tokens"] for m in ones])))
             chair = [share(m, "invented", "named") for m in ones]
-            cut = lambda low, high: [answers_between(m, c, low, high) for m, c in zip(ones, chair, strict=True)]  # noqa: E731
+            cut = lambda low, high: [st.answers_between(m, c, low, high) for m, c in zip(ones, chair, strict=True)]  # noqa: E731
             return cut(middle + 1, math.inf), cut(0, middle + 1)
 
         claim = f"CHAIR_i grows with the length of {what}"
@@ -236,7 +225,7 @@ def _looking(study: Study) -> list[Verdict]:
     """Attention on visual tokens."""
     result = []
     before, inside = PARTS.index("before"), PARTS.index("in")
-    measures = (("share of attention", visual_mass, "points"), ("ratio to an even share", visual_ratio, ""))
+    measures = (("share of attention", st.visual_mass, "points"), ("ratio to an even share", st.visual_ratio, ""))
     for letter, (measure, of, unit) in zip("ab", measures, strict=True):
 
         def decay(of: Callable[..., Ratio] = of) -> Parts:
@@ -325,7 +314,7 @@ def _overhead(study: Study) -> list[Verdict]:
         noisy = "wall time of batches, compilation left out; the machine's other work is in it"
 
         def on_top() -> Estimate:
-            e = ratio(over(after, before), null=1.0)
+            e = st.ratio(over(after, before), null=1.0)
             return Estimate(e.value - 1, e.low - 1, e.high - 1, e.p)
 
         return _judged(number, claim, paper, words, +1, "%", parts, on_top, noisy)

@@ -64,12 +64,7 @@ def require_matplotlib() -> Any:
 
 
 def to_bytes(figure: Figure, form: str = "svg") -> bytes:
-    """The figure as a file.
-
-    Args:
-      figure: of this module.
-      form: "svg" or "png" (at 200 dots an inch).
-    """
+    """The figure as a file, "svg" or "png" (at 200 dots an inch)."""
     matplotlib, buffer = require_matplotlib(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None)
@@ -149,16 +144,8 @@ def figure_7(study: Study) -> Figure:
     figure, (axis,) = _panels(1)
     _steps(axis, curves, "accuracy", 100, PAPER, "sampled in training, mean of seeds")
     value, low, high = 100 * result.T
-    axis.errorbar(
-        steps,
-        value,
-        np.maximum(0, [value - low, high - value]),
-        color=INSERTIONS[COPY][0],
-        marker="o",
-        capsize=2.5,
-        label="greedy on held-out questions",
-        zorder=3,
-    )
+    ends, label = np.maximum(0, [value - low, high - value]), "greedy on held-out questions"
+    axis.errorbar(steps, value, ends, color=INSERTIONS[COPY][0], marker="o", capsize=2.5, label=label, zorder=3)
     _label(axis, "", "BRPO step", "accuracy (%)")
     _legend(figure, axis)
     return figure
@@ -273,10 +260,8 @@ def step_means(curve: Curve, name: str, width: int) -> tuple[np.ndarray, np.ndar
     values = getattr(curve, name)
     starts = range(0, len(values), width)
     middle = [float(curve.steps[i : i + width].mean()) for i in starts]
-    means = [
-        float(np.nanmean(part)) if np.isfinite(part).any() else math.nan
-        for part in (values[i : i + width] for i in starts)
-    ]
+    parts = (values[i : i + width] for i in starts)
+    means = [float(np.nanmean(part)) if np.isfinite(part).any() else math.nan for part in parts]
     return np.array(middle), np.array(means)
 
 
@@ -292,9 +277,5 @@ def _steps(
         for number, (x, y) in enumerate(drawn):
             axis.plot(x, scale * y, color=color, alpha=0.35, linewidth=0.8, label="" if number else "one seed")
     mean = np.mean([y[:count] for _, y in drawn], axis=0)
-    axis.plot(
-        drawn[0][0][:count],
-        scale * mean,
-        color=color,
-        label=label if len(curves) > 1 else label.replace("mean of seeds", "one seed"),
-    )
+    label = label if len(curves) > 1 else label.replace("mean of seeds", "one seed")
+    axis.plot(drawn[0][0][:count], scale * mean, color=color, label=label)

@@ -38,9 +38,9 @@ def run_pipeline(
     """Runs whatever is not there yet and writes `table.json` and `table.md`.
 
     Args:
-      settings: see there.
+      settings: of all stages.
       workdir: holds a folder for every stage.
-      note: told what is done, line by line.
+      note: gets a line of progress.
       base_in: holds the folder of the base model instead, so that runs of several seeds share it.
 
     Returns:
@@ -48,7 +48,7 @@ def run_pipeline(
       same of each evaluation.
 
     Raises:
-      train.loop.Refused: a stage's folder belongs to other settings, or was made from what is no longer there.
+      train.loop.RunRefused: a stage's folder belongs to other settings, or was made from what is no longer there.
     """
 
     def folder(stage: str) -> Path:
@@ -66,10 +66,7 @@ def run_pipeline(
 
 
 def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], None]) -> float:
-    """Runs one stage unless it is done; returns the seconds that it took, or had taken.
-
-    Every result bears a stamp, and remembers the stamps of what it was made from.
-    """
+    """Runs one stage unless it is done; the seconds that it took. Its stamp, and those of what it needs, are kept."""
     name, own = stage.name, folder(stage.name)
     path, wanted = own / DONE, to_dict(stage.options)
     made_from = {need: _saved(folder(need) / DONE, "stamp")["stamp"] for need in stage.needs}
@@ -95,17 +92,12 @@ def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], No
 
 
 def _saved(path: Path, *keys: str) -> dict[str, Any]:
-    """What an earlier run wrote, with these keys in it.
-
-    Raises:
-      Refused: it cannot be read.
-    """
+    """What an earlier run wrote, with these keys in it."""
     try:
         content = json_files.read_object(path)
     except (OSError, ValueError) as error:
         raise RunRefused(f"{error}; delete {path.parent}, and it is made anew") from error
-    lacking = [key for key in keys if key not in content]
-    if lacking:
+    if lacking := [key for key in keys if key not in content]:
         raise RunRefused(f"{path}: lacks {', '.join(lacking)}; delete {path.parent}, and it is made anew")
     return content
 
@@ -185,7 +177,7 @@ def table(systems: Mapping[str, Mapping[str, Any]]) -> str:
         cells += [f"{scores['reflections']:.2f}", f"{scores['inserted']:.2f}"]
         parts = scores["attention"]["parts"]
         for key in ("visual", "ratio"):
-            there = [f"{parts[part][key]:.2f}" if part in parts else "-" for part in ("before", "in", "after")]
-            cells.append(", ".join(there))
+            each = (f"{parts[part][key]:.2f}" if part in parts else "-" for part in ("before", "in", "after"))
+            cells.append(", ".join(each))
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

@@ -33,15 +33,7 @@ BANDS = f"Bands are 95% intervals (bootstrap over questions, all seeds); fewer t
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure of the page.
-
-    Attributes:
-      name: as one refers to it.
-      draw: makes it.
-      caption: what is seen, with units.
-      alt: the same for one who does not see it.
-      form: "svg", or "png" where there is an image in it.
-    """
+    """A figure of the page: its caption with units, a text for who cannot see it, and "png" where it has an image."""
 
     name: str
     draw: Callable[[Study], Figure]

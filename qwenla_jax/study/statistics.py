@@ -41,12 +41,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(parts: Sequence[Ratio], null: float = math.nan) -> Estimate:
-    """The ratio of pooled sums over all seeds' questions.
-
-    Args:
-      parts: by seed, one column.
-      null: what `p` tests; nan: nothing.
-    """
+    """The ratio of pooled sums over all seeds' questions; `parts` has one column a seed, `p` tests `null`."""
     (value,), drawn = _pooled(parts)
     return _estimate(float(value), drawn[:, 0], null)
 
@@ -107,7 +102,7 @@ def answers_between(one: Measured, of: Ratio, first: float, end: float) -> Ratio
 
 
 def visual_mass(sums: Mapping[str, np.ndarray], columns: slice | int | None = None) -> Ratio:
-    """Attention on visual tokens a response token, the share of all attention; `sums` is a Look's part."""
+    """Attention on visual tokens a response token, the share of all attention; `sums` a part of `AttentionSums`."""
     visual = sums["original"] + sums["inserted"]
     return _columns(Ratio(visual, sums["tokens"]), columns)
 

@@ -49,12 +49,12 @@ def fitting_template(own: str | None, system: str | None = None) -> str:
     """A chat template for a model that was trained on `conversation.build_prompt`'s layout.
 
     Args:
-      own: the template that the tokenizer came with. It is kept where it lays a conversation out in this way; a system
-        turn that it makes up is cut out of it, because training had none.
+      own: the template that the tokenizer came with.
       system: text of the system turn that the model was trained with, which goes before conversations without one.
 
     Returns:
-      `own`, `own` without its made-up turn, or else `CHAT_TEMPLATE`; each with the turn of `system` in front.
+      `own` where it gives this layout, `own` without the system turn that it makes up, or else `CHAT_TEMPLATE`; each
+      with the turn of `system` in front.
     """
     wanted = _with_system(CHAT_TEMPLATE, system)
     if own is None or own == CHAT_TEMPLATE:
@@ -84,12 +84,7 @@ def _rendered(template: str) -> list[str]:
 
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
     return [
-        cast(  # text, for it is not tokenized
-            str,
-            theirs.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=open_answer
-            ),
-        )
+        cast(str, theirs.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=end))
         for turns in _PROBES
-        for open_answer in (True, False)
+        for end in (True, False)
     ]

@@ -21,23 +21,11 @@ def build_prompt(question: str, num_visual_tokens: Sequence[int], tok: Tokenizer
     Raises:
       ValueError: an image has no visual token, or the tokenizer lacks a special token.
     """
-    ids = tok.ids
-    out: list[int] = []
-    if system is not None:
-        out += [ids.im_start, *tok.encode_plain(f"system\n{system}"), ids.im_end, *tok.encode_plain("\n")]
-    out.append(ids.im_start)
-    images: list[int] = []
     for i, num in enumerate(num_visual_tokens):
         if num < 1:
             raise ValueError(f"num_visual_tokens[{i}]={num}: expected at least 1 visual token an image")
-        images += [ids.vision_start, *[ids.image_pad] * num, ids.vision_end]
-    if images:
-        out += [*tok.encode_plain("user\n"), *images, *tok.encode_plain(question)]
-    else:
-        # One piece, because blanks at the start of the question would join the line break.
-        out += tok.encode_plain(f"user\n{question}")
-    out += [ids.im_end, *tok.encode_plain("\n"), ids.im_start, *tok.encode_plain("assistant\n")]
-    return out
+    turns = [] if system is None else [Turn("system", system)]
+    return build_conversation([*turns, Turn("user", [*map(Visual, num_visual_tokens), question])], tok).ids
 
 
 def encode_response(response: str, tok: Tokenizer) -> list[int]:
@@ -57,12 +45,7 @@ def encode_response(response: str, tok: Tokenizer) -> list[int]:
 
 @dataclass(frozen=True)
 class Visual:
-    """An image or a video at its place in a turn.
-
-    Attributes:
-      num_tokens: its visual tokens after the merger; of a video those of all its steps.
-      video: whether it is a video.
-    """
+    """An image or a video at its place in a turn: its visual tokens after the merger, a video's those of all steps."""
 
     num_tokens: int
     video: bool = False
@@ -70,12 +53,7 @@ class Visual:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says.
-
-    Attributes:
-      role: "system", "user" or "assistant".
-      content: the text, or texts, images and videos in their order.
-    """
+    """What "system", "user" or "assistant" says: a text, or texts, images and videos in their order."""
 
     role: str
     content: str | Sequence[str | Visual]
@@ -108,10 +86,7 @@ def build_conversation(
       turns: the turns, oldest first.
       tok: the tokenizer, with all special tokens.
       open_answer: end with the start of an assistant turn (the template's `add_generation_prompt`).
-      number_visuals: write "Image 1: ", "Video 1: " before each (the template's `add_vision_id`).
-
-    Returns:
-      The ids, and where in them the assistant turns stand.
+      number_visuals: write "Picture 1: ", "Video 1: " before each (the template's `add_vision_id`).
 
     Raises:
       ValueError: no turn, an unknown role, a system turn that is not the first, a visual without a token, or an
@@ -130,7 +105,7 @@ def build_conversation(
             raise ValueError(f"{where}: a system turn can only be the first")
         out.append(ids.im_start)
         start = len(out) + len(tok.encode_plain(f"{turn.role}\n"))
-        # Texts that stand side by side are one piece to the tokenizer, the role's line with the first of them.
+        # Adjacent texts are one piece to the tokenizer, since blanks at the start of one join the role's line break.
         text = f"{turn.role}\n"
         for part in [turn.content] if isinstance(turn.content, str) else turn.content:
             if isinstance(part, str):

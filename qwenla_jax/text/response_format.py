@@ -80,14 +80,7 @@ class Parsed:
 
 
 def parse(response: str) -> Parsed:
-    """Takes a response apart, in time linear in its length.
-
-    Args:
-      response: the generated text without control tokens; any string.
-
-    Returns:
-      Its sections and the first fault of its format. Never raises.
-    """
+    """Takes a response apart, any text without control tokens, in time linear in its length. Never raises."""
     tags = list(_TAG.finditer(response))
     sections = tuple(
         Section(first[2], response[first.end() : second.start()], first.start(), second.end())

@@ -15,32 +15,11 @@ VIDEO_PAD = "<|video_pad|>"
 
 # Qwen2.5's added tokens in the order of their ids. The first fourteen are special (control) tokens, the rest are
 # ordinary text to a decoder that skips special tokens.
-QWEN_CONTROL_TOKENS: tuple[str, ...] = (
-    ENDOFTEXT,
-    IM_START,
-    IM_END,
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    VISION_START,
-    VISION_END,
-    VISION_PAD,
-    IMAGE_PAD,
-    VIDEO_PAD,
-)
-QWEN_TEXT_TOKENS: tuple[str, ...] = (
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-)
+_GROUNDING = tuple(f"<|{kind}_{end}|>" for kind in ("object_ref", "box", "quad") for end in ("start", "end"))
+_VISION = (VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD)
+QWEN_CONTROL_TOKENS: tuple[str, ...] = (ENDOFTEXT, IM_START, IM_END, *_GROUNDING, *_VISION)
+_CODE = tuple(f"<|{name}|>" for name in ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep"))
+QWEN_TEXT_TOKENS: tuple[str, ...] = ("<tool_call>", "</tool_call>", *_CODE)
 
 # Paper, the answer format: four sections in this order, and reflections anywhere between or after them.
 SECTION_NAMES: tuple[str, ...] = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
@@ -86,10 +65,9 @@ class TokenIds:
         Raises:
           ValueError: tokens are missing; the message names each of them.
         """
-        control = (ENDOFTEXT, IM_START, IM_END, VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD)
+        control = (ENDOFTEXT, IM_START, IM_END, *_VISION)
         ids = {token: tok.token_to_id(token) for token in (*control, *TAGS)}
-        missing = [token for token, index in ids.items() if index is None]
-        if missing:
+        if missing := [token for token, index in ids.items() if index is None]:
             hint = "; Tokenizer.with_tags() adds the tags" if set(missing) <= set(TAGS) else ""
             raise ValueError(f"the tokenizer lacks {', '.join(missing)} as single tokens{hint}")
         known = {token: index for token, index in ids.items() if index is not None}

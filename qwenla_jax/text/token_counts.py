@@ -31,15 +31,10 @@ def token_ends(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def reflection_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Number of tokens in each reflection of a response, its tags excluded.
+    """Number of tokens in each reflection of a response without its stop token; the reflection's tags are excluded.
 
-    Args:
-      ids: the response without its stop token.
-      tokenizer: that decodes it.
-
-    Returns:
-      In the order of `sections.parse(text).reflections`. A tag may be spelled by several tokens; one that holds a part
-      of the closing tag is not counted.
+    In the order of `response_format.parse(text).reflections`. A tag may be spelled by several tokens; one that holds a
+    part of the closing tag is not counted.
     """
     reflections = parse(tokenizer.decode(ids)).reflections
     if not reflections:

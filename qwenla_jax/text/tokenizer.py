@@ -30,11 +30,10 @@ class Tokenizer:
     """Text to ids and back. Picklable, so that data workers can carry it."""
 
     def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
-        """Wraps a loaded tokenizer.
+        """Wraps a loaded tokenizer, and resets truncation, padding and splitting of special tokens in it.
 
         Args:
-          backend: the tokenizer, of which nothing but the truncation, padding and splitting of special tokens that a
-            call has left in it is changed.
+          backend: the tokenizer.
           config: entries of its tokenizer_config.json that `save` writes again: chat_template, model_max_length and
             add_prefix_space. None: those of a new one.
         """
@@ -87,11 +86,7 @@ class Tokenizer:
 
     @property
     def ids(self) -> TokenIds:
-        """The ids of the special tokens.
-
-        Raises:
-          ValueError: some are missing (a released tokenizer lacks the tags; see `with_tags`).
-        """
+        """The ids of the special tokens. Raises ValueError where some are missing, as released ones lack the tags."""
         return TokenIds.from_tokenizer(self)
 
     def token_to_id(self, token: str) -> int | None:
@@ -140,7 +135,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         spec = json.loads(self._backend.to_str())
-        for token in spec["added_tokens"]:  # in files of others the tags may be control tokens
+        for token in (added := spec["added_tokens"]):  # in files of others the tags may be control tokens
             token["special"] = token["special"] and token["content"] not in st.TAGS
         template = fitting_template(self._config.get("chat_template"), system)
         config = {
@@ -158,13 +153,10 @@ class Tokenizer:
             **self._config,
             "chat_template": template,
             "added_tokens_decoder": {
-                str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-                for token in spec["added_tokens"]
+                str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added
             },
             "additional_special_tokens": [
-                token["content"]
-                for token in spec["added_tokens"]
-                if token["special"] and token["content"] != st.ENDOFTEXT
+                token["content"] for token in added if token["special"] and token["content"] != st.ENDOFTEXT
             ],
         }
         for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", dict(sorted(config.items())))):

@@ -125,10 +125,9 @@ def _memory(options: RunOptions, counts: dict[str, int]) -> list[str]:
     # Moments exist for whole parameters: of a "tags" parameter too.
     moving = counts["train"] + counts["tags"]
     parts: dict[str, float] = {"parameters": total * stored, "gradient": moving * stored, "moments": moving * 8}
-    shared = options.dtype == options.param_dtype
     if options.stage == "brpo" and options.brpo.beta:
         parts["reference"] = total * computed
-    if not shared:
+    if options.dtype != options.param_dtype:
         parts["parameters as computed"] = total * computed
     return [_memory_line(options, parts)]
 

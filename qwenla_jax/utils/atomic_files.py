@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that lock a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 @contextlib.contextmanager
@@ -31,6 +34,25 @@ def replacing(path: Path, durable: bool = False, shared: bool = False) -> Iterat
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def lock_file(path: Path) -> TextIO:
+    """Opens a text file, which is made if need be, and locks it until it is closed.
+
+    Raises:
+      BlockingIOError: another process holds the lock; the message is the file's text.
+      OSError: it cannot be opened, or (then the message names the file) cannot be locked.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except OSError as error:
+        with file:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise OSError(error.errno, f"{path}: cannot be locked: {error.strerror}") from error
+            file.seek(0)
+            raise BlockingIOError(file.read().strip()) from error
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:

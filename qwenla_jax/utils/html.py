@@ -19,14 +19,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # all that HTML does not
 
 
 def render(template: str, **values: Any) -> str:
-    """A template with its values, which are escaped.
+    """A template, a file of `qwenla_jax/templates`, with its values, which are escaped.
 
     Control characters become their symbols (U+2400 on), lone surrogates question marks, so the result is valid HTML
     and UTF-8 whatever a model wrote.
-
-    Args:
-      template: name of a file in `qwenla_jax/templates`.
-      **values: what the template names.
 
     Raises:
       jinja2.UndefinedError: the template names something that is not given.
@@ -35,12 +31,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Writes `render`'s result, whole or not at all; a page that is there is replaced.
-
-    Raises:
-      jinja2.UndefinedError: as in `render`.
-      OSError: the file cannot be written.
-    """
+    """Writes `render`'s result, whole or not at all; a page that is there is replaced."""
     write_text(path, render(template, **values))
 
 
@@ -50,13 +41,10 @@ def data_uri(data: bytes, media_type: str) -> str:
 
 
 def image_uri(image: Image.Image, form: str = "PNG", largest_side: int | None = None, **options: Any) -> str:
-    """An image as a data URI; in templates a filter.
+    """An image of any mode in RGB as a data URI; in templates a filter.
 
-    Args:
-      image: any mode; RGB is what is written.
-      form: "PNG" or "JPEG".
-      largest_side: pixels; a larger image is shrunk. None: as it is.
-      **options: of Pillow's writer.
+    `form` is "PNG" or "JPEG", with options of Pillow's writer. An image with a side above `largest_side` pixels is
+    shrunk.
     """
     small = image.convert("RGB")
     if largest_side is not None:

@@ -117,11 +117,7 @@ def read_object(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dic
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a regular file of bounded size; nothing else is opened.
-
-    Raises:
-      FileNotFoundError, ValueError, OSError: as in `check_file`, or it cannot be read.
-    """
+    """The bytes of a regular file of bounded size; nothing else is opened. Raises as `check_file` does."""
     check_file(path, max_bytes)
     return Path(path).read_bytes()
 

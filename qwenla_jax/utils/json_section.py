@@ -78,20 +78,12 @@ class Section:
 
 
 def plain_name(value: Any, suffix: str, where: str | os.PathLike[str]) -> str:
-    """A file name that stands in a file of others: of no other folder, so that it cannot lead out of the one it is in.
-
-    Args:
-      value: what stands there.
-      suffix: what the name must end in.
-      where: the file that it stands in.
+    """A file name out of the file `where`: of no other folder, so that it cannot lead out of the one it is in.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is none, or does not end in `suffix`.
     """
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _SHOWN:
-        plain = False
-    else:
-        plain = value.endswith(suffix) and not value.startswith(".") and "/" not in value and "\\" not in value
-    if not plain:
+    plain = isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN and value.endswith(suffix)
+    if not plain or value.startswith(".") or "/" in value or "\\" in value:
         raise ValueError(f"{where}: {repr(value)[:_SHOWN]} is no file name; expected a plain one that ends in {suffix}")
     return value

@@ -7,7 +7,6 @@ at the next start, so that nothing of a log is ever read half. Results go to a t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,13 +18,14 @@ from typing import Any, TextIO
 from PIL import Image
 
 from qwenla_jax.utils import json_files
-from qwenla_jax.utils.atomic_files import replacing
+from qwenla_jax.utils.atomic_files import lock_file, replacing
 from qwenla_jax.utils.visible import HIDDEN
 
 Row = dict[str, Any]
 
 SAMPLES = "samples.jsonl"
 JUDGEMENTS = "judgements.jsonl"
+REPLIES = "replies.jsonl"
 CORRECTIONS = "corrections.jsonl"
 ANSWERS = "answers.jsonl"
 ACCEPTED = "accepted.jsonl"
@@ -81,9 +81,8 @@ def typed_lines(path: Path) -> Iterator[tuple[int, str, Row | str]]:
         if not line.strip():
             continue
         text = line.decode("utf-8", "replace").strip().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-        result: Row | str
         try:
-            result = json_files.loads(text, "")
+            result: Row | str = json_files.loads(text, "")
             if not isinstance(result, dict):
                 result = f"holds a {type(result).__name__}, expected an object"
         except ValueError as error:
@@ -148,11 +147,11 @@ def locked(workdir: Path) -> Iterator[None]:
       StoreError: another process is in it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / _LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(f"{workdir}: another process is at work in this folder") from error
+    try:
+        lock = lock_file(workdir / _LOCK)
+    except BlockingIOError as error:
+        raise StoreError(f"{workdir}: another process is at work in this folder") from error
+    with lock:
         yield
 
 
@@ -223,6 +222,8 @@ def groups(path: Path, samples: int) -> Iterator[list[Row]]:
         choices = row.get("options", [])
         if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
             wrong.append("options")
+        if not isinstance(row.get("columns", {}), dict):
+            wrong.append("columns")
         if wrong:
             raise StoreError(f"{path}:{number}: {', '.join(wrong)}: missing, or of another type than a run writes")
         rows.append(row)

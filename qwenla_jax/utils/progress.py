@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import os
 import shutil
@@ -10,14 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-# Shown when present, in this order; the rest is in metrics.jsonl. Names: metric -> console.
+# Shown when present, in this order; the rest is in metrics.jsonl. Names: metric -> console; a reward has its own name.
 CONSOLE_METRICS = {
     "train/loss": "loss",
     "train/mean_token_probability": "token_p",
     "train/reward": "reward",
-    "train/rewards/format/mean": "format",
-    "train/rewards/accuracy/mean": "accuracy",
-    "train/rewards/balance/mean": "balance",
+    "train/rewards/*/mean": "",
     "train/kl": "kl",
     "train/entropy": "entropy",
     "train/completions/mean_length": "length",
@@ -92,7 +91,11 @@ class Progress:
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of a step: beside the bar on a terminal, as a line elsewhere."""
         self.tick(step)
-        pairs = [f"{short}={metrics[name]:.4g}" for name, short in CONSOLE_METRICS.items() if name in metrics]
+        pairs = [
+            f"{short or name.split('/')[2]}={metrics[name]:.4g}"
+            for pattern, short in CONSOLE_METRICS.items()
+            for name in fnmatch.filter(metrics, pattern)
+        ]
         if not self.terminal:
             self._stream.write(f"step {step}/{self._total}{self._timing()} {' '.join(pairs)}".rstrip() + "\n")
             self._stream.flush()

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 
 def half_character(text: str) -> str | None:
-    """What is wrong with a text that holds a lone surrogate; None where it is text.
-
-    Args:
-      text: any string.
-
-    Returns:
-      A clause that names the first one and what would be right.
-    """
+    """A clause on the first lone surrogate in a text and on what would be right; None where it holds none."""
     if text.isascii():
         return None
     try:

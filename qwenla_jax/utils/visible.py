@@ -9,12 +9,7 @@ HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""The text with its control characters spelled out: an escape becomes the four characters `\x1b`.
-
-    Args:
-      text: any text.
-      keep: control characters that stay, such as line breaks.
-    """
+    r"""The text with its control characters but those of `keep` spelled out: an escape becomes the four `\x1b`."""
     return HIDDEN.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
 
 

@@ -165,6 +165,7 @@ def leaf_values(options):
     [
         (["train.py"], "--config is missing; expected --config=RECIPE or --config=RECIPE:PRESET; --list names them"),
         (["distill.py"], "--config is missing; expected --config=configs/distill.py"),
+        (["distill.py", "--make", "cold_start", "--config=distill"], "--make=cold_start: the settings of"),
         (["train.py", "--config="], "--config: there is no file ''"),
         (["train.py", "--config=nowhere.py"], "--config: there is no file 'nowhere.py'"),
         (["train.py", "--config=configs"], "--config: there is no file 'configs'"),
@@ -237,9 +238,9 @@ def test_printed_settings_are_taken_back_and_show_in_the_help(monkeypatch, capsy
 def test_the_list_has_every_recipe_with_its_presets(monkeypatch, capsys):
     words = [line.replace(",", "").split() for line in shown(monkeypatch, capsys, "--list").splitlines()]
     recipes = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert {line[0]: line[1:] for line in words if line[0] in recipes} == {
-        name: ["tiny"] if name == "base" else ["tiny", "3b", "7b", "32b", "72b"] for name in recipes
-    }
+    wanted = dict.fromkeys(recipes, ["tiny", "3b", "7b", "32b", "72b"]) | {"base": ["tiny"]}
+    wanted["distill"] = [*wanted["brpo"], "cold_start"]
+    assert {line[0]: line[1:] for line in words if line[0] in recipes} == wanted
 
 
 def test_a_mistake_in_a_config_file_is_shown_where_it_is(tmp_path):

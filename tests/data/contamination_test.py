@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from qwenla_jax.data.contamination import (
+    Fingerprint,
     Fingerprints,
     coco_number,
     file_leaks,
     find_leaks,
     image_fingerprint,
-    named_fingerprints,
     take_fingerprints,
 )
 from qwenla_jax.data.datasets.mathvision import mathvision
@@ -150,13 +150,19 @@ def test_images_of_one_colour_are_the_same_only_by_their_pixels():
     assert not find_leaks(Fingerprints("t", ("w",), (wide,)), again).leaks
 
 
+def named(name, images):
+    """Fingerprints of (id, file name), as of an evaluation whose images are not there."""
+    prints = tuple(Fingerprint(record, number=coco_number(file)) for record, file in images)
+    return Fingerprints(name, tuple(record for record, _ in images), prints)
+
+
 def test_coco_images_meet_pope_by_their_numbers(shared_data):
     lines = (shared_data / "hallucination" / "coco_pope_random.json").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     names = sorted({row["image"] for row in rows})
     number = int(names[0][-16:-4])
-    pope = named_fingerprints("POPE", [(f"pope-{i}", row["image"]) for i, row in enumerate(rows)])
-    trained = named_fingerprints(
+    pope = named("POPE", [(f"pope-{i}", row["image"]) for i, row in enumerate(rows)])
+    trained = named(
         "LLaVA-CoT", [("a", f"coco/train2017/{number:012}.jpg"), ("b", "coco/train2017/999999999999.jpg"),
                       ("c", f"sqa/train/{number:012}/image.png"), ("d", f"chartqa/{number:012}.png")])  # fmt: skip
     report = find_leaks(trained, pope)

@@ -53,7 +53,7 @@ def test_round_trips():
         ({"seed": True}, "config.seed: got True (bool), expected int"),
         ({"judges": {"timeout_s": float("nan")}}, "config.judges.timeout_s: got nan, expected a finite number"),
         ({"judges": 3}, "config.judges: got 3, expected a group of settings"),
-        ({"verify": {"keep": "best"}}, "config.verify.keep: got 'best', expected one of first, shortest, all"),
+        ({"verify": {"keep": "best"}}, "config.verify.keep: got 'best', expected one of first, shortest, all, none"),
         ({"verify": {"verifiers": ("rule", "jury")}},
          "config.verify.verifiers: got 'jury', expected some of format, rule, agreement, judges"),
         ({"verify": {"verifiers": "rule"}}, "config.verify.verifiers: got 'rule' (str), expected texts"),

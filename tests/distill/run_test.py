@@ -359,10 +359,12 @@ def test_answers_that_look_again_part_at_the_reflection(tmp_path):
 def test_all_of_a_file_is_answered(tmp_path):
     """Training holds a tenth of a file's records out; here nothing is."""
     SceneSource(0, "train")[0].images[0].save(tmp_path / "scene.png")
-    row = {"image": "scene.png", "question": "How many objects are there?", "answer": "2"}
+    row = {"image": "scene.png", "question": "How many objects are there?", "answer": "2", "level": [3, None]}
     ids = [f"question {number}" for number in range(24)]
     text = "".join(json.dumps({"id": name} | row) + "\n" for name in ids)
     (tmp_path / "questions.jsonl").write_text(text, encoding="utf-8")
     data = QuestionOptions(source=str(tmp_path / "questions.jsonl"), size=None, batch_size=4)
     run(replace(SMALL, data=data), tmp_path / "run")
     assert {r["id"] for r in rows(tmp_path / "run" / "samples.jsonl")} == set(ids)
+    results = rows(tmp_path / "run" / "accepted.jsonl") + rows(tmp_path / "run" / "queue.jsonl")
+    assert len(results) == 24 and all(r["level"] == [3, None] for r in results)  # for rewards of a later stage

@@ -13,6 +13,7 @@ from qwenla_jax.distill.verify import (
     best,
     format_verdict,
     judges_verdict,
+    reflection_verdict,
     rule_verdict,
 )
 
@@ -41,6 +42,39 @@ def test_rule(text, answer, passed, code, reason):
     verdict = rule_verdict(text, answer)
     assert (verdict.verifier, verdict.passed, verdict.code) == ("rule", passed, code)
     assert reason in verdict.reason
+
+
+LOOK = "<REFLECTION>I look again.</REFLECTION>"
+
+
+@pytest.mark.parametrize(
+    "row, passed, code",
+    [
+        ({}, True, "ok"),
+        ({"text": ""}, None, "pending"),
+        ({"text": "", "error": "HTTP 500"}, False, "no_reply"),
+        ({"reflection_tokens": 9}, False, "reflection_length"),
+        ({"reflection_tokens": 201}, False, "reflection_length"),
+        ({"tokens": 65}, False, "too_long"),
+        # What no reflection can mend: a response that has one, breaks the format, or concludes wrongly.
+        ({"source": response("3").replace("<CON", LOOK + "<CON"), "text": ""}, False, "source"),
+        ({"source": response("3")[:-1], "text": ""}, False, "source"),
+        ({"answer": "4"}, False, "source"),
+        # The last answer that the reflection states counts, in any usual writing of the right one.
+        ({"look": "At first I thought the answer is 4. But no, the answer is **3**."}, True, "ok"),
+        ({"look": "The answer is 4, not 3."}, False, "answer_changed"),
+        ({"answer": "A", "options": ["3", "4"], "look": "So the answer is (B)."}, False, "answer_changed"),
+        ({"answer": "A", "options": ["3", "4"], "look": "So the answer is A."}, True, "ok"),
+        # Free text is not compared: other words may say the same.
+        ({"answer": "a red cup", "source": response("a red cup"), "look": "The answer is 1 cup, red."}, True, "ok"),
+    ],
+)
+def test_reflection(row, passed, code):
+    row = {"source": response("3"), "answer": "3", "error": "", "tokens": 64, "reflection_tokens": 10} | row
+    look = f"<REFLECTION>{row.pop('look', 'I look again.')}</REFLECTION>"
+    row = {"text": row["source"].replace("<CON", look + "<CON")} | row
+    verdict = reflection_verdict(row, DistillOptions(make="cold_start"))
+    assert (verdict.passed, verdict.code) == (passed, code), verdict
 
 
 def test_format_alone_does_not_look_at_the_answer():

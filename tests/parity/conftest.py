@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, image_to_patches
 from qwenla_jax.types import PromptBatch, VisionBatch
 
@@ -247,7 +247,7 @@ def inputs(arch: Architecture, extra_slots: int = 1) -> SimpleNamespace:
     for q, (ids, grids) in enumerate(zip(rows_ids, rows_grids, strict=True)):
         n = len(ids)
         prompts.ids_QxP[q, :n] = ids
-        prompts.pos_QxPx3[q, :n], prompts.next_pos_Q[q] = mrope_positions(ids, image, grids)
+        prompts.pos_QxPx3[q, :n], prompts.next_pos_Q[q] = visual_positions(ids, image, -1, grids, 1)
         at = np.flatnonzero(np.array(ids) == image)
         index = [(first + i) * M + m for i, (r, c) in enumerate(grids) for m in range(r * c)]
         prompts.visual_QxP[q, at] = index

@@ -14,7 +14,7 @@ from fit_options import LARGE
 from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.planner import arithmetic
-from qwenla_jax.planner.chips import all_chips, chip, parse_topology, slices, tpu_devices
+from qwenla_jax.planner.chips import CHIPS, chip, parse_topology, slices, tpu_devices
 from qwenla_jax.planner.compiled import Load
 from qwenla_jax.planner.fit_report import compile_fit, describe, estimate, roofline, smallest
 from qwenla_jax.planner.flops import Work
@@ -38,7 +38,7 @@ def test_topologies_by_name():
     for name, match in wrong.items():
         with pytest.raises(ValueError, match=match):
             parse_topology(name)
-    for one in all_chips():
+    for one in CHIPS:
         counts = [topology.chips for topology in slices(one)]
         assert counts == sorted(counts) and one.source.startswith("https://")
 

@@ -72,7 +72,7 @@ def test_select_against_sorting_each_row():
     for share in (0.25, 0.3, 0.5, 0.9):
         received = rng.integers(0, 3, (len(question), prompts.ids_QxP.shape[1])).astype(np.float32)
         received[0] = 0
-        got = np.asarray(select(options(share), asked, received))
+        got = np.asarray(select(options(share), asked, received, selected_tokens(options(share), asked.block)))
         for b, q in enumerate(question):
             source = prompts.block.source_QxX[q]
             tokens = [(-received[b, s], x) for x, s in enumerate(source) if s >= 0 and prompts.visual_QxP[q, s] >= 0]
@@ -82,7 +82,9 @@ def test_select_against_sorting_each_row():
             assert set(np.flatnonzero(got[b])) == best | edges
         first = [x for x in np.flatnonzero(got[0]) if prompts.visual_QxP[0, prompts.block.source_QxX[0, x]] >= 0]
         assert first == list(range(1, 1 + len(first)))
-    whole = np.asarray(select(ReattentionConfig("copy", open_id=OPEN, close_id=CLOSE), asked, received))
+    whole = np.asarray(
+        select(ReattentionConfig("copy", open_id=OPEN, close_id=CLOSE), asked, received, np.zeros(9, np.int32))
+    )
     np.testing.assert_array_equal(whole, all_slots(asked))
     np.testing.assert_array_equal(whole.sum(1), prompts.block.length_Q[question])
 

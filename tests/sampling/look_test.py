@@ -11,7 +11,7 @@ import pytest
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_questions, small_model
 
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.reattention.options import ReattentionConfig, row_reattention
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
@@ -229,6 +229,34 @@ def test_how_many_rows_are_served_together_changes_nothing(rows):
     tags = [np.flatnonzero(row == OPEN)[:1].tolist() for row, n in zip(want.ids_BxR, want.inserted_B, strict=True) if n]
     assert len({tuple(t) for t in tags}) > 2, "rows must look at different steps"
     same_rows(draw(dataclasses.replace(COPY, rows_at_once=rows), vision, prompts), want, slice(None))
+
+
+def test_rows_of_one_batch_may_differ_in_mode_and_count():
+    """Each row is the one that a program of its own mode samples; other values of the rows compile nothing."""
+    vision, prompts, _ = looking_questions(Q, seed=1)
+    modes = (dataclasses.replace(COPY, mode="none"), COPY, ROUTE, SHUT)
+    several = dataclasses.replace(COPY, mode="route", by_row=True)
+    options = SampleOptions(G, R, 1.0, 1.0, (STOP, 95), several)
+    run = jax.jit(functools.partial(sample, model()[0], options), compiler_options=accepted(ROUND_ALIKE))
+    numbers = np.arange(Q * G, dtype=np.uint32)
+    alone = [draw(one, vision, prompts) for one in modes]
+    counts = []
+    for shift in range(2):
+        mode_B = (numbers + shift) % len(modes)
+        per_mode = [row_reattention(one, prompts, G) for one in modes]
+        rows = jax.tree.map(lambda *x, at=mode_B: np.stack(x)[at, numbers], *per_mode)
+        with CompileCounter() as counter:
+            got = jax.device_get(run(model()[1], vision, prompts, BIAS, np.uint32(0), np.uint32(0), numbers, rows))
+        counts.append(counter.count)
+        for b, mode in enumerate(mode_B):
+            want, length = alone[mode], got.length_B[b]
+            for name in ("ids_BxR", "length_B", "inserted_B", "skipped_B", "stopped_B"):
+                np.testing.assert_array_equal(getattr(got, name)[b], getattr(want, name)[b], err_msg=f"{name} {b}")
+            E, X = want.selected_BxExX.shape[1:]
+            np.testing.assert_array_equal(got.selected_BxExX[b, :E, :X], want.selected_BxExX[b])
+            np.testing.assert_allclose(got.logp_BxR[b, :length], want.logp_BxR[b, :length], atol=1e-5)
+        assert {modes[m].mode for m in mode_B[got.inserted_B > 0]} == {"copy", "route", "vision_only"}
+    assert counts[1] == 0, counts
 
 
 def test_no_compilation_after_the_first_batch():

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import qwenla_jax
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.images.preprocess import frame_index
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.model.config import ModelConfig
@@ -49,7 +49,7 @@ def logits(checkpoint, given):
     patches_SxC[slots] = given["patches"]
     vision = VisionBatch(patches_SxC[None], hw_Sx2[None], valid_S[None], gather_M[None])
     ids = given["ids"].astype(np.int32)
-    pos, _ = mrope_positions(ids[0].tolist(), int(given["image"]), [(rows, cols)])
+    pos, _ = visual_positions(ids[0].tolist(), int(given["image"]), -1, [(rows, cols)], 1)
     visual = np.full(ids.shape, -1, np.int32)
     visual[ids == given["image"]] = np.arange(rows * cols)
 

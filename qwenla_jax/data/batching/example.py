@@ -71,6 +71,7 @@ def _to_example(
     with_response: bool,
 ) -> Example:
     try:
+        system = system if record.system is None else record.system
         if with_response and record.response is None:
             raise ValueError("supervised training needs a response, but there is none")
         for name, text in (("system", system), ("question", record.question), ("response", record.response)):

@@ -8,30 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def mrope_positions(
-    ids: Sequence[int] | np.ndarray, image_token_id: int, grids: Sequence[tuple[int, int]]
-) -> tuple[np.ndarray, int]:
-    """The (time, row, column) position of every token.
-
-    With p the next free position, a text token is at (p, p, p) and moves p by one; visual token (i, j) of an image is
-    at (p, p + i, p + j) and the whole image moves p by max(rows, cols). A repeated image counts as one more image. This
-    is Qwen2.5-VL's rule for still images.
-
-    Args:
-      ids: [T], token ids.
-      image_token_id: the id that stands for one visual token.
-      grids: (rows, cols) of visual tokens of each image, in the order of the sequence.
-
-    Returns:
-      pos_Tx3: int32, the positions.
-      next_pos: the position of the token after the last, the same on all three axes; 0 for no tokens at all.
-
-    Raises:
-      ValueError: the visual tokens in `ids` are not one consecutive run of rows * cols for each image.
-    """
-    return visual_positions(ids, image_token_id, -1, grids, 1.0)
-
-
 @dataclass(frozen=True)
 class VideoGrid:
     """The visual tokens of a video.
@@ -65,9 +41,11 @@ def visual_positions(
     grids: Sequence[tuple[int, int] | VideoGrid],
     tokens_per_second: float,
 ) -> tuple[np.ndarray, int]:
-    """The (time, row, column) position of every token, of images and videos.
+    """The (time, row, column) position of every token, of images and videos, by Qwen2.5-VL's rule.
 
-    As `mrope_positions`; visual token (i, j) of step k of a video is at
+    With p the next free position, a text token is at (p, p, p) and moves p by one; visual token (i, j) of an image is
+    at (p, p + i, p + j) and the whole image moves p by max(rows, cols). A repeated image counts as one more image.
+    Visual token (i, j) of step k of a video is at
     (p + floor(k * tokens_per_second * second_per_grid), p + i, p + j), in float32 as transformers computes it.
 
     The text after a video is at p + max(rows, cols), though later steps may have larger positions, as in transformers

@@ -15,9 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.multiple_choice import letter_of, lettered
+from qwenla_jax.data.datasets.multiple_choice import Option, letter_of, lettered
 from qwenla_jax.data.datasets.parquet import Row, is_parquet, needed_images, read_parquet
-from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import answer_of, text_of
 from qwenla_jax.utils.json_files import read_json
 
@@ -31,66 +31,55 @@ def geometry3k(path: str | Path) -> Dataset:
     """
     path = Path(path)
     if is_parquet(path):
-        return Dataset("geometry3k", [_from_row(row) for row in read_parquet(path, ("images", "problem", "answer"))])
+        return Dataset("geometry3k", records_of(read_parquet(path, ("images", "problem", "answer")), _from_row))
     folders = [each.parent for each in path.glob("*/data.json")] if path.is_dir() else []
     if not folders:
         raise FileNotFoundError(f"{path}: holds no folder with a data.json; expected one such as geometry3k/train")
     folders.sort(key=lambda each: (len(each.name), each.name))  # by number
-    return Dataset("geometry3k", [_from_folder(folder) for folder in folders])
+    return Dataset("geometry3k", records_of(((str(each / "data.json"), each) for each in folders), _from_folder))
 
 
-def _from_folder(folder: Path) -> RawRecord:
-    where = str(folder / "data.json")
+def _from_folder(where: str, folder: Path) -> RawRecord:
     try:
-        row = read_json(folder / "data.json")
-        if not isinstance(row, dict):
-            raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
-        question = text_of(row, "annotat_text" if row.get("annotat_text") else "problem_text", where)
-        goals = row.get("problem_type_goal")
-        return RawRecord(
-            where,
-            f"{folder.parent.name}/{folder.name}",
-            question,
-            _choices(row, where),
-            answer_of(row, "answer", where),
-            None,
-            "+".join(map(str, goals)) if isinstance(goals, list) and goals else "question",
-            (FileImage(folder / "img_diagram.png"),),
-        )
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
+        row = read_json(where)
     except (OSError, ValueError) as error:
-        return invalid(where, "not_json", str(error).removeprefix(f"{where}: "))
+        raise RecordError(where, "not_json", str(error).removeprefix(f"{where}: ")) from error
+    if not isinstance(row, dict):
+        raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
+    goals = row.get("problem_type_goal")
+    return RawRecord(
+        where,
+        f"{folder.parent.name}/{folder.name}",
+        text_of(row, "annotat_text" if row.get("annotat_text") else "problem_text", where),
+        _choices(row),
+        answer_of(row, "answer", where),
+        None,
+        "+".join(map(str, goals)) if isinstance(goals, list) and goals else "question",
+        (FileImage(folder / "img_diagram.png"),),
+    )
 
 
-def _choices(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
-    try:
-        if options := lettered(row.get("choices")):
-            return options
-    except ValueError as error:
-        raise RecordError(where, "options", str(error)) from error
-    raise RecordError(where, "options", f"choices is {row.get('choices')!r}; expected a list of texts")
+def _choices(row: dict[str, Any]) -> tuple[Option, ...]:
+    if options := lettered(row.get("choices")):
+        return options
+    raise ValueError(f"choices is {row.get('choices')!r}; expected a list of texts")
 
 
-def _from_row(row: Row) -> RawRecord:
-    try:
-        answer = answer_of(row.values, "answer", row.where)
-        options: tuple[tuple[str, str], ...] = ()
-        if row.values.get("choices") and row.values.get("ground_truth") is not None:
-            options = _choices(row.values, row.where)
-            letters = [letter for letter, _ in options]
-            named = letter_of(answer_of(row.values, "ground_truth", row.where), options)
-            answer = named if named in letters else letter_of(answer, options)
-        number = row.values.get("id")
-        return RawRecord(
-            row.where,
-            str(number) if number is not None else row.where,
-            text_of(row.values, "problem", row.where),
-            options,
-            answer,
-            None,
-            "question",
-            needed_images(row, "images"),
-        )
-    except RecordError as error:
-        return invalid(row.where, error.reason, error.message)
+def _from_row(where: str, row: Row) -> RawRecord:
+    answer = answer_of(row.values, "answer", where)
+    options: tuple[Option, ...] = ()
+    if row.values.get("choices") and row.values.get("ground_truth") is not None:
+        options = _choices(row.values)
+        named = letter_of(answer_of(row.values, "ground_truth", where), options)
+        answer = named if named in [letter for letter, _ in options] else letter_of(answer, options)
+    number = row.values.get("id")
+    return RawRecord(
+        where,
+        str(number) if number is not None else where,
+        text_of(row.values, "problem", where),
+        options,
+        answer,
+        None,
+        "question",
+        needed_images(row, "images"),
+    )

@@ -1,70 +1,53 @@
-"""A JSONL file of `{id, image, question, answer[, response][, kind][, options]}`: this project's own format.
+"""JSONL files of questions: this project's own form, and the forms of `data.datasets.conversations`.
 
-`options` lists the texts of options A, B, C, ... (or maps letters to texts), by which answers are matched; the question
-has them too.
+Own form: `{id, image, question, answer[, response][, kind][, options][, system]}`, where `options` lists the texts of
+options A, B, C, ... (or maps letters to texts), by which answers are matched; the question has them too. `image` is the
+path of an image, base64, a data URL, or a list of these. Columns of other names: see `data.datasets.columns`.
+Users' rewards get whatever else a line has.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.multiple_choice import Option, lettered
-from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
-from qwenla_jax.data.datasets.rows import read_jsonl
-from qwenla_jax.text.answers.gold import unwrap_gold
-
-_REQUIRED = ("id", "image", "question", "answer")
+from qwenla_jax.data.datasets.columns import further_columns, refuse_unknown, value_of
+from qwenla_jax.data.datasets.conversations import image_text, read_question
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
+from qwenla_jax.data.datasets.rows import image_of_text, read_jsonl
 
 
-def jsonl(path: str | Path) -> Dataset:
-    """The records of a JSONL file; paths of images are relative to it, and may be outside of its folder.
+def jsonl(path: str | Path, columns: Mapping[str, str] | None = None, first_turn: bool = False) -> Dataset:
+    """The records of a JSONL file.
+
+    Args:
+      path: the file; paths of images are relative to it, and may be outside of its folder.
+      columns, first_turn: as in `conversations.read_question`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it holds no line.
+      ValueError: it holds no line, or none has a column that `columns` names.
     """
-    path = Path(path)
-    return Dataset(str(path), [_raw_record(row, where, path) for where, row in read_jsonl(path)])
+    path, rows = Path(path), list(read_jsonl(Path(path)))
+    there = dict.fromkeys(key for _, row in rows if not isinstance(row, RecordError) for key in row)
+    if rows:
+        refuse_unknown(columns or {}, there, path)
+    return Dataset(str(path), records_of(rows, lambda at, row: _raw_record(at, row, path, columns or {}, first_turn)))
 
 
-def _raw_record(row: dict[str, Any] | RecordError, where: str, path: Path) -> RawRecord:
-    try:
-        if isinstance(row, RecordError):
-            raise row
-        for key in (*_REQUIRED, "response", "kind"):
-            value = row.get(key)
-            if key == "image" and value in (None, "", []):
-                raise RecordError(where, "image_absent", "image is missing; expected the path of an image")
-            if value is None and key in _REQUIRED:
-                raise RecordError(where, "field", f"{key} is missing")
-            if value is not None and not isinstance(value, str):
-                raise RecordError(where, "field", f"{key} is {repr(value)[:80]}; expected text")
-        options = _options(row, where)
-        if not (path.parent / row["image"]).is_file():
-            raise RecordError(where, "image_absent", f"image {row['image']!r}: no such file beside {path.name}")
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
-    return RawRecord(
-        where,
-        row["id"],
-        row["question"],
-        options,
-        unwrap_gold(row["answer"]),
-        row.get("response"),
-        row.get("kind") or "question",
-        (FileImage(path.parent / row["image"]),),
-        written=True,
-    )
-
-
-def _options(row: dict[str, Any], where: str) -> tuple[Option, ...]:
-    given = row.get("options")
-    texts = list(given.values()) if isinstance(given, dict) else [] if given is None else given
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        message = f"options is {repr(given)[:80]}; expected a list of the options' texts, or letters with their texts"
-        raise RecordError(where, "options", message)
-    try:
-        return lettered(given)
-    except ValueError as error:
-        raise RecordError(where, "options", str(error)) from error
+def _raw_record(where: str, row: dict[str, Any], path: Path, columns: Mapping[str, str], first: bool) -> RawRecord:
+    column, given = value_of(row, "image", columns)
+    texts = [image_text(each, column, where) for each in (given if isinstance(given, list) else [given]) if each]
+    images = [image_of_text(text, path.parent, f"{where}, image {n}") for n, text in enumerate(texts)]
+    line = where.rpartition(":")[2]
+    record = read_question(where, row, columns, images, path.parent, line, written=True, first_turn=first)
+    question, messages = (value_of(row, field, columns)[1] for field in ("question", "messages"))
+    if not record.images and messages is None and not isinstance(question, list):
+        raise RecordError(where, "image_absent", f"{column} is missing; expected the path of an image")
+    for image in record.images:
+        if isinstance(image, FileImage) and not image.path.is_file():
+            short = image.name.removeprefix(f"{path.parent}/")
+            raise RecordError(where, "image_absent", f"image {short!r}: no such file beside {path.name}")
+    return dataclasses.replace(record, columns=further_columns(row, columns))

@@ -3,13 +3,12 @@
 Confirmed against the dataset's card (Xkev/LLaVA-CoT-100k): an object a line with `id`, `image` (a path relative to the
 file, such as "coco/train2017/000000000009.jpg") and `conversations`, a list of `{from: human|gpt, value}`; answers are
 `<SUMMARY>..</SUMMARY><CAPTION>..</CAPTION><REASONING>..</REASONING><CONCLUSION>..</CONCLUSION>`. Not confirmed: whether
-ids are unique, so a line whose id stands above gets its line number behind it, and only a line that repeats image and
-question too counts as a duplicate.
+ids are unique: a repeated id gets its line number appended; a line that repeats image and question too is a duplicate.
 
-Several turns (paper silent, our choice): every turn whose question can stand alone with the image is a record of its
-own. The first always can. A later one can unless it points back: a pronoun, "the other", "else", "also", "mentioned",
-"why?" and the like, of which `_POINTS_BACK` is the list. It is meant to refuse too many rather than too few, because a
-question about nothing teaches guessing. What it refuses is counted in `refused` as "turn_points_back".
+Several turns (paper silent, our choice): every turn whose question can be understood with the image alone is a record.
+The first always is. A later one is unless it refers to earlier turns: a pronoun, "the other", "else", "also", "why?"
+and the like, listed in `_POINTS_BACK`. The list refuses too many rather than too few, because a question without its
+context teaches guessing. Refused turns are counted in `refused` as "turn_points_back".
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ _POINTS_BACK = re.compile(
     r"|^\W*(why|how|what|who|where|when|which)(\s+not)?\W*$",
     re.IGNORECASE,
 )
-# "this" and "that" of these phrases point at the image.
+# "this" and "that" in these phrases refer to the image.
 _THE_IMAGE = re.compile(r"\b(?:this|that) (?:image|picture|photo|photograph|figure|diagram|chart|graph|scene)\b", re.I)
 
 
 def stands_alone(question: str) -> bool:
-    """Whether a later turn's question can be understood with the image alone, as far as its words tell."""
-    return bool(question.strip()) and _POINTS_BACK.search(_THE_IMAGE.sub("the picture", question)) is None
+    """Whether a later turn's question can be understood with the image alone, judged by its words."""
+    return bool(question.strip()) and _POINTS_BACK.search(_THE_IMAGE.sub("the image", question)) is None
 
 
 def llava_cot(path: str | Path, later_turns: bool = True) -> Dataset:
@@ -49,8 +48,8 @@ def llava_cot(path: str | Path, later_turns: bool = True) -> Dataset:
       later_turns: False takes the first turn of each conversation only.
 
     Returns:
-      A record a turn: its response is the answer as it stands, its right answer the conclusion's text, its id the
-      row's, with "#1", "#2" behind it for later turns.
+      A record for each turn: `response` is the turn's answer unchanged, `answer` the text of its conclusion, `id` the
+      row's, with "#1", "#2", ... appended for later turns.
 
     Raises:
       FileNotFoundError: no such file.

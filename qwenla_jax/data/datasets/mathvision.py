@@ -11,13 +11,12 @@ image in `decoded_image` and only its name in `image`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import lettered
 from qwenla_jax.data.datasets.parquet import is_parquet, needed_images, read_parquet
-from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, records_of
 from qwenla_jax.data.datasets.rows import answer_of, image_at, read_jsonl, text_of
 
 _IMAGE_TAG = re.compile(r"<image(\d+)>")  # an option that is a part of the image
@@ -32,41 +31,32 @@ def mathvision(path: str | Path) -> Dataset:
       ValueError: the file is not of either layout.
     """
     path = Path(path)
-    raw_records = []
     if is_parquet(path):
-        for row in read_parquet(path, ("id", "question", "options", "answer", "decoded_image")):
-            raw_records.append(_raw_record(row.values, row.where, lambda row=row: needed_images(row, "decoded_image")))
-        return Dataset("mathvision", raw_records)
-    path = path / "test.jsonl" if path.is_dir() else path
-    for where, row in read_jsonl(path):
-        if isinstance(row, RecordError):
-            raw_records.append(invalid(where, row.reason, row.message))
-        else:
-            raw_records.append(
-                _raw_record(
-                    row,
-                    where,
-                    lambda row=row, where=where: (image_at(path.parent, text_of(row, "image", where), where),),
-                )
-            )
-    return Dataset("mathvision", raw_records)
-
-
-def _raw_record(row: dict[str, Any], where: str, images: Callable[[], tuple[RawImage, ...]]) -> RawRecord:
-    try:
-        options = lettered(row.get("options"))
-        return RawRecord(
-            where,
-            text_of(row, "id", where),
-            _LINE_BREAK.sub("\n", text_of(row, "question", where)),
-            tuple((letter, _IMAGE_TAG.sub(r"picture \1", text)) for letter, text in options),
-            answer_of(row, "answer", where),
-            None,
-            str(row.get("subject") or "question"),
-            images(),
-            parts=True,
+        rows = read_parquet(path, ("id", "question", "options", "answer", "decoded_image"))
+        return Dataset(
+            "mathvision",
+            records_of(rows, lambda at, row: _raw_record(at, row.values, needed_images(row, "decoded_image"))),
         )
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
-    except ValueError as error:
-        return invalid(where, "options", str(error))
+    path = path / "test.jsonl" if path.is_dir() else path
+    return Dataset(
+        "mathvision",
+        records_of(
+            read_jsonl(path),
+            lambda at, row: _raw_record(at, row, (image_at(path.parent, text_of(row, "image", at), at),)),
+        ),
+    )
+
+
+def _raw_record(where: str, row: dict[str, Any], images: tuple[RawImage, ...]) -> RawRecord:
+    options = lettered(row.get("options"))
+    return RawRecord(
+        where,
+        text_of(row, "id", where),
+        _LINE_BREAK.sub("\n", text_of(row, "question", where)),
+        tuple((letter, _IMAGE_TAG.sub(r"picture \1", text)) for letter, text in options),
+        answer_of(row, "answer", where),
+        None,
+        str(row.get("subject") or "question"),
+        images,
+        parts=True,
+    )

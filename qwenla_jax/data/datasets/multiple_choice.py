@@ -54,7 +54,8 @@ def lettered(given: Any) -> tuple[Option, ...]:
       ValueError: it is of another form.
     """
     if isinstance(given, str):
-        return _from_text(given)
+        value = literal(given)
+        return (from_lines(given)[1] or from_string(given)) if value is None else lettered(value)
     if isinstance(given, Mapping):
         lists = [next((given[key] for key in keys if isinstance(given.get(key), list)), None)
                  for keys in (_LETTER_KEYS, _TEXT_KEYS)]  # fmt: skip
@@ -73,15 +74,15 @@ def lettered(given: Any) -> tuple[Option, ...]:
     return numbered([_text(item, given) for item in items])
 
 
-def _from_text(given: str) -> tuple[Option, ...]:
-    if given.lstrip().startswith(("[", "{", "(")) and len(given) <= _MAX_WRITTEN:
-        try:
-            value = ast.literal_eval(given.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = None
-        if isinstance(value, list | tuple | dict):
-            return lettered(value)
-    return from_lines(given)[1] or from_string(given)
+def literal(text: str) -> list[Any] | tuple[Any, ...] | dict[Any, Any] | None:
+    """The list, tuple or object that a text holds as Python writes it; None where it holds something else."""
+    if not text.lstrip().startswith(("[", "{", "(")) or len(text) > _MAX_WRITTEN:
+        return None
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list | tuple | dict) else None
 
 
 def _pairs(item: Mapping[Any, Any]) -> list[tuple[Any, Any]]:

@@ -1,51 +1,50 @@
-"""Parquet files with images inside, as Hugging Face's `datasets` writes them, read in a separate process.
+"""Parquet and Arrow files with images inside, as Hugging Face's `datasets` writes them, read in a separate process.
 
 A column of images holds `{bytes, path}` or a list of these; bare bytes are taken too. Text is read at once, images
-on access: a shard's column of images is cached, still encoded, where all shards together need no more than
-`KEEP_BYTES`, else the row group is read again each time. An image may also be a path (`{bytes: null, path}`, or a
+on access; the process caches them, still encoded, up to 4 GiB. An image may also be a path (`{bytes: null, path}`, or a
 text), relative to the shard's folder or to the one above a shard's `data`, or base64.
 """
 
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.multiple_choice import letter_of, lettered
+from qwenla_jax.data.datasets.columns import FIELDS, VIDEOS, names_of, refuse_unknown
+from qwenla_jax.data.datasets.conversations import read_question
 from qwenla_jax.data.datasets.parquet_process import parquet_process, require_pyarrow
-from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, invalid
-from qwenla_jax.data.datasets.rows import answer_of, from_base64, text_of
+from qwenla_jax.data.datasets.raw_record import Dataset, FileImage, RawRecord, RecordError, records_of
+from qwenla_jax.data.datasets.rows import image_of_text
+from qwenla_jax.utils.json_files import read_object
 
-KEEP_BYTES = 4 * 2**30
-_QUESTIONS = ("question", "problem", "query", "prompt")
-_OPTIONS = ("options", "choices", "option")
-_ANSWERS = ("answer", "final_answer", "ground_truth", "solution")
-_IMAGES = ("image", "images", "decoded_image", "image_path")
-_IDS = ("id", "ID", "qid", "question_id", "pid")
-_KINDS = ("kind", "category", "subject")
-_TEXTS = frozenset((*_QUESTIONS, *_OPTIONS, *_ANSWERS, *_IDS, *_KINDS, "response"))
 # Names of columns that hold images, or where they are; not "image_id", "image_size" or "image_caption".
 _IMAGE_NAME = re.compile(
     r"(?:decoded_)?(?:image|img|picture|photo|screenshot)s?(?:_?([0-9]{1,2}))?"
     r"(?:_(?:path|file|filename|file_name|name|bytes|base64|b64|data|url|src)s?)?|file_?name",
     re.IGNORECASE,
 )
-_LONG = 64  # characters; an image in base64 has more, and a path seldom
 
 
 def is_parquet(path: str | Path) -> bool:
-    """Whether a path is a parquet file, a pattern of such, or a folder that holds some."""
+    """Whether a path is a parquet or Arrow file, a pattern of such, or a folder that holds some."""
     path = Path(path)
-    return path.suffix == ".parquet" or has_magic(str(path)) or (path.is_dir() and bool(_inside(path)))
+    return path.suffix in (".parquet", ".arrow") or has_magic(str(path)) or (path.is_dir() and bool(_inside(path)))
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    if (state := folder / "state.json").is_file():  # `save_to_disk`, which may leave files of an earlier time there
+        try:
+            return [folder / each["filename"] for each in read_object(state)["_data_files"]]
+        except (KeyError, TypeError) as error:
+            message = "_data_files is missing or of another form; expected what `save_to_disk` writes"
+            raise ValueError(f"{state}: {message}") from error
+    if (folder / "dataset_dict.json").is_file():
+        return sorted(folder.glob("*/*.arrow"))
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.arrow"))
 
 
 def shards(path: str | Path) -> list[Path]:
@@ -58,31 +57,18 @@ def shards(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_dir():
         files = _inside(path)
-        splits = sorted({each.name.split("-")[0].removesuffix(".parquet") for each in files})
+        arrow = files[0].suffix == ".arrow" if files else False
+        splits = sorted({each.parent.name if arrow else re.split(r"-|\.parquet$", each.name)[0] for each in files})
         if len(splits) > 1:
-            raise ValueError(
-                f"{path}: holds several splits ({', '.join(splits)}); name one: {files[0].parent / splits[0]}-*.parquet"
-            )
+            one = path / splits[0] if arrow else f"{files[0].parent / splits[0]}-*.parquet"
+            raise ValueError(f"{path}: holds several splits ({', '.join(splits)}); name one: {one}")
     elif has_magic(str(path)):
         files = sorted(Path(each) for each in glob(str(path)))
     else:
         files = [path] if path.is_file() else []
     if not files:
-        raise FileNotFoundError(f"{path}: no parquet file there")
+        raise FileNotFoundError(f"{path}: no parquet or Arrow file there")
     return files
-
-
-class _Shard:
-    """A file whose images are read on access."""
-
-    def __init__(self, path: Path, keep: bool) -> None:
-        self.path, self._keep = path, keep
-        # The child process must not cache images longer than this object exists.
-        weakref.finalize(self, parquet_process().forget, str(path))
-
-    def cell(self, column: str, row: int) -> Any:
-        """A cell with images: bytes, `{bytes, path}`, a text, a list of these, or None."""
-        return parquet_process().ask("cell", self.path, column, row, self._keep)
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,7 @@ class StoredImage:
       name: for errors.
     """
 
-    shard: _Shard
+    shard: Path
     column: str
     row: int
     item: int
@@ -109,7 +95,8 @@ class StoredImage:
           ImageError: the file that it names is no image.
         """
         try:
-            cell = self.shard.cell(self.column, self.row)
+            # Bytes, {bytes, path}, a text, a list of these, or None.
+            cell = parquet_process().ask("cell", self.shard, self.column, self.row)
         except ValueError as error:
             raise RecordError(self.name, "image_invalid", str(error)) from error
         value = cell[self.item] if isinstance(cell, list) else cell
@@ -124,15 +111,10 @@ class StoredImage:
 
     def _named(self, text: str) -> bytes:
         """The bytes that a text stands for: base64, or the path of a file."""
-        if text.startswith("data:") or (len(text) > _LONG and "." not in text):
-            return from_base64(text, self.name)
-        if re.match("[A-Za-z]{2,9}://", text):
-            message = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
-            raise RecordError(self.name, "image_absent", message)
-        folder = self.shard.path.parent
-        if folder.name == "data" and not (folder / text).is_file():
-            folder = folder.parent  # shards lie in `data` of a dataset's folder, which its paths are relative to
-        return FileImage(folder / text).read()
+        image, folder = image_of_text(text, self.shard.parent, self.name), self.shard.parent
+        if folder.name == "data" and isinstance(image, FileImage) and not image.path.is_file():
+            image = FileImage(folder.parent / text)  # shards lie in `data` of a folder that its paths are relative to
+        return image.read()
 
 
 @dataclass(frozen=True)
@@ -149,49 +131,45 @@ class Row:
     where: str
     values: dict[str, Any]
     counts: dict[str, int]
-    shard: _Shard
+    shard: Path
     number: int
 
 
-Columns = Mapping[str, tuple[str, str, int]]  # name -> kind, type in words, bytes; see `parquet_child`
+Columns = Mapping[str, tuple[str, str]]  # name -> kind, type in words; see `parquet_child`
 
 
-def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[Row]:
-    """All rows of all shards, images unread: those in columns of bytes, structs with bytes or a path, lists of these.
+def read_parquet(path: str | Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+    """(where, row) of all rows of all shards, images unread.
+
+    Images are in columns of bytes, structs with bytes or a path, lists of these.
 
     Raises:
       ModuleNotFoundError: pyarrow is not installed.
       FileNotFoundError, ValueError: as in `shards`; a file that is no parquet, is corrupt, or lacks a column.
     """
-    for file, rows, columns, keep in _described(path, _stored):
+    for file, rows, columns in _described(path):
         lacking = [name for name in required if name not in columns]
         if lacking:
             raise ValueError(f"{file}: lacks column {', '.join(lacking)}; it has {', '.join(columns)}")
-        images = _stored(columns)
-        yield from _rows(file, rows, keep, images, [name for name in columns if name not in images])
+        images = [name for name, (kind, _) in columns.items() if kind in ("bytes", "struct")]
+        yield from _rows(file, rows, images, [name for name in columns if name not in images])
 
 
-def _stored(columns: Columns) -> list[str]:
-    return [name for name, (kind, _, _) in columns.items() if kind in ("bytes", "struct")]
-
-
-def _described(path: str | Path, images: Callable[[Columns], Collection[str]]) -> list[tuple[Path, int, Columns, bool]]:
-    """Each shard with its number of rows, its columns, and whether its images may be cached."""
+def _described(path: str | Path) -> list[tuple[Path, int, Columns]]:
+    """Each shard with its number of rows and its columns."""
     require_pyarrow()
-    described = [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
-    size = sum(columns[name][2] for _, _, columns in described for name in images(columns))
-    return [(file, rows, columns, size <= KEEP_BYTES) for file, rows, columns in described]
+    return [(file, *parquet_process().ask("describe", file)) for file in shards(path)]
 
 
-def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Sequence[str]) -> Iterator[Row]:
-    """The rows of a shard.
+def _rows(file: Path, rows: int, images: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """(where, row) of the rows of a shard.
 
     Args:
-      file, rows, keep: the shard, its number of rows, whether its images may be cached.
+      file, rows: the shard and its number of rows.
       images: columns to count images in.
       texts: columns to read.
     """
-    process, shard = parquet_process(), _Shard(file, keep)
+    process = parquet_process()
     counts = {name: process.ask("counts", file, name) for name in images}
     values: dict[str, list[Any]] = {name: [] for name in texts}
     if texts:
@@ -204,7 +182,8 @@ def _rows(file: Path, rows: int, keep: bool, images: Sequence[str], texts: Seque
         raise ValueError(f"{file}: claims {rows:,} rows and holds {min(lengths):,}; it is corrupt")
     for number in range(rows):
         here = {name: column[number] for name, column in counts.items()}
-        yield Row(f"{file}: row {number}", {name: values[name][number] for name in texts}, here, shard, number)
+        where = f"{file}: row {number}"
+        yield where, Row(where, {name: values[name][number] for name in texts}, here, file, number)
 
 
 def stored_images(row: Row, column: str) -> tuple[StoredImage, ...]:
@@ -232,35 +211,43 @@ def needed_images(row: Row, column: str) -> tuple[StoredImage, ...]:
     raise RecordError(row.where, "image_absent", f"column {column} is empty; expected an image")
 
 
-def parquet_questions(path: str | Path, name: str = "parquet") -> Dataset:
-    """Any parquet files with a question, an answer and images in a row.
+def parquet_questions(path: str | Path, columns: Mapping[str, str] | None = None, first_turn: bool = False) -> Dataset:
+    """Any parquet files, or folders that `datasets` saved, with a question, an answer and images in a row.
 
-    The columns are found by their names, the first of each list that exists: question, problem, query or prompt;
-    answer, final_answer, ground_truth or solution; options, choices or option (see `multiple_choice.lettered`); id, ID,
-    qid, question_id or pid; response; kind, category or subject. Images are those of the first column that has some in
-    this row, columns with bytes first: image, images, decoded_image, image_path, then other names of that kind
-    (`image_1`, `image_2`, ... together), then any column of `{bytes, path}`. None is needed.
+    The columns are found by their names, the first of `columns.FIELDS` that holds something; questions and answers may
+    be messages, see `conversations`. Images are those of the first column that has some in this row, columns with bytes
+    first: image, images, decoded_image, image_path, then other names of that kind (`image_1`, `image_2`, ... together),
+    then any column of `{bytes, path}`. None is needed.
+
+    Args:
+      path: see `shards`.
+      columns, first_turn: as in `conversations.read_question`.
 
     Raises:
-      ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers; a
-        column with the name of an image column that holds something else.
+      ModuleNotFoundError, FileNotFoundError, ValueError: as in `read_parquet`; no column of questions or of answers, or
+        none of a name that `columns` gives; a column of images that holds something else.
     """
-    raw_records = []
-    for file, rows, columns, keep in _described(path, _all_images):
-        keys = []
-        for what, names in (("questions", _QUESTIONS), ("answers", _ANSWERS)):
-            keys.append(next((key for key in names if key in columns), None))
-            if keys[-1] is None:
-                expected = f"expected one of {', '.join(names)}, got {', '.join(columns)}"
-                raise ValueError(f"{file}: no column of {what}; {expected}")
-        groups = _images(columns)
-        odd = [f"{n} ({kind})" for n, (_, kind, _) in columns.items() if _IMAGE_NAME.fullmatch(n)]
-        if odd and not groups:
+    columns = columns or {}
+    raw_records: list[RawRecord] = []
+    for file, rows, there in _described(path):
+        refuse_unknown(columns, there, file)
+        for field in ("question", "answer"):
+            names = [*names_of(field, columns), *names_of("messages", columns)]
+            if not any(name in there for name in names):
+                expected = f"expected one of {', '.join(names)}, got {', '.join(there)}"
+                raise ValueError(f"{file}: no column of {field}s; {expected}")
+        groups = [[columns["image"]]] if "image" in columns else _images(there)
+        odd = [f"{n} ({kind})" for n, (_, kind) in there.items() if _IMAGE_NAME.fullmatch(n) or [n] in groups]
+        if odd and (not groups or there[groups[0][0]][0] == "other"):
             raise ValueError(f"{file}: cannot read images from {', '.join(odd)}; expected bytes, paths or base64")
-        texts = [name for name in columns if name in _TEXTS]
-        for row in _rows(file, rows, keep, _all_images(columns), texts):
-            raw_records.append(_raw_record(row, str(keys[0]), str(keys[1]), groups))
-    return Dataset(name, raw_records)
+        wanted = {name for field in FIELDS if field != "image" for name in names_of(field, columns)}
+        texts = [n for n, (kind, _) in there.items() if n in wanted and (n != "response" or kind == "text")]
+        counted = [n for n in there if n in VIDEOS or any(n in group for group in groups)]
+        raw_records += records_of(
+            _rows(file, rows, counted, texts),
+            lambda at, row, groups=groups: _raw_record(at, row, groups, columns, first_turn),
+        )
+    return Dataset("parquet", raw_records)
 
 
 def _images(columns: Columns) -> list[list[str]]:
@@ -270,7 +257,8 @@ def _images(columns: Columns) -> list[list[str]]:
     for name in named:
         match = _IMAGE_NAME.fullmatch(name)
         number = match[1] if match else None
-        place = _IMAGES.index(name) if name in _IMAGES else len(_IMAGES)
+        known = FIELDS["image"]
+        place = known.index(name) if name in known else len(known)
         choice = columns[name][0] == "text", place, number is not None
         same = next((group for other, group in ranked if number is not None and other == choice), None)
         if same is None:
@@ -279,33 +267,13 @@ def _images(columns: Columns) -> list[list[str]]:
             same.append(name)
             same.sort(key=lambda name: (len(name), name))
     groups = [group for _, group in sorted(ranked, key=lambda pair: pair[0])]
-    return groups or [[name] for name, (kind, _, _) in columns.items() if kind == "struct"]
+    return groups or [[name] for name, (kind, _) in columns.items() if kind == "struct"]
 
 
-def _all_images(columns: Columns) -> list[str]:
-    return [name for group in _images(columns) for name in group]
-
-
-def _raw_record(row: Row, question: str, answer: str, groups: Sequence[Sequence[str]]) -> RawRecord:
-    values = row.values
-    try:
-        options = lettered(next((values[key] for key in _OPTIONS if values.get(key)), []))
-        several = (tuple(p for name in group for p in stored_images(row, name)) for group in groups)
-        kind = next((values[key] for key in _KINDS if values.get(key)), "question")
-        name = next((values[key] for key in _IDS if values.get(key) is not None), row.where)
-        response = values.get("response")
-        text = answer_of(values, answer, row.where)
-        return RawRecord(
-            row.where,
-            str(name),
-            text_of(values, question, row.where),
-            options,
-            letter_of(text, options) if options else text,
-            response if isinstance(response, str) else None,
-            str(kind),
-            next((images for images in several if images), ()),
-        )
-    except RecordError as error:
-        return invalid(row.where, error.reason, error.message)
-    except ValueError as error:
-        return invalid(row.where, "options", str(error))
+def _raw_record(
+    where: str, row: Row, groups: Sequence[Sequence[str]], columns: Mapping[str, str], first_turn: bool
+) -> RawRecord:
+    several = (tuple(p for name in group for p in stored_images(row, name)) for group in groups)
+    images = next((images for images in several if images), ())
+    values = row.values | {name: True for name in VIDEOS if row.counts.get(name)}
+    return read_question(where, values, columns, images, row.shard.parent, where, first_turn=first_turn)

@@ -1,4 +1,4 @@
-"""The process that reads parquet files for `parquet_process`: pyarrow is C++, and a corrupt file can end it.
+"""The process that reads parquet and Arrow files for `parquet_process`: pyarrow is C++, and a corrupt file can end it.
 
 Started as a file of its own, so that it loads pyarrow and nothing else. It answers one request after the other and ends
 with the connection. Its memory is bounded by the size of the files on disk: a column can declare, and repeat, far more
@@ -7,6 +7,7 @@ than a file of its size should unpack to.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc
 import pyarrow.parquet
 import pyarrow.types as types
 
@@ -28,6 +30,7 @@ _TEXT_BASE, _TEXT_SHARE = 64 << 20, 100
 _MEMORY_BASE, _MEMORY_SHARE, _MEMORY_MOST = 1 << 30, 40, 64 << 30
 _PART_BYTES = 8 << 20  # of one answer, about
 _LONG = 1000  # bytes of a text that is more than a path
+_CELL_ROWS, _CACHE_BYTES = 64, 4 << 30  # of a batch of images; of all batches in memory
 
 
 def main() -> int:
@@ -37,10 +40,9 @@ def main() -> int:
     files, connection = _Files(), Connection(int(sys.argv[1]))
     while True:
         try:
-            name, path, arguments, forgotten = connection.recv()
+            name, path, arguments = connection.recv()
         except (EOFError, OSError):
             return 0
-        files.forget(forgotten)
         try:
             _bound_memory(os.stat(path).st_size)
             answer = "ok", getattr(files, name)(path, *arguments)
@@ -65,32 +67,25 @@ class _Files:
 
     def __init__(self) -> None:
         self._rows: dict[str, Iterator[dict[str, list[Any]]]] = {}
-        self._cached: dict[tuple[str, str], pa.ChunkedArray | None] = {}
+        # Batches of images, the least recently used one first.
+        self._cached: collections.OrderedDict[tuple[Any, ...], pa.Array] = collections.OrderedDict()
+        self._bytes = 0
 
-    def forget(self, paths: Sequence[str]) -> None:
-        """Releases all that is cached of files."""
-        for path in paths:
-            self._rows.pop(path, None)
-            for key in [key for key in self._cached if key[0] == path]:
-                del self._cached[key]
-
-    def describe(self, path: str) -> tuple[int, dict[str, tuple[str, str, int]]]:
-        """Number of rows, and column -> its kind (see `_kind`), its type in words, and its bytes, uncompressed."""
+    def describe(self, path: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        """Number of rows, and column -> its kind (see `_kind`) and its type in words."""
         with _open(path) as file:
-            sizes = _sizes(file)
-            columns = {
-                field.name: (_kind(field.type), str(field.type)[:80], sizes.get(field.name, 0))
-                for field in file.schema_arrow
-            }
+            columns = {field.name: (_kind(field.type), str(field.type)[:80]) for field in file.schema_arrow}
             return file.metadata.num_rows, columns
 
     def counts(self, path: str, column: str) -> list[int]:
         """Items of each row: of a list its length, else 1 where there is a value that is no empty text."""
         result: list[int] = []
         with _open(path) as file:
-            if _is_full(file, column):
-                return [1] * file.metadata.num_rows
-            for batch in file.iter_batches(_ROWS, columns=[_smallest_leaf(file, column)], use_threads=False):
+            if not isinstance(file, _ArrowFile):
+                if _is_full(file, column):
+                    return [1] * file.metadata.num_rows
+                column = _smallest_leaf(file, column)
+            for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
                 result += _counts(batch.column(0))
         return result
 
@@ -105,28 +100,60 @@ class _Files:
             del self._rows[path]
         return part
 
-    def cell(self, path: str, column: str, row: int, keep: bool) -> Any:
-        """One value. With `keep` the column is read whole and cached the first time, unless it unpacks to too much."""
-        if keep and (path, column) not in self._cached:
-            self._cached[path, column] = _column(path, column)
-        if (cached := self._cached.get((path, column))) is not None:
-            return cached[row].as_py()
+    def cell(self, path: str, column: str, row: int) -> Any:
+        """One value, from the cache, or else from its row group, whose batches up to that row are cached."""
+        status = os.stat(path)
+        of_file = path, status.st_mtime_ns, status.st_size, column
         with _open(path) as file:
-            for number in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(number).num_rows
-                if row >= rows:
-                    row -= rows
-                    continue
-                for batch in file.iter_batches(64, row_groups=[number], columns=[column], use_threads=False):
-                    if row < len(batch):
-                        return batch.column(0)[row].as_py()
-                    row -= len(batch)
-                break
-        raise IndexError("a row that was there is missing")
+            group = 0
+            while row >= (rows := file.metadata.row_group(group).num_rows):
+                group, row = group + 1, row - rows
+            number, row = divmod(row, _CELL_ROWS)
+            if (*of_file, group, number) not in self._cached:
+                batches = file.iter_batches(_CELL_ROWS, row_groups=[group], columns=[column], use_threads=False)
+                for at, batch in zip(range(number + 1), batches, strict=False):
+                    self._cache((*of_file, group, at), batch.column(0))
+            self._cached.move_to_end((*of_file, group, number))
+            return self._cached[*of_file, group, number][row].as_py()
+
+    def _cache(self, key: tuple[Any, ...], array: pa.Array) -> None:
+        if key not in self._cached:
+            self._cached[key] = array
+            self._bytes += array.nbytes
+        while self._bytes > _CACHE_BYTES and len(self._cached) > 1:
+            self._bytes -= self._cached.popitem(last=False)[1].nbytes
 
 
-def _open(path: str) -> pyarrow.parquet.ParquetFile:
-    file = pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
+class _ArrowFile:
+    """A file of an Arrow stream, as `datasets` saves it, with what is used of a ParquetFile; its groups are batches."""
+
+    def __init__(self, path: str) -> None:
+        reader = pa.ipc.open_stream(pa.memory_map(path))
+        self.schema_arrow, self._batches, self.metadata = reader.schema, list(reader), self
+        self.num_rows, self.num_row_groups = sum(map(len, self._batches)), len(self._batches)
+
+    def __enter__(self) -> _ArrowFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close: what is cached refers to the mapped file."""
+
+    def row_group(self, number: int) -> pa.RecordBatch:
+        """The batch of a number."""
+        return self._batches[number]
+
+    def iter_batches(
+        self, size: int, columns: Sequence[str], row_groups: Sequence[int] | None = None, use_threads: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of these groups (None: of all), at most `size` in a batch, without a copy."""
+        for batch in self._batches if row_groups is None else map(self._batches.__getitem__, row_groups):
+            for start in range(0, len(batch), size):
+                yield batch.slice(start, size).select(list(columns))
+
+
+def _open(path: str) -> pyarrow.parquet.ParquetFile | _ArrowFile:
+    is_arrow = path.endswith(".arrow")
+    file = _ArrowFile(path) if is_arrow else pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"claims {file.metadata.num_rows:,} rows; at most {_MAX_ROWS:,} are read")
     return file
@@ -140,18 +167,6 @@ def _sizes(file: pyarrow.parquet.ParquetFile) -> dict[str, int]:
             name = column.path_in_schema.split(".")[0]
             sizes[name] = sizes.get(name, 0) + max(0, column.total_uncompressed_size)
     return sizes
-
-
-def _column(path: str, column: str) -> pa.ChunkedArray | None:
-    """A column; None where it unpacks to too much."""
-    most, size, batches = _TEXT_BASE + _TEXT_SHARE * os.stat(path).st_size, 0, []
-    with _open(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
-            batches.append(batch.column(0))
-            size += batch.nbytes
-            if size > most:
-                return None
-    return pa.chunked_array(batches) if batches else None
 
 
 def _parts(path: str, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:

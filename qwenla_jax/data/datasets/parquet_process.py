@@ -6,7 +6,6 @@ with this process. Where it crashes, hangs or is killed, the request fails and t
 
 from __future__ import annotations
 
-import collections
 import functools
 import importlib.util
 import multiprocessing
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _CHILD = Path(__file__).with_name("parquet_child.py")
-_DEADLINE_S = 600.0  # of one answer, which is a few megabytes at most, or one cached column
+_DEADLINE_S = 600.0  # of one answer, which is a few megabytes at most
 
 
 class ParquetProcess:
@@ -32,7 +31,6 @@ class ParquetProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._end: weakref.finalize[Any, Any] | None = None
-        self._forgotten: collections.deque[str] = collections.deque()
 
     def ask(self, request: str, path: Path, *arguments: Any) -> Any:
         """The answer to a request, see `parquet_child`.
@@ -43,8 +41,7 @@ class ParquetProcess:
         with self._lock:
             try:
                 connection = self._connection or self._start()
-                forgotten = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
-                connection.send((request, str(path), arguments, forgotten))
+                connection.send((request, str(path), arguments))
                 if not connection.poll(_DEADLINE_S):
                     raise TimeoutError
                 kind, answer = connection.recv()
@@ -54,12 +51,9 @@ class ParquetProcess:
                 self._stop()
                 raise
         if kind != "ok":
-            raise ValueError(f"{path}: not a parquet file that can be read: {answer}")
+            kind = "an Arrow" if path.suffix == ".arrow" else "a parquet"
+            raise ValueError(f"{path}: not {kind} file that can be read: {answer}")
         return answer
-
-    def forget(self, path: str) -> None:
-        """Releases what is cached of a file, with the next request; may be called at any time."""
-        self._forgotten.append(path)
 
     def _start(self) -> Connection:
         ours, theirs = multiprocessing.Pipe()

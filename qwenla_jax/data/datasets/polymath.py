@@ -18,12 +18,12 @@ which the official scorer allows) is rejected, since a record has one answer.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.parquet import is_parquet, needed_images, read_parquet
-from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import answer_of, image_at, text_of
 
 _LETTERS = "Answer the question in the picture with the letter of the right option."
@@ -40,61 +40,49 @@ def polymath(path: str | Path) -> Dataset:
     """
     path = Path(path)
     if is_parquet(path):
-        raw_records = []
-        for row in read_parquet(path, ("image", "final_answer")):
-            name = str(row.values.get("id") or row.where)
-            raw_records.append(_raw_record(row.values, row.where, name, lambda row=row: needed_images(row, "image")))
-        return Dataset("polymath", raw_records)
+        rows = read_parquet(path, ("image", "final_answer"))
+        return Dataset(
+            "polymath",
+            records_of(
+                rows,
+                lambda at, row: _raw_record(
+                    at, row.values, str(row.values.get("id") or at), needed_images(row, "image")
+                ),
+            ),
+        )
     file = path / "annotations.csv" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
-    raw_records = []
+    images = file.parent / "merged_screenshots"
+
+    def read(where: str, row: dict[str, Any]) -> RawRecord:
+        place = row.get("input_image_location") or ""
+        name = f"{row['paper_id']}_{place}" if row.get("paper_id") else place
+        return _raw_record(where, row, name, (image_at(images, f"{place}.png" if place else "", where),))
+
+    return Dataset("polymath", records_of(_rows(file), read))
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row by the names before the hyphen); a parser's error gets file and line."""
     with file.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines)
-        for row in _rows(reader, file):
-            where = f"{file}:{reader.line_num}"
-            bare = {key.split("-")[0]: value for key, value in row.items() if key}
-            place = bare.get("input_image_location") or ""
-            raw_records.append(
-                _raw_record(
-                    bare,
-                    where,
-                    f"{bare['paper_id']}_{place}" if bare.get("paper_id") else place,
-                    lambda place=place, where=where: (
-                        image_at(file.parent / "merged_screenshots", f"{place}.png" if place else "", where),
-                    ),
-                )
-            )
-    return Dataset("polymath", raw_records)
+        try:
+            lacking = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise ValueError(f"lacks column {', '.join(lacking)}")
+            for row in reader:
+                yield f"{file}:{reader.line_num}", {key.split("-")[0]: value for key, value in row.items() if key}
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{file}:{reader.line_num}: {error}") from error
 
 
-def _rows(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the table; a parser's error gets file and line."""
-    try:
-        lacking = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise ValueError(f"lacks column {', '.join(lacking)}")
-        yield from reader
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{file}:{reader.line_num}: {error}") from error
-
-
-def _raw_record(row: dict[str, Any], where: str, name: str, images: Callable[[], tuple[RawImage, ...]]) -> RawRecord:
-    try:
-        answer = answer_of({"final_answer": row.get("final_answer") or ""}, "final_answer", where).strip("[]'\" ")
-        if "," in answer:
-            raise RecordError(where, "several_answers", f"the answer {answer!r} accepts several; one is expected")
-        numbers = str(row.get("final_answer_range") or "").replace(" ", "") in ("1-4", "1,2,3,4") or answer.isdigit()
-        question = text_of(row, "question", where) if row.get("question") else _NUMBERS if numbers else _LETTERS
-        return RawRecord(
-            where,
-            name,
-            question,
-            (),
-            answer.upper() if len(answer) == 1 else answer,
-            None,
-            str(row.get("category") or "question"),
-            images(),
-        )
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
+def _raw_record(where: str, row: dict[str, Any], name: str, images: tuple[RawImage, ...]) -> RawRecord:
+    answer = answer_of({"final_answer": row.get("final_answer") or ""}, "final_answer", where).strip("[]'\" ")
+    if "," in answer:
+        raise RecordError(where, "several_answers", f"the answer {answer!r} accepts several; one is expected")
+    numbers = str(row.get("final_answer_range") or "").replace(" ", "") in ("1-4", "1,2,3,4") or answer.isdigit()
+    question = text_of(row, "question", where) if row.get("question") else _NUMBERS if numbers else _LETTERS
+    if len(answer) == 1:
+        answer = answer.upper()
+    return RawRecord(where, name, question, (), answer, None, str(row.get("category") or "question"), images)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -108,6 +108,8 @@ class RawRecord:
       fault: (reason, message) where the row could not be read; the other fields then have no meaning.
       written: the question's text holds its options already, and the answer may be the text of one.
       parts: numbered placeholders name parts of one image.
+      system: the record's own system message; None where there is none.
+      columns: what else the row has, see `columns.further_columns`.
     """
 
     where: str
@@ -121,6 +123,8 @@ class RawRecord:
     fault: tuple[str, str] | None = None
     written: bool = False
     parts: bool = False
+    system: str | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prompt(self) -> str:
         """The question with its options written out below it, one a line, unless it holds them already."""
@@ -146,7 +150,8 @@ class RawRecord:
             return [self.fault]
         options = [text for _, text in self.options]
         texts = {"id": self.id, "question": self.question, "answer": self.answer, "kind": self.kind}
-        texts |= {"response": self.response or "", **{f"option {letter}": text for letter, text in self.options}}
+        texts |= {"response": self.response or "", "system": self.system or ""}
+        texts |= {f"option {letter}": text for letter, text in self.options}
         for name, text in texts.items():
             if len(text) > MAX_CHARACTERS:
                 message = f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
@@ -183,6 +188,26 @@ class RawRecord:
 def invalid(where: str, reason: str, message: str) -> RawRecord:
     """The raw record of a row that could not be read."""
     return RawRecord(where, where, "", (), "", None, "", (), (reason, message))
+
+
+def records_of(rows: Iterable[tuple[str, Any]], read: Callable[[str, Any], RawRecord]) -> list[RawRecord]:
+    """The raw record of every row; of a row that cannot be read, an invalid one.
+
+    Args:
+      rows: (where, row); the row may be the error that it was read with, as of `rows.read_jsonl`.
+      read: raises RecordError; ValueError where the options have a form that cannot be read.
+    """
+    records = []
+    for where, row in rows:
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            records.append(read(where, row))
+        except RecordError as error:
+            records.append(invalid(where, error.reason, error.message))
+        except ValueError as error:
+            records.append(invalid(where, "options", str(error)))
+    return records
 
 
 class Dataset:
@@ -239,4 +264,6 @@ class Dataset:
             raw_record.response,
             raw_record.kind,
             options=raw_record.option_texts(),
+            system=raw_record.system,
+            columns=raw_record.columns,
         )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenla_jax.data.datasets.raw_record import FileImage, RecordError
+from qwenla_jax.data.datasets.raw_record import FileImage, RawImage, RecordError
 from qwenla_jax.text.answers.gold import unwrap_gold
 from qwenla_jax.utils import json_files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 MAX_LINE = 64 * 2**20  # bytes of a line of JSON
+_LONG = 64  # characters; an image in base64 has more, and a path seldom
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
@@ -83,6 +86,43 @@ def from_base64(text: str, name: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         message = f"{text[:20]!r}... is neither base64 ({error}) nor the name of a file"
         raise RecordError(name, "image_base64", message) from error
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image in base64, with or without the start of a data URL.
+
+    Attributes:
+      text: the base64.
+      name: for errors.
+    """
+
+    text: str
+    name: str
+
+    def read(self) -> bytes:
+        """Its bytes; raises as `from_base64`."""
+        return from_base64(self.text, self.name)
+
+
+def image_of_text(text: str, folder: Path, name: str) -> RawImage:
+    """The image that a text holds in base64, or whose path it is.
+
+    Args:
+      text: base64, a data URL, or a path, which "file://" may precede.
+      folder: what the path is relative to.
+      name: for errors.
+
+    Raises:
+      RecordError: the text is another URL. A missing file is no error here.
+    """
+    text = text.strip().removeprefix("file://")
+    if text.startswith("data:") or (len(text) > _LONG and "." not in text):
+        return EncodedImage(text, name)
+    if re.match("[A-Za-z]{2,9}://", text):
+        message = f"is at {text[:80]!r}, and nothing is downloaded; expected bytes or a path"
+        raise RecordError(name, "image_absent", message)
+    return FileImage(folder / text)
 
 
 def image_at(folder: Path, path: str, where: str, add_suffix: bool = False) -> FileImage:

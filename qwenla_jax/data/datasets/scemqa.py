@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import from_lines
-from qwenla_jax.data.datasets.raw_record import Dataset, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, RawRecord, RecordError, records_of
 from qwenla_jax.data.datasets.rows import image_at, text_of
 from qwenla_jax.utils.json_files import read_json
 
@@ -49,32 +49,30 @@ def scemqa(path: str | Path) -> Dataset:
         if not isinstance(subjects, dict) or not all(isinstance(rows, list) for rows in subjects.values()):
             raise ValueError(f"{file}: expected an object of lists, subject -> questions")
         for subject, rows in subjects.items():
-            for number, row in enumerate(rows):
-                raw_records.append(
-                    _raw_record(row, f"{file}: {subject} {number}", f"{subject}/{number}", subject, file)
-                )
+            questions = (
+                (f"{file}: {subject} {number}", (file, subject, number, row)) for number, row in enumerate(rows)
+            )
+            raw_records += records_of(questions, _raw_record)
     return Dataset("scemqa", raw_records)
 
 
-def _raw_record(row: Any, where: str, name: str, subject: str, file: Path) -> RawRecord:
-    try:
-        if not isinstance(row, dict):
-            raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
-        gold = text_of(row, _ANSWER, where)
-        question = text_of(row, "Question", where)
-        options: tuple[tuple[str, str], ...] = ()
-        if subject.endswith("Free_Response"):
-            answer = boxed_answer(gold, where)
-        else:
-            question, options = from_lines(question)
-            if not options:
-                message = f"no options in the lines of the question {question[-80:]!r}; expected 'A. ...' and 'B. ...'"
-                raise RecordError(where, "options", message)
-            answer = option_answer(gold, where)
-        image = image_at(file.parent, text_of(row, "ImagePath", where), where, add_suffix=True)
-        return RawRecord(where, name, question, options, answer, None, subject, (image,))
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
+def _raw_record(where: str, given: tuple[Path, str, int, Any]) -> RawRecord:
+    file, subject, number, row = given
+    if not isinstance(row, dict):
+        raise RecordError(where, "not_an_object", f"holds a {type(row).__name__}; expected an object")
+    gold = text_of(row, _ANSWER, where)
+    question = text_of(row, "Question", where)
+    options: tuple[tuple[str, str], ...] = ()
+    if subject.endswith("Free_Response"):
+        answer = boxed_answer(gold, where)
+    else:
+        question, options = from_lines(question)
+        if not options:
+            message = f"no options in the lines of the question {question[-80:]!r}; expected 'A. ...' and 'B. ...'"
+            raise RecordError(where, "options", message)
+        answer = option_answer(gold, where)
+    image = image_at(file.parent, text_of(row, "ImagePath", where), where, add_suffix=True)
+    return RawRecord(where, f"{subject}/{number}", question, options, answer, None, subject, (image,))
 
 
 def option_answer(gold: str, where: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from qwenla_jax.data.datasets.multiple_choice import from_string
 from qwenla_jax.data.datasets.parquet import is_parquet, needed_images, read_parquet
-from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, RecordError, invalid
+from qwenla_jax.data.datasets.raw_record import Dataset, RawImage, RawRecord, records_of
 from qwenla_jax.data.datasets.rows import answer_of, image_at, text_of
 from qwenla_jax.utils.json_files import read_json
 
@@ -28,11 +28,11 @@ def we_math(path: str | Path) -> Dataset:
       ValueError: the file is not of either layout.
     """
     path = Path(path)
-    raw_records = []
     if is_parquet(path):
-        for row in read_parquet(path, ("question", "option", "answer", "image_path")):
-            raw_records.append(_raw_record(row.values, row.where, lambda row=row: needed_images(row, "image_path")))
-        return Dataset("we_math", raw_records)
+        table = read_parquet(path, ("question", "option", "answer", "image_path"))
+        return Dataset(
+            "we_math", records_of(table, lambda at, row: _raw_record(at, row.values, needed_images(row, "image_path")))
+        )
     if path.is_dir():
         places = (path / "testmini.json", path / "data" / "testmini.json")
         path = next((each for each in places if each.is_file()), path)
@@ -41,33 +41,23 @@ def we_math(path: str | Path) -> Dataset:
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a list of objects, as in We-Math's testmini.json")
-    for number, row in enumerate(rows):
-        where = f"{path}: question {number}"
-        raw_records.append(
-            _raw_record(
-                row,
-                where,
-                lambda row=row, where=where: (image_at(path.parent, text_of(row, "image_path", where), where),),
-            )
-        )
-    return Dataset("we_math", raw_records)
+    return Dataset(
+        "we_math",
+        records_of(
+            ((f"{path}: question {number}", row) for number, row in enumerate(rows)),
+            lambda at, row: _raw_record(at, row, (image_at(path.parent, text_of(row, "image_path", at), at),)),
+        ),
+    )
 
 
-def _raw_record(row: dict[str, Any], where: str, images: Any) -> RawRecord:
-    try:
-        row_images: tuple[RawImage, ...] = images()
-        name = f"{row['ID']}/{row['key']}" if row.get("ID") and row.get("key") else where
-        return RawRecord(
-            where,
-            name,
-            text_of(row, "question", where),
-            from_string(text_of(row, "option", where)),
-            answer_of(row, "answer", where),
-            None,
-            str(row.get("key") or "question"),
-            row_images,
-        )
-    except RecordError as error:
-        return invalid(where, error.reason, error.message)
-    except ValueError as error:
-        return invalid(where, "options", str(error))
+def _raw_record(where: str, row: dict[str, Any], images: tuple[RawImage, ...]) -> RawRecord:
+    return RawRecord(
+        where,
+        f"{row['ID']}/{row['key']}" if row.get("ID") and row.get("key") else where,
+        text_of(row, "question", where),
+        from_string(text_of(row, "option", where)),
+        answer_of(row, "answer", where),
+        None,
+        str(row.get("key") or "question"),
+        images,
+    )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.datasets.jsonl import jsonl
 from qwenla_jax.data.datasets.llava_cot import llava_cot
+from qwenla_jax.data.datasets.parquet import parquet_questions
 from qwenla_jax.data.datasets.raw_record import FileImage, RecordError
 from qwenla_jax.data.datasets.readers import READERS
 from qwenla_jax.data.images.decode import ImageError
 from qwenla_jax.data.record import Split
-from qwenla_jax.data.sources.filters import Filter, many_options, no_image, other_kinds, several_images
 from qwenla_jax.data.sources.mixture import Mixture, Picked
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.data.sources.spec import Part, parse
@@ -94,19 +93,13 @@ def open_part(
         return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
-    if part.reader == "jsonl":
-        dataset, split_path = jsonl(part.path), None
+    split_path = own_split(part.reader, Path(part.path), split)
+    path, first = split_path or Path(part.path), "turns" in part.keys
+    if part.reader in ("jsonl", "parquet"):
+        dataset = (jsonl if part.reader == "jsonl" else parquet_questions)(path, part.columns, first)
     else:
-        split_path = own_split(part.reader, Path(part.path), split)
-        path = split_path or Path(part.path)
-        dataset = llava_cot(path, later_turns=False) if "turns" in part.keys else READERS[part.reader](path)
-    return SelectedRecords(dataset, part.reader, split, whole or split_path is not None, _filters(part.keys), size)
-
-
-def _filters(keys: Mapping[str, str]) -> list[Filter]:
-    filters = [no_image, several_images] if "images" in keys else []
-    filters += [many_options(int(keys["max_options"]))] if "max_options" in keys else []
-    return filters + ([other_kinds(keys["kinds"].split("|"))] if "kinds" in keys else [])
+        dataset = llava_cot(path, later_turns=False) if first else READERS[part.reader](path)
+    return SelectedRecords(dataset, part.reader, split, whole or split_path is not None, part.keys, size)
 
 
 def sources_of(source: RecordSource) -> dict[str, RecordSource]:

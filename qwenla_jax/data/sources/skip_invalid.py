@@ -5,22 +5,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
+
+from qwenla_jax.data.batching.loader import Sized
 
 Item = TypeVar("Item")
-Read = TypeVar("Read", covariant=True)
-
-
-class _Items(Protocol[Read]):
-    """Random access to records, or to examples made of them."""
-
-    def __len__(self) -> int:
-        """Number of items."""
-        ...
-
-    def __getitem__(self, index: int) -> Read:
-        """The item at an index from 0."""
-        ...
 
 
 class TooManyInvalid(ValueError):
@@ -44,9 +33,7 @@ class SkipInvalid(Generic[Item]):
       ValueError: a negative number, or no record.
     """
 
-    def __init__(
-        self, source: _Items[Item], most: int, note: Callable[[str], None] | None = None, advice: str = ""
-    ) -> None:
+    def __init__(self, source: Sized, most: int, note: Callable[[str], None] | None = None, advice: str = "") -> None:
         if most < 0:
             raise ValueError(f"most must not be negative, got {most}")
         if len(source) < 1:

@@ -1,10 +1,11 @@
 """How a setting names questions: one source, or several with weights. Nothing is opened or imported here.
 
-    scenes | marked_scenes | easy_vqa | FILE.jsonl | NAME:PATH[#KEY=VALUE[&KEY=VALUE]]    one source
+    scenes | marked_scenes | easy_vqa | FILE.jsonl[#KEYS] | NAME:PATH[#KEYS]    one source; KEYS: KEY=VALUE[&KEY=VALUE]
     SOURCE*2,SOURCE*1                                             a mixture; the weight may be left out (1)
 
 NAME is one of `readers.READERS`. KEYs leave records out by what their text tells: `max_options=N`, `images=1` (exactly
-one), `kinds=A|B`, and of llava_cot `turns=first`.
+one), `kinds=A|B`. Where there are conversations (llava_cot, parquet, JSONL), `turns=first` takes the first turn alone.
+Of parquet and JSONL, `columns=FIELD:COLUMN|FIELD:COLUMN` names the columns, see `data.datasets.columns`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from fractions import Fraction
 from glob import glob, has_magic
 from pathlib import Path
 
+from qwenla_jax.data.datasets.columns import parse_columns
 from qwenla_jax.data.datasets.readers import READERS
 
 BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa")
-KEYS = ("max_options", "images", "kinds", "turns")
+KEYS = ("max_options", "images", "kinds", "turns", "columns")
+_ROWS = ("parquet", "jsonl")  # readers of rows with columns of any names
 _WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
 
 
@@ -43,6 +46,11 @@ class Part:
     path: str
     keys: Mapping[str, str]
     weight: Fraction
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of each field that the key `columns` names."""
+        return parse_columns(self.keys.get("columns", ""))
 
 
 def parse(spec: str) -> tuple[Part, ...]:
@@ -69,14 +77,17 @@ def _part(text: str, weight: Fraction) -> Part:
     if text in BUILT_IN_SOURCES:
         return Part(text, text, text, "", {}, weight)
     reader, colon, rest = text.partition(":")
+    name = reader
     if reader not in READERS or not colon:
-        if not text.endswith(".jsonl"):
+        reader, rest = "jsonl", text
+        file = text if text.endswith(".jsonl") else text.partition("#")[0]
+        name = Path(file).stem.replace(".", "_")
+        if not file.endswith(".jsonl"):
             raise ValueError(
                 f"{text!r}: expected scenes, easy_vqa, an existing .jsonl file, or NAME:PATH with a NAME of "
                 f"{', '.join(READERS)}"
             )
-        return Part(Path(text).stem.replace(".", "_"), text, "jsonl", text, {}, weight)
-    path, mark, tail = rest.partition("#")
+    path, mark, tail = (rest, "", "") if rest.endswith(".jsonl") else rest.partition("#")
     keys: dict[str, str] = {}
     for pair in tail.split("&") if mark else ():
         key, equals, value = pair.partition("=")
@@ -89,9 +100,15 @@ def _part(text: str, weight: Fraction) -> Part:
         raise ValueError(f"{text!r}: max_options={keys['max_options']}, expected a whole number")
     if keys.get("images", "1") != "1":
         raise ValueError(f"{text!r}: images={keys['images']}, expected 1")
-    if "turns" in keys and (reader, keys["turns"]) != ("llava_cot", "first"):
-        raise ValueError(f"{text!r}: turns={keys['turns']}, expected turns=first, of llava_cot")
-    return Part(reader, text, reader, str(Path(path).expanduser()), keys, weight)
+    if "turns" in keys and (keys["turns"] != "first" or reader not in ("llava_cot", *_ROWS)):
+        raise ValueError(f"{text!r}: turns={keys['turns']}, expected turns=first, of llava_cot, parquet or JSONL")
+    if "columns" in keys and reader not in _ROWS:
+        raise ValueError(f"{text!r}: the columns of {reader} are known; expected columns=... of parquet or JSONL")
+    try:
+        parse_columns(keys.get("columns", ""))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
+    return Part(name, text, reader, str(Path(path).expanduser()), keys, weight)
 
 
 def problems(spec: str) -> Iterator[str]:

@@ -1,20 +1,20 @@
-"""Splits: which records of a dataset are trained on, and which are held out.
+"""Splits and filters: which records of a dataset are trained on, and which are held out.
 
 A dataset with its own splits keeps them: parquet files called `train` and one of `validation`, `val` and `test` (the
-first of these is held out, since it selects checkpoints), or for Geometry3K folders of these names. Of all others,
-JSONL files among them, every tenth record is held out, by a hash of its id. Related records are in one split: the steps
+first of these is held out, since it selects checkpoints), or for Geometry3K, and where `datasets` saved several splits,
+folders of these names. Of all others, JSONL files among them, every tenth record is held out, by a hash of its id.
+Related records are in one split: the steps
 of a problem of We-Math, which share its image, and the turns of a conversation of LLaVA-CoT.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from qwenla_jax.data.datasets.raw_record import Dataset, RawRecord
 from qwenla_jax.data.record import Record, Split, stable_hash
-from qwenla_jax.data.sources.filters import Filter, Filtered
 
 HELD_OUT = ("validation", "val", "test")
 
@@ -25,7 +25,8 @@ def own_split(reader: str, path: Path, split: Split) -> Path | None:
         return None
     splits: dict[str, Path] = {}
     for name in ("train", *HELD_OUT):
-        places = [path / name] if reader == "geometry3k" and (path / name).is_dir() else []
+        own = {"geometry3k": "", "parquet": "state.json"}.get(reader)
+        places = [path / name] if own is not None and (path / name / own).exists() else []
         for folder in (path, path / "data"):
             places += [folder / f"{name}.parquet"] if (folder / f"{name}.parquet").is_file() else []
             places += [folder / f"{name}-*.parquet"] if any(folder.glob(f"{name}-*.parquet")) else []
@@ -43,6 +44,22 @@ def family(reader: str, name: str) -> str:
     return name.partition("#")[0] if reader == "llava_cot" else name
 
 
+def left_out(raw_record: RawRecord, filters: Mapping[str, str]) -> str | None:
+    """Why a source's filters leave out a record; None where they keep it.
+
+    Args:
+      raw_record: the record; one that could not be read is kept, to be reported or counted as invalid.
+      filters: the keys of `spec.KEYS` with their values.
+    """
+    if raw_record.fault is not None:
+        return None
+    if "images" in filters and len(raw_record.images) != 1:
+        return "several_images" if raw_record.images else "no_image"
+    if "max_options" in filters and len(raw_record.options) > int(filters["max_options"]):
+        return "many_options"
+    return "other_kind" if "kinds" in filters and raw_record.kind not in filters["kinds"].split("|") else None
+
+
 class SelectedRecords:
     """The records of one split of a dataset that are valid by their text; which ones depends on the data alone.
 
@@ -51,7 +68,7 @@ class SelectedRecords:
       reader: its reader's name, see `family`.
       split: which part; for "cold_start" every record needs a response.
       whole: all records, whatever the split.
-      filters: see `filters`.
+      filters: see `left_out`.
       size: only the first so many.
 
     Attributes:
@@ -70,18 +87,19 @@ class SelectedRecords:
         reader: str,
         split: Split,
         whole: bool = False,
-        filters: Iterable[Filter] = (),
+        filters: Mapping[str, str] | None = None,
         size: int | None = None,
     ) -> None:
-        filtered = Filtered(dataset, filters)
-        self._source = filtered
-        self.name, self.total = dataset.name, len(dataset)
-        self.left_out, self.refused = filtered.left_out, Counter(dataset.refused)
+        self._dataset, self.name, self.total = dataset, dataset.name, len(dataset)
+        self.left_out, self.refused = Counter[str](), Counter(dataset.refused)
         faults: list[tuple[str, str, str]] = []
         indices = []
         answered = split != "cold_start"
-        for index in range(len(filtered)):
-            raw_record = filtered.raw_record(index)
+        for index in range(len(dataset)):
+            raw_record = dataset.raw_record(index)
+            if (why := left_out(raw_record, filters or {})) is not None:
+                self.left_out[why] += 1
+                continue
             problems = raw_record.faults()
             answered = answered or raw_record.response is not None
             if not problems and split == "cold_start" and raw_record.response is None:
@@ -91,6 +109,9 @@ class SelectedRecords:
                 continue
             if whole or (stable_hash(family(reader, raw_record.id)) % 10 == 0) == (split == "held_out"):
                 indices.append(index)
+        if self.left_out.total() == len(dataset):
+            counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.left_out.items()))
+            raise ValueError(f"{dataset.name}: the filters leave nothing of its {len(dataset)} records ({counts})")
         self.faults = tuple(faults)
         if not answered and reader != "jsonl":
             raise ValueError(f"{dataset.name}: its records have no responses, and supervised training needs them")
@@ -101,11 +122,11 @@ class SelectedRecords:
 
     def __getitem__(self, index: int) -> Record:
         """The record; raises as `Dataset` where an image cannot be opened."""
-        return self._source[self._indices[index]]
+        return self._dataset[self._indices[index]]
 
     def raw_record(self, index: int) -> RawRecord:
         """The raw record, without opening its images."""
-        return self._source.raw_record(self._indices[index])
+        return self._dataset.raw_record(self._indices[index])
 
 
 def unusable(parts: Iterable[SelectedRecords], most: int) -> None:

@@ -9,27 +9,26 @@ objects with their marks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
 
-from qwenla_jax.data.synthetic.marked_scenes import MARKS, MarkedObject
+from qwenla_jax.data.synthetic.marked_scenes import MARKS
 from qwenla_jax.data.synthetic.scene_questions import (
     KINDS,
     MAKERS,
     Draft,
+    Objects,
     SceneQuestion,
     caption_of,
     near_number,
     write,
 )
-from qwenla_jax.data.synthetic.scenes import Scene
+from qwenla_jax.data.synthetic.scenes import Scene, SceneObject
 
 MARK_KINDS: tuple[str, ...] = ("mark", "same_mark", "mark_existence")
 MARKED_KINDS: tuple[str, ...] = (*MARK_KINDS, *KINDS)
 MARK_SHARE = 0.6  # of the questions
-Objects = Sequence[MarkedObject]
 
 
 def ask(
@@ -48,7 +47,7 @@ def ask(
       seed, split, index, reflection_share, correction_share, style: as in `scene_questions.ask`.
     """
     rng = np.random.default_rng([seed, split, index, 3])
-    things = cast(Objects, scene.in_order())
+    things = scene.in_order()
     kinds = MARK_KINDS if rng.random() < MARK_SHARE else KINDS
     kind = kinds[rng.integers(len(kinds))]
     draft = _MARK_MAKERS[kind](things, rng) if kind in _MARK_MAKERS else MAKERS[kind](things, rng)
@@ -112,5 +111,5 @@ _MARK_MAKERS: dict[str, Callable[[Objects, np.random.Generator], Draft]] = {
 }
 
 
-def _marked(thing: MarkedObject) -> str:
+def _marked(thing: SceneObject) -> str:
     return f"{thing} {thing.mark}"

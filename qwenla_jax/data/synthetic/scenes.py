@@ -6,7 +6,7 @@ so that a small model can read them with some errors: shapes are off any grid, p
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ SIZES: tuple[str, ...] = ("small", "big")
 COLORS: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
 MAX_OBJECTS = 4
 MIN_VISIBLE = 0.55  # of an object's area; the rest may be covered by later objects
+MARK_REACH = 0.65  # radii; no mark is farther from the centre, and no other object closer
 
 _RGB = ((214, 40, 40), (238, 214, 44), (44, 158, 72), (40, 92, 220), (142, 58, 182))
 _NUM_OBJECTS_CDF = (0.1, 0.35, 0.7, 1.0)
@@ -38,6 +39,7 @@ class SceneObject:
       radius: pixels; a circle's radius, and the scale of the other shapes, which have about the circle's area.
       angle: rotation in radians (at most 0.2).
       rgb: the fill colour before noise and shading.
+      mark: a word out of `marked_scenes.MARKS`; empty in scenes without marks.
     """
 
     shape: str
@@ -48,6 +50,7 @@ class SceneObject:
     radius: float
     angle: float
     rgb: tuple[int, int, int]
+    mark: str = ""
 
     def __str__(self) -> str:
         return f"{self.size} {self.color} {self.shape}"
@@ -88,7 +91,7 @@ def make_scene(seed: int, split: int, index: int) -> Scene:
     if min(seed, split, index) < 0:
         raise ValueError(f"seed={seed}, split={split}, index={index}: expected numbers that are at least 0")
     rng = np.random.default_rng([seed, split, index])
-    objects = _place(rng)
+    objects = place(rng, 1 + int(np.searchsorted(_NUM_OBJECTS_CDF, rng.random())), MAX_OBJECTS)
     return Scene(objects, render(objects, rng))
 
 
@@ -128,28 +131,44 @@ def render(
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def _place(rng: np.random.Generator) -> tuple[SceneObject, ...]:
-    """Draws attributes and positions; a position at which too little of some object would show is drawn again."""
-    num = 1 + int(np.searchsorted(_NUM_OBJECTS_CDF, rng.random()))
-    # A scene has few colours and shapes, so that equal ones come together and counts above 1 are common.
+def place(rng: np.random.Generator, num: int, most: int, marks: Sequence[str] = ()) -> tuple[SceneObject, ...]:
+    """Draws attributes and positions of `num` objects; a position that covers too much of another is drawn again.
+
+    Args:
+      rng: of everything drawn.
+      num, most: how many objects, and how many a scene of this kind has at most.
+      marks: the words for marks; with marks no two objects have the same name, and every mark is fully visible.
+    """
+    # A scene has few colours, shapes and marks, so that equal ones come together and counts above 1 are common.
     shapes = rng.permutation(len(SHAPES))[: rng.integers(2, len(SHAPES) + 1)]
     colors = rng.permutation(len(COLORS))[: rng.integers(2, 5)]
+    offered = rng.permutation(len(marks))[: rng.integers(2, len(marks) + 1)] if marks else []
+    rows, columns = np.mgrid[:SIDE, :SIDE]
     while True:  # the first objects may leave no place for the last; then all positions are drawn anew
         objects: list[SceneObject] = []
+        inner: list[np.ndarray] = []  # of each object, the pixels that its mark may need
         owners = Image.new("L", (SIDE, SIDE))
-        for _ in range(20 * MAX_OBJECTS):
+        for _ in range(20 * most):
             if len(objects) == num:
                 return tuple(objects)
-            thing = draw_object(rng, shapes, colors)
+            mark = marks[offered[rng.integers(len(offered))]] if marks else ""
+            thing = replace(_draw_object(rng, shapes, colors), mark=mark)
+            if marks and str(thing) in map(str, objects):
+                continue
             trial = owners.copy()
             draw_shape(ImageDraw.Draw(trial), thing, 1, fill=len(objects) + 1)
-            visible = trial.histogram()
-            if all(visible[i + 1] >= MIN_VISIBLE * area_of(other) for i, other in enumerate(objects)):
+            visible, pixels = trial.histogram(), np.asarray(trial)
+            if all(
+                visible[i + 1] >= MIN_VISIBLE * _area_of(other) and (pixels[inner[i]] == i + 1).all()
+                for i, other in enumerate(objects)
+            ):
                 objects.append(thing)
+                reach = MARK_REACH * thing.radius if marks else -1.0
+                inner.append((np.hypot(columns - thing.x, rows - thing.y) <= reach) & (pixels == len(objects)))
                 owners = trial
 
 
-def draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarray) -> SceneObject:
+def _draw_object(rng: np.random.Generator, shapes: np.ndarray, colors: np.ndarray) -> SceneObject:
     """One object with its place, drawn from numbers of SHAPES and of COLORS (int [.] each)."""
     shape = int(shapes[rng.integers(len(shapes))])
     color = int(colors[rng.integers(len(colors))])
@@ -192,7 +211,7 @@ def _corners(shape: str) -> list[tuple[float, float]]:
     return [(_TRIANGLE_TIP, 2.0 * math.pi * i / 3.0) for i in range(3)]
 
 
-def area_of(thing: SceneObject) -> float:
+def _area_of(thing: SceneObject) -> float:
     """Square pixels of the whole shape."""
     if thing.shape == "circle":
         unit = math.pi

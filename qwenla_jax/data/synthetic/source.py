@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenla_jax.data.record import Record, Split
 from qwenla_jax.data.synthetic import marked_questions
-from qwenla_jax.data.synthetic.marked_scenes import MarkedObject, make_marked_scene
+from qwenla_jax.data.synthetic.marked_scenes import make_marked_scene
 from qwenla_jax.data.synthetic.scene_questions import ask, caption_of
 from qwenla_jax.data.synthetic.scenes import Scene, make_scene
 
@@ -61,7 +61,7 @@ class SceneSource:
 
     def details(self, index: int) -> tuple[str, ...]:
         """The details of a record's image beyond the caption: each object's name with its mark."""
-        return tuple(f"{thing} {thing.mark}" for thing in self.scene(index).objects if isinstance(thing, MarkedObject))
+        return tuple(f"{thing} {thing.mark}" for thing in self.scene(index).objects if thing.mark)
 
 
 class MarkedSceneSource(SceneSource):

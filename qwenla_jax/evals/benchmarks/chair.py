@@ -19,7 +19,6 @@ from typing import Any
 
 from qwenla_jax.evals.benchmarks.chair_singular import singular
 from qwenla_jax.evals.result import Figure, ratio_figure
-from qwenla_jax.utils.intervals import wilson
 from qwenla_jax.utils.json_files import read_bytes
 
 # Tried once at each run of marks, and without going back within it: time linear in the text.
@@ -206,10 +205,6 @@ def _double_words() -> Mapping[str, str]:
 def mentions(caption: str, synonyms: Synonyms) -> list[str]:
     """The objects that a caption names, once for each mention, in order.
 
-    Args:
-      caption: any text.
-      synonyms: which words name which object.
-
     Raises:
       ValueError: nltk is not installed.
     """
@@ -269,7 +264,7 @@ def chair(counts: Sequence[ChairCounts]) -> tuple[dict[str, Figure], dict[str, i
     bad = sum(one.hallucinated > 0 for one in counts)
     figures = {
         "CHAIR_i": ratio_figure([(one.hallucinated, one.mentions) for one in counts]),
-        "CHAIR_s": Figure.of_share(wilson(bad, len(counts))),
+        "CHAIR_s": Figure.of_counts(bad, len(counts)),
         "Recall": ratio_figure([(one.recalled, one.there) for one in counts]),
     }
     return figures, {

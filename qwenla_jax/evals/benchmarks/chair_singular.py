@@ -28,47 +28,16 @@ _KEEPS_PLURAL = tuple(
     ).split()
 )
 # Any word with such an end: "policemen" as "men".
-_IRREGULAR = (
-    ("atlantes", "atlas"),
-    ("atlases", "atlas"),
-    ("axes", "axe"),
-    ("beeves", "beef"),
-    ("brethren", "brother"),
-    ("children", "child"),
-    ("datasets", "dataset"),
-    ("corpuses", "dataset"),
-    ("feet", "foot"),
-    ("ganglia", "ganglion"),
-    ("geese", "goose"),
-    ("genera", "genus"),
-    ("genii", "genie"),
-    ("helves", "helve"),
-    ("kine", "cow"),
-    ("leaves", "leaf"),
-    ("loaves", "loaf"),
-    ("men", "man"),
-    ("mongooses", "mongoose"),
-    ("monies", "money"),
-    ("moves", "move"),
-    ("mythoi", "mythos"),
-    ("octopodes", "octopus"),
-    ("opera", "opus"),
-    ("opuses", "opus"),
-    ("our", "my"),
-    ("oxen", "ox"),
-    ("people", "person"),
-    ("sexes", "sex"),
-    ("soliloquies", "soliloquy"),
-    ("teeth", "tooth"),
-    ("testes", "testis"),
-    ("penises", "penis"),
-    ("penes", "penis"),
-    ("trilbys", "trilby"),
-    ("turves", "turf"),
-    ("zoa", "zoon"),
-    ("numena", "numen"),
-    ("occipita", "occiput"),
-    ("ephemerides", "ephemeris"),
+_IRREGULAR = tuple(
+    pair.split(":")
+    for pair in (
+        "atlantes:atlas atlases:atlas axes:axe beeves:beef brethren:brother children:child datasets:dataset "
+        "corpuses:dataset feet:foot ganglia:ganglion geese:goose genera:genus genii:genie helves:helve kine:cow "
+        "leaves:leaf loaves:loaf men:man mongooses:mongoose monies:money moves:move mythoi:mythos octopodes:octopus "
+        "opera:opus opuses:opus our:my oxen:ox people:person sexes:sex soliloquies:soliloquy teeth:tooth "
+        "testes:testis penises:penis penes:penis trilbys:trilby turves:turf zoa:zoon numena:numen occipita:occiput "
+        "ephemerides:ephemeris"
+    ).split()
 )
 # (ends, letters to cut, what to add); the first that fits counts.
 _ENDS: tuple[tuple[tuple[str, ...], int, str], ...] = (
@@ -107,14 +76,7 @@ _ENDS: tuple[tuple[tuple[str, ...], int, str], ...] = (
 
 @functools.lru_cache(maxsize=1 << 16)
 def singular(word: str) -> str:
-    """The singular of a word, in time linear in its length.
-
-    Args:
-      word: one lower-case word; any text.
-
-    Returns:
-      The singular, or the word itself where no rule fits. Source: the official scorer's library (see the module).
-    """
+    """The singular of a lower-case word, or the word itself where no rule fits; in time linear in its length."""
     if word.endswith("'"):
         return singular(word.rstrip("'")) + "'s" if word.strip("'") else word
     if any(same.endswith(word) for same in _UNCHANGED) or word.endswith(_KEEPS_PLURAL):

@@ -14,22 +14,18 @@ from typing import Any
 
 from qwenla_jax.rewards import RewardPool, RewardRecord, RewardSettings
 from qwenla_jax.rewards.pool.pool import RewardError
+from qwenla_jax.text.answers.algebra import HUGE
 
 DEADLINE_S = 5.0  # a pair; what is not hopeless takes less than a tenth of a second of an idle processor
 MAX_LENGTH = 300  # characters; no right answer of MathVision is half as long
 _STEP = 512
-_HUGE = re.compile(r"\^ ?\{?[-+]? ?[0-9]{5}|\^ ?\{?[-+]? ?[0-9]+ ?\^|\^ ?\{[^{}]*[0-9)] ?[\^!]|[0-9]{4} ?!|[)}!\]] ?!")
 _ENDS = re.compile(r"\\.|[][(){}]|\.(?![0-9])")  # behind a backslash they are other signs
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
 _NAMES = ("a", "-a")  # parts of tuples that stay as they are
 
 
 def require_latex() -> None:
-    """Looks for the library without importing it.
-
-    Raises:
-      ValueError: it is not installed.
-    """
+    """Raises ValueError where the library is not installed; it is not imported."""
     if importlib.util.find_spec("latex2sympy2_extended") is None:
         raise ValueError(
             "MathVision compares values of LaTeX by latex2sympy2_extended: pip install 'qwenla_jax[evals]'; "
@@ -68,7 +64,7 @@ def _tuple(text: str) -> str | None:
 
 def _value(text: str) -> float | None:
     """The number that a LaTeX expression is, None where it is none."""
-    if not 0 < len(text) <= MAX_LENGTH or _HUGE.search(text):
+    if not 0 < len(text) <= MAX_LENGTH or HUGE.search(text):
         return None
     try:
         return float(text)
@@ -112,12 +108,7 @@ def _first(text: str) -> str:
 def same_values(pairs: Sequence[tuple[str, str]], workers: int = 1) -> list[bool | None]:
     """Whether the two texts of each pair have one value to two places, so that 1/55 passes for 1/60, as officially.
 
-    Args:
-      pairs: an answer and what is right.
-      workers: processes.
-
-    Returns:
-      One for each pair; None where it took more than `DEADLINE_S` or crashed.
+    None where a pair took more than `DEADLINE_S` or crashed; `workers` processes compare.
 
     Raises:
       ValueError: the library is not installed.
@@ -125,12 +116,8 @@ def same_values(pairs: Sequence[tuple[str, str]], workers: int = 1) -> list[bool
     if not pairs:
         return []
     require_latex()
-    settings = RewardSettings(
-        format=0.0,
-        accuracy=0.0,
-        balance=0.0,
-        extra=(("qwenla_jax.evals.benchmarks.latex_worker:same", 1.0),),
-    )
+    same = "qwenla_jax.evals.benchmarks.latex_worker:same"
+    settings = RewardSettings(format=0.0, accuracy=0.0, balance=0.0, extra=((same, 1.0),))
     records = [RewardRecord(str(n), "", want, "", got, (), 0, True) for n, (got, want) in enumerate(pairs)]
     result: list[bool | None] = []
     with RewardPool(settings, workers=workers, deadline_s=DEADLINE_S, step_deadline_s=_STEP * DEADLINE_S) as pool:

@@ -31,11 +31,7 @@ _PLAIN = re.compile(r"[a-z]?")
 
 
 def mathvision_answer(text: str) -> str:
-    """The answer in a response, in lower case and without blanks or LaTeX around it.
-
-    Args:
-      text: a response.
-    """
+    """The answer in a response, in lower case and without blanks or LaTeX around it."""
     text = text.strip()
     for letter in "ABCDE":
         ends = (f" {letter}.", f" ({letter}).")

@@ -33,12 +33,7 @@ _DECLINED = (
 
 
 def read_letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer names, None where it names none or several.
-
-    Args:
-      text: the answer.
-      options: letter -> text.
-    """
+    """The option (letter -> text) that an answer names, None where it names none or several."""
     if any(phrase in text for phrase in _DECLINED):
         return None
     if _FAILED not in text:
@@ -61,8 +56,7 @@ def read_letter(text: str, options: Mapping[str, str]) -> str | None:
 def first_letter(text: str) -> str | None:
     """The option whose letter an answer begins with, as MMStar's own scorer reads it; None for other beginnings.
 
-    Args:
-      text: the answer; "(B) ...", "option b" and "The answer is B" count as beginnings too.
+    "(B) ...", "option b" and "The answer is B" count as beginnings too.
     """
     start = text.lower().strip().replace("\n", " ")
     for lead in ("", "(", "option ", "the answer is "):
@@ -127,10 +121,9 @@ def score_mmbench(answers: Sequence[Answer], settings: Settings) -> Result:
     Raises:
       ValueError: answers are withheld (write a submission instead), or a rotation has no unrotated question.
     """
-    withheld = [one.item.id for one in answers if not one.item.answer]
-    if withheld:
+    if withheld := sum(not one.item.answer for one in answers):
         raise ValueError(
-            f"mmbench: the right answers are withheld ({len(withheld)} of {len(answers)}); --submission=FILE.tsv "
+            f"mmbench: the right answers are withheld ({withheld} of {len(answers)}); --submission=FILE.tsv "
             "or .xlsx writes the sheet for its server"
         )
     rows = _judged(answers)
@@ -138,8 +131,7 @@ def score_mmbench(answers: Sequence[Answer], settings: Settings) -> Result:
     for row in rows:
         turn, number = divmod(int(str(row["id"])), ROTATION)
         groups[number][turn] = bool(row["right"])
-    alone = [number for number, turns in groups.items() if 0 not in turns]
-    if alone:
+    if alone := [number for number, turns in groups.items() if 0 not in turns]:
         raise ValueError(
             f"mmbench: {len(alone)} questions have rotations alone, such as {alone[0]}; give the others too"
         )

@@ -78,13 +78,10 @@ def score_mmhal(answers: Sequence[Answer], settings: Settings) -> Result:
         by_kind[one.item.kind].append(result or 0)
         rows.append({"id": one.item.id, "read": result, "right": (result or 0) >= 3})
     ratings = [number for numbers in by_kind.values() for number in numbers]
-    figures = {
-        "rating": Figure(sum(ratings) / len(ratings)),
-        "hallucination": Figure.of_counts(sum(number < 3 for number in ratings), len(ratings)),
-    }
-    figures |= {
-        f"rating/{kind}": Figure(sum(by_kind[kind]) / len(by_kind[kind])) for kind in KINDS if by_kind.get(kind)
-    }
+    mean = lambda numbers: Figure(sum(numbers) / len(numbers))  # noqa: E731
+    hallucinations = Figure.of_counts(sum(number < 3 for number in ratings), len(ratings))
+    figures = {"rating": mean(ratings), "hallucination": hallucinations}
+    figures |= {f"rating/{kind}": mean(by_kind[kind]) for kind in KINDS if by_kind.get(kind)}
     counts = {"questions": len(rows), "replies_without_one_rating": sum(row["read"] is None for row in rows)}
     return Result("mmhal", figures, counts, {"replies_without_one_rating": "rated 0, as officially"}, tuple(rows))
 
@@ -96,9 +93,9 @@ def ask(
 
     Args:
       answers: with their items.
-      judges: made with the same `log`, `options` and `instruction`.
-      log: remembers replies.
-      options: endpoint and a single model.
+      judges: made with the same `log`, `options` (of a single model) and `instruction`.
+      log: of replies.
+      options: endpoint and model.
       instruction: with {question}, {answer} and {text}; the question holds what the image shows.
 
     Returns:

@@ -6,13 +6,12 @@ names none is a random choice there, which `Settings.fallback` can switch off.
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from qwenla_jax.data.datasets.multiple_choice import literal
 from qwenla_jax.evals.lettered import check_letter, options_of
 from qwenla_jax.evals.result import Figure, Result
 from qwenla_jax.evals.table_files import Row
@@ -39,12 +38,9 @@ def _trimmed(text: str) -> str:
 
 
 def choice(text: str, options: Mapping[str, str], pro: bool = False) -> str | None:
-    """The option that an answer names, None where it names none.
+    """The option (letter -> text) that an answer names, None where it names none.
 
-    Args:
-      text: the answer.
-      options: letter -> text.
-      pro: MMMU-Pro's rule: a single letter after the last "Answer:" first, and looser passes for letters.
+    `pro` is MMMU-Pro's rule: a single letter after the last "Answer:" first, and looser passes for letters.
     """
     if pro and "Answer:" in text:
         after = text.rpartition("Answer:")[2].strip()
@@ -54,15 +50,13 @@ def choice(text: str, options: Mapping[str, str], pro: bool = False) -> str | No
     said = _trimmed(text)
     forms = ("({})", "{} ", "{}.") if pro else ("({})", " {} ")
     for form in forms:
-        named = [letter for letter in options if form.format(letter) in said]
-        if named:
+        if named := [letter for letter in options if form.format(letter) in said]:
             # MMMU-Pro's looser passes still look for " X " to tell which stands last; where none does, the first wins.
             last = form if form == "({})" else " {} "
             return max(named, key=lambda letter: said.rfind(last.format(letter)))
     if len(said.split()) > 5:
         lower = said.lower()
-        named = [letter for letter, option in options.items() if option.lower() in lower]
-        if named:
+        if named := [letter for letter, option in options.items() if option.lower() in lower]:
             return max(named, key=lambda letter: lower.rfind(options[letter].lower()))
     return None
 
@@ -97,10 +91,8 @@ def open_candidates(text: str) -> list[str | float]:
         if best and best not in _TRIVIAL:
             parts.append(best)
     parts = parts or [text]
-    result = list(parts)
-    for part in parts:
-        result += numbers(part)
-    return list(dict.fromkeys(value for one in result for value in normal(one)))
+    found = [*parts, *(number for part in parts for number in numbers(part))]
+    return list(dict.fromkeys(value for one in found for value in normal(one)))
 
 
 def open_right(text: str, gold: str | Sequence[str]) -> bool:
@@ -136,7 +128,8 @@ def mmmu_item(row: Row, name: str) -> Item:
     if closed and not options:
         raise ValueError(f"{row.where}: a multiple-choice question without options; give the questions by --gold too")
     if not closed and isinstance(gold, str):
-        gold = _several(gold)
+        several = literal(gold)  # several answers as the text of a list, as Hugging Face's copy writes them
+        gold = several if isinstance(several, list) else gold
     answer = tuple(str(one) for one in gold) if isinstance(gold, list | tuple) else str(gold)
     if not closed and not all(one.strip() for one in ([answer] if isinstance(answer, str) else answer or [""])):
         raise ValueError(f"{row.where}: a right answer is blank, which every answer would hold")
@@ -149,25 +142,13 @@ def mmmu_item(row: Row, name: str) -> Item:
     return Item(name, question.strip(), answer, options if closed else {}, subject, details, row.images)
 
 
-def _several(gold: str) -> Any:
-    """Several answers that stand as the text of a list, as Hugging Face's copy writes them; else the text itself."""
-    if not gold.strip().startswith("["):
-        return gold
-    try:
-        result = ast.literal_eval(gold.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return gold
-    return result if isinstance(result, list) else gold
-
-
 def score_mmmu(answers: Sequence[Answer], settings: Settings) -> Result:
     """Micro accuracy in percent, that of the subjects, and how many answers were chosen at random.
 
     Raises:
       ValueError: right answers are withheld.
     """
-    withheld = sum(one.item.answer == WITHHELD for one in answers)
-    if withheld:
+    if withheld := sum(one.item.answer == WITHHELD for one in answers):
         raise ValueError(f"mmmu: right answers are withheld ({withheld} of {len(answers)}); score dev or validation")
     return _score("mmmu", answers, settings, pro=False)
 

@@ -15,18 +15,7 @@ from qwenla_jax.evals.table_files import Row
 from qwenla_jax.evals.task import Answer, Item, Settings
 
 SPLITS = ("random", "popular", "adversarial")
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
+PERCEPTION = tuple("existence count position color posters celebrity scene landmark artwork OCR".split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _SPLIT = re.compile("|".join(SPLITS))
 
@@ -121,8 +110,7 @@ def score_pope(answers: Sequence[Answer], settings: Settings) -> Result:
 
 def mme_ids(row: Row) -> tuple[str, ...]:
     """The row's own id or index; else task, image and question, because two questions share an image."""
-    own = row.text("id", "index")
-    if own is not None:
+    if (own := row.text("id", "index")) is not None:
         return (own,)
     image = row.need("question_id", "image_path", "image", "image_id")
     return (f"{row.need('category')}/{image}/{row.need('question')}",)
@@ -162,19 +150,16 @@ def score_mme(answers: Sequence[Answer], settings: Settings) -> Result:
     figures: dict[str, Figure] = {}
     scores = {}
     for kind in PERCEPTION + COGNITION:
-        pairs = [right for (task, _), right in by_image.items() if task == kind]
-        if pairs:
+        if pairs := [right for (task, _), right in by_image.items() if task == kind]:
             single = Figure.of_counts(sum(map(sum, pairs)), 2 * len(pairs))
             both = Figure.of_counts(sum(map(all, pairs)), len(pairs))
             scores[kind] = single.value + both.value
             figures |= {kind: Figure(scores[kind]), f"{kind}/accuracy": single, f"{kind}/accuracy+": both}
-    totals = {}
-    for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION)):
-        totals[name] = Figure(math.fsum(scores.get(kind, 0.0) for kind in kinds))
+    parts = (("perception", PERCEPTION), ("cognition", COGNITION))
+    totals = {name: Figure(math.fsum(scores.get(kind, 0.0) for kind in kinds)) for name, kinds in parts}
     lacking = [kind for kind in PERCEPTION + COGNITION if kind not in scores]
-    notes = {
-        "tasks": f"{len(scores)} of 14" + (f"; without {', '.join(lacking)}, which add nothing" if lacking else "")
-    }
+    without = f"; without {', '.join(lacking)}, which add nothing" if lacking else ""
+    notes = {"tasks": f"{len(scores)} of 14{without}"}
     counts = {"images": len(by_image), "read_as_other": sum(row["read"] == "other" for row in rows)}
     total = Figure(math.fsum(figure.value for figure in totals.values()))
     return Result("mme", {"total": total} | totals | figures, counts, notes, tuple(rows))

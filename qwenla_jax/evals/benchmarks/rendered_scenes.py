@@ -39,12 +39,10 @@ class SceneAnswer:
 
 
 def judge_answer(response: str, answer: str, kind: str, caption: str) -> SceneAnswer:
-    """Judges one response.
+    """Judges one response, without control tokens.
 
     Args:
-      response: the text without control tokens.
-      answer: the right answer.
-      kind: type of the question.
+      response, answer, kind: of a question.
       caption: the scene's objects, as `scene_questions.caption_of` writes them.
     """
     plain = _plain(response)
@@ -76,11 +74,7 @@ class SaidObject:
 
 
 def said_objects(response: str, caption: str) -> tuple[SaidObject, ...]:
-    """The objects that `judge_answer` counts as named, in their order, each once.
-
-    Args:
-      response, caption: as there.
-    """
+    """The objects that `judge_answer` counts as named, in their order, each once."""
     there = {words for words, _ in _objects(caption)}
     result: dict[tuple[str, str, str], SaidObject] = {}
     for start, text in message(response):
@@ -102,11 +96,8 @@ def said_details(response: str, details: Collection[str]) -> tuple[int, int]:
     """
     words = re.findall(r"[a-z]+|[^\sa-z]+", response)
     four = zip(words, words[1:], words[2:], words[3:], strict=False)
-    said = {
-        " ".join((size, color, shape, mark))
-        for size, color, shape, mark in four
-        if size in SIZES and color in COLORS and shape in SHAPES and mark in MARKS
-    }
+    kinds = (SIZES, COLORS, SHAPES, MARKS)
+    said = {" ".join(each) for each in four if all(word in kind for word, kind in zip(each, kinds, strict=True))}
     return len(said), len(said - set(details))
 
 
@@ -151,16 +142,11 @@ def summarise(answers: Sequence[SceneAnswer]) -> dict[str, float]:
         by_kind[one.kind].append(one.right)
     result = {"accuracy": share([one.right for one in answers])}
     result |= {f"accuracy/{kind}": share(by_kind[kind]) for kind in sorted(by_kind)}
-    result |= {
-        "format": share([one.well_formed for one in answers]),
-        "reflections": share([one.reflections for one in answers]),
-    }
+    result["format"] = share([one.well_formed for one in answers])
+    result["reflections"] = share([one.reflections for one in answers])
     named, invented = sum(one.named for one in answers), sum(one.invented for one in answers)
     if named:
         there = sum(one.named - one.invented + one.missed for one in answers)
-        result |= {
-            "chair_i": invented / named,
-            "chair_s": share([one.invented > 0 for one in answers]),
-            "recall": (named - invented) / there,
-        }
+        result |= {"chair_i": invented / named, "chair_s": share([one.invented > 0 for one in answers])}
+        result["recall"] = (named - invented) / there
     return result

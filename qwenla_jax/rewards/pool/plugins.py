@@ -5,7 +5,7 @@ import numbers
 import pkgutil
 import re
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwenla_jax.rewards.built_in import BUILT_IN
@@ -53,13 +53,11 @@ def load_reward(spec: str) -> Reward:
     module_name, _, name = spec.partition(":")
     try:
         module = pkgutil.resolve_name(f"{module_name}:")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"reward {spec!r}: importing {module_name} failed with {describe(error)}; want a module that can be "
             "imported from the working directory or PYTHONPATH"
         ) from error
-    except SystemExit as error:
-        raise ValueError(f"reward {spec!r}: importing {module_name} ended with SystemExit; want a module") from error
     if not hasattr(module, name):
         raise ValueError(f"reward {spec!r}: {module_name} has no {name}; want a function {name}(record) in it")
     function = getattr(module, name)
@@ -78,12 +76,6 @@ def load_reward(spec: str) -> Reward:
     return function
 
 
-def load_rewards(specs: Iterable[str]) -> dict[str, Reward]:
-    """Imports rewards; name of the component -> function, in the order of `specs`. Raises as `load_reward`."""
-    specs = tuple(specs)
-    return {name: load_reward(spec) for name, spec in zip(names_of(specs), specs, strict=True)}
-
-
 def as_number(value: Any) -> float:
     """What a reward returned, as a float.
 
@@ -92,12 +84,12 @@ def as_number(value: Any) -> float:
     Raises:
       ValueError: anything else, such as nan, None, text or an array with axes.
     """
-    if getattr(value, "shape", None) == ():
+    shape = getattr(value, "shape", None)
+    if shape == ():
         value = value.item()
-    elif hasattr(value, "shape"):
-        raise ValueError(f"returned {type(value).__name__} of shape {tuple(value.shape)}; want one finite number")
     if not isinstance(value, numbers.Real):
-        raise ValueError(f"returned {type(value).__name__}; want a finite number")
+        of = f" of shape {tuple(shape)}" if shape else ""
+        raise ValueError(f"returned {type(value).__name__}{of}; want a finite number")
     try:
         number = float(value)
     except OverflowError:

@@ -2,7 +2,7 @@ r"""Answers that are equal by algebra: `\sqrt{12}` is `2\sqrt{3}`. Not in the pa
 
 The library is made to find something to compare in any text, and its answer depends on which side is which. So it sees
 one expression at a time, the right answer first, both inside `$...$`, and only where
-- neither of them is a plain number: those have exact values already (`quantities`);
+- neither of them is a plain number: those have exact values already (`units`);
 - neither holds words, which it reads as products of letters ("cat" is "act"), or two numbers with only a space between
   them, of which it takes the sum;
 - the conclusion has no relation, sum, integral, limit or letter that the right answer has not: they would let a
@@ -60,31 +60,22 @@ _REFUSED = re.compile(
     r"|\.[0-9]*\.|[$?@#&:;~]"
 )
 # Numbers too long to write down: 10^{10^{10}}, 2^{99999}, (99!)!. Not all of them: the rest is the deadline's work.
-_HUGE = re.compile(r"\^ ?\{?[-+]? ?[0-9]{5}|\^ ?\{?[-+]? ?[0-9]+ ?\^|\^ ?\{[^{}]*[0-9)] ?[\^!]|[0-9]{4} ?!|[)}!\]] ?!")
+HUGE = re.compile(r"\^ ?\{?[-+]? ?[0-9]{5}|\^ ?\{?[-+]? ?[0-9]+ ?\^|\^ ?\{[^{}]*[0-9)] ?[\^!]|[0-9]{4} ?!|[)}!\]] ?!")
 _RELATION = re.compile(r"[<>=≤≥]|\\(?:le|ge|leq|geq|lt|gt|in)(?![A-Za-z])")
 _OF_THE_QUESTION = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|binom|det|begin)(?![A-Za-z])")
 _COUNTED = re.compile(r"\\pm(?![A-Za-z])|\\mp(?![A-Za-z])|\\?%|=")
 
 
 def require_math() -> None:
-    """Imports the library; takes a second, so that whoever forks does it before.
-
-    Raises:
-      ValueError: it is not installed.
-    """
+    """Imports the library, which takes a second; to be called before forking. Raises ValueError without it."""
     _library()
 
 
 def math_matches(conclusion: str, answer: str, options: Sequence[str] = ()) -> bool:
     """Whether a conclusion and the right answer are expressions, or lists of expressions, that are equal by algebra.
 
-    To be asked where `match.matches` says no. Letters of options, yes and no, words and plain numbers are not its
-    concern. Can take for ever; see the module.
-
-    Args:
-      conclusion: the content of the conclusion; any string.
-      answer: the right answer.
-      options: the texts of options A, B, C, ... where the question has them. A conclusion may equal only the right one.
+    For conclusions that `match.matches` rejects; it does not compare letters of options, yes and no, words and plain
+    numbers. Can take for ever; see the module. Of `options`, texts as there, a conclusion may equal only the right one.
 
     Raises:
       ValueError: the library math-verify is not installed.
@@ -140,12 +131,9 @@ def _is_expression(text: str) -> bool:
         deepest = max(deepest, depth)
     # Rows of a matrix and what separates its columns are fine there, and only there.
     rest = re.sub(r"\\\\|&", " , ", _ENVIRONMENT.sub(" ", text)) if _ENVIRONMENT.search(text) else text
-    if (
-        deepest > _MAX_DEPTH
-        or _REFUSED.search(rest)
-        or _HUGE.search(text)
-        or not _COMMANDS.issuperset(_COMMAND.findall(rest))
-    ):
+    if deepest > _MAX_DEPTH or _REFUSED.search(rest) or HUGE.search(text):
+        return False
+    if not _COMMANDS.issuperset(_COMMAND.findall(rest)):
         return False
     return not _WORD.search(_FUNCTION.sub(" ", _COMMAND.sub(" ", rest)))
 

@@ -1,6 +1,6 @@
 r"""Right answers as datasets write them: the wrappings that no response repeats, and what no response can match.
 
-Paper silent. A comparison takes the wrappings off that people put round an answer (`answer_forms`). Datasets have
+Paper silent. A comparison takes the wrappings off that people put round an answer (`normalize`). Datasets have
 others, made for another format of responses: `<answer> 3 </answer>` of R1-style `solution` columns, with or without the
 thoughts before it, `<CONCLUSION>`, `<|begin_of_box|>`, GSM8K's `#### 3`, and worked solutions that end with a line
 "The answer is: 3".
@@ -21,11 +21,7 @@ _ROUNDS = 4  # wrappings inside wrappings
 
 
 def unwrap_gold(text: str) -> str:
-    """A right answer without the wrappings that this module lists; case and all else are kept. Time linear.
-
-    Args:
-      text: a dataset's answer.
-    """
+    """A right answer without the wrappings that this module lists; case and all else are kept. Time linear."""
     text = text.strip()
     for _ in range(_ROUNDS):
         before, text = text, _unwrapped(text).strip()
@@ -35,11 +31,7 @@ def unwrap_gold(text: str) -> str:
 
 
 def unmatchable(answer: str) -> str | None:
-    """Why no response can match a right answer, and what would be right; None where one can.
-
-    Args:
-      answer: the right answer, unwrapped.
-    """
+    """Why no response can match a right answer (unwrapped), and what would be right; None where one can."""
     shown = f"the answer {answer[:80]!r}"
     if not any(map(str.isalnum, answer)) and answer.strip() and not plain(answer):
         return f"{shown} is nothing but punctuation, which no response can match; expected text"

@@ -2,7 +2,7 @@ r"""Answers of several parts: tuples, intervals, sets and lists.
 
 Paper silent. The order of the parts counts, except where the right answer is a set in braces. Brackets count: (1, 2],
 [1, 2) and [1, 2] are three different things, and a set is no pair. Parts without brackets are taken for a pair or for
-a set, and the other way round.
+a set, and the other way round. Texts are those of `normalize.plain`.
 """
 
 import re
@@ -14,13 +14,9 @@ _AND = re.compile(r",? and ")
 
 
 def parts(text: str) -> tuple[str, tuple[str, ...]] | None:
-    r"""The brackets and the parts of a text: "(1, 2]" is ("(]", ("1", "2")), "1, 2" is ("", ("1", "2")).
+    """The brackets and the parts of a text: "(1, 2]" is ("(]", ("1", "2")), "1, 2" is ("", ("1", "2")).
 
-    Args:
-      text: a text from `normalize.plain`.
-
-    Returns:
-      None where it has one part only, is no list, or has more than 64 parts.
+    None where it has one part only, is no list, or has more than 64 parts.
     """
     text = text.replace(r"\{", "{").replace(r"\}", "}")
     brackets = ""
@@ -33,12 +29,7 @@ def parts(text: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def same_parts(got: str, want: str, same: Callable[[str, str], bool]) -> bool:
-    """Whether both are lists of the same parts.
-
-    Args:
-      got, want: texts from `normalize.plain`, the second of them the right answer.
-      same: whether a part of the first is a part of the second.
-    """
+    """Whether both are lists of the same parts; `want` is the right answer, and `same` compares two parts."""
     first, second = parts(got), parts(want)
     if first is None or second is None:
         return False

@@ -6,14 +6,14 @@ to be the answer in one of its usual writings. Nothing is searched for inside lo
 "A" and a policy finds that out. A right answer that is put in an unusual way therefore counts as wrong.
 
 Usual writings:
-- wrappings, lead-ins, boxes: `answer_forms`;
+- wrappings, lead-ins, boxes: `normalize`;
 - options: "B", "b", "(B)", "B.", "B)", "Option B", and "B. red", "(B) red" where no other option is named; where the
   options are known also the exact text of option B, if no other option is the same;
-- numbers by value, with a unit: `quantities`; "x = 3" for "3";
-- tuples, intervals, sets and lists: `answer_lists`;
+- numbers by value, with a unit: `units`; "x = 3" for "3";
+- tuples, intervals, sets and lists: `lists`;
 - yes and no: "Yes.", "Yes, there is." where the explanation does not take it back.
 
-Expressions that are equal by algebra are `math_answers`' concern.
+Expressions that are equal by algebra: `algebra`.
 """
 
 import re
@@ -36,14 +36,9 @@ _TAKEN_BACK = {
 
 
 def extract_conclusion(text: str) -> str | None:
-    """The content of the last complete conclusion, in time linear in the text.
+    """The content of the last complete conclusion without whitespace at the ends, None without one; linear in time.
 
-    Args:
-      text: a response; any string.
-
-    Returns:
-      What stands between the last `<CONCLUSION>` that is closed and its closing tag, without whitespace at the ends, or
-      None where there is none. Other tags in it are kept. The rest of the format does not matter.
+    Other tags in it are kept. The rest of the response's format does not matter.
     """
     tags = list(_CONCLUSION_TAG.finditer(text))
     for first, second in zip(reversed(tags[:-1]), reversed(tags[1:]), strict=True):
@@ -56,29 +51,19 @@ def exact_matches(conclusion: str, answer: str) -> bool:
     r"""Whether a conclusion is the right answer letter by letter, whitespace at the ends aside.
 
     The paper's form: what `<CONCLUSION>\s*(.*?)\s*</CONCLUSION>` finds is compared as it stands. Case, "B." and "3.0"
-    count.
-
-    Args:
-      conclusion: the content of the conclusion; any string.
-      answer: the right answer.
-
-    Returns:
-      True where they are the same. A blank conclusion or a blank answer never matches. Never raises.
+    count. A blank conclusion or a blank answer never matches. Never raises.
     """
     return conclusion.strip() == answer.strip() != ""
 
 
 def matches(conclusion: str, answer: str, options: Sequence[str] = ()) -> bool:
-    """Whether a conclusion is the right answer in one of the usual writings that this module lists.
+    """Whether a conclusion is the right answer in one of the usual writings that this module lists. Never raises.
 
     Args:
-      conclusion: the content of the conclusion; any string.
+      conclusion: the content of the conclusion; a blank one never matches.
       answer: the right answer: an option's letter, a number, yes or no, a list of them, or a short text.
       options: the texts of options A, B, C, ... where the question has them. Then the answer may also be the text of
         one of them. A conclusion that is a letter of an option is that letter, whatever the texts are.
-
-    Returns:
-      True where they are the same. A blank conclusion or a blank answer never matches. Never raises.
     """
     got, want = plain(conclusion), plain(answer)
     if not got or not want:
@@ -112,12 +97,7 @@ def same(got: str, want: str, also: Callable[[str, str], bool] = lambda got, wan
 
 
 def right_option(want: str, options: Sequence[str]) -> int | None:
-    """Which option the right answer means; None where it means none.
-
-    Args:
-      want: the right answer from `normalize.plain`: an option's letter, with or without its text, or its text.
-      options: the texts of options A, B, C, ...
-    """
+    """Which option the right answer, a text from `normalize.plain`, means by letter or text; None where none."""
     index = _index(want if _OPTION.fullmatch(want) else _option(want), options)
     if index is not None:
         return index

@@ -112,21 +112,13 @@ def plain(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """What two plain texts must share to be the same text: without case, but LaTeX with it, and without loose spaces.
-
-    Args:
-      text: a text from `plain`.
-    """
+    """What two texts from `plain` share where they are the same: no loose spaces, and no case except in LaTeX."""
     text = _LOOSE_SPACE.sub("", text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac"))
     return text if "\\" in text else text.casefold()
 
 
 def without_name(text: str) -> tuple[str, str]:
-    """A name and the value that it is said to have: "x = 3" is ("x", "3"), "3" is ("", "3"), "1 = 3" ("", "1 = 3").
-
-    Args:
-      text: a text from `plain`.
-    """
+    """The name and value of a text from `plain`: "x = 3" is ("x", "3"), "3" is ("", "3"), "1 = 3" ("", "1 = 3")."""
     match = _NAME.fullmatch(text)
     if match is None:
         return "", text

@@ -2,7 +2,7 @@ r"""Numbers with units.
 
 Paper silent: two numbers are the same where their exact values are, with no tolerance (0.33 is not 1/3). A unit may be
 left out on one side; two different units are never the same and nothing is converted, so 1 m is not 100 cm, and 50%
-equals 50 (the sign left out) but not 0.5.
+equals 50 (the sign left out) but not 0.5. Texts are those of `normalize.plain`.
 """
 
 import re
@@ -53,9 +53,6 @@ def value(text: str) -> Fraction | None:
 
     Digits are ASCII's. Numbers are "3", "3.0", ".5", "1,000", "1e3", `2 \times 10^{3}`, "three", "1/2", "1 1/2",
     `\frac{1}{2}`, `\frac12`, `1\frac{1}{2}`; exponents of ten have at most two digits.
-
-    Args:
-      text: a text from `normalize.plain`.
     """
     if len(text) > _MAX_LENGTH:
         return None
@@ -82,11 +79,8 @@ def split_unit(text: str, glued: bool = True) -> tuple[str, str]:
     r"""A value and its unit: "3 cm^2" is ("3", "cm2"), "$5" is ("5", "$"), "3" is ("3", "").
 
     Units are those of length, area, volume, mass, time, speed, money, angle, percent and physics, as symbols or English
-    words, also as powers, quotients and products, and `\text{...}`.
-
-    Args:
-      text: a text from `normalize.plain`.
-      glued: whether a unit of one letter may stand right after the value: "3m" could be three times m.
+    words, also as powers, quotients and products, and `\text{...}`. With `glued` a unit of one letter may stand right
+    after the value: "3m" could be three times m.
     """
     if match := _SIGN.fullmatch(text):
         return match[2], match[1]
@@ -107,11 +101,7 @@ def same_unit(first: str, second: str) -> bool:
 
 
 def same_quantity(got: str, want: str) -> bool:
-    """Whether both are numbers of the same value, with no two different units.
-
-    Args:
-      got, want: texts from `normalize.plain`, the second of them the right answer.
-    """
+    """Whether both are numbers of the same value, with no two different units; `want` is the right answer."""
     (first, first_unit), (second, second_unit) = split_unit(got), split_unit(want, glued=False)
     number = value(first)
     return number is not None and number == value(second) and same_unit(first_unit, second_unit)

@@ -128,6 +128,7 @@ def judge(
             num_tokens=int(length),
             finished=bool(stopped),
             options=record.options,
+            columns=record.columns,
         )
         for record, ids, text, length, stopped in zip(asked, responses, texts, length_B, stopped_B, strict=True)
     ]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 
 IMAGE = 99
 
@@ -33,7 +33,7 @@ def test_positions_equal_transformers(seed):
     if seed % 5 == 0 and grids:
         while ids[-1] == 2:
             ids.pop()
-    pos, next_pos = mrope_positions(ids, IMAGE, grids)
+    pos, next_pos = visual_positions(ids, IMAGE, -1, grids, 1)
     official_pos, official_next = _official(ids, grids)
     np.testing.assert_array_equal(pos, official_pos)
     assert pos.dtype == np.int32
@@ -41,15 +41,15 @@ def test_positions_equal_transformers(seed):
 
 
 def test_positions_by_hand():
-    pos, next_pos = mrope_positions([7, IMAGE, IMAGE, IMAGE, 8], IMAGE, [(1, 3)])
+    pos, next_pos = visual_positions([7, IMAGE, IMAGE, IMAGE, 8], IMAGE, -1, [(1, 3)], 1)
     assert pos.tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 1, 3], [4, 4, 4]]
     assert next_pos == 5
 
 
 def test_wrong_counts_are_refused():
     with pytest.raises(ValueError, match=r"do not hold the 4 visual tokens of image 0 \(2x2\)"):
-        mrope_positions([IMAGE, IMAGE], IMAGE, [(2, 2)])
+        visual_positions([IMAGE, IMAGE], IMAGE, -1, [(2, 2)], 1)
     with pytest.raises(ValueError, match="hold 4 visual tokens but .* have 2"):
-        mrope_positions([IMAGE, IMAGE, 1, IMAGE, IMAGE], IMAGE, [(1, 2)])
+        visual_positions([IMAGE, IMAGE, 1, IMAGE, IMAGE], IMAGE, -1, [(1, 2)], 1)
     with pytest.raises(ValueError, match="visual tokens of image 0 .* side by side"):
-        mrope_positions([IMAGE, 1, IMAGE], IMAGE, [(1, 2)])
+        visual_positions([IMAGE, 1, IMAGE], IMAGE, -1, [(1, 2)], 1)

@@ -11,7 +11,7 @@ from PIL import Image
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.collate import collate_prompts, collate_responses, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
-from qwenla_jax.data.batching.mrope_positions import mrope_positions
+from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
@@ -26,7 +26,7 @@ def prompt(grids, rng):
     for rows, cols in grids:
         ids += [START, *[IMAGE] * (rows * cols), END, *[2] * int(rng.integers(0, 3))]
     ids = np.array([*ids, 3], np.int32)
-    pos, next_pos = mrope_positions(ids, IMAGE, grids)
+    pos, next_pos = visual_positions(ids, IMAGE, -1, grids, 1)
     return ids, pos, np.where(ids == IMAGE, np.cumsum(ids == IMAGE) - 1, -1), next_pos
 
 
@@ -45,7 +45,7 @@ def test_positions_are_those_of_the_images_given_again(seed, delimiters):
     assert visual[block.source_X[np.array(again) == IMAGE]].tolist() == list(range(sum(r * c for r, c in grids)))
     assert (block.moves_X == 1).all()
     text = [5] * int(rng.integers(0, 6))
-    want, after = mrope_positions([*ids, *text, *again, 6, *text, *again], IMAGE, grids * 3)
+    want, after = visual_positions([*ids, *text, *again, 6, *text, *again], IMAGE, -1, grids * 3, 1)
     first = len(ids) + len(text)
     np.testing.assert_array_equal(block.pos_Xx3 + next_pos + len(text), want[first : first + len(again)])
     behind = next_pos + len(text) + block.span
@@ -58,7 +58,7 @@ def test_positions_are_those_of_the_images_given_again(seed, delimiters):
 def test_a_block_by_hand():
     """Token (i, j) of an image of 2 x 3 stands at (p+1, p+1+i, p+1+j) and its end at p+1+3."""
     ids = np.array([7, START, *[IMAGE] * 6, END, 8])
-    pos, _ = mrope_positions(ids, IMAGE, [(2, 3)])
+    pos, _ = visual_positions(ids, IMAGE, -1, [(2, 3)], 1)
     block = reinserted_images(np.where(ids == IMAGE, 0, -1), pos, [(2, 3)], ReattentionOptions())
     assert block.pos_Xx3.tolist() == [
         [0, 0, 0],

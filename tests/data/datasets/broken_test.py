@@ -9,9 +9,9 @@ from PIL import Image
 from qwenla_jax.data.batching.loader import make_pipeline
 from qwenla_jax.data.datasets.mathvision import mathvision
 from qwenla_jax.data.datasets.parquet import parquet_questions
-from qwenla_jax.data.sources.filters import Filtered, many_options, no_image, other_kinds, several_images
 from qwenla_jax.data.sources.mixture import Mixture
 from qwenla_jax.data.sources.skip_invalid import SkipInvalid, TooManyInvalid
+from qwenla_jax.data.sources.splits import SelectedRecords
 
 ROW = {"question": "q", "options": [], "answer": "1", "subject": "s", "image": "good.png"}
 # id -> what is wrong with it, and its reason
@@ -127,15 +127,18 @@ def test_filters_count(path, tmp_path):
     table = pa.table(columns | {"images": pa.array(columns["images"], kind)})
     pq.write_table(table, tmp_path / "x.parquet")
     dataset = parquet_questions(tmp_path / "x.parquet")
-    left = Filtered(dataset, [no_image, several_images, many_options(4)])
+
+    def filtered(size=None, **filters):
+        return SelectedRecords(dataset, "parquet", "train", whole=True, filters=filters, size=size)
+
+    left = filtered(images="1", max_options="4")
     assert len(left) == 1 and left[0].answer == "A" and len(left[0].images) == 1
     assert left.left_out == {"no_image": 2, "several_images": 1, "many_options": 2}
-    kinds = Filtered(dataset, [other_kinds(["b"])])
+    kinds = filtered(kinds="b")
     assert [kinds.raw_record(i).kind for i in range(len(kinds))] == ["b", "b"] and kinds.left_out == {"other_kind": 4}
-    assert len(Filtered(dataset, [], size=2)) == 2
-    with pytest.raises(
-        ValueError, match=r"leave nothing of its 6 records \(many_options 5, no_image 1\)|leave nothing"
-    ):
-        Filtered(dataset, [other_kinds([])])
+    assert len(filtered(size=2)) == 2
+    with pytest.raises(ValueError, match=r"leave nothing of its 6 records \(other_kind 6\)"):
+        filtered(kinds="c")
     # A row that cannot be read stays, to be refused by name.
-    assert len(Filtered(mathvision(path), [other_kinds([])])) == 5
+    rest = SelectedRecords(mathvision(path), "mathvision", "train", whole=True, filters={"kinds": "c"})
+    assert (len(rest.faults), rest.left_out) == (5, {"other_kind": 11})

@@ -78,6 +78,13 @@ def flood(record):
 def flood_for_ever(record):
     while True:
         flood(record)
+def half_answer(record):
+    for fd in range(3, 64):
+        try:
+            os.write(fd, bytes(3) + b"\x09[")
+        except OSError:
+            pass
+    time.sleep(1000)
 def allocate(record):
     return len(bytearray(50 << 30))
 def allocate_array(record):
@@ -156,6 +163,16 @@ def leave_daemon(record):
             time.sleep(1000)
         os._exit(0)
     return 1.0
+def daemon_works(record):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(0.3)
+            os.write(writing, b"x")
+        os._exit(0)
+    os.close(writing)
+    return len(os.read(reading, 1))
 def daemon_and_loop(record):
     leave_daemon(record)
     loop(record)
@@ -198,7 +215,7 @@ BAD = {
     "segfault": ("crash", "SIGSEGV"),
     "kill_itself": ("crash", "SIGKILL"),
     "kill_group": ("crash", "SIGKILL"),
-    "kill_parent": ("crash", "worker itself"),
+    "kill_parent": ("crash", "ended the rewards' fork server, exit status -9"),
     "sys_exit": ("crash", "status"),
     "sys_exit_text": ("crash", "status"),
     "os_exit": ("crash", "status 0"),
@@ -285,11 +302,11 @@ def marked_processes(mark):
     return result
 
 
-def workers_of(mark):
+def processes_of_rewards(mark):
     return [
         pid
         for pid in marked_processes(mark)
-        if b"qwenla_jax.rewards.pool.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"qwenla_jax.rewards.pool.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 
@@ -300,7 +317,7 @@ def assert_no_processes(mark, besides=()):
     assert not left, [Path(f"/proc/{pid}/stat").read_text() for pid in left]
 
 
-def assert_only_the_worker_is_left(mark):
+def assert_only_the_fork_server_is_left(mark):
     until = time.monotonic() + 2
     while len(marked_processes(mark)) > 1 and time.monotonic() < until:
         time.sleep(0.01)
@@ -325,10 +342,10 @@ def test_bad_reward_costs_its_own_record_only(one_worker, name):
     assert bool(error.traceback) == (kind == "raised") and len(error.traceback) <= 4000
     if name == "raise_error":
         *where, raised = error.traceback.rstrip().splitlines()
-        assert "users.py" in where[1] and "executor.py" not in error.traceback
+        assert "users.py" in where[1] and "worker.py" not in error.traceback
         assert where[-1].strip() == 'raise LookupError("no such thing")' and raised == "LookupError: no such thing"
     assert got == expected[:5] + expected[6:]
-    assert_only_the_worker_is_left(mark)
+    assert_only_the_fork_server_is_left(mark)
     assert pool.score(good(20)) == expected
 
 
@@ -341,7 +358,7 @@ def test_odd_reward_counts(one_worker, name):
     more = expected[5].extra | {"bad": 1.0}
     expected[5] = dataclasses.replace(expected[5], extra=more, total=expected[5].total + 2.0 * 0.5)
     assert pool.score(records) == expected
-    assert_only_the_worker_is_left(mark)  # what it left is killed while the pool lives on
+    assert_only_the_fork_server_is_left(mark)  # what it left is killed while the pool lives on
     assert pool.score(good(20))[6:] == expected[6:]
 
 
@@ -373,15 +390,16 @@ def test_all_at_once(users, workers):
         assert pool.score(good(3)) == expected[:3]
 
 
-def test_stopped_worker_is_replaced(users, monkeypatch):
-    monkeypatch.setattr("qwenla_jax.rewards.pool.link.GRACE_S", 0.2)
+@pytest.mark.parametrize("name", ["stop_parent", "half_answer"])
+def test_stopped_fork_server_is_replaced(users, monkeypatch, name):
+    monkeypatch.setattr("qwenla_jax.rewards.pool.pool.GRACE_S", 0.2)
     records = good(4)
-    records[1] = dataclasses.replace(records[1], id="stop_parent")
+    records[1] = dataclasses.replace(records[1], id=name)
     with RewardPool(SETTINGS, workers=1, deadline_s=DEADLINE) as pool:
         start = time.monotonic()
         got = pool.score(records)
-        assert time.monotonic() - start < 4
-        assert got[1] == RewardError("crash", "", "the reward worker itself does not answer")
+        assert time.monotonic() - start < 10
+        assert got[1] == RewardError("crash", "", "computing a reward took the rewards' fork server more than 0.7 s")
         assert [got[i] for i in (0, 2, 3)] == [score(records[i], SETTINGS) for i in (0, 2, 3)]
 
 
@@ -407,13 +425,21 @@ def test_state_does_not_depend_on_the_number_of_workers(users_module):
     assert all(scores == result[0] for scores in result)
 
 
+def test_end_of_a_worker_leaves_the_others_processes(users):
+    records = [dataclasses.replace(r, id="os_exit") for r in good(48)]
+    records[0] = dataclasses.replace(records[0], id="daemon_works")
+    with RewardPool(SETTINGS, workers=2) as pool:
+        first, *others = pool.score(records)
+    assert first.extra["bad"] == 1.0 and {error.message for error in others} == {"its process ended with status 0"}
+
+
 def test_without_users_rewards():
     with RewardPool(RewardSettings(), workers=1) as pool:
         assert pool.score(good(9)) == [score(r, RewardSettings()) for r in good(9)]
 
 
 def test_large_texts(users):
-    records = [record("<CONCLUSION>3</CONCLUSION>" + "\U0001f600\ud800\n" * 10**6) for _ in range(3)]
+    records = [record("<CONCLUSION>3</CONCLUSION>" + "\U0001f600\ud83d\ude00\ud800\n" * 500_000) for _ in range(3)]
     with RewardPool(SETTINGS) as pool:
         assert pool.score(records) == [score(r, SETTINGS) for r in records]
 
@@ -445,7 +471,7 @@ def test_interrupted_call(users, monkeypatch):
         assert pool.score(good(20)) == [score(r, SETTINGS) for r in good(20)]
 
 
-def test_worker_that_died_between_two_calls(users):
+def test_fork_server_that_died_between_two_calls(users):
     with RewardPool(SETTINGS, workers=2) as pool:
         pool.score(good(3))
         for pid in marked_processes(users):
@@ -470,7 +496,7 @@ def test_reward_that_can_no_longer_be_imported(users, users_module, tmp_path):
 
 def test_close(users):
     pool = RewardPool(SETTINGS, workers=2)
-    assert len(marked_processes(users)) == 2
+    assert len(marked_processes(users)) == 1  # the fork server; nothing computes yet
     start = time.monotonic()
     pool.close()
     pool.close()
@@ -480,7 +506,7 @@ def test_close(users):
         pool.score(good(1))
 
 
-def test_close_with_stopped_workers(users):
+def test_close_with_a_stopped_fork_server(users):
     pool = RewardPool(SETTINGS, workers=3)
     for pid in marked_processes(users):
         os.kill(pid, signal.SIGSTOP)
@@ -516,8 +542,8 @@ def test_workers_end_with_a_killed_trainer(users, folder, doing):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as trainer:
         assert trainer.stdout.readline() == b"ready\n"
         time.sleep(0.3)
-        assert len(marked_processes(users)) >= 3
-        forked = set(marked_processes(users)) - {*workers_of(users), trainer.pid}
+        assert len(marked_processes(users)) >= (2 if doing == "idle" else 3)
+        forked = set(marked_processes(users)) - {*processes_of_rewards(users), trainer.pid}
         trainer.kill()
     assert_no_processes(users, besides=forked)
     for pid in forked:
@@ -531,22 +557,22 @@ def test_workers_that_hang_in_an_import_end_with_a_killed_trainer(users, users_m
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", code], env=env) as trainer:
         until = time.monotonic() + 5
-        while len(workers_of(users)) < 2 and time.monotonic() < until:
+        while not processes_of_rewards(users) and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(0.3)
         trainer.kill()
     assert_no_processes(users)
 
 
-def test_executors_end_with_killed_workers_and_trainer(users, folder):
+def test_workers_end_with_a_killed_fork_server_and_trainer(users, folder):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", TRAINER, str(folder), "loop"], env=env, **pipes) as trainer:
         assert trainer.stdout.readline() == b"ready\n"
         time.sleep(0.3)
         trainer.send_signal(signal.SIGSTOP)  # it must not be the one who kills them
-        processes = workers_of(users)
-        assert len(processes) == 4
+        processes = processes_of_rewards(users)
+        assert len(processes) == 3
         for pid in processes:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(trainer.pid):
                 os.kill(pid, signal.SIGKILL)
@@ -554,16 +580,15 @@ def test_executors_end_with_killed_workers_and_trainer(users, folder):
     assert_no_processes(users)
 
 
-def test_ctrl_c_does_not_reach_the_workers(users, folder):
+def test_ctrl_c_does_not_reach_the_fork_server(users, folder):
     # The terminal sends SIGINT to the whole foreground group.
     command = [sys.executable, "-c", TRAINER, str(folder), "idle"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=env, start_new_session=True, **pipes) as trainer:
         assert trainer.stdout.readline() == b"ready\n"
-        workers = [pid for pid in marked_processes(users) if pid != trainer.pid]
-        assert len(workers) == 2
-        assert all(os.getpgid(pid) != trainer.pid and os.getsid(pid) != trainer.pid for pid in workers)
+        (server,) = [pid for pid in marked_processes(users) if pid != trainer.pid]
+        assert os.getpgid(server) != trainer.pid and os.getsid(server) != trainer.pid
         os.killpg(trainer.pid, signal.SIGINT)
         trainer.wait(10)
     assert_no_processes(users)
@@ -579,13 +604,13 @@ def test_ctrl_c_does_not_reach_the_workers(users, folder):
         ("f = 3", "f", "'users:f' is a int; want a function"),
         ("def f(): return 1", "f", r"'users:f': f\(\) is called with one record"),
         ("def f(a, b): return 1", "f", r"'users:f': f\(a, b\) is called with one record"),
-        ("import os; os._exit(3)", "f", "importing 'users:f' ended the reward worker, exit status 3"),
-        ("import ctypes; ctypes.string_at(0)", "f", "importing 'users:f' ended the reward worker, exit status -11"),
-        ("import time; time.sleep(1000)", "f", "importing 'users:f' took the reward worker more than 0.5 s"),
+        ("import os; os._exit(3)", "f", "importing 'users:f' ended the rewards' fork server, exit status 3"),
+        ("import ctypes; ctypes.string_at(0)", "f", "importing 'users:f' ended the rewards' fork server.*status -11"),
+        ("import time; time.sleep(1000)", "f", "importing 'users:f' took the rewards' fork server more than 2 s"),
         (
             "import signal, time; signal.signal(14, signal.SIG_IGN); time.sleep(1000)",
             "f",
-            "took the reward worker more",
+            "took the rewards' fork server more",
         ),
         ("print('x' * 10**7)\ndef f(): return 1", "f", "called with one record"),
     ],
@@ -594,10 +619,8 @@ def test_refused_at_the_start(users, users_module, source, function, message):
     users_module("users", source)
     start = time.monotonic()
     with pytest.raises(ValueError, match=message):
-        RewardPool(
-            RewardSettings(extra=((f"users:{function}", 1.0),)), start_deadline_s=0.5 if "sleep" in source else 30
-        )
-    assert time.monotonic() - start < 4
+        RewardPool(RewardSettings(extra=((f"users:{function}", 1.0),)), start_deadline_s=2 if "sleep" in source else 30)
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -634,14 +657,12 @@ def test_module_on_pythonpath(tmp_path, monkeypatch):
 
 
 def test_rewards_do_not_need_jax():
-    code = (
-        "import sys, qwenla_jax.rewards, qwenla_jax.rewards.pool.worker; print([m for m in sys.modules if m == 'jax'])"
-    )
+    code = "import sys, qwenla_jax.rewards.pool.fork_server; print([m for m in sys.modules if m == 'jax'])"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "[]\n"
 
 
-def test_worker_has_no_jax(users_module):
+def test_reward_s_process_has_no_jax(users_module):
     users_module("users", "import sys\ndef f(record): return 'jax' in sys.modules\n")
     with RewardPool(RewardSettings(extra=(("users:f", 1.0),)), workers=1) as pool:
         assert pool.score(good(1))[0].extra == {"f": 0.0}

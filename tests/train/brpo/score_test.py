@@ -1,16 +1,21 @@
 """From responses to advantages: which of them count, and which are trained on. Rewards are given by hand."""
 
+import io
+import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qwenla_jax.config.run_options import BrpoOptions
+from qwenla_jax.data.datasets.jsonl import jsonl
 from qwenla_jax.data.record import Record
-from qwenla_jax.rewards import RewardError, RewardRecord, RewardSettings, score
+from qwenla_jax.rewards import RewardError, RewardPool, RewardRecord, RewardSettings, score
 from qwenla_jax.train.brpo.score import judge
 from qwenla_jax.types import Rollout
+from qwenla_jax.utils.progress import Progress
 
 HEAD = "<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING>"
 RIGHT, WRONG = f"{HEAD}<CONCLUSION>3</CONCLUSION>", f"{HEAD}<CONCLUSION>4</CONCLUSION>"
@@ -33,7 +38,10 @@ class Pool:
         ]
 
 
-def rollout_batch(pool, **options):
+RECORDS = [Record(name, (), f"question {name}", "3", None, "count", options=(name, "3")) for name in "abc"]
+
+
+def rollout_batch(pool, records=RECORDS, settings=SETTINGS, **options):
     tokenizer = SimpleNamespace(decode=lambda ids: "".join(PIECES[i] for i in ids))
     length = np.array([3, 3, 3, 3, 5, 4])
     rollout = Rollout(
@@ -45,8 +53,7 @@ def rollout_batch(pool, **options):
         skipped_B=np.zeros(6, int),
         selected_BxExX=np.zeros((6, 0, 1), bool),
     )
-    records = [Record(name, (), f"question {name}", "3", None, "count", options=(name, "3")) for name in "abc"]
-    return judge([rollout], records, tokenizer, pool, SETTINGS, BrpoOptions(group_size=2, **options))
+    return judge([rollout], records, tokenizer, pool, settings, BrpoOptions(group_size=2, **options))
 
 
 def test_what_a_reward_is_handed():
@@ -54,6 +61,32 @@ def test_what_a_reward_is_handed():
     rollout_batch(pool)
     assert pool.seen[4] == RewardRecord("c", "question c", "3", "count", INSERTIONS, (2,), 5, True, ("c", "3"))
     assert [record.id for record in pool.seen] == list("aabbcc") and not pool.seen[5].finished
+
+
+def test_further_columns_of_a_file_reach_a_users_reward(tmp_path, monkeypatch):
+    (tmp_path / "hardness.py").write_text(
+        "def hard(record):\n"
+        "    assert sorted(record.columns) == ['difficulty', 'tags'], sorted(record.columns)\n"
+        "    return record.columns['difficulty'] + len(record.columns['tags']['é'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "question": "?", "answer": "3", "kind": "k", "options": ["3", "4"], "response": RIGHT}
+    left_out = {"thumbnail": "data:image/png;base64," + "A" * 10_000, "image_path": "b.png"}
+    rows = [row | left_out | {"id": str(n), "difficulty": n / 4, "tags": {"é": [None, True][:n]}} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = jsonl(tmp_path / "a.jsonl")
+    assert [dataset[n].columns for n in range(3)] == [{key: r[key] for key in ("difficulty", "tags")} for r in rows]
+    settings = RewardSettings(target_length=4.0, extra=(("hardness:hard", 1.0),))
+    with RewardPool(settings, workers=1) as pool:
+        result = rollout_batch(pool, [dataset[n] for n in range(3)], settings)
+    assert [s.extra["hard"] for s in result.scores] == [0, 0, 1.25, 1.25, 2.5, 2.5]
+    message = result.metrics()
+    assert message["rewards/hard/mean"] == 1.25
+    console = io.StringIO()
+    Progress(1, stream=console, terminal=False).show(1, {f"train/{name}": value for name, value in message.items()})
+    shown = "reward=2.833 format=0.8333 accuracy=0.6667 balance=0.08333 overlong=0 hard=1.25"
+    assert shown in console.getvalue()
 
 
 def test_totals_advantages_and_metrics():

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from qwenla_jax.cli.generate import number
 from qwenla_jax.config.shared_options import MODES, MOST_INSERTIONS, MOST_PIXELS, MOST_ROWS, MOST_TOKENS
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints."""
     args = parse_arguments(argv)
     skip_without_tpu()
+    keep_compiled_programs()
     from qwenla_jax.config.checks import inference_relations, init_problems, source_problems
     from qwenla_jax.config.inference_config import InferenceConfig
     from qwenla_jax.config.shared_options import ReattentionOptions

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 from qwenla_jax.utils.unicode import half_character
 
@@ -179,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.video and args.reattention != "none":
         parser.error(f"--video: re-attention inserts images only; expected --reattention=none, got {args.reattention}")
     skip_without_tpu()
+    keep_compiled_programs()
     from qwenla_jax.weights.hub import local_folder
 
     try:

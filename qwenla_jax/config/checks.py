@@ -83,6 +83,9 @@ def paths(options: RunOptions) -> Iterator[str]:
     yield from init_problems(options.inference, options.preset)
     sources = {"source": options.data.source, "eval_source": options.data.eval_source}
     yield from source_problems(sources, options.preset)
+    for sink in options.log.sinks:
+        if sink != "tensorboard" and importlib.util.find_spec(sink) is None:
+            yield f"config.log.sinks: {sink} is not installed; the extra `{sink}` brings it"
 
 
 def source_problems(sources: Mapping[str, str | None], preset: str) -> Iterator[str]:

@@ -234,7 +234,14 @@ class LogOptions:
     """Metrics, and tables of completions (stage brpo)."""
 
     every: int = option(1, "steps between metric lines", low=1)
-    completions_every: int = option(50, "steps between tables of completions; 0: none", low=0)
+    sinks: tuple[str, ...] = option(
+        ("tensorboard",),
+        "where metrics and completions go beside the work folder's own files: tensorboard, trackio, wandb",
+        choices=("tensorboard", "trackio", "wandb"),
+    )
+    completions_every: int = option(
+        50, "steps between tables of completions, beside the first step's and every evaluation's; 0: none", low=0
+    )
     completions_rows: int = option(16, "responses in a table of completions", low=1)
 
 

@@ -19,8 +19,8 @@ from qwenla_jax.config.run_options import (
     RewardOptions,
     RunOptions,
 )
-from qwenla_jax.config.schema import to_config_dict
 from qwenla_jax.config.shared_options import MeshOptions
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> RunOptions:
@@ -124,19 +124,19 @@ def _geometry3k() -> RunOptions:
 
 # Parameters split over 8 devices, gathered once before they sample.
 _EIGHT = MeshOptions(data=1, fsdp=8, gather_to_sample=True)
+PRESETS = presets(
+    _tiny,
+    _large,
+    **{
+        "3b_80gb": functools.partial(_for_machine, "3b_80gb", 8, 16, MeshOptions(data=1), 64),
+        "3b_v5e8": functools.partial(_for_machine, "3b_v5e8", 2, 16, dataclasses.replace(_EIGHT, fsdp=4, tensor=2), 64),
+        "7b_8x80gb": functools.partial(_for_machine, "7b_8x80gb", 2, 16, _EIGHT),
+        "7b_v5p8": functools.partial(_for_machine, "7b_v5p8", 2, 16, dataclasses.replace(_EIGHT, fsdp=4)),
+        "7b_geometry3k": _geometry3k,
+    },
+)
 
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    presets = {"tiny": _tiny, "7b_geometry3k": _geometry3k}
-    presets |= {size: functools.partial(_large, size) for size in ("3b", "7b", "32b", "72b")}
-    machines = {
-        "3b_80gb": (8, 16, MeshOptions(data=1), 64),
-        "3b_v5e8": (2, 16, dataclasses.replace(_EIGHT, fsdp=4, tensor=2), 64),
-        "7b_8x80gb": (2, 16, _EIGHT),
-        "7b_v5p8": (2, 16, dataclasses.replace(_EIGHT, fsdp=4)),
-    }
-    presets |= {name: functools.partial(_for_machine, name, *settings) for name, settings in machines.items()}
-    if preset not in presets:
-        raise ValueError(f"recipe brpo: there is no preset {preset!r}; valid: {', '.join(presets)}")
-    return to_config_dict(presets[preset]())
+    return pick("brpo", PRESETS, preset)

@@ -152,7 +152,7 @@ def test_checksums_are_sha256_of_the_files(run):
         ["sha256sum", *message], cwd=run / "checkpoints" / "8", capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert {line.split(maxsplit=1)[1]: line.split()[0] for line in lines} == message
-    assert checksums.damage(run / "checksums" / "8.json", run / "checkpoints" / "8") is None
+    assert checksums.corruption(run / "checksums" / "8.json", run / "checkpoints" / "8") is None
 
 
 def test_other_settings_are_refused_and_not_taken_for_damage(run):

@@ -206,15 +206,16 @@ def test_columns_are_named_by_the_setting(tmp_path, images, own):
 def test_a_system_message_is_the_records_own(tmp_path, images, paths):
     talk = [{"role": "system", "content": "Be brief."}, *openai(0, images)]
     rows = [{"messages": talk}, {"messages": openai(0, images)}]
+    rows.append({"image": paths[0], "question": "q", "answer": "B", "response": RESPONSE, "system": "Be brief."})
     tokenizer = Tokenizer.from_folder("qwenla_jax/assets/tiny")
     settings = ProcessorSettings.from_json("qwenla_jax/assets/tiny/preprocessor_config.json")
     dataset = jsonl(write(tmp_path / "x.jsonl", rows))
     texts = [
         tokenizer.decode(to_sft_example(dataset[n], tokenizer, settings, ImageLayout(), "The run's.").ids_T)
-        for n in range(2)
+        for n in range(3)
     ]
     assert [text.partition("<|im_end|>")[0] for text in texts] == [
-        "<|im_start|>system\nBe brief.", "<|im_start|>system\nThe run's."]  # fmt: skip
+        "<|im_start|>system\nBe brief.", "<|im_start|>system\nThe run's.", "<|im_start|>system\nBe brief."]  # fmt: skip
 
 
 def test_a_second_question_is_refused_or_left_out(tmp_path, images, own):

@@ -227,7 +227,7 @@ def test_what_was_begun_from_another_source_is_not_taken_over(official, tmp_path
     assert same(qwenla_jax.load(target).params, qwenla_jax.load(official["float32", "1MB"]).params)
 
 
-def test_all_that_is_wrong_is_told_before_anything_is_written(official, tmp_path):
+def test_all_that_is_wrong_is_reported_before_anything_is_written(official, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "invalid"

@@ -89,7 +89,7 @@ def test_leaks_are_found_across_sources_and_further_evaluations(tmp_path):
     assert check_data(alone).ok and check_data(alone, [other]).leaked == 1
 
 
-def test_answers_that_no_response_can_match_and_records_without_an_image_are_told(tmp_path):
+def test_answers_that_no_response_can_match_and_records_without_an_image_are_reported(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     golds = ["<answer> 3 </answer>", "<foo> 3 </foo>", "Because " * 40, "4"]
     columns = {"question": ["q", "q", "q", "<image>q"], "solution": golds, "image": ["lost.png", None, None, None]}

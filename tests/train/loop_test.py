@@ -142,7 +142,7 @@ def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "brpo")] == [1]
 
 
-def test_more_steps_under_a_falling_schedule_are_said():
+def test_more_steps_under_a_falling_schedule_are_reported():
     """Oracle: the cosine by hand, (1 + cos(pi x)) / 2 of the way from the end of the rise to the end of the run."""
     options = replace(SMALL, steps=200, optim=OptimOptions(learning_rate=1e-5, warmup_ratio=0.05, schedule="cosine"))
 

@@ -398,7 +398,7 @@ def test_a_step_with_adapters_is_computed_again(tmp_path, monkeypatch):
         assert len(jax.tree.leaves(reader.restore(place / "state")["params"])) == 2 * 5
 
 
-def test_the_doctor_looks_at_the_adapters():
+def test_preflight_checks_the_adapters():
     checks = {check.name: check for check in examine(replace(SMALL, stage="sft"))}
     assert all(check.ok for check in checks.values()), "\n".join(map(str, checks.values()))
     assert "5 stacked kernels" in checks["adapters"].result and "are the same" in checks["adapters"].result

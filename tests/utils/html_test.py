@@ -18,7 +18,7 @@ STEPS = [(1, "a.html")]
 
 
 def index(name):
-    return render("completions_index.html", steps=[(name, "a.html")])
+    return render("completions_index.html", steps=[(name, "a.html")], charts=[])
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "&lt; & \" '", "é 猫 \t\n"])
@@ -31,16 +31,16 @@ def test_text_is_escaped(text):
 
 
 def test_what_html_cannot_hold_is_replaced(tmp_path):
-    write_page(tmp_path / "a.html", "completions_index.html", steps=[("\x00\x1b[1m\x0c\udc80", "a.html")])
+    write_page(tmp_path / "a.html", "completions_index.html", charts=[], steps=[("\x00\x1b[1m\x0c\udc80", "a.html")])
     assert "step ␀␛[1m␌?</a>" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_a_missing_value_is_an_error_and_leaves_the_page(tmp_path):
     path = tmp_path / "a.html"
-    write_page(path, "completions_index.html", steps=STEPS)
+    write_page(path, "completions_index.html", steps=STEPS, charts=[])
     before = path.read_bytes()
     with pytest.raises(jinja2.UndefinedError, match="'steps' is undefined"):
-        write_page(path, "completions_index.html")
+        write_page(path, "completions_index.html", charts=[])
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["a.html"]
 
 

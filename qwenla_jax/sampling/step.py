@@ -36,13 +36,15 @@ def decode_step(
     reattention = options.reattention
     logits_BxV = logits_of(params, state.hidden_BxD)
     keys_B = token_keys(state.seed, state.step, state.sample_B, state.length_B)
-    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, options.temperature, options.top_p, keys_B)
+    temperature = options.temperature if state.temperature_B is None else state.temperature_B
+    top_p = options.top_p if state.top_p_B is None else state.top_p_B
+    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, temperature, top_p, keys_B)
     active_B = state.live_B & ~state.pending_B
     forced_B = active_B & state.closing_B
     ids_B = jnp.where(forced_B, reattention.close_id, ids_B)
     here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == state.length_B[:, None])
     length_B = state.length_B + active_B
-    more_B = length_B < options.max_new_tokens
+    more_B = length_B < state.limit_B
     tag_B = active_B & (ids_B == reattention.open_id) & more_B & reattention.inserts
     pending_B = tag_B & (state.inserted_B < state.reattention.allowed_B)
     fed_B = active_B & ~pending_B
@@ -62,6 +64,7 @@ def decode_step(
         received_BxP = received_BxP + jnp.where(fed_B[:, None], decoded.received["prefix"][:, 0], 0.0)
     return dataclasses.replace(
         state,
+        steps=state.steps + 1,
         hidden_BxD=jnp.where(fed_B[:, None], decoded.hidden_BxTxD[:, 0], state.hidden_BxD),
         cache=append(state.cache, KeyValues(*decoded.new, fed_B.astype(jnp.int32))),
         next_pos_B=state.next_pos_B + fed_B,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import plain
@@ -24,6 +25,19 @@ CAP = 3  # insertions of a response
 def ids_of(arch):
     """<REFLECTION> and </REFLECTION>: two ordinary tokens stand for them."""
     return arch.vocab - 5, arch.vocab - 6
+
+
+class Ids(NamedTuple):
+    """Ids of an image's tokens and of <REFLECTION>."""
+
+    image: int
+    start: int
+    end: int
+    tag: int
+
+    @classmethod
+    def of(cls, arch):
+        return cls(arch.vocab - 1, arch.vocab - 3, arch.vocab - 4, ids_of(arch)[0])
 
 
 def with_block(batch, arch, oracle):
@@ -62,15 +76,15 @@ def responses(arch, rows, length, seed):
 class Official:
     """One prompt at a time through transformers, as a sequence that grows."""
 
-    def __init__(self, model, arch, batch, oracle):
+    def __init__(self, model, ids, batch, grids_Q):
         model.set_attn_implementation("eager")  # the others return no weights
-        self.model, self.arch = model, arch
+        self.model, self.ids = model, ids
         self.rows = []
         pixels, thw = batch.hf["pixel_values"], batch.hf["image_grid_thw"]
         counts = [int(n) for n in thw.prod(-1)]
         firsts = [0, *itertools.accumulate(counts)]
         number = 0
-        for q, grids in enumerate(oracle.cases[arch.case]):
+        for q, grids in enumerate(grids_Q):
             n = batch.length_Q[q]
             own = range(number, number + len(grids))
             number += len(grids)
@@ -86,11 +100,10 @@ class Official:
     def expand(self, q, response, tags=CAP):
         """Token ids of prompt and response with the images before the first tags, and the slot of each token."""
         row, ids, slots, used = self.rows[q], list(self.rows[q].prompt), [], 0
-        image, start, end = self.arch.vocab - 1, self.arch.vocab - 3, self.arch.vocab - 4
         for token in response:
-            if token == ids_of(self.arch)[0] and used < tags and row.grids:
+            if token == self.ids.tag and used < tags and row.grids:
                 for r, c in row.grids:
-                    ids += [start, *[image] * (r * c), end]
+                    ids += [self.ids.start, *[self.ids.image] * (r * c), self.ids.end]
                 used += 1
             slots.append(len(ids))
             ids.append(int(token))
@@ -110,7 +123,7 @@ class Official:
         out = self.model(
             input_ids=ids_1xT,
             attention_mask=torch.ones_like(ids_1xT),
-            mm_token_type_ids=(ids_1xT == self.arch.vocab - 1).to(torch.int32),
+            mm_token_type_ids=(ids_1xT == self.ids.image).to(torch.int32),
             **inputs,
         ).logits[0]
         return out[[len(row.prompt) - 1, *slots]].float()
@@ -124,7 +137,7 @@ class Official:
           the logits, and float64 [R, M]: attention that each token of the response pays to each visual token of the
           prompt, its mean over layers and heads.
         """
-        row, image = self.rows[q], self.arch.vocab - 1
+        row, image = self.rows[q], self.ids.image
         ids, slots, used = self.expand(q, response)
         ids_1xT = torch.tensor([ids])
         x_TxD = self.model.get_input_embeddings()(ids_1xT)[0]
@@ -161,7 +174,7 @@ class Official:
           logits as above; for each insertion the visual tokens that are kept, as a set; and their scores, float64 [M]:
           attention received from the tokens before the tag, summed.
         """
-        tags = [t for t, token in enumerate(response) if token == ids_of(self.arch)[0]][:CAP]
+        tags = [t for t, token in enumerate(response) if token == self.ids.tag][:CAP]
         kept, scores = [], []
         for t in tags if self.rows[q].grids else []:
             score_M = self.kept_logits(q, response[:t], kept)[1].sum(0)

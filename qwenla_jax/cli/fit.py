@@ -77,8 +77,8 @@ def define_flags(values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
     there: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("topology", None, "CHIP:SHAPE: v5e:4x4, v5p:2x2x4, v6e:8x8, h100:8, h200:8", **there)
-    flags.DEFINE_integer("prompt_tokens", 512, "tokens of a prompt, its image's included", 1, **there)
-    flags.DEFINE_string("image", "640x480", "pixels of a prompt's image, width x height", **there)
+    flags.DEFINE_integer("prompt_tokens", 512, "tokens of a prompt, its images' included", 1, **there)
+    flags.DEFINE_string("image", "640x480", "pixels of each of a prompt's images, width x height", **there)
     flags.DEFINE_bool("arithmetic", False, "compile nothing", **there)
     flags.DEFINE_bool("json", False, "print one JSON object and nothing else", **there)
     flags.DEFINE_string("scale", None, "write this page, from --results and from what is compiled now", **there)

@@ -1,11 +1,11 @@
 """Asks a model about images.
 
-    qwenla generate --model=tiny --image=FILE --question="How many circles?"
+    qwenla generate --model=tiny --image=scene:7 --question="How many circles?"
     qwenla generate --model=DIR --image=FILE --question=TEXT --reattention=route --keep_ratio=0.25 --json
 
-Prints the answer by sections, and where the model looked at its images again: how many visual tokens were put into
-the sequence once more, which, and how much attention went to visual tokens before and in the reflection. With --json
-one JSON object goes to standard output: text, token_ids, sections, reattention, skipped, stopped, seconds.
+Prints the answer by sections, and every insertion before a reflection: how many visual tokens were inserted, which
+ones, and how much attention visual tokens received before and in the reflection. --json prints one JSON object
+instead: text, token_ids, sections, reattention, skipped, stopped, seconds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
 from qwenla_jax.utils.libtpu import skip_without_tpu
 from qwenla_jax.utils.unicode import half_character
+
+if TYPE_CHECKING:
+    from qwenla_jax.data.synthetic.scenes import Scene
+
+_SCENE = "scene:"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,15 +88,30 @@ def make_parser() -> argparse.ArgumentParser:
         "--image",
         metavar="FILE",
         action="append",
-        required=True,
-        help="an image (PNG, JPEG, ...); give the flag again for each further image",
+        default=[],
+        help="an image (PNG, JPEG, ...), or scene:N, a rendered scene of number N, which needs no file; give the flag "
+        "again for each further image",
+    )
+    add(
+        "--video",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a video file (extra `video`), or a folder of its frames as images; videos follow the images. Only images "
+        "are inserted, so --reattention is none with it",
+    )
+    add(
+        "--fps",
+        metavar="N",
+        type=number(float, 0, 1000, above=True),
+        default=2.0,
+        help="frames a second that are taken of a video file, and of a folder's images; default: %(default)s",
     )
     add("--question", metavar="TEXT", type=not_empty, required=True, help="what to ask")
     add(
         "--reattention",
         choices=MODES,
-        default="copy",
-        help=f"{MODES_HELP}; default: %(default)s",
+        help=f"{MODES_HELP}; default: copy, with a video none",
     )
     add(
         "--keep_ratio",
@@ -153,6 +173,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Checks flags and files before anything heavy, asks, prints. Exits with 2 where an argument cannot be used."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if not args.image and not args.video:
+        parser.error("--image or --video: expected at least one")
+    args.reattention = args.reattention or ("none" if args.video else "copy")
+    if args.video and args.reattention != "none":
+        parser.error(f"--video: re-attention inserts images only; expected --reattention=none, got {args.reattention}")
     skip_without_tpu()
     from qwenla_jax.weights.hf import EMBEDDED
 
@@ -163,13 +188,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     import qwenla_jax
     from qwenla_jax.data.images.decode import open_image
+    from qwenla_jax.data.images.video_file import read_video
+    from qwenla_jax.data.synthetic.scene_questions import caption_of
     from qwenla_jax.inference.ask import check_checkpoint
 
     try:
+        scenes = {name: _scene(name) for name in args.image if name.startswith(_SCENE)}
         for name in args.image:
-            open_image(name)  # a wrong file is refused before the checkpoint is read
+            if name not in scenes:
+                open_image(name)  # a wrong file is refused before the checkpoint is read
     except (ValueError, OSError) as error:
         parser.error(f"--image: {error}")
+    try:
+        videos = [read_video(name, args.fps) for name in args.video]
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        parser.error(f"--video: {error}")
     try:
         checkpoint = qwenla_jax.load(folder)
         check_checkpoint(checkpoint)
@@ -178,16 +211,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--model: {text if text.startswith(str(folder)) else f'{folder}: {text}'}")
     options = ("reattention", "keep_ratio", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens")
     options += ("max_pixels",)
+    images = [scenes[name].image if name in scenes else name for name in args.image]
     try:
         answer = qwenla_jax.ask(
-            checkpoint, args.image, args.question, system=args.system, **{name: getattr(args, name) for name in options}
+            checkpoint,
+            images,
+            args.question,
+            videos=videos,
+            system=args.system,
+            **{name: getattr(args, name) for name in options},
         )
     except ValueError as error:
         parser.error(f"--image: {error}" if str(error).startswith(tuple(args.image)) else str(error))
     if args.json:
         print(json.dumps(answer.to_dict()))
-    else:
-        qwenla_jax.show(answer, file=sys.stdout)
+        return
+    for name, scene in scenes.items():
+        print(f"({name} shows: {caption_of(scene)})")
+    qwenla_jax.show(answer, file=sys.stdout)
+
+
+def _scene(name: str) -> Scene:
+    """The rendered scene of a name such as scene:7, one that the embedded checkpoint was not trained on.
+
+    Raises:
+      ValueError: no number from 0 to SCENES - 1 follows.
+    """
+    from qwenla_jax.data.synthetic.scenes import make_scene
+    from qwenla_jax.data.synthetic.source import SCENES
+
+    number = name.removeprefix(_SCENE)
+    if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) < SCENES):
+        raise ValueError(f"{name}: expected {_SCENE}N with a whole number N of at least 0 and at most {SCENES - 1}")
+    return make_scene(seed=0, split=1, index=int(number))
 
 
 def _one_line(message: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports for a program whose output nobody reads any more
 
 COMMANDS = {
     "train": "train one stage: cold start, BRPO, SFT with COPY or ROUTE",
@@ -29,8 +33,55 @@ def usage() -> str:
     )
 
 
+class _ClosedPipe(SystemExit):
+    """Standard output is closed; no OSError, which commands report as an error of theirs."""
+
+
+class _Stdout:
+    """Standard output that raises `_ClosedPipe` where its reader has gone.
+
+    The signal SIGPIPE is no alternative: it would also end a run that writes to a process of the rewards that has died.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError as error:
+            raise _ClosedPipe(CLOSED_PIPE) from error
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError as error:
+            raise _ClosedPipe(CLOSED_PIPE) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; its exit status."""
+    """Runs a subcommand; its exit status, `CLOSED_PIPE` where the reader of its output ended first."""
+    stdout: Any = sys.stdout
+    sys.stdout = guarded = _Stdout(stdout)
+    try:
+        try:
+            return _run(argv)
+        finally:
+            guarded.flush()
+    except _ClosedPipe:
+        # The interpreter flushes once more when it ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stdout.fileno())
+        os.close(nowhere)
+        return CLOSED_PIPE
+    finally:
+        sys.stdout = stdout
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())

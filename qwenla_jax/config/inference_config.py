@@ -20,6 +20,7 @@ class InferenceConfig:
       mesh: devices along each axis.
       batch_size: questions answered at once.
       max_prompt_tokens, max_response_tokens: longest prompt, visual tokens included, and response.
+      max_images: most images of a question.
       min_pixels, max_pixels: bounds of an image; None: the checkpoint's.
       max_invalid: most records that may be invalid.
       system: text of a system turn; None: no such turn.
@@ -35,6 +36,7 @@ class InferenceConfig:
     mesh: MeshOptions = MeshOptions()
     batch_size: int = 64
     max_prompt_tokens: int = 128
+    max_images: int = 1
     max_response_tokens: int = 64
     min_pixels: int | None = None
     max_pixels: int | None = None

@@ -11,6 +11,7 @@ from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.schema import group, option
 from qwenla_jax.config.shared_options import (
     DTYPES,
+    MOST_IMAGES,
     MOST_ROWS,
     MOST_SECONDS,
     MOST_WORKERS,
@@ -60,6 +61,7 @@ class DataOptions(PromptOptions):
         "scenes, stage sft: structured (the paper's format) or plain (no sections: how a base model writes)",
         choices=("structured", "plain"),
     )
+    max_images: int = option(1, "a question with more images is an error", low=1, high=MOST_IMAGES)
     length_group: int = option(
         1, "this many batches share out their questions by length, so that less of a batch is padding", low=1, high=1024
     )

@@ -12,19 +12,20 @@ DTYPES = ("float32", "bfloat16")
 MOST_ROWS = 2**16
 MOST_TOKENS = 2**18  # the positions of Qwen2.5-VL end at 128,000
 MOST_PIXELS = 2**26
+MOST_IMAGES = 256  # of a question
 MOST_INSERTIONS = 256
 MOST_WORKERS = 1024  # threads or processes
 MOST_SECONDS = 10**6
 
 # The modes of re-attention with their help; `reattention.options` and `reattention.route` implement them.
 _MODES = {
-    "none": "text alone",
-    "copy": "all visual tokens again",
-    "route": "the most attended",
+    "none": "nothing",
+    "copy": "all visual tokens",
+    "route": "the most attended visual tokens",
     "vision_only": "as copy, and the reflection is closed at once",
 }
 MODES = tuple(_MODES)
-MODES_HELP = "what stands before a reflection: " + ", ".join(f"{mode} ({text})" for mode, text in _MODES.items())
+MODES_HELP = "what is inserted before a reflection: " + ", ".join(f"{mode} ({text})" for mode, text in _MODES.items())
 FORMS = ("compact", "bias")
 POSITIONS = ("again", "original")
 

@@ -187,14 +187,14 @@ def buckets_of(runtime: Runtime, options: GenerateOptions, usable: Sequence[Meas
     )
 
 
-def shape_of(batch: Sequence[Measured], buckets: Buckets, rows: int) -> tuple[int, int, int, int, int]:
-    """The buckets of frames, slots, visual tokens and prompt, and the most images of a row (at least 1)."""
+def shape_of(batch: Sequence[Measured], buckets: Buckets, rows: int) -> tuple[int, int, int, int, bool]:
+    """The buckets of frames, slots, visual tokens and prompt, and whether a row has several images."""
     return (
         buckets.fit_frames([one.images for one in batch], rows, "a batch"),
         buckets.fit("slots", max(one.slots for one in batch), "an image"),
         buckets.fit("visual", max(one.visual for one in batch), "an image"),
         buckets.fit("prompts", max(one.prompt for one in batch), "a prompt"),
-        max(1, *(one.images for one in batch)),
+        any(one.images > 1 for one in batch),
     )
 
 
@@ -202,8 +202,8 @@ def make_batches(usable: Sequence[Measured], buckets: Buckets, rows: int) -> lis
     """Questions of similar size together, the largest first; the last batch may have fewer than `rows`."""
 
     def size(one: Measured) -> tuple[int, ...]:
-        frames, slots, visual, prompt, most = shape_of((one,) * rows, buckets, rows)
-        return -most, -frames, -visual, -slots, -prompt, one.index
+        frames, slots, visual, prompt, several = shape_of((one,) * rows, buckets, rows)
+        return -several, -frames, -visual, -slots, -prompt, one.index
 
     ordered = sorted(usable, key=size)
     return [tuple(ordered[first : first + rows]) for first in range(0, len(ordered), rows)]

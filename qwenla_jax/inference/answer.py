@@ -112,8 +112,7 @@ class Insertion:
 
     def selection_line(self) -> str:
         """What the insertion shows, on one line."""
-        shown = f"{self.selected_tokens} of {self.visual_tokens} visual tokens kept"
-        return f"looked again at token {self.position}: {shown}"
+        return f"inserted before token {self.position}: {self.selected_tokens} of {self.visual_tokens} visual tokens"
 
     def attention_line(self) -> str:
         """How much attention went to visual tokens before the insertion and in its reflection, on one line."""
@@ -177,6 +176,7 @@ class Answer:
       seconds: wall-clock time from the question to the answer, compilation included where there was any.
       question: as it was asked.
       images: the images as a viewer shows them.
+      inserts: whether the question was asked with insertions.
     """
 
     text: str
@@ -188,6 +188,7 @@ class Answer:
     seconds: float
     question: str
     images: tuple[Image.Image, ...] = field(default=(), repr=False)
+    inserts: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON can hold it, without question and images."""
@@ -224,9 +225,11 @@ class Answer:
         count = len(self.token_ids)
         parts = [f"{count} token{'s' if count != 1 else ''} in {self.seconds:.1f} s"]
         if self.skipped:
-            parts.append(f"{self.skipped} more reflection{'s' if self.skipped != 1 else ''} without looking again")
+            parts.append(f"{self.skipped} more reflection{'s' if self.skipped != 1 else ''} without an insertion")
+        elif self.inserts and not self.reattention:
+            parts.append("no reflection, so nothing was inserted")
         if not self.stopped:
-            parts.append("cut off by the longest length allowed")
+            parts.append("cut off at the most tokens allowed")
         return "; ".join(parts)
 
     def to_html(self) -> str:

@@ -18,7 +18,7 @@ from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buck
 from qwenla_jax.data.batching.example import Example, to_prompt_example
 from qwenla_jax.data.images.decode import open_image
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, smart_resize, to_rgb
-from qwenla_jax.data.record import Record
+from qwenla_jax.data.record import Clip, Record
 from qwenla_jax.inference.answer import Answer, Insertion, SelectedTokens, VisualAttention
 from qwenla_jax.inference.attention_mass import attention_mass
 from qwenla_jax.inference.responses import texts_of
@@ -43,6 +43,7 @@ def ask(
     images: RawImage | Sequence[RawImage],
     question: str,
     *,
+    videos: Sequence[Clip] = (),
     reattention: str = "copy",
     keep_ratio: float = 0.5,
     max_insertions: int = 2,
@@ -62,6 +63,8 @@ def ask(
       checkpoint: from `qwenla_jax.load`.
       images: one image or several, as files or Pillow images; an empty list for none.
       question: the user's text.
+      videos: from `data.images.video_file.read_video`; they are after the images. Only images are inserted again, so
+        `reattention` has to be "none" then.
       reattention: what stands before a reflection, one of `shared_options.MODES`.
       keep_ratio: route: the share of the visual tokens that is kept, 0 to 1.
       max_insertions: most insertions of a response; later reflections are text alone (paper silent).
@@ -88,6 +91,8 @@ def ask(
     config = checkpoint.config
     if max_pixels is not None:
         processor = _with_max_pixels(processor, max_pixels)
+    if videos and reattention != "none":
+        raise ValueError(f"videos: re-attention inserts images only; expected reattention='none', got {reattention!r}")
     asked = ReattentionConfig(
         mode=reattention,
         keep_ratio=keep_ratio,
@@ -99,7 +104,7 @@ def ask(
     options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), asked)
     layout = layout_of(config)
     opened = _images(images, processor, layout)
-    record = Record("question", opened, question, "", None, "")
+    record = Record("question", opened, question, "", None, "", videos=tuple(videos))
     example = to_prompt_example(record, tok, processor, layout, system)
     batch = collate_prompts([example], _buckets(example, processor, layout), 1, asked if asked.inserts else None)
     logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
@@ -116,6 +121,7 @@ def ask(
         seconds=time.perf_counter() - started,
         question=question,
         images=opened,
+        inserts=asked.inserts,
     )
 
 

@@ -37,7 +37,7 @@ class Examples:
         """The example at an index.
 
         Raises:
-          ValueError: the record cannot be read, has several images, or its prompt or response is too long.
+          ValueError: the record cannot be read, has a video or too many images, or its prompt or response is too long.
         """
         return fitting(self.make(self.source[index]), self.config)
 
@@ -56,15 +56,20 @@ def fitting(example: Example, config: InferenceConfig) -> Example:
     """The example, if a run can use it.
 
     Raises:
-      ValueError: it has several images, or its prompt or response is too long; the message names the record.
+      ValueError: it has a video, too many images, or its prompt or response is too long; the message names the record.
     """
     n, name = example.prompt_length, f"record {example.record.id!r}"
+    if example.record.videos:
+        raise ValueError(f"{name} has a video; a run takes images only")
+    images = len(example.record.images)
+    if images > config.max_images:
+        raise ValueError(f"{name} has {images} images; config.data.max_images is {config.max_images}")
     for what, size in (("prompt", n), ("response", len(example.ids_T) - n)):
         most = getattr(config, f"max_{what}_tokens")
         if size > most:
-            raise TooLong(f"{name}: its {what} has {size} tokens; config.data.max_{what}_tokens is {most}")
-    if len(example.record.images) > 1:
-        raise ValueError(f"{name} has {len(example.record.images)} images; a run takes one")
+            visual = int((example.visual_T >= 0).sum())
+            part = f", {visual} of them visual ({images} images)" if what == "prompt" else ""
+            raise TooLong(f"{name}: its {what} has {size} tokens{part}; config.data.max_{what}_tokens is {most}")
     return example
 
 

@@ -65,6 +65,7 @@ class Runtime:
             self.processor.max_pixels,
             config.max_prompt_tokens,
             config.max_prompt_tokens + config.max_response_tokens,
+            config.max_images,
             shards=self.row_shards,
         )
 

@@ -69,8 +69,8 @@ class Sizes:
       questions: Q of a part on the chip's shard of rows.
       group: G; 1 in supervised training.
       prompt, response: tokens, the batch's buckets.
-      patches_W: patches in each window of an image.
-      slots: patch slots of an image, padding included.
+      patches_IxW: patches in each window of each of a question's images.
+      slots: patch slots of a question's images, padding included.
       tensor: devices that split heads and widths.
     """
 
@@ -79,7 +79,7 @@ class Sizes:
     group: int
     prompt: int
     response: int
-    patches_W: np.ndarray
+    patches_IxW: np.ndarray
     slots: int
     tensor: int
 
@@ -94,15 +94,15 @@ def sizes_of(runtime: TrainRuntime, load: Load) -> Sizes:
     one: Example = example(runtime, load)
     window = runtime.layout.window_slots
     buckets = runtime.buckets(1)
-    valid_S = one.frames[0].valid_S
+    valid_IxS = np.stack([frame.valid_S for frame in one.frames])
     return Sizes(
         parts=options.optim.accumulation,
         questions=options.data.batch_size / options.optim.accumulation / (mesh.shape["data"] * mesh.shape["fsdp"]),
         group=options.brpo.group_size if options.stage == "brpo" else 1,
         prompt=buckets.fit("prompts", len(one.ids_T), "the prompt"),
         response=options.data.max_response_tokens,
-        patches_W=valid_S.reshape(-1, window).sum(1),
-        slots=buckets.fit("slots", len(valid_S), "the image"),
+        patches_IxW=valid_IxS.reshape(len(valid_IxS), -1, window).sum(2),
+        slots=len(valid_IxS) * buckets.fit("slots", valid_IxS.shape[1], "the image"),
         tensor=mesh.shape["tensor"],
     )
 
@@ -143,7 +143,7 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     """
     config, options = runtime.model.config, runtime.options
     questions = max(1, round(sizes.questions * sizes.parts))
-    patches = np.tile(sizes.patches_W, (questions, 1))
+    patches = np.tile(sizes.patches_IxW, (questions, 1))
     value = SIZES[options.dtype]
     again = 1.0 if options.remat == "full" else 0.0
     share = sizes.questions * sizes.parts / questions / sizes.tensor

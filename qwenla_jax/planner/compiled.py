@@ -38,7 +38,7 @@ class Load:
 
     Attributes:
       prompt_tokens: tokens of a prompt, its visual tokens included; the batch takes the bucket that holds them.
-      width, height: pixels of its one image, before the run's bounds.
+      width, height: pixels of each of its images, before the run's bounds; it has as many as the run allows.
     """
 
     prompt_tokens: int = 512
@@ -98,18 +98,18 @@ def example(runtime: TrainRuntime, load: Load, response_tokens: int = 0) -> Exam
     """A question of the given size, and a response where `response_tokens` is above 0: of use for its shapes only.
 
     Raises:
-      ValueError: the image alone needs more than `load.prompt_tokens`.
+      ValueError: the images alone need more than `load.prompt_tokens`.
     """
-    image = Image.new("RGB", (load.width, load.height))
-    short = runtime.example(False)(Record("fit", (image,), "?", "?", None, ""))
+    images = runtime.config.max_images * (Image.new("RGB", (load.width, load.height)),)
+    short = runtime.example(False)(Record("fit", images, "?", "?", None, ""))
     missing = load.prompt_tokens - len(short.ids_T)
     if missing < 0:
         raise ValueError(
-            f"prompt_tokens: got {load.prompt_tokens}, but an image of {load.width} x {load.height} pixels with the "
-            f"least text takes {len(short.ids_T)}"
+            f"prompt_tokens: got {load.prompt_tokens}, but images of {load.width} x {load.height} pixels "
+            f"(config.data.max_images: {len(images)}) with the least text take {len(short.ids_T)}"
         )
     more = missing + response_tokens
-    # A response that looks again has as many tags as it may.
+    # A response with insertions has as many tags as it may.
     tags = [runtime.tokenizer.ids.reflection_open] * min(response_tokens, runtime.options.reattention.max_insertions)
     filled = np.concatenate([np.full(more - len(tags), short.ids_T[-1]), tags])
     return dataclasses.replace(
@@ -139,8 +139,8 @@ def abstract_batch(runtime: TrainRuntime, load: Load) -> tuple[Any, ...]:
         batch = collate_sft(one, buckets)
     parts = options.optim.accumulation
     rows = options.data.batch_size // parts
-    # Every array's first axis is that of rows, or of images, of which a row has one.
-    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype), batch)
+    # Every array's first axis is that of rows, or of images, of which a row has as many as it may.
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((parts, rows * len(x), *x.shape[1:]), x.dtype), batch)
     wide = (wide[0].replace(shards=runtime.buckets(rows).shards), *wide[1:])
     return wide if sft else (*wide, _rollout_batch(runtime, wide[1]))
 

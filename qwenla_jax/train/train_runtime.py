@@ -45,8 +45,9 @@ class TrainRuntime(Runtime):
     ) -> SkipInvalid[Example]:
         """The source's examples; an invalid record is replaced by the next valid one.
 
-        A record is invalid if an image cannot be opened, prompt or response is too long, or it has several images. With
-        those that the source left out there may be at most `config.data.max_invalid`.
+        A record is invalid if an image cannot be opened, prompt or response is too long, or it has a video or more than
+        `config.data.max_images` images. With those that the source left out there may be at most
+        `config.data.max_invalid`.
 
         Args:
           source: of `make_run_source`.

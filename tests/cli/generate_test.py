@@ -11,6 +11,7 @@ from PIL import Image
 
 import qwenla_jax
 from qwenla_jax.cli.generate import main, make_parser
+from qwenla_jax.data.synthetic.scenes import make_scene
 
 TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 ATTENTION = {
@@ -69,7 +70,7 @@ def test_text(reflecting, images, capsys):
     main(flags(reflecting, images))
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert re.search(r"looked again at token \d+: 5 of 16 visual tokens kept", out)
+    assert re.search(r"inserted before token \d+: 5 of 16 visual tokens", out)
     assert re.search(r"attention on visual tokens: [\d.]+% -> [\d.]+%", out)
     grid = re.findall(r"^    ([#.](?: [#.]){3})$", out, re.MULTILINE)
     assert len(grid) == 8 and "".join(grid).count("#") == 10
@@ -80,6 +81,22 @@ def test_the_embedded_checkpoint_answers(images, capsys):
     common = [f"--image={images[0]}", "--question=How many?", "--reattention=none", "--max_new_tokens=64"]
     main(["--model=tiny", *common])
     assert "CONCLUSION" in capsys.readouterr().out
+
+
+def test_a_rendered_scene_needs_no_file(tmp_path, monkeypatch, capsys):
+    """The held-out scene of that number; an answer without a reflection says that nothing was inserted."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model=tiny", "--image=scene:7", "--question=How many?", "--max_new_tokens=64"]
+    main(argv)
+    out = capsys.readouterr().out
+    things = ", ".join(map(str, make_scene(0, 1, 7).in_order()))
+    assert out.startswith(f"(scene:7 shows: {things})\n") and "CONCLUSION" in out
+    assert "REFLECTION" not in out and "; no reflection, so nothing was inserted" in out
+    make_scene(0, 1, 7).image.save("scene.png")
+    for image in ("scene:7", "scene.png"):
+        main(["--model=tiny", f"--image={image}", *argv[2:], "--reattention=none", "--json"])
+    one, two = map(json.loads, capsys.readouterr().out.splitlines())
+    assert one["token_ids"] == two["token_ids"]
 
 
 def test_every_flag_is_explained(capsys):
@@ -101,6 +118,11 @@ def test_every_flag_is_explained(capsys):
         ("--image={pipe}", ["--image: {pipe}: is no file"]),
         ("--image={sparse}", ["--image: {sparse}: has 42949672960 bytes; at most"]),
         ("--image={strip}", ["--image: {strip}: ", "factor of 200"]),
+        (
+            "--image=scene:-1",
+            ["--image: scene:-1: expected scene:N with a whole number N of at least 0 and at most 999999"],
+        ),
+        ("--image=scene:1000000", ["--image: scene:1000000: expected scene:N"]),
         ("--model=none", ["--model: none: no such folder", "Hugging Face", "tiny"]),
         ("--model={empty}", ["--model: {empty}", "config.json"]),
         ("--model={corrupt}", ["--model: {corrupt}", "model.safetensors", "not a readable safetensors file"]),

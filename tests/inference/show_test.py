@@ -130,7 +130,7 @@ def test_text_says_where_it_looked():
     text = to_text(make_answer())
     assert "\x1b" not in text
     lines = text.splitlines()
-    at = lines.index("[looked again at token 0: 3 of 6 visual tokens kept]")
+    at = lines.index("[inserted before token 0: 3 of 6 visual tokens]")
     assert lines[at + 1 : at + 3] == ["    # . #", "    . # ."]
     assert lines[at + 3] == (
         "[attention on visual tokens: - -> 40.0% (original 10.0%, inserted 30.0%); - -> 1.00x an even share]"
@@ -138,7 +138,7 @@ def test_text_says_where_it_looked():
     assert lines[at + 4] == "REFLECTION"
     assert "[attention on visual tokens: 20.0% -> 40.0% (original 10.0%, inserted 30.0%); 0.80x -> 1.00x" in text
     assert lines[-1] == (
-        "(40 tokens in 1.2 s; 1 more reflection without looking again; cut off by the longest length allowed)"
+        "(40 tokens in 1.2 s; 1 more reflection without an insertion; cut off at the most tokens allowed)"
     )
 
 

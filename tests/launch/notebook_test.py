@@ -23,18 +23,20 @@ def test_is_committed_without_outputs():
 
 @pytest.mark.slow
 def test_runs(tmp_path, monkeypatch):
-    # What one has in Colab after cloning: the package installed, the rest of the repository beside the notebook.
-    for name in ("launch", "configs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # The package is installed, and the notebook is where a checkout has it.
+    (tmp_path / "launch").mkdir()
+    shutil.copy(NOTEBOOK, tmp_path / "launch")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     insertions = nbformat.v4.new_code_cell(
-        "print(json.dumps({'answer': answer.text, 'kept': [one.selected_tokens for one in answer.reattention],"
+        "import dataclasses\nprint(json.dumps({'answer': answer.text, 'routed_answer': routed.text,"
+        " 'kept': [one.selected_tokens for one in answer.reattention],"
         " 'routed': [one.selected_tokens for one in routed.reattention], 'tokens': insertion.visual_tokens,"
-        " 'package': qwenla_jax.__file__}))"
+        " 'package': qwenla_jax.__file__, 'things': [[one.color, one.shape] for one in scene.objects],"
+        " 'checks': [check(answer), check(routed), check(dataclasses.replace(answer, sections=[]))]}))"
     )
     notebook.cells.append(insertions)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / "launch")}}).execute()
@@ -45,6 +47,13 @@ def test_runs(tmp_path, monkeypatch):
     assert result["tokens"] == 16
     assert set(result["kept"]) == {16} and set(result["routed"]) == {4}
     assert Path(result["package"]).is_relative_to(ROOT)
+
+    right = "yes" if ["purple", "square"] in result["things"] else "no"
+    for text, message in zip([result["answer"], result["routed_answer"], ""], result["checks"], strict=True):
+        conclusion = text.rpartition("<CONCLUSION>")[2].partition("</CONCLUSION>")[0].strip() or "nothing"
+        verdict = "right" if conclusion == right else f"wrong: the right answer is {right}"
+        assert message == f"{conclusion} is {verdict}"
+    assert any("CPU runtime: [" in out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
 
     workdir = tmp_path / "runs" / "notebook"
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ import plain
 import pytest
 import torch
 import transformers
-from official import CAP, Official, ids_of, responses, with_block
+from official import CAP, Ids, Official, ids_of, responses, with_block
 
 import qwenla_jax
 from qwenla_jax.config.run_options import BrpoOptions
@@ -90,7 +90,7 @@ def test_every_parameters_gradient(oracle, tmp_path, mode, share, seed):
 
     def official(name):
         """Log-probabilities of each response, a list of tensors [length]."""
-        one, result = Official(models[name], arch, batch, oracle), []
+        one, result = Official(models[name], Ids.of(arch), batch, oracle.cases[arch.case]), []
         for b, ids_R in enumerate(ids_BxR):
             ids = ids_R[: length_B[b]].tolist()
             logits = one.logits(b // G, ids) if mode == "copy" else one.kept_logits(b // G, ids, selected[b])[0]

@@ -8,7 +8,7 @@ import numpy as np
 import plain
 import pytest
 import torch
-from official import CAP, Official, ids_of, responses, with_block
+from official import CAP, Ids, Official, ids_of, responses, with_block
 
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
@@ -71,7 +71,7 @@ def case(oracle, saved):
         prompts = with_block(batch, arch, oracle)
         return SimpleNamespace(
             arch=arch,
-            hf=Official(official, arch, batch, oracle),
+            hf=Official(official, Ids.of(arch), batch, oracle.cases[arch.case]),
             model=model,
             params=params,
             vision=batch.vision,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import qwenla_jax
+from qwenla_jax.cli.generate import main as generate
 from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
 from qwenla_jax.data.batching.mrope_positions import VideoGrid, visual_positions
@@ -17,6 +19,7 @@ from qwenla_jax.data.images.preprocess import ImageLayout, image_to_patches
 from qwenla_jax.data.images.video import video_to_patches
 from qwenla_jax.data.record import Clip, Record
 from qwenla_jax.data.synthetic.scenes import make_scene
+from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sampler import sample
@@ -192,6 +195,60 @@ def test_steps_do_not_see_each_other(oracle, saved):
     assert np.abs(theirs[0][before:] - theirs[1][before:]).max() > 0.1
 
 
+def _official_inputs(example, tok, image, frames, processor):
+    """Of an image and a clip at two frames a second; and a function: token ids -> what else is by token."""
+    torch = pytest.importorskip("torch")
+    n = len(example.ids_T)
+    kinds = (example.ids_T == tok.ids.image_pad) + 2 * (example.ids_T == tok.ids.video_pad)
+    inputs = {
+        "pixel_values": torch.from_numpy(_official_patches(np.asarray(image)[None], processor)),
+        "pixel_values_videos": torch.from_numpy(_official_patches(frames, processor)),
+        "image_grid_thw": torch.tensor([[1, 8, 8]]),
+        "video_grid_thw": torch.tensor([[-(-len(frames) // 2), 8, 8]]),
+        "second_per_grid_ts": torch.tensor([1.0]),
+    }
+
+    def typed(ids):
+        types = np.pad(kinds, (0, ids.shape[1] - n)).astype(np.int32)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.from_numpy(types)}
+
+    return inputs, typed
+
+
+def test_a_question_about_a_folder_of_frames(tmp_path, capsys):
+    """By the command, beside an image; what transformers generates for the frames."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
+    official = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = qwenla_jax.load(folder, dtype="float32")
+    model, tok, processor = loaded.model, loaded.tokenizer, loaded.processor
+    image, question = make_scene(0, 1, 99).image, "How many objects are there?"
+    frames = np.stack([np.asarray(make_scene(3, 5, index).image) for index in range(11)])
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"frame{number}.png")  # frame10 is the last
+    record = Record("clip", (image,), question, "", None, "", videos=(Clip(frames, 2.0),))
+    example = to_prompt_example(record, tok, processor, layout_of(model.config))
+    inputs, typed = _official_inputs(example, tok, image, frames, processor)
+    unsampled = [*tok.ids.suppressed(), *range(tok.vocab_size, model.config.text.vocab_size)]
+    with torch.no_grad():
+        ids = torch.from_numpy(example.ids_T[None].astype(np.int64))
+        out = official.generate(**typed(ids), **inputs, max_new_tokens=40, do_sample=False, suppress_tokens=unsampled)
+    flags = ["--model=tiny", "--image=scene:99", f"--video={tmp_path}", f"--question={question}", "--max_new_tokens=40"]
+    generate([*flags, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["token_ids"] == out[0, len(example.ids_T) :].tolist()
+    for changed, message in (
+        ([flags[0], *flags[2:], "--reattention=copy"], "--video: re-attention inserts images only"),
+        ([*flags, "--video=none.mp4"], "--video: none.mp4: no such file or folder"),
+        ([*flags, "--fps=0"], "argument --fps"),
+        ([flags[0], *flags[3:]], "--image or --video: expected at least one"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            generate(changed)
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_a_long_clip_from_the_record_to_the_last_token():
     """20 seconds at 2 frames a second beside an image, by the path of the data; the shipped checkpoint, greedily.
 
@@ -212,20 +269,7 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     ours = Record("clip", (image,), "How many objects are there?", "", None, "", videos=(Clip(frames, 2.0),))
     example = to_prompt_example(ours, tok, processor, layout)
     n = len(example.ids_T)
-
-    kinds = (example.ids_T == tok.ids.image_pad) + 2 * (example.ids_T == tok.ids.video_pad)
-    inputs = {
-        "pixel_values": torch.from_numpy(_official_patches(np.asarray(image)[None], processor)),
-        "pixel_values_videos": torch.from_numpy(_official_patches(frames, processor)),
-        "image_grid_thw": torch.tensor([[1, 8, 8]]),
-        "video_grid_thw": torch.tensor([[20, 8, 8]]),
-        "second_per_grid_ts": torch.tensor([1.0]),
-    }
-
-    def typed(ids):
-        types = np.pad(kinds, (0, ids.shape[1] - n)).astype(np.int32)[None]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.from_numpy(types)}
-
+    inputs, typed = _official_inputs(example, tok, image, frames, processor)
     ids = torch.from_numpy(example.ids_T[None].astype(np.int64))
     places = {key: value for key, value in inputs.items() if not key.startswith("pixel")}
     pos, delta = official.model.get_rope_index(**typed(ids), **places)

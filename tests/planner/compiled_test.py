@@ -15,6 +15,7 @@ from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions
 from qwenla_jax.data.batching.collate import collate_sft
 from qwenla_jax.parallel.mesh import AXES, make_mesh
 from qwenla_jax.parallel.sharding import gathered, row_shards
+from qwenla_jax.planner.arithmetic import sizes_of
 from qwenla_jax.planner.compiled import Load, abstract_batch, abstract_runtime, plan_programs
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train import logprobs
@@ -84,8 +85,23 @@ def test_sizes_of_the_papers_batch():
     assert vision.patches_IxSxC.shape == (2, 8, 2048, 1176)
     assert prompts.ids_QxP.shape == (2, 8, 512)
     assert rollout_batch.ids_BxR.shape == (2, 64, 1024)
-    with pytest.raises(ValueError, match="prompt_tokens: got 200, but an image of 640 x 480"):
+    with pytest.raises(ValueError, match="prompt_tokens: got 200, but images of 640 x 480 pixels"):
         abstract_batch(one_device(LARGE), Load(200))
+
+
+def test_sizes_of_questions_with_several_images():
+    """Twice the images of the paper's batch; an insertion repeats both, with their delimiters."""
+    options = dataclasses.replace(
+        LARGE, data=dataclasses.replace(LARGE.data, max_images=2), reattention=ReattentionOptions(mode="copy")
+    )
+    runtime = one_device(options)
+    vision, prompts, rollout_batch = abstract_batch(runtime, Load(1024))
+    assert vision.patches_IxSxC.shape == (2, 16, 2048, 1176) and prompts.ids_QxP.shape == (2, 8, 1024)
+    assert rollout_batch.selected_BxExX.shape == (2, 64, 2, 2 * (391 + 2))
+    sizes, one = sizes_of(runtime, Load(1024)), sizes_of(one_device(LARGE), Load(1024))
+    assert sizes.slots == 2 * one.slots and (sizes.patches_IxW == one.patches_IxW.repeat(2, axis=0)).all()
+    with pytest.raises(ValueError, match=r"got 512, but images of .* \(config.data.max_images: 2\)"):
+        abstract_batch(runtime, Load(512))
 
 
 def test_what_cannot_be_planned_is_refused():

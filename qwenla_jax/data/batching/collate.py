@@ -27,6 +27,8 @@ class Buckets:
       visual: M, visual tokens of an image.
       prompts: P, tokens of a prompt.
       tokens: T, tokens of a prompt with its response.
+      images: most images of a prompt. Batches with several images in a prompt have insertions with room for so many
+        (or for their own most), so that their shapes do not depend on how many there are.
       patch_values: C, values of a patch; one number, which batches without an image need too.
       shards: U, equal shards of rows and of their images, see `VisionBatch`; 1 is used where it does not divide the
         rows of a batch.
@@ -40,19 +42,20 @@ class Buckets:
     visual: tuple[int, ...]
     prompts: tuple[int, ...]
     tokens: tuple[int, ...]
+    images: int = 1
     patch_values: int = 1176
     shards: int = 1
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and ascending."""
         for field in fields(self):
-            if field.name in ("patch_values", "shards"):
+            if field.name in ("images", "patch_values", "shards"):
                 continue
             sizes = getattr(self, field.name)
             if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
                 raise ValueError(f"buckets of {field.name} must be positive and ascending, got {sizes}")
-        if self.patch_values < 1:
-            raise ValueError(f"patch_values must be positive, got {self.patch_values}")
+        if self.images < 1 or self.patch_values < 1:
+            raise ValueError(f"images and patch_values must be positive, got {self.images} and {self.patch_values}")
         if self.shards < 1 or any(size % self.shards for size in self.frames):
             raise ValueError(f"shards must be positive and divide the frame buckets {self.frames}, got {self.shards}")
 
@@ -124,7 +127,8 @@ def make_buckets(
       batch_size: B; the batch's images are padded to multiples of it, so that they divide over devices as the rows do.
       min_pixels, max_pixels: the image processor's bounds.
       max_prompt_tokens, max_tokens: of a prompt, and of a prompt with its response.
-      max_images: most images of a record, on average over a batch, or over a shard of its rows.
+      max_images: most images of a record; where the caller limits no record, on average over a batch, or over a shard
+        of its rows.
       max_aspect: the longer side of an image over the shorter, at most; 1 where all images are square.
       shards: devices that rows are sharded over; 1 is used where the rows do not divide.
 
@@ -150,6 +154,7 @@ def make_buckets(
         visual=ladder(min(least, most), most),
         prompts=ladder(min(32, max_prompt_tokens), max_prompt_tokens, 8),
         tokens=ladder(min(64, max_tokens), max_tokens, 8),
+        images=max_images,
         patch_values=3 * layout.temporal_patch_size * layout.patch_size**2,
         shards=shards if batch_size % shards == 0 else 1,
     )
@@ -195,7 +200,9 @@ def collate_prompts(
     vision, ids, pos, visual, length = _collate(examples, buckets, "prompts", batch_size)
     next_pos = np.ones(len(length), np.int32)
     next_pos[: len(examples)] = [example.next_pos for example in examples]
-    images = None if block is None else _collate_blocks(examples, len(length), vision.gather_IxM.shape[1], block)
+    images = None
+    if block is not None:
+        images = _collate_blocks(examples, buckets.images, ids.shape, vision.gather_IxM.shape[1], block)
     return vision, PromptBatch(ids, pos, visual, length, next_pos, images)
 
 
@@ -305,11 +312,21 @@ def _collate(
 
 
 def _collate_blocks(
-    examples: Sequence[Example], rows: int, tokens: int, options: ReattentionOptions
+    examples: Sequence[Example], most: int, prompts: tuple[int, int], tokens: int, options: ReattentionOptions
 ) -> ReinsertedImages:
-    """The padded insertions. Their slots follow from the vision bucket and the most images of a record."""
-    N = max(1, *(len(example.frames) for example in examples))
+    """The padded insertions. Their slots follow from the buckets alone, and from whether a record has several images.
+
+    Args:
+      examples, options: see `collate_prompts`.
+      most: images that a record may have.
+      prompts: rows, and tokens of the longest prompt.
+      tokens: visual tokens of an image.
+    """
+    (rows, P), N = prompts, max(1, *(len(example.frames) for example in examples))
     X = options.slots(N, tokens)
+    if N > 1:
+        N = max(N, most)
+        X = min(options.slots(N, tokens), P)  # an insertion repeats parts of its prompt
     source_QxX = np.full((rows, X), -1, np.int32)
     pos_QxXx3 = np.zeros((rows, X, 3), np.int32)
     moves_QxX = np.zeros((rows, X), np.int32)

@@ -3,6 +3,8 @@
 Those positions themselves are checked against transformers.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -130,6 +132,25 @@ def test_a_batch_holds_each_prompts_block_in_a_shape_of_its_bucket(delimiters):
             lengths.add(n)
         assert block.length_Q[2] == block.length_Q[3] == 0
     assert len(shapes) == 1 and len(lengths) > 4
+
+
+def test_the_shape_of_a_block_does_not_depend_on_how_many_images_several_are():
+    """One image a prompt takes the slots of one; two or three take those of three, and never more than the prompt."""
+    tok = train_tiny_tokenizer(["how many circles are there?"], 320)
+    buckets = make_buckets(LAYOUT, 4, SETTINGS.min_pixels, SETTINGS.max_pixels, 96, 96, max_images=3)
+    images = (Image.new("RGB", (32, 32)),)
+
+    def slots(*counts):
+        made = [Record(str(n), images * n, "how many?" * (4 - n), "1", None, "count") for n in counts]
+        examples = [to_prompt_example(record, tok, SETTINGS, LAYOUT) for record in made]
+        _, prompts = collate_prompts(examples, buckets, 4, ReattentionOptions())
+        assert prompts.block.length_Q.tolist()[: len(counts)] == [18 * n for n in counts]
+        return prompts.ids_QxP.shape[1], prompts.block.source_QxX.shape[1], prompts.block.tokens_QxN.shape[1]
+
+    assert slots(1, 0)[1:] == slots(1, 1, 1, 1)[1:] == (18, 1)
+    assert slots(1, 2)[1:] == slots(2, 2, 2, 0)[1:] == slots(3, 1)[1:] == (54, 3)
+    buckets = dataclasses.replace(buckets, prompts=(48, 96), images=8)
+    assert slots(1, 2) == (96, 96, 8)
 
 
 def test_prompts_and_responses_of_a_batch_are_the_examples_cut_in_two():

@@ -119,8 +119,11 @@ class Engine:
         self._bias_V, self._decode, self._steps = logit_bias_V, decode, steps
         dtype = jnp.dtype(model.config.dtype)
         self._params = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
-        reattention, P = options.reattention, buckets.prompts[-1]
-        self._room = cache_room(options, most_slots(reattention, self._empty_prompts(1, P).block))
+        P = buckets.prompts[-1]
+        slots_inserted = most_slots(options.reattention, self._empty_prompts(1, P).block)
+        # Rows that need a larger cache must not change how the others are rounded.
+        self.options = options = dataclasses.replace(options, cache_block=min(cache_room(options, slots_inserted)))
+        self._room = cache_room(options, slots_inserted)
         sizes = buckets.frames[-1] * buckets.visual[-1], P, max(self._room)
         self._programs = slot_programs(model, options, *sizes, steps)
 
@@ -205,8 +208,7 @@ class Engine:
         if not any(self._running):
             return []
         longest = int(self._filled_B.max())
-        enough = (size for size, most in self._room.items() if longest + self._steps <= most)
-        report = self._decode_loop(next(enough, max(self._room)))
+        report = self._decode_loop(next(size for size, most in self._room.items() if longest <= most))
         return [self._harvest(slot, one, report) for slot, one in enumerate(self._running) if one is not None]
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Rollout]]:

@@ -169,4 +169,6 @@ def cache_room(options: SampleOptions, slots: int) -> dict[int, int]:
     """
     inserts = options.reattention.inserts
     sizes = cache_sizes(options.max_new_tokens + (options.reattention.max_insertions * slots if inserts else 0))
+    if options.cache_block is not None:
+        sizes = tuple(sorted({-(-size // options.cache_block) * options.cache_block for size in sizes}))
     return {size: size if size == sizes[-1] else size - (slots + 1 if inserts else 1) for size in sizes}

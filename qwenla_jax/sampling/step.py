@@ -57,6 +57,7 @@ def decode_step(
         state.cache,
         None,
         returned_attention(reattention),
+        options.cache_blocks(state.cache.k_LxBxSxKxH.shape[2]),
         method="decode",
     )
     received_BxP = state.received_BxP
@@ -111,7 +112,10 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
     cache = _take_cache(rows, state.cache, 1)
     x_CxTxD = embed_with_sources(model, params, ids_CxT, source_CxT, rows.take(state.prompt_QxPxD, 0, group))
     returned = returned_attention(reattention)
-    decoded = model.apply({"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, method="decode")
+    blocks = options.cache_blocks(cache.k_LxBxSxKxH.shape[2])
+    decoded = model.apply(
+        {"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, blocks, method="decode"
+    )
     cache = append(cache, KeyValues(*decoded.new, (tokens.length_B + 1) * live_C, bias_CxT))
     of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731
     received_BxP = state.received_BxP

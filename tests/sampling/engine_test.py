@@ -4,12 +4,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_questions, small_model
 
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.reattention.options import ReattentionConfig, row_reattention
+from qwenla_jax.sampling import slots, step
 from qwenla_jax.sampling.engine import Engine, Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sampler import sample
@@ -72,8 +74,8 @@ def request(number):
 REQUESTS = 24
 
 
-def engine(slots=SLOTS):
-    return Engine(*model(), OPTIONS, BUCKETS, slots, BIAS, STEPS, decode=lambda ids: "".join(f"{i}," for i in ids))
+def engine():
+    return Engine(*model(), OPTIONS, BUCKETS, SLOTS, BIAS, STEPS, decode=lambda ids: "".join(f"{i}," for i in ids))
 
 
 @functools.cache
@@ -136,13 +138,117 @@ def test_a_rows_bits_are_independent_of_the_schedule_and_nothing_compiles():
     assert REQUESTS * 8 < done < REQUESTS * 12  # some were cancelled
 
 
-if __name__ == "__main__":
-    import time
-    t=time.time(); one=engine(); print('init', time.time()-t)
-    print('warm', one.warm_up(), one._room, one.state_bytes)
-    t=time.time(); reference(); print('ref', time.time()-t)
-    for r in reference()[:6]: print(r.length_B, r.inserted_B, r.skipped_B, r.stopped_B)
-    t=time.time()
-    with CompileCounter() as c:
-        for s in range(10): print(s, differing(one, s))
-    print('10 sched', time.time()-t, c.count)
+@functools.cache
+def sampler(temperature, top_p):
+    options = dataclasses.replace(OPTIONS, temperature=temperature, top_p=top_p)
+    return jax.jit(functools.partial(sample, model()[0], options))
+
+
+@pytest.mark.parametrize("draw", DRAWS[:2])
+def test_rows_are_those_of_the_sampler(draw):
+    """Which decodes all questions together, to the longest response, with the temperature compiled in."""
+    vision, prompts = asked()
+    compared = inserted = 0
+    for first in (0, QUESTIONS):
+        numbers = range(first, first + QUESTIONS)
+        per_request = [row_reattention(request(n).reattention, prompts, G) for n in numbers]
+        rows = jax.tree.map(
+            lambda *x: np.stack(x)[np.repeat(np.arange(QUESTIONS), G), np.arange(QUESTIONS * G)], *per_request
+        )
+        samples = np.arange(QUESTIONS * G, dtype=np.uint32)
+        whole = sampler(*draw)(model()[1], vision, prompts, BIAS, np.uint32(5), np.uint32(0), samples, rows)
+        for number in numbers:
+            if DRAWS[number % len(DRAWS)] != draw:
+                continue
+            got = reference()[number]
+            for row, n in enumerate(got.length_B):
+                b = number % QUESTIONS * G + row
+                assert np.array_equal(got.ids_BxR[row, :n], whole.ids_BxR[b, :n])
+                np.testing.assert_allclose(got.logp_BxR[row, :n], whole.logp_BxR[b, :n], atol=1e-5, rtol=0)
+                assert n == whole.length_B[b] or n == request(number).max_new_tokens < R
+                E = got.inserted_B[row]
+                assert np.array_equal(got.selected_BxExX[row, :E], whole.selected_BxExX[b, :E])
+                compared, inserted = compared + n, inserted + E
+    assert compared > 80 and inserted >= 4
+
+
+def neighbours_keys(monkeypatch):
+    keys = step.token_keys
+    monkeypatch.setattr(step, "token_keys", lambda seed, step, s_B, t_B: keys(seed, step, jnp.roll(s_B, 1), t_B))
+
+
+def insertion_of_another_row(monkeypatch):
+    class Wrong(step.RowSubset):
+        def take(self, x, axis=0, share=1):
+            return super().take(jnp.roll(x, 1, axis), axis, share)
+
+    monkeypatch.setattr(step, "RowSubset", Wrong)
+
+
+def slot_off_by_one(monkeypatch):
+    put = slots.put_slot
+    monkeypatch.setattr(slots, "put_slot", lambda state, one, slot: put(state, one, (slot + 1) % SLOTS))
+
+
+def stale_cache_row(monkeypatch):
+    put = slots.put_slot
+
+    def stale(state, one, slot):
+        new = put(state, one, slot)
+        return new.replace(cache=new.cache.replace(length_B=state.cache.length_B))
+
+    monkeypatch.setattr(slots, "put_slot", stale)
+
+
+@pytest.mark.parametrize("mistake", [neighbours_keys, insertion_of_another_row, slot_off_by_one, stale_cache_row])
+def test_a_mistake_changes_bits(mistake, monkeypatch):
+    one = engine()
+    one._room = {size: most for size, most in one._room.items() if size == max(one._room)}  # one decoding program
+    sizes = 2 * 4, 24, max(one._room)
+    wrong = lambda: {n for n, got in one.run(map(request, range(REQUESTS))) if not same_bits(got, reference()[n])}  # noqa: E731
+    assert not wrong()
+    mistake(monkeypatch)
+    broken = slots.slot_programs.__wrapped__(model()[0], one.options, *sizes, STEPS)
+    which = "insert" if mistake in (slot_off_by_one, stale_cache_row) else "decode"
+    one._programs = one._programs._replace(**{which: getattr(broken, which)})
+    assert wrong()
+
+
+def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():
+    numbers = [n for n in range(REQUESTS) if reference()[n].inserted_B[0] == 2]
+    want, number = reference()[numbers[0]], numbers[0]
+    ids = want.ids_BxR[0, : want.length_B[0]].tolist()
+    second = [i for i, token in enumerate(ids) if token == OPEN][1]
+    end = next(i for i in range(second - 1, 0, -1) if ids[i] not in ids[:i]) + 1  # its last token is new
+    one = engine()
+    stop = f",{ids[end - 1]},"
+    ((_, got),) = one.run([dataclasses.replace(request(number), stop=("never", stop))])
+    assert got.length_B[0] == end and not got.stopped_B[0]
+    for name in ("ids_BxR", "logp_BxR"):
+        assert np.array_equal(getattr(got, name)[0, :end], getattr(want, name)[0, :end])
+    assert (got.ids_BxR[0, end:] == STOP).all() and not got.logp_BxR[0, end:].any()
+    assert got.inserted_B[0] == ids[: end - 1].count(OPEN) < 2
+    assert not got.selected_BxExX[0, got.inserted_B[0] :].any()
+    assert not one.busy and not differing(one, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": (0, 1, 2)}, "samples: got 3, expected 1 to 2"),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, "top_p above 0"),
+        ({"max_new_tokens": R + 1}, f"max_new_tokens: got {R + 1}, expected 1 to {R}"),
+        ({"stop": ("",)}, "stop: expected texts"),
+        (
+            {"reattention": dataclasses.replace(COPY, form="bias")},
+            "reattention: expected an engine by_row with the same form",
+        ),
+        ({"reattention": dataclasses.replace(COPY, max_insertions=3)}, "max_insertions: expected at most 2"),
+        ({"prompts": alone(0)[1].replace(block=None)}, "with their `block`"),
+        ({"prompts": jax.tree.map(lambda x: x[:, :20] if x.ndim > 1 else x, alone(0)[1])}, "expected one question"),
+    ],
+)
+def test_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        engine().submit(dataclasses.replace(request(0), **changes))

@@ -125,7 +125,7 @@ class Engine:
         self.options = options = dataclasses.replace(options, cache_block=min(cache_room(options, slots_inserted)))
         self._room = cache_room(options, slots_inserted)
         sizes = buckets.frames[-1] * buckets.visual[-1], P, max(self._room)
-        self._programs = slot_programs(model, options, *sizes, steps)
+        self._programs = slot_programs(model.config, options, *sizes, steps)
 
         def abstract(params: Params) -> Any:
             visual_ZxD = jnp.zeros((sizes[0], model.config.text.hidden_size), dtype)
@@ -297,9 +297,10 @@ class Engine:
 
     def _stop_end(self, stops: Sequence[str], ids: list[int], before: int) -> int | None:
         """How many tokens it takes until the text has a stop string; None: it has none."""
-        if not stops or self._decode is None:
+        decode = self._decode
+        if not stops or decode is None:
             return None
-        has = lambda end: any(stop in self._decode(ids[:end]) for stop in stops)  # noqa: E731
+        has = lambda end: any(stop in decode(ids[:end]) for stop in stops)  # noqa: E731
         return next((end for end in range(before + 1, len(ids) + 1) if has(end)), None) if has(len(ids)) else None
 
     def _cut(self, rollout: Rollout, ids: list[list[int]]) -> Rollout:
@@ -347,9 +348,9 @@ class Engine:
     def _padded(self, prompts: PromptBatch) -> PromptBatch:
         """The question with its insertion in the engine's sizes, or without one where nothing is inserted."""
         if not self.options.reattention.inserts:
-            return prompts.replace(block=None)
+            return dataclasses.replace(prompts, block=None)
         to = lambda x, like: np.pad(x, [(0, n - own) for n, own in zip(like.shape, x.shape, strict=True)])  # noqa: E731
-        return prompts.replace(block=jax.tree.map(to, prompts.block, self._empty_prompts(1, 1).block))
+        return dataclasses.replace(prompts, block=jax.tree.map(to, prompts.block, self._empty_prompts(1, 1).block))
 
     def _check(self, request: Request) -> None:
         """Raises ValueError where the request cannot be served."""

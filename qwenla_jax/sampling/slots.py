@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kv_cache import KeyValues, grow
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.options import RowReattention
@@ -74,17 +75,18 @@ class SlotPrograms(NamedTuple):
 # Engines of one model and options share their programs, as calls of one jitted function do.
 @functools.lru_cache(maxsize=8)
 def slot_programs(
-    model: QwenVL, options: SampleOptions, visual_tokens: int, prompt_tokens: int, cache_slots: int, steps: int
+    config: ModelConfig, options: SampleOptions, visual_tokens: int, prompt_tokens: int, cache_slots: int, steps: int
 ) -> SlotPrograms:
     """The programs of an engine.
 
     Args:
-      model, options: see there; temperature and top_p are the rows' own.
+      config, options: see there; temperature and top_p are the rows' own.
       visual_tokens: Z, most visual tokens of a question.
       prompt_tokens: P, most tokens of a prompt.
       cache_slots: S, most slots of a row's own tokens.
       steps: most tokens of a row in one loop.
     """
+    model = QwenVL(config)
 
     def encode(params: Params, vision: VisionBatch) -> jax.Array:
         visual_ZxD = model.apply({"params": params}, vision, method="encode")
@@ -171,9 +173,8 @@ def put_slot(state: SampleState, one: SampleState, slot: jax.Array) -> SampleSta
         shape = list(whole.shape)
         shape[axis] = part.shape[axis]
         part = jnp.pad(part, [(0, size - own) for size, own in zip(shape, part.shape, strict=True)])
-        start = [0] * whole.ndim
-        start[axis] = slot * part.shape[axis]
-        return jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), start)
+        at = slot * part.shape[axis]
+        return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), at, axis)
 
     return jax.tree.map(put, state, one)
 

@@ -208,7 +208,7 @@ def test_a_mistake_changes_bits(mistake, monkeypatch):
     wrong = lambda: {n for n, got in one.run(map(request, range(REQUESTS))) if not same_bits(got, reference()[n])}  # noqa: E731
     assert not wrong()
     mistake(monkeypatch)
-    broken = slots.slot_programs.__wrapped__(model()[0], one.options, *sizes, STEPS)
+    broken = slots.slot_programs.__wrapped__(model()[0].config, one.options, *sizes, STEPS)
     which = "insert" if mistake in (slot_off_by_one, stale_cache_row) else "decode"
     one._programs = one._programs._replace(**{which: getattr(broken, which)})
     assert wrong()
@@ -246,7 +246,7 @@ def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():
         ),
         ({"reattention": dataclasses.replace(COPY, max_insertions=3)}, "max_insertions: expected at most 2"),
         ({"prompts": alone(0)[1].replace(block=None)}, "with their `block`"),
-        ({"prompts": jax.tree.map(lambda x: x[:, :20] if x.ndim > 1 else x, alone(0)[1])}, "expected one question"),
+        ({"prompts": jax.tree.map(lambda x: x[:, :20] if x.ndim > 1 else x, alone(0)[1])}, "tokens: expected one of"),
     ],
 )
 def test_refuses(changes, message):

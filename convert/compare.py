@@ -40,8 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv, __doc__, define_flags)
     skip_without_tpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    from qwenla_jax.weights.hub import local_folder
+
     try:
-        difference = compare(Path(args.hf), Path(args.flax), args.image, args.question, args.dtype, args.layers)
+        hf, flax = local_folder(args.hf), local_folder(args.flax)
+        difference = compare(hf, flax, args.image, args.question, args.dtype, args.layers)
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     bound = args.bound if args.bound is not None else {"float32": 1e-3}.get(args.dtype, float("inf"))

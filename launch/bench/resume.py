@@ -2,9 +2,10 @@
 
     python launch/bench/main.py --suite=resume [--gigabytes=1]
 
-The state of the embedded default's BRPO run, and one of that many gigabytes, is saved, sealed, checked and restored;
-the checkpoint's own thread works while a step would continue, so what the step waits for is told apart. Memory is the
-growth of the process's resident set's peak. The rewards of 64 responses are computed in this process and in the pool.
+The state of the embedded default's BRPO run, and one of that many gigabytes, is saved with checksums, checked and
+restored; the checkpoint's own thread works while a step would continue, so what the step waits for is told apart.
+Memory is the growth of the process's resident set's peak. The rewards of 64 responses are computed in this process and
+in the pool.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def checkpoint_cost(state: Any, options: RunOptions, repeats: int) -> dict[str, float]:
     """Medians over `repeats`, in seconds, but for `gigabytes` and `peak_gb`."""
-    rows: dict[str, list[float]] = {name: [] for name in ("blocking", "until_sealed", "checksums", "check", "restore")}
+    rows: dict[str, list[float]] = {name: [] for name in ("blocking", "until_done", "checksums", "check", "restore")}
     size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e9
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +60,7 @@ def checkpoint_cost(state: Any, options: RunOptions, repeats: int) -> dict[str, 
                 checkpoints.save(step, state)
                 rows["blocking"].append(time.perf_counter() - begin)
                 checkpoints.wait()
-                rows["until_sealed"].append(time.perf_counter() - begin)
+                rows["until_done"].append(time.perf_counter() - begin)
             place = workdir / "checkpoints" / str(step)
             rows["checksums"].append(timed(lambda place=place: checksums.digest(place))[0])
             with Checkpoints(workdir, options) as checkpoints:
@@ -121,7 +122,7 @@ def table(result: dict[str, Any]) -> list[str]:
             row = result[name]
             lines.append(
                 f"state of {row['gigabytes']:.3f} GB: the step waits {row['blocking']:.3f} s for a save; written and "
-                f"sealed after {row['until_sealed']:.3f} s, of which checksums {row['checksums']:.3f} s; on the way "
+                f"done after {row['until_done']:.3f} s, of which checksums {row['checksums']:.3f} s; on the way "
                 f"back checked in {row['check']:.3f} s, restored in {row['restore']:.3f} s; peak memory "
                 f"+{row['peak_gb']:.3f} GB"
             )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from qwenla_jax.cli.generate import number
 from qwenla_jax.config.shared_options import MODES, MOST_INSERTIONS, MOST_PIXELS, MOST_ROWS, MOST_TOKENS
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
@@ -25,7 +26,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("qwenla analyze", description=__doc__, formatter_class=raw)
     add, pixels, insertions = parser.add_argument, number(int, 1, MOST_PIXELS), number(int, 0, MOST_INSERTIONS)
-    add("--model", default="tiny", help="Hugging Face checkpoint folder, or tiny (default)")
+    add("--model", default="tiny", help="Hugging Face checkpoint folder, model of the Hub, or tiny (default)")
     add("--source", default="scenes", help="as train.py's config.data.source (default: scenes)")
     add("--max_pixels", type=pixels, help="shrink images with more (default: as the checkpoint says)")
     add("--size", type=number(int, 1), default=256, help="held-out questions (default: 256)")
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints."""
     args = parse_arguments(argv)
     skip_without_tpu()
+    keep_compiled_programs()
     from qwenla_jax.config.checks import inference_relations, init_problems, source_problems
     from qwenla_jax.config.inference_config import InferenceConfig
     from qwenla_jax.config.shared_options import ReattentionOptions

@@ -11,8 +11,8 @@ from typing import Any
 
 from absl import flags
 
-from qwenla_jax.config.schema import ConfigError, check_command_line, config_file, describe
-from qwenla_jax.recipes.by_name import RECIPES, recipe_file
+from qwenla_jax.config.schema import ConfigError, build, check_command_line, config_file, describe, to_json
+from qwenla_jax.recipes.by_name import RECIPES, recipe_path
 from qwenla_jax.utils.visible import in_brief
 
 
@@ -24,6 +24,8 @@ def read_flags(
 ) -> flags.FlagValues:
     """The flags of a command; ends the process with the help, or with one text that says what is wrong.
 
+    The help shows the values of `--config` where that is given, else the defaults.
+
     Args:
       argv: the arguments after the command's name; None: those of the process.
       doc: what the command is for.
@@ -33,18 +35,32 @@ def read_flags(
     argv = sys.argv[1:] if argv is None else list(argv)
     values = flags.FlagValues()
     define(values)
-    if any(arg in ("-h", "--help", "-help") for arg in argv):
-        print(doc, _flags_help(values), *([describe(options)] if options is not None else []), sep="\n")
-        sys.exit(0)
+    rest = [arg for arg in argv if arg not in ("-h", "--help", "-help")]
+    wants_help = len(rest) < len(argv)
+    help = _flags_help(values)
     for flag in flags.FLAGS.flags_by_module_dict().get("absl.logging", []):
         values[flag.name] = flag
     try:
-        rest = parse_flags(["", *argv], type(options), values)
+        if not wants_help or config_file(_recipe_paths(rest)) is not None:
+            rest = parse_flags(["", *rest], type(options), values)
+        if wants_help and "config" in values and values["config"].value is not None:
+            options = build(type(options), values["config"].value.to_dict())
     except ConfigError as error:
         sys.exit(str(error))
+    if wants_help:
+        print(doc, help, *([describe(options)] if options is not None else []), sep="\n")
+        sys.exit(0)
     if len(rest) > 1:
         sys.exit(f"unexpected arguments: {' '.join(rest[1:])}")
     return values
+
+
+def print_config(args: flags.FlagValues, cls: type) -> None:
+    """Prints the settings of `--config` with all changes as a file for `--config`; ends the process where wrong."""
+    try:
+        print(to_json(build(cls, args.config.to_dict())))
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
 
 
 def _flags_help(values: flags.FlagValues) -> str:
@@ -58,17 +74,15 @@ def _flags_help(values: flags.FlagValues) -> str:
 
 
 def _recipe_paths(argv: Sequence[str]) -> list[str]:
-    """The arguments, with `--config=brpo:7b` as the path of the recipe, where there is no such file."""
+    """The arguments, with the path of the recipe in `--config=brpo:7b`, and of what reads a JSON file."""
     argv = list(argv)
     for index, arg in enumerate(argv):
         if arg in ("--config", "-config") and index + 1 < len(argv):
             argv[index : index + 2] = [f"--config={argv[index + 1]}"]
             arg = argv[index]
         if arg.startswith(("--config=", "-config=")):
-            name, colon, preset = arg.partition("=")[2].partition(":")
-            recipe = None if os.path.isfile(name) else recipe_file(name)
-            if recipe is not None:
-                argv[index] = f"--config={recipe}{colon}{preset}"
+            name, _, preset = arg.partition("=")[2].partition(":")
+            argv[index] = f"--config={recipe_path(name, preset)}"
     return argv
 
 

@@ -21,6 +21,7 @@ from qwenla_jax.cli.command_line import read_flags
 from qwenla_jax.config.schema import ConfigError
 from qwenla_jax.distill.distill_options import DistillOptions, from_config_dict
 from qwenla_jax.distill.human_review import correct
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 _RECIPES = {"answers": "distill", "cold_start": "distill:cold_start"}  # by what they make
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv.insert(0, f"--config={_RECIPES[made[1]]}")  # before parsing: settings need it
     args = read_flags(argv, __doc__, define_flags, DistillOptions())
     skip_without_tpu()
+    keep_compiled_programs()
     workdir = Path(args.workdir or Path("runs") / "distill").absolute()
     if args.take_back is not None:
         if args.config is not None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from qwenla_jax.evals.registry import read_answers, score_answers, tasks
 from qwenla_jax.evals.task import CONCLUSION, FALLBACK, MISSING, UNKNOWN, Answer, Settings
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Scores and prints; 2 where something cannot be scored."""
     args = parse_arguments(argv)
     skip_without_tpu()
+    keep_compiled_programs()
     try:
         return _run(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:

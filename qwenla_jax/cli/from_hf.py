@@ -20,7 +20,7 @@ from qwenla_jax.utils.libtpu import skip_without_tpu
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_string("src", None, "Hugging Face folder of a Qwen2.5-VL", required=True, flag_values=values)
+    flags.DEFINE_string("src", None, "Hugging Face folder, or a model of the Hub", required=True, flag_values=values)
     flags.DEFINE_string("dst", None, "folder to make", required=True, flag_values=values)
     flags.DEFINE_enum(
         "dtype", None, ("float32", "bfloat16", "float16"), "type to store; default: its own", flag_values=values
@@ -51,11 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from qwenla_jax.model.config import ModelConfig
     from qwenla_jax.parallel.sharding import mesh_chunks
     from qwenla_jax.weights.convert import from_hf, plan_from_hf
+    from qwenla_jax.weights.hub import local_folder
 
     try:
-        source = Path(args.src)
-        if not source.is_dir():
-            raise FileNotFoundError(f"--src: there is no folder {source}")
+        source = local_folder(args.src)
         chunks = None
         if (args.fsdp, args.tensor) != (1, 1):
             chunks = mesh_chunks(ModelConfig.from_hf(source), args.fsdp, args.tensor)

@@ -19,10 +19,10 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 from qwenla_jax.utils.unicode import half_character
 
@@ -84,9 +84,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--model",
-        metavar="DIR",
+        metavar="MODEL",
         required=True,
-        help="folder of a checkpoint in Hugging Face format, or tiny: the embedded one, for rendered scenes",
+        help="folder of a checkpoint in Hugging Face format, a model of the Hugging Face Hub, or tiny: the embedded "
+        "one, for rendered scenes",
     )
     add(
         "--image",
@@ -189,13 +190,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.video and args.reattention != "none":
         parser.error(f"--video: re-attention inserts images only; expected --reattention=none, got {args.reattention}")
     skip_without_tpu()
-    from qwenla_jax.weights.hf import EMBEDDED
+    keep_compiled_programs()
+    from qwenla_jax.weights.hub import local_folder
 
-    folder = EMBEDDED if args.model == "tiny" else Path(args.model)
-    if not folder.is_dir():
-        parser.error(
-            f"--model: {folder}: no such folder; expected one in Hugging Face format, with a config.json, or tiny"
-        )
+    try:
+        folder = local_folder(args.model)
+    except (ValueError, OSError) as error:
+        parser.error(f"--model: {error}")
     import qwenla_jax
     from qwenla_jax.data.images.decode import open_image
     from qwenla_jax.data.images.video_file import read_video

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from qwenla_jax.cli.command_line import read_flags
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Computes the step again and prints the comparison."""
     args = read_flags(argv, __doc__, define_flags)
     skip_without_tpu()
+    keep_compiled_programs()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
     from qwenla_jax.tools.replay import replay
 

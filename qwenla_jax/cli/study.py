@@ -15,19 +15,18 @@ Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is ab
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
 from qwenla_jax.cli.command_line import read_flags
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 if TYPE_CHECKING:
@@ -96,20 +95,6 @@ def report(workdir: Path) -> None:
     print(f"{workdir / 'report.html'}: {len(study.seeds)} seed(s), {study.questions} questions each")
 
 
-@contextlib.contextmanager
-def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs on disk meanwhile, for seeds and arms share many; where the user keeps them, there."""
-    import jax
-
-    if cast(Any, jax.config).jax_compilation_cache_dir:  # made at run time
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="qwenla_jax_compiled_") as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-        yield
-
-
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
     there: dict[str, Any] = {"flag_values": values}
@@ -126,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Checks the command line and runs what is missing."""
     args = read_flags(argv, __doc__, define_flags)
     skip_without_tpu()
+    keep_compiled_programs()
     workdir = Path(args.workdir).absolute()
     if args.seeds is not None and not args.study:
         sys.exit("--seeds is of a study; expected --study beside it")
@@ -136,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.study and importlib.util.find_spec("matplotlib") is None:
         sys.exit("the report of a study needs matplotlib; expected: pip install 'qwenla_jax[report]'")
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
-    with compiled_once():
-        run(args, workdir)
+    run(args, workdir)
 
 
 def run(args: flags.FlagValues, workdir: Path) -> None:

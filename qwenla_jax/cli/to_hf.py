@@ -58,5 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(to_hf(source, target, bar.update, args.overwrite))
         else:
             print(export_run(source, target, args.step, args.dtype, args.overwrite, args.adapter))
+            print(f"with its model card, README.md; to publish it: hf upload ORG/NAME {target}")
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -4,8 +4,9 @@
     qwenla train --config=brpo:7b --config.init_from=MODEL --config.data.source=we_math:FOLDER --dry_run
     qwenla train --config=sft_copy --config.init_from=BASE --config.data.source=DISTILLED/accepted.jsonl
 
-A recipe is base, cold_start, brpo, sft_copy or sft_route, or a file such as configs/brpo.py; a preset is tiny, 3b, 7b,
-32b or 72b. A run that is in the work folder is resumed. In a checkout python launch/train.py does the same.
+--list names the recipes and their presets; a file is as good, configs/brpo.py or the settings.json of a run. With
+--config, --help shows its values. A run that is in the work folder is resumed. In a checkout python launch/train.py
+does the same.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from qwenla_jax.cli.command_line import read_flags
+from qwenla_jax.cli.command_line import print_config, read_flags
 from qwenla_jax.config.checks import from_config_dict
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import ConfigError
+from qwenla_jax.recipes.by_name import listing
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
 
 
@@ -38,6 +41,10 @@ def define_flags(values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file("config", None, "configs/STAGE.py or configs/STAGE.py:PRESET", flag_values=values)
     flags.DEFINE_bool(
         "preflight", False, "take three steps in no folder, say what was found, and leave", flag_values=values
+    )
+    flags.DEFINE_bool("list", False, "name the recipes and their presets, and leave", flag_values=values)
+    flags.DEFINE_bool(
+        "print_config", False, "print all settings as a file for --config=FILE.json, and leave", flag_values=values
     )
     flags.DEFINE_bool("dry_run", False, "say what the run would be, load nothing, and leave", flag_values=values)
     flags.DEFINE_bool(
@@ -58,9 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Checks everything that can be checked cheaply, then runs."""
     args = read_flags(argv, __doc__, define_flags, RunOptions())
     skip_without_tpu()
+    keep_compiled_programs()
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+    if args.list:
+        return print(listing())
     if args.config is None:
-        sys.exit("--config is missing; expected --config=configs/STAGE.py or --config=configs/STAGE.py:PRESET")
+        sys.exit("--config is missing; expected --config=RECIPE or --config=RECIPE:PRESET; --list names them")
+    if args.print_config:
+        return print_config(args, RunOptions)
     try:
         options = from_config_dict(args.config)
     except ConfigError as error:

@@ -17,6 +17,7 @@ from qwenla_jax.config.schema import ConfigError, build, refuse
 from qwenla_jax.data.sources import spec
 from qwenla_jax.rewards.built_in import BUILT_IN
 from qwenla_jax.rewards.weights import RewardSettings
+from qwenla_jax.weights.hub import hub_name
 
 MOST_UPDATES = 2**31 - 1  # their number is an int32
 
@@ -82,6 +83,9 @@ def paths(options: RunOptions) -> Iterator[str]:
     yield from init_problems(options.inference, options.preset)
     sources = {"source": options.data.source, "eval_source": options.data.eval_source}
     yield from source_problems(sources, options.preset)
+    for sink in options.log.sinks:
+        if sink != "tensorboard" and importlib.util.find_spec(sink) is None:
+            yield f"config.log.sinks: {sink} is not installed; the extra `{sink}` brings it"
 
 
 def source_problems(sources: Mapping[str, str | None], preset: str) -> Iterator[str]:
@@ -102,16 +106,19 @@ def init_problems(config: InferenceConfig, preset: str) -> Iterator[str]:
     """Problems of the model that `config.init_from` names."""
     source = config.init_from
     if source is None:
-        yield (f"config.init_from: the {preset} preset needs --config.init_from=DIR with a Hugging Face checkpoint")
+        yield (f"config.init_from: the {preset} preset needs --config.init_from=MODEL, a Hugging Face folder or name")
     elif source.startswith("random:"):
         path = Path(source.removeprefix("random:"))
         # Unlike Path's, these functions take any text.
-        if str(path) != "tiny" and not any(map(os.path.isfile, (path, path / "config.json"))):
+        if str(path) != "tiny" and not hub_name(path) and not any(map(os.path.isfile, (path, path / "config.json"))):
             yield f"config.init_from: got {source!r}, but {path} is neither a config.json nor a folder that holds one"
-    elif source != "tiny":
+    elif source != "tiny" and hub_name(source) is None:
         folder = Path(source)
         if not os.path.isdir(folder):
-            yield f"config.init_from: there is no folder {source!r}; expected tiny, random:CONFIG or such a folder"
+            yield (
+                f"config.init_from: there is no folder {source!r}; expected tiny, random:CONFIG, such a folder, or a "
+                "model of the Hugging Face Hub such as Qwen/Qwen2.5-VL-3B-Instruct"
+            )
             return
         missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
         if not any(folder.glob("*.safetensors")) and not (folder / "params" / "_METADATA").is_file():

@@ -29,9 +29,10 @@ class DataOptions(PromptOptions):
 
     source: str | None = option(
         "scenes",
-        "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]}, a "
-        f"dataset as NAME:PATH ({', '.join(READERS)}) with filters "
-        "behind it (#max_options=N&images=1&kinds=A|B), or a mixture of these: SOURCE*WEIGHT,SOURCE*WEIGHT",
+        "training questions: scenes, marked_scenes, easy_vqa, a .jsonl of {id, image, question, answer[, response]} or "
+        f"of messages, a dataset as NAME:PATH ({', '.join(READERS)}), with filters and names of columns behind it "
+        "(#max_options=N&images=1&kinds=A|B&turns=first&columns=FIELD:COLUMN|FIELD:COLUMN), or a mixture of these: "
+        "SOURCE*WEIGHT,SOURCE*WEIGHT",
     )
     eval_source: str | None = option(None, "held-out questions, like source; none: the held-out part of source")
     max_invalid: int = option(
@@ -233,7 +234,14 @@ class LogOptions:
     """Metrics, and tables of completions (stage brpo)."""
 
     every: int = option(1, "steps between metric lines", low=1)
-    completions_every: int = option(50, "steps between tables of completions; 0: none", low=0)
+    sinks: tuple[str, ...] = option(
+        ("tensorboard",),
+        "where metrics and completions go beside the work folder's own files: tensorboard, trackio, wandb",
+        choices=("tensorboard", "trackio", "wandb"),
+    )
+    completions_every: int = option(
+        50, "steps between tables of completions, beside the first step's and every evaluation's; 0: none", low=0
+    )
     completions_rows: int = option(16, "responses in a table of completions", low=1)
 
 
@@ -247,8 +255,8 @@ class RunOptions:
     steps: int = option(400, "optimizer steps", low=1)
     init_from: str | None = option(
         "tiny",
-        "starting point: tiny (the embedded checkpoint), a Hugging Face checkpoint folder, random:tiny, "
-        "or random:PATH of a config.json",
+        "starting point: tiny (the embedded checkpoint), a Hugging Face checkpoint folder, a model of the Hub "
+        "(ORG/NAME or ORG/NAME@REVISION), random:tiny, or random:PATH of a config.json",
     )
     dtype: str = option("float32", "type of computation", choices=DTYPES)
     param_dtype: str = option("float32", "type of stored parameters", choices=DTYPES)

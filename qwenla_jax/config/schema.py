@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import re
 import types
@@ -95,6 +96,11 @@ def to_dict(options: Any) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
     return plain(dataclasses.asdict(options))
+
+
+def to_json(options: Any) -> str:
+    """The settings as a text for `--config=FILE.json`."""
+    return json.dumps(to_dict(options), indent=2)
 
 
 def to_config_dict(options: Any) -> config_dict.ConfigDict:
@@ -207,7 +213,7 @@ def _group_helps(cls: type, prefix: str = "") -> dict[str, str]:
     return helps
 
 
-def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str]) -> list[str]:
+def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str], where: str = "folder") -> list[str]:
     """One text for every setting that differs: `config.seed: 0 in the folder, 1 now`.
 
     A setting that only one side has, because it was added between two versions, counts as its default.
@@ -216,6 +222,7 @@ def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str]) -> 
       saved: the earlier settings, from `to_dict`.
       options: the present ones.
       free: keys, or groups of keys, that may differ.
+      where: what the earlier ones are of.
     """
     defaults, old, new = _flat(to_dict(type(options)())), _flat(saved), _flat(to_dict(options))
     texts = []
@@ -224,7 +231,7 @@ def differences(saved: Mapping[str, Any], options: Any, free: Sequence[str]) -> 
             continue
         a, b = (side.get(key, defaults.get(key, "(absent)")) for side in (old, new))
         if a != b:
-            texts.append(f"config.{key}: {a!r} in the folder, {b!r} now")
+            texts.append(f"config.{key}: {a!r} in the {where}, {b!r} now")
     return texts
 
 

@@ -143,8 +143,8 @@ class DistillOptions:
     seed: int = option(0, "seed of rendered questions and of sampling", low=0, high=2**31 - 1)
     init_from: str | None = option(
         "tiny",
-        "the model that answers: tiny (the embedded checkpoint) or a Hugging Face checkpoint folder; with "
-        "make=cold_start only its tokenizer is read, to count tokens",
+        "the model that answers: tiny (the embedded checkpoint), a Hugging Face checkpoint folder or a model of the "
+        "Hub; with make=cold_start only its tokenizer is read, to count tokens",
     )
     dtype: str = option("float32", "type of computation", choices=DTYPES)
     param_dtype: str = option("float32", "type of stored parameters", choices=DTYPES)

@@ -26,7 +26,7 @@ def choices_of(row: Row) -> tuple[str, ...]:
 
 
 def _question(row: Row) -> Row:
-    return row.get("columns", {}) | {name: row[name] for name in (*_QUESTION, "options") if name in row}
+    return row.get("columns", {}) | {name: row[name] for name in (*_QUESTION, "options", "system") if name in row}
 
 
 def assess_group(rows: list[Row], options: DistillOptions, log: JudgeLog, judges: Judges | None) -> list[Assessed]:

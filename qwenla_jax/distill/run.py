@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from qwenla_jax.inference.runtime import build
 from qwenla_jax.train.loop import RunRefused
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.progress import Progress
+from qwenla_jax.weights.hub import pinned
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ def run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
 
 
 def _run(options: DistillOptions, workdir: Path) -> dict[str, Any]:
+    options = dataclasses.replace(options, init_from=pinned(options.init_from))
     saved = jsonl_store.read_settings(workdir)
     if saved is not None and (result := differences(saved, options, FREE_KEYS)):
         raise jsonl_store.StoreError(

@@ -91,6 +91,7 @@ def sample_row(index: int, sample: int, record: Record, image: str, text: str, t
     question = {name: getattr(record, name) for name in ("id", "kind", "question", "answer")}
     options: Row = {"options": list(record.options)} if record.options else {}
     options |= {"columns": dict(record.columns)} if record.columns else {}
+    options |= {} if record.system is None else {"system": record.system}
     numbers = {"index": index, "sample": sample}
     return numbers | question | {"image": image, "text": text, "tokens": tokens} | more | options
 

@@ -29,7 +29,7 @@ from qwenla_jax.text.token_counts import reflection_tokens
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.jsonl_store import Row
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import local_folder
 
 INSTRUCTION = """You are given an image, a question about it, and a response in four sections. Write the reflection that
 the author of the response would make after the reasoning and before the conclusion.
@@ -93,8 +93,7 @@ def write_samples(source: RecordSource, options: DistillOptions, workdir: Path, 
     Raises:
       ValueError: the tokenizer of `config.init_from`, or a record's image, cannot be used.
     """
-    folder = EMBEDDED if options.init_from == "tiny" else Path(options.init_from or "")
-    tokenizer = Tokenizer.from_folder(folder).with_tags()
+    tokenizer = Tokenizer.from_folder(local_folder(options.init_from or "")).with_tags()
     with jsonl_store.rewriting(workdir / jsonl_store.SAMPLES) as (file,):
         for row in source_rows(source, workdir):
             for sample, answer in enumerate(_answers(row, options, log)):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from qwenla_jax.config.schema import differences, to_dict
 from qwenla_jax.data.batching.collate import Buckets, make_buckets
@@ -119,7 +120,7 @@ def generate(
         )
         with CompileCounter() as compiled:
             _answer(runtime, params, options, items, batches, buckets, workdir / LOG, done, note)
-        note(f"compiled {compiled.count} programs in {compiled.seconds:.1f} s")
+        note(f"compiled {compiled.count} programs, {compiled.hits} of them from the cache, in {compiled.seconds:.1f} s")
         return _finish(workdir, items, usable, unusable, len(batches), len(shapes))
 
 
@@ -257,7 +258,9 @@ def _answer(
         return [to_example(source[one.index]) for one in batch], keys_B
 
     answered = sample_batches(runtime, params, map(inputs, batches[done:]), sampler, buckets)
-    for number, (batch, (_, _, _, rollout, texts)) in enumerate(zip(batches[done:], answered, strict=True), done):
+    pairs = zip(batches[done:], answered, strict=True)
+    bar = tqdm(pairs, total=len(batches), initial=done, unit="batch", leave=False, disable=None)  # on a terminal only
+    for number, (batch, (_, _, _, rollout, texts)) in enumerate(bar, done):
         counted = (rollout.length_B, rollout.stopped_B, rollout.inserted_B, rollout.skipped_B)
         columns = zip(*(np.asarray(column).tolist() for column in counted), strict=True)
         lines = []
@@ -266,7 +269,7 @@ def _answer(
             line = {"id": item.id, "prediction": text, "tokens": tokens, "stopped": stopped}
             lines.append(line | {"inserted": inserted, "skipped": skipped, "kind": item.kind})
         jsonl_store.append(log, lines)
-        if (number + 1) % max(1, len(batches) // 20) == 0 or number + 1 == len(batches):
+        if bar.disable and ((number + 1) % max(1, len(batches) // 20) == 0 or number + 1 == len(batches)):
             note(f"batch {number + 1} of {len(batches)}")
 
 

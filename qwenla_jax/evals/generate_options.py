@@ -14,6 +14,7 @@ from qwenla_jax.config.schema import ConfigError, build, option
 from qwenla_jax.config.shared_options import DTYPES, MODES, ReattentionOptions
 from qwenla_jax.data.datasets.parquet import is_parquet, shards
 from qwenla_jax.evals.prompts import check_form
+from qwenla_jax.weights.hub import local_folder
 
 _SAMPLE = 65_536  # bytes
 
@@ -25,7 +26,7 @@ class GenerateOptions:
     task: str = option("mathvision", "the benchmark")
     gold: tuple[str, ...] = option((), "its files: name and digest")
     images: str | None = option(None, "folder of its images; none: that of each file")
-    model: str = option("tiny", "folder of a checkpoint in Hugging Face format, or tiny: the embedded one")
+    model: str = option("tiny", "a checkpoint's folder, a model of the Hugging Face Hub, or tiny: the embedded one")
     weights: str = option("", "that folder's files, as a digest of names, sizes and samples of their content")
     reattention: str = option("none", f"what stands before a reflection: {', '.join(MODES)}", choices=MODES)
     keep_ratio: float = option(0.5, "route: share of the visual tokens that is kept", low=0, high=1)
@@ -79,10 +80,11 @@ def make_options(values: Mapping[str, Any], gold: Sequence[Path]) -> GenerateOpt
         options = build(GenerateOptions, {**values, "gold": [_signed(path) for path in gold]})
     except ConfigError as error:
         raise ConfigError(flags_of(str(error))) from error
-    folder = Path(options.model)
     if options.model != "tiny":
-        if not folder.is_dir():
-            raise ValueError(f"--model: {folder}: no such folder; expected one in Hugging Face format, or tiny")
+        try:
+            folder = local_folder(options.model)
+        except FileNotFoundError as error:
+            raise ValueError(f"--model: {error}") from error
         options = dataclasses.replace(options, model=str(folder.absolute()), weights=_digest(_sampled(folder)))
     config = options.inference
     if problems := [*inference_relations(config), *init_problems(config, "tiny")]:

@@ -216,6 +216,8 @@ class Asker:
 def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettings]:
     """What a question needs of a checkpoint beside the model.
 
+    A released model's tokenizer gets the ten tags: its answers have none, so that nothing is ever inserted.
+
     Raises:
       ValueError: a part is missing or the parts do not fit together; the message names the file.
     """
@@ -224,9 +226,10 @@ def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettin
         missing = "tokenizer.json" if tok is None else "preprocessor_config.json"
         raise ValueError(f"{missing}: the checkpoint has none; expected a folder with model, tokenizer and processor")
     try:
+        tok = tok.with_tags()
         ids = tok.ids
     except ValueError as error:
-        raise ValueError(f"tokenizer.json: {error}; expected a checkpoint trained for this answer format") from error
+        raise ValueError(f"tokenizer.json: {error}; expected that of a Qwen2.5-VL") from error
     rows = checkpoint.config.text.vocab_size
     if tok.vocab_size > rows:
         raise ValueError(f"tokenizer.json: has {tok.vocab_size} tokens, but the embedding has only {rows} rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
 from qwenla_jax.parallel.sharding import param_shardings
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
-from qwenla_jax.weights.hf import EMBEDDED, load
+from qwenla_jax.weights.hf import load
+from qwenla_jax.weights.hub import local_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,7 @@ def start(config: InferenceConfig, mesh: Mesh) -> Start:
         tokenizer = train_tiny_tokenizer(tokenizer_texts())
         sizes = dataclasses.replace(tiny_config(tokenizer), **changes)
         return _placed(sizes, _random(sizes, config.seed, mesh), tokenizer, tiny_processor(), mesh)
-    folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
-    folder = folder.parent if folder.is_file() else folder
+    folder = checkpoint_folder(name, weights=not name.startswith("random:"))
     sizes = dataclasses.replace(ModelConfig.from_hf(folder), **changes)
     if name.startswith("random:"):
         if not (folder / "tokenizer.json").is_file():
@@ -160,5 +161,10 @@ def model_config(config: InferenceConfig) -> ModelConfig:
     name = config.init_from or ""
     if name == "random:tiny":
         return tiny_config(train_tiny_tokenizer(tokenizer_texts()))
-    folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
-    return ModelConfig.from_hf(folder.parent if folder.is_file() else folder)
+    return ModelConfig.from_hf(checkpoint_folder(name))
+
+
+def checkpoint_folder(init_from: str, weights: bool = False) -> Path:
+    """The folder of the files that settings name, `random:` or not; for `weights` and errors see `hub.local_folder`."""
+    name = init_from.removeprefix("random:")
+    return Path(name).parent if os.path.isfile(name) else local_folder(name, weights)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.data.batching.example import Example
@@ -17,6 +18,7 @@ from qwenla_jax.inference.read_examples import whole
 from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import Runtime, Sampler
 from qwenla_jax.model.qwen_vl import Params
+from qwenla_jax.parallel.distributed import is_primary
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 
 
@@ -67,6 +69,8 @@ def answer(
 ) -> Iterator[Answered]:
     """Responses to the first `size` usable questions, batch by batch; greedy ones unless another sampler is given.
 
+    A bar on stderr counts the questions, where that is a terminal.
+
     Raises:
       TooManyInvalid: more than `InferenceConfig.max_invalid` records are invalid; up to that they are left out.
     """
@@ -75,4 +79,8 @@ def answer(
     examples = itertools.islice(whole(source, runtime.example(with_response=False), runtime.config), size)
     numbers = np.arange(rows, dtype=np.uint32)
     batches = iter(lambda: list(itertools.islice(examples, rows)), [])
-    yield from sample_batches(runtime, params, ((batch, numbers) for batch in batches), sampler)
+    quiet = None if is_primary() else True  # None: shown on a terminal only
+    with tqdm(total=min(size, len(source)), unit="question", leave=False, disable=quiet) as bar:
+        for batch in sample_batches(runtime, params, ((batch, numbers) for batch in batches), sampler):
+            yield batch
+            bar.update(len(batch.records))

@@ -17,6 +17,8 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from qwenla_jax.model.lora import base_of
+from qwenla_jax.model.trainable import trainable_labels, trained_part
 from qwenla_jax.planner.compiled import Load, abstract_params, example
 from qwenla_jax.planner.flops import Work, brpo_step_work, decoder_forward, head, patch_embed, vision_forward
 from qwenla_jax.planner.hlo import Collective
@@ -60,6 +62,11 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
+def _shard_numbers(tree: Any) -> int:
+    """The same in numbers."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """One update on one chip, in numbers.
@@ -67,6 +74,8 @@ class Sizes:
     Attributes:
       parts: A, parts of a batch.
       questions: Q of a part on the chip's shard of rows.
+      rounds: batches that a step samples one after the other.
+      sampled: questions of such a batch on the chip's shard of rows.
       group: G; 1 in supervised training.
       prompt, response: tokens, the batch's buckets.
       patches_IxW: patches in each window of each of a question's images.
@@ -76,6 +85,8 @@ class Sizes:
 
     parts: int
     questions: float
+    rounds: int
+    sampled: float
     group: int
     prompt: int
     response: int
@@ -95,9 +106,13 @@ def sizes_of(runtime: TrainRuntime, load: Load) -> Sizes:
     window = runtime.layout.window_slots
     buckets = runtime.buckets(1)
     valid_IxS = np.stack([frame.valid_S for frame in one.frames])
+    parts, shards = options.optim.accumulation, mesh.shape["data"] * mesh.shape["fsdp"]
+    rounds = options.data.batch_size // options.brpo.rollout_batch if options.brpo.rollout_batch else parts
     return Sizes(
-        parts=options.optim.accumulation,
-        questions=options.data.batch_size / options.optim.accumulation / (mesh.shape["data"] * mesh.shape["fsdp"]),
+        parts=parts,
+        questions=options.data.batch_size / parts / shards,
+        rounds=rounds,
+        sampled=options.data.batch_size / rounds / shards,
         group=options.brpo.group_size if options.stage == "brpo" else 1,
         prompt=buckets.fit("prompts", len(one.ids_T), "the prompt"),
         response=options.data.max_response_tokens,
@@ -113,7 +128,7 @@ class Resident:
 
     Attributes:
       params: numbers of its share of the parameters.
-      trained: those of them that the optimizer moves: with adapters the adapters alone.
+      trained: numbers of those that have a gradient and moments.
       components: bytes of "parameters", "optimiser" and, where it is no part of the parameters, "reference".
     """
 
@@ -129,10 +144,13 @@ def resident(runtime: TrainRuntime) -> Resident:
     optimizer, shardings = state_plan(runtime, params)
     state = abstract_state(params, optimizer, shardings)
     kept = {"parameters": shard_bytes(state.params), "optimiser": shard_bytes(state.opt_state)}
-    numbers = kept["parameters"] // SIZES[options.param_dtype]
+    numbers = _shard_numbers(params)
+    trained = trained_part(params, trainable_labels(params, options.optim.trainable))
     if options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype:
-        kept["reference"] = numbers * SIZES[options.dtype]
-    return Resident(numbers, kept["optimiser"] // 8, kept)  # two moments in float32
+        # Beside adapters the base is the reference, but for what is trained of it.
+        copied = _shard_numbers(base_of(trained)) if options.lora.rank else numbers
+        kept["reference"] = copied * SIZES[options.dtype]
+    return Resident(numbers, _shard_numbers(trained), kept)
 
 
 def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]:
@@ -143,12 +161,13 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     """
     config, options = runtime.model.config, runtime.options
     questions = max(1, round(sizes.questions * sizes.parts))
+    share = sizes.questions * sizes.parts / questions / sizes.tensor
     patches = np.tile(sizes.patches_IxW, (questions, 1))
     value = SIZES[options.dtype]
     again = 1.0 if options.remat == "full" else 0.0
-    share = sizes.questions * sizes.parts / questions / sizes.tensor
+    # A frozen kernel has no gradient of its own, and nothing is propagated through a frozen tower.
+    backward = 1 if options.lora.rank else 2
     adamw = Work(0.0, 7.0 * kept.trained * 4)
-    backward = 1 if options.lora.rank else 2  # with adapters no gradient of the weights, which is half of it
     if options.stage == "sft":
         T = sizes.prompt + sizes.response
         forward = (
@@ -158,21 +177,32 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
         )
         back = forward * (backward + again) - patch_embed(config.vision, float(patches.sum()), value)
         return {"update": (forward + back) * share + adamw}
-    prompt_Q = np.full(questions, sizes.prompt)
-    response_B = np.full(questions * sizes.group, sizes.response)
-    step = brpo_step_work(config, patches, prompt_Q, response_B, 0, bool(options.brpo.beta), value)
-    rollout = sum(step["rollout"].values(), Work())
-    update = sum(step["update"].values(), Work()) + step["update"]["policy forward"] * (again + backward - 2)
-    return {"rollout": rollout * share, "update": update * share + adamw}
+
+    def step(questions: int) -> dict[str, dict[str, Work]]:
+        prompt_Q, response_B = np.full(questions, sizes.prompt), np.full(questions * sizes.group, sizes.response)
+        patches = np.tile(sizes.patches_IxW, (questions, 1))
+        return brpo_step_work(config, patches, prompt_Q, response_B, 0, bool(options.brpo.beta), value)
+
+    parts = step(questions)["update"]
+    if options.lora.rank:
+        parts["policy backward"] = parts["policy forward"] - vision_forward(config.vision, patches, value)
+    update = sum(parts.values(), Work()) + parts["policy forward"] * again
+    # Each round reads the weights once a token.
+    at_once = max(1, round(sizes.sampled))
+    rollout = sum(step(at_once)["rollout"].values(), Work()) * (sizes.sampled / at_once * sizes.rounds / sizes.tensor)
+    return {"rollout": rollout, "update": update * share + adamw}
 
 
 def least_bytes(options: RunOptions, config: ModelConfig) -> float:
     """Bytes that all chips together hold of a run's parameters, moments and reference, were everything split."""
     counts = parameter_counts(options, config)
     total = sum(counts.values())
-    kept = total * SIZES[options.param_dtype] + (counts["train"] + counts["tags"]) * 8
     apart = options.stage == "brpo" and options.brpo.beta and options.dtype != options.param_dtype
-    return float(kept + (total * SIZES[options.dtype] if apart else 0))
+    stored, computed = SIZES[options.param_dtype], SIZES[options.dtype]
+    if options.lora.rank:
+        return float(counts["freeze"] * computed + counts["adapters"] * (stored + 8))
+    kept = total * stored + (counts["train"] + counts["tags"]) * 8
+    return float(kept + (total * computed if apart else 0))
 
 
 def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, dict[str, float]]:
@@ -181,11 +211,13 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     text, vision = config.text, config.vision
     value = SIZES[options.dtype]
     fsdp, tensor = runtime.mesh.shape["fsdp"], sizes.tensor
+    sampled = sizes.sampled
     Q, P, R = sizes.questions, sizes.prompt, sizes.response
     B = Q * sizes.group
     kv_share = tensor if text.num_kv_heads % tensor == 0 else 1
     kv = 2 * text.num_layers * text.num_kv_heads * text.head_dim * value / kv_share
-    cast = kept.params * value if options.dtype != options.param_dtype else 0.0
+    # A base with adapters is stored as it is computed.
+    cast = (kept.trained if options.lora.rank else kept.params) * value if options.dtype != options.param_dtype else 0.0
     layer = _layer_numbers(config) * value / tensor
     vocab = text.hidden_size * text.vocab_size * value / tensor
     heads = text.num_heads / tensor
@@ -207,8 +239,8 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     whole = options.mesh.gather_to_sample
     rollout = {
         "parameters as computed": kept.params * value * fsdp if whole else cast,
-        "cache": kv * (Q * P + B * R),
-        "temporaries": 4 * max(heads * Q * P * P * 2, B * text.vocab_size * 3)
+        "cache": kv * sampled * (P + sizes.group * R),
+        "temporaries": 4 * max(heads * sampled * P * P * 2, sampled * sizes.group * text.vocab_size * 3)
         + (0 if whole else 2 * layer + 2 * vocab),
     }
     return {"rollout": rollout, "update": update}
@@ -238,7 +270,7 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     text = config.text
     value = SIZES[options.dtype]
     data, fsdp, tensor = (runtime.mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
-    weights, moved = (numbers * value * fsdp for numbers in (kept.params, kept.trained))
+    weights, gradient = kept.params * value * fsdp, kept.trained * value * fsdp
     Q, P, R, A = sizes.questions, sizes.prompt, sizes.response, sizes.parts
     B = Q * sizes.group
 
@@ -249,9 +281,9 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
         if tensor > 1:
             result.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * rounds * A, "activations"))
         if grads and fsdp > 1:
-            result.append(Collective("reduce-scatter", moved, fsdp, 2 * A, "gradient"))
+            result.append(Collective("reduce-scatter", gradient, fsdp, 2 * A, "gradient"))
         if grads and data > 1:
-            result.append(Collective("all-reduce", moved // fsdp, data, 2 * A, "gradient"))
+            result.append(Collective("all-reduce", gradient // fsdp, data, 2 * A, "gradient"))
         return result
 
     reference = 1 if options.stage == "brpo" and options.brpo.beta else 0
@@ -259,9 +291,9 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     update = phase(1 + reference, 1 + (options.remat == "full"), B * R + Q * P, True)
     if options.stage == "sft":
         return {"update": update}
-    rounds = (1 if options.mesh.gather_to_sample else R) * A
+    rounds = (1 if options.mesh.gather_to_sample else R) * sizes.rounds
     rollout = [Collective("all-gather", weights, fsdp, rounds, "weights")] if fsdp > 1 else []
     if tensor > 1:
-        acts = round(B * text.hidden_size * value)
-        rollout.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * R * A, "activations"))
+        acts = round(sizes.sampled * sizes.group * text.hidden_size * value)
+        rollout.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * R * sizes.rounds, "activations"))
     return {"rollout": rollout, "update": update}

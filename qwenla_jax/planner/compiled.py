@@ -29,7 +29,7 @@ from qwenla_jax.train.programs import update_program
 from qwenla_jax.train.train_runtime import TrainRuntime, check_batches, for_training
 from qwenla_jax.train.train_state import TrainState
 from qwenla_jax.types import PromptBatch, VisionBatch
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import EMBEDDED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,12 @@ def planned_config(options: RunOptions) -> ModelConfig:
     Raises:
       ValueError: there is neither.
     """
-    if options.init_from is None and options.preset not in published_sizes():
+    size = options.preset.partition("_")[0]  # 7b_v5p8 is a 7b
+    if options.init_from is None and size not in published_sizes():
         raise ValueError(
             f"config.init_from: the preset {options.preset!r} names no architecture; give random:PATH of a config.json"
         )
-    config = published_config(options.preset) if options.init_from is None else model_config(options.inference)
+    config = published_config(size) if options.init_from is None else model_config(options.inference)
     return dataclasses.replace(config, **compute_settings(options.inference))
 
 
@@ -196,8 +197,8 @@ def plan_programs(runtime: TrainRuntime, load: Load) -> Planned:
     programs, reference = {}, None
     with runtime.context():
         if options.stage == "brpo":
-            vision, prompts, rollout_batch = batch
-            programs["rollout"] = lower_rollout(runtime, params, vision, prompts, rollout_batch.length_B.shape[1])
+            vision, prompts, _ = batch
+            programs["rollout"] = lower_rollout(runtime, params, vision, prompts)
             if options.brpo.beta:
                 make = reference_program(runtime)
                 reference = _laid_out(jax.eval_shape(make, params), stored_reference_shardings(runtime))
@@ -208,15 +209,19 @@ def plan_programs(runtime: TrainRuntime, load: Load) -> Planned:
     return Planned(state, reference, batch, programs)
 
 
-def lower_rollout(
-    runtime: TrainRuntime, params: Any, vision: VisionBatch, prompts: PromptBatch, rows: int
-) -> jax.stages.Lowered:
-    """The sampler for one part of a batch, `rows` responses. Call it inside `runtime.context()`."""
+def lower_rollout(runtime: TrainRuntime, params: Any, vision: VisionBatch, prompts: PromptBatch) -> jax.stages.Lowered:
+    """The sampler for the questions that a run samples at once, with their images. Call it inside `runtime.context()`.
+
+    Args:
+      runtime, params: of the run.
+      vision, prompts: of its parts, which a run without `rollout_batch` samples one after the other.
+    """
     options = runtime.options.brpo
+    questions = options.rollout_batch or prompts.length_Q.shape[1]
     sampling = runtime.sample_options(options.group_size, options.temperature, options.top_p)
-    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (vision, prompts))
+    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((questions, *x.shape[2:]), x.dtype), (vision, prompts))
     number = jax.ShapeDtypeStruct((), np.uint32)
     bias = jax.ShapeDtypeStruct(runtime.logit_bias_V.shape, runtime.logit_bias_V.dtype)
     return runtime.sampling_program(sampling).lower(
-        params, *part, bias, number, number, jax.ShapeDtypeStruct((rows,), np.uint32)
+        params, *part, bias, number, number, jax.ShapeDtypeStruct((questions * options.group_size,), np.uint32)
     )

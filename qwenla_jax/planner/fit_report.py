@@ -174,7 +174,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         beside = {"rollout": ("optimiser", "reference"), "reference": ("optimiser",)}.get(name, ())
         used[name] = float(memory.peak_memory_in_bytes)
         peak = used[name] + sum(kept.components.get(part, 0) for part in beside)
-        times = sizes.parts if name == "rollout" else 1
+        times = sizes.rounds if name == "rollout" else 1
         text = compiled.as_text()
         assert text is not None
         result = collectives(text, topology.chips, _dynamic_trips(runtime, name))
@@ -259,7 +259,7 @@ def fitting(options: RunOptions, chip: Chip, load: Load) -> Iterator[tuple[Topol
 def describe(fit: Fit, least: Topology | None) -> list[str]:
     """Lines for a person; `least` is the smallest slice of the same chip that fits by arithmetic."""
     gb = 1e9
-    how = "compiled" if fit.source == "compiled" else "by arithmetic, nothing compiled"
+    how = "by arithmetic, nothing compiled" if fit.source == "arithmetic" else fit.source
     lines = [f"{fit.topology}: {fit.chips} chips, mesh data, fsdp, tensor = {fit.mesh} ({how})"]
     if fit.problem:
         lines.append(f"the compiler gave no program of {fit.problem}")

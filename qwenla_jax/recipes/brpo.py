@@ -1,8 +1,11 @@
 """BRPO (paper's stage 2): reinforcement learning with format, accuracy and reflection balance rewards.
 
 `--config=configs/brpo.py` trains the embedded tiny checkpoint on rendered scenes; `--config=configs/brpo.py:7b`
-carries the paper's settings.
+carries the paper's settings, and `--config=brpo:7b_8x80gb` fits them to a machine.
 """
+
+import dataclasses
+import functools
 
 from ml_collections import config_dict
 
@@ -11,12 +14,13 @@ from qwenla_jax.config.run_options import (
     CheckpointOptions,
     DataOptions,
     EvalOptions,
+    LoraOptions,
     OptimOptions,
     RewardOptions,
     RunOptions,
 )
-from qwenla_jax.config.schema import to_config_dict
 from qwenla_jax.config.shared_options import MeshOptions
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> RunOptions:
@@ -74,10 +78,65 @@ def _large(preset: str) -> RunOptions:
     )
 
 
+def _for_machine(preset: str, parts: int, rollout_batch: int, mesh: MeshOptions, rank: int | None = None) -> RunOptions:
+    """The paper's objective and batch on one machine (docs/recipes.md): prompts of at most 1,024 tokens.
+
+    Paper silent: adapters. Their learning rate is ten times that of all parameters.
+    """
+    large = _large(preset)
+    return dataclasses.replace(
+        large,
+        data=dataclasses.replace(large.data, max_prompt_tokens=1024),
+        optim=dataclasses.replace(
+            large.optim, accumulation=parts, learning_rate=large.optim.learning_rate * (10 if rank else 1)
+        ),
+        brpo=dataclasses.replace(large.brpo, rollout_batch=rollout_batch),
+        lora=LoraOptions(rank=rank),
+        mesh=mesh,
+    )
+
+
+def _geometry3k() -> RunOptions:
+    """BRPO in EasyR1's setting of Qwen2.5-VL-7B on Geometry3K, with 8 GPUs (its examples/config.yaml).
+
+    From there: 512 questions a step with 5 samples each, prompts and responses of at most 2,048 tokens, the bounds of
+    an image, learning rate, decay, weight of the KL term, 15 epochs of the 2,101 questions. Otherwise than there: one
+    update of 512 questions where it makes four of 128, and the paper's rewards and answer format.
+    """
+    options = _for_machine("7b_geometry3k", 64, 128, _EIGHT)
+    return dataclasses.replace(
+        options,
+        steps=60,
+        data=dataclasses.replace(
+            options.data,
+            batch_size=512,
+            max_invalid=21,  # one in a hundred
+            max_prompt_tokens=2048,
+            max_response_tokens=2048,
+            min_pixels=262_144,
+            max_pixels=4_194_304,
+        ),
+        optim=dataclasses.replace(options.optim, b2=0.999, weight_decay=1e-2, warmup_ratio=0.0),
+        brpo=dataclasses.replace(options.brpo, group_size=5, beta=1e-2),
+        checkpoint=CheckpointOptions(every=5),
+    )
+
+
+# Parameters split over 8 devices, gathered once before they sample.
+_EIGHT = MeshOptions(data=1, fsdp=8, gather_to_sample=True)
+PRESETS = presets(
+    _tiny,
+    _large,
+    **{
+        "3b_80gb": functools.partial(_for_machine, "3b_80gb", 8, 16, MeshOptions(data=1), 64),
+        "3b_v5e8": functools.partial(_for_machine, "3b_v5e8", 2, 16, dataclasses.replace(_EIGHT, fsdp=4, tensor=2), 64),
+        "7b_8x80gb": functools.partial(_for_machine, "7b_8x80gb", 2, 16, _EIGHT),
+        "7b_v5p8": functools.partial(_for_machine, "7b_v5p8", 2, 16, dataclasses.replace(_EIGHT, fsdp=4)),
+        "7b_geometry3k": _geometry3k,
+    },
+)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(_tiny())
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(_large(preset))
-    raise ValueError(f"recipe brpo: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b")
+    return pick("brpo", PRESETS, preset)

@@ -14,7 +14,7 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
-from qwenla_jax.config.schema import to_config_dict
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> RunOptions:
@@ -75,10 +75,9 @@ def _large(preset: str) -> RunOptions:
     )
 
 
+PRESETS = presets(_tiny, _large)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(_tiny())
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(_large(preset))
-    raise ValueError(f"recipe cold_start: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b")
+    return pick("cold_start", PRESETS, preset)

@@ -6,7 +6,6 @@ is the paper's recipe. `--config=configs/distill.py:cold_start` makes the data o
 
 from ml_collections import config_dict
 
-from qwenla_jax.config.schema import to_config_dict
 from qwenla_jax.distill.distill_options import (
     DistillOptions,
     EndpointOptions,
@@ -15,6 +14,7 @@ from qwenla_jax.distill.distill_options import (
     SamplingOptions,
     VerifyOptions,
 )
+from qwenla_jax.recipes.presets import pick, presets
 
 
 def _tiny() -> DistillOptions:
@@ -71,12 +71,9 @@ def _cold_start() -> DistillOptions:
     )
 
 
+PRESETS = presets(_tiny, _large, cold_start=_cold_start)
+
+
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(_tiny())
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(_large(preset))
-    if preset == "cold_start":
-        return to_config_dict(_cold_start())
-    raise ValueError(f"recipe distill: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b, cold_start")
+    return pick("distill", PRESETS, preset)

@@ -17,8 +17,8 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
-from qwenla_jax.config.schema import to_config_dict
 from qwenla_jax.config.shared_options import ReattentionOptions
+from qwenla_jax.recipes.presets import Presets, pick, presets
 
 # Vision tower and merger frozen; of embedding and head only the rows of the new tags (paper, stage 4).
 TRAINABLE = (("visual/.*", "freeze"), (r"decoder/(embed/embedding|lm_head/kernel)", "tags"), (".*", "train"))
@@ -84,15 +84,14 @@ def large(preset: str, reattention: ReattentionOptions) -> RunOptions:
     )
 
 
-def options(preset: str, reattention: ReattentionOptions, recipe: str) -> config_dict.ConfigDict:
-    """The settings of a preset. Raises ValueError for a name that is none."""
-    if preset == "tiny":
-        return to_config_dict(tiny(reattention))
-    if preset in ("3b", "7b", "32b", "72b"):
-        return to_config_dict(large(preset, reattention))
-    raise ValueError(f"recipe {recipe}: there is no preset {preset!r}; valid: tiny, 3b, 7b, 32b, 72b")
+def presets_with(reattention: ReattentionOptions) -> Presets:
+    """The presets, the same for every way to look again."""
+    return presets(lambda: tiny(reattention), lambda size: large(size, reattention))
+
+
+PRESETS = presets_with(ReattentionOptions(mode="copy"))
 
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return options(preset, ReattentionOptions(mode="copy"), "sft_copy")
+    return pick("sft_copy", PRESETS, preset)

@@ -6,8 +6,11 @@ from ml_collections import config_dict
 
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.recipes import sft_copy
+from qwenla_jax.recipes.presets import pick
+
+PRESETS = sft_copy.presets_with(ReattentionOptions(mode="route", keep_ratio=0.5))
 
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """The settings of a preset. Raises ValueError for a name that is none."""
-    return sft_copy.options(preset, ReattentionOptions(mode="route", keep_ratio=0.5), "sft_route")
+    return pick("sft_route", PRESETS, preset)

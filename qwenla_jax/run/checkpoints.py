@@ -24,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from qwenla_jax.config.run_options import RunOptions
-from qwenla_jax.config.schema import to_dict
+from qwenla_jax.config.schema import differences, to_dict
 from qwenla_jax.parallel import distributed
 from qwenla_jax.run import checksums
 from qwenla_jax.run.workdir import RUN_FILE, Hold, WorkdirError
@@ -39,8 +39,6 @@ FREE_KEYS = (
     *("preset", "steps", "data.threads", "data.max_invalid", "data.leaks", "mesh"),
     *("eval", "checkpoint", "log", "guard", "rewards.pool"),
 )
-
-_ABSENT = "(absent)"
 
 
 class CheckpointError(ValueError):
@@ -62,31 +60,6 @@ def abstract(state: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
     return jax.tree.map(leaf, state)
-
-
-def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One text for every setting that matters and differs: `optim.b1: 0.9 in the checkpoint, 0.8 now`.
-
-    A setting that only one side has, because it was added between two versions, counts as its default.
-    """
-    defaults = dict(_flat(to_dict(RunOptions())))
-    old, new = dict(_flat(saved)), dict(_flat(current))
-    texts = []
-    for key in sorted({*old, *new}):
-        if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
-            continue
-        a, b = (side.get(key, defaults.get(key, _ABSENT)) for side in (old, new))
-        if a != b:
-            texts.append(f"config.{key}: {a!r} in the checkpoint, {b!r} now")
-    return texts
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def versions() -> dict[str, str]:
@@ -164,7 +137,7 @@ class Checkpoints:
                 continue
             fault = None
             if self._checksum_path(step).exists():
-                fault = checksums.damage(self._checksum_path(step), self._folder / str(step))
+                fault = checksums.corruption(self._checksum_path(step), self._folder / str(step))
             else:
                 self._note(f"{self._folder / str(step)} has no checksums: the run ended while they were taken")
             if fault is None:
@@ -214,7 +187,7 @@ class Checkpoints:
         if (self._folder / str(step)).exists():
             os.replace(self._folder / str(step), place / "checkpoint")
         if self._checksum_path(step).exists():
-            os.replace(self._checksum_path(step), place / "seal.json")
+            os.replace(self._checksum_path(step), place / "checksums.json")
         self._manager.reload()
         self._note(f"the checkpoint {self._folder / str(step)} is corrupt: {fault}; it is now in {place}")
 
@@ -319,11 +292,11 @@ class Checkpoints:
           CheckpointError: names every setting that differs and is not in `FREE_KEYS`.
         """
         step = self._step(step)
-        differences = config_differences(self.meta(step)["config"], to_dict(self._options))
-        if differences:
+        changed = differences(self.meta(step)["config"], self._options, FREE_KEYS, "checkpoint")
+        if changed:
             raise CheckpointError(
                 f"{self._folder / str(step)} was made with other settings; "
-                "take those, or a new work folder:\n" + "\n".join(differences)
+                "take those, or a new work folder:\n" + "\n".join(changed)
             )
 
     def restore(self, like: Any, step: int | None = None) -> Any:

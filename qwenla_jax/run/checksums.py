@@ -1,4 +1,4 @@
-"""Checksums of checkpoint folders, so that a corrupt one is known before it is used."""
+"""Checksums of checkpoint folders, so that a corrupt one is detected before it is used."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def digest(folder: Path) -> dict[str, list[int | str]]:
 
 
 def write(path: Path, folder: Path, rating: float | None) -> None:
-    """Seals a folder: writes the checksums of its files, whole or not at all.
+    """Writes the checksums of a folder's files, whole or not at all.
 
     Args:
-      path: of the seal.
-      folder: what is sealed.
-      rating: how good what is in it was found to be, or None.
+      path: the file of checksums.
+      folder: the folder.
+      rating: of the checkpoint in it (more is better), or None.
     """
     _replace(path, {"version": VERSION, "rating": rating, "files": digest(folder)})
 
 
 def rate(path: Path, rating: float) -> None:
-    """Puts another rating into a seal. Raises ValueError where the seal cannot be read."""
+    """Changes the rating in a file of checksums. Raises ValueError where it cannot be read."""
     _replace(path, json_files.read_object(path) | {"rating": rating})
 
 
 def rating(path: Path) -> float | None:
-    """The rating in a seal; None where there is none, or no seal that can be read."""
+    """The rating in a file of checksums; None where it has none, or cannot be read."""
     try:
         result = json_files.read_object(path).get("rating")
     except (OSError, ValueError):
@@ -51,14 +51,14 @@ def rating(path: Path) -> float | None:
     return float(result) if result is not None and type(result) in (int, float) and abs(result) <= 1e30 else None
 
 
-def damage(path: Path, folder: Path) -> str | None:
-    """What is wrong with a sealed folder, None where nothing is.
+def corruption(path: Path, folder: Path) -> str | None:
+    """How a folder differs from its checksums, None where it does not.
 
-    Files that came after the seal do not count.
+    Files that were added later do not count.
 
     Args:
-      path: of the seal.
-      folder: what was sealed.
+      path: the file of checksums.
+      folder: the folder.
     """
     try:
         known = json_files.read_object(path)["files"]

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a step in `metrics.jsonl`, TensorBoard event files, and the console."""
+"""Metrics and completions of a run: `metrics.jsonl`, `completions/`, the console, and the sinks of `config.log`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import itertools
 import json
 import math
 import os
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
+from qwenla_jax.run.completions import Completion, write_completions
+from qwenla_jax.run.sinks.sink import Sink
+from qwenla_jax.run.sinks.tensorboard import TensorBoardSink
+from qwenla_jax.run.sinks.trackio import TrackioSink
+from qwenla_jax.run.sinks.wandb import WandbSink
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.atomic_files import replacing
 from qwenla_jax.utils.progress import Progress
 
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
     """One line of valid JSON without its line break: `step` first, then the metrics in their order.
 
-    JSON has no nan and no infinities. Such a metric is null, and `nonfinite` says which it was: "nan", "inf", "-inf".
+    JSON has no nan and no infinities. Such a metric is null, and `nonfinite` has its value: "nan", "inf" or "-inf".
 
     Raises:
-      ValueError: a metric that is not one number, or is called `step` or `nonfinite`.
+      ValueError: a metric that is not one number, or is named `step` or `nonfinite`.
     """
     row: dict[str, Any] = {"step": int(step)}
     nonfinite = {}
@@ -50,23 +49,10 @@ def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
     return json.dumps(row, allow_nan=False)
 
 
-def _summary_writer() -> type[SummaryWriter]:
-    """tensorboardX's writer. It imports torch where that is installed, for seconds, and numbers need none of it."""
-    hidden = "torch" not in sys.modules and "tensorboardX" not in sys.modules
-    if hidden:
-        cast(dict[str, Any], sys.modules)["torch"] = None  # an import of it fails
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return SummaryWriter
-
-
 def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The lines of a metrics file with their steps, and what stands behind the last line break, cut short by a crash.
+    """The lines of a metrics file with their steps, and what follows the last line break: a line cut short by a crash.
 
-    A file that is not there is an empty one.
+    A file that does not exist counts as empty.
 
     Raises:
       ValueError: a line, other than the last, that is not a JSON object with an integer `step`; names file and line.
@@ -91,8 +77,8 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
 def truncate(path: Path, last_step: int) -> int:
     """Drops the lines of steps after `last_step`, and a torn last line, from a metrics file; returns how many.
 
-    The file is replaced in one move, so that a crash leaves either the old or the new one. A file that is not there is
-    an empty one.
+    The file is replaced in one move, so that a crash leaves either the old or the new one. A file that does not
+    exist counts as empty.
 
     Raises:
       ValueError, OSError: as `whole_lines`.
@@ -110,76 +96,38 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, as written (non-finite values are None).
 
     Raises:
-      ValueError: a line is no JSON; names file and line.
+      ValueError: a line is not JSON; names file and line.
       OSError: the file cannot be read.
     """
     lines = json_files.read_bytes(path).splitlines()
     return [json_files.loads(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-class Sink(Protocol):
-    """Where metrics go beside metrics.jsonl: a class in `SINKS`, called with the run's folder and `last_step`.
-
-    `last_step` is the last step that counts, -1 in a fresh run: a sink forgets the later ones. An OSError of `write`
-    ends the sink, not the run.
-    """
-
-    name: str
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Writes the metrics of a step; they may be nan or infinite."""
-
-    def close(self) -> None:
-        """Closes it."""
-
-
-class TensorBoardSink:
-    """Event files in `tensorboard/`."""
-
-    name = "TensorBoard"
-
-    def __init__(self, workdir: Path, last_step: int) -> None:
-        board = workdir / TENSORBOARD_FOLDER
-        earlier = board.is_dir() and any(board.iterdir())
-        # The writer names its file by the second: a restart in the same second must not reuse the name. Its thread dies
-        # at the first error, and a full queue would then wait for it for ever: room for more than a step's metrics.
-        self._board = _summary_writer()(
-            str(board),
-            purge_step=last_step + 1 if earlier else None,
-            filename_suffix=f".{time.time_ns()}",
-            max_queue=10_000,
-        )
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Writes a step's metrics."""
-        for name, number in numbers.items():
-            self._board.add_scalar(name, number, step)
-        self._board.flush()
-
-    def close(self) -> None:
-        """Flushes and closes."""
-        self._board.close()
-
-
-SINKS: tuple[Callable[[Path, int], Sink], ...] = (TensorBoardSink,)
+SINKS: dict[str, Callable[[Path, int, Mapping[str, Any]], Sink]] = {
+    "tensorboard": TensorBoardSink,
+    "trackio": TrackioSink,
+    "wandb": WandbSink,
+}
 
 
 class MetricWriter:
-    """Writes metrics of training and evaluation steps.
+    """Writes metrics of training and evaluation steps, and tables of completions.
 
-    A disk that refuses them does not end the run: lines wait in memory until it takes them, which is said once, and
-    the sink that it refuses is given up.
+    A disk that is full does not end the run: lines wait in memory until they can be written, which is noted once. A
+    sink that fails is noted and left out from then on.
 
     Args:
-      workdir: folder of the run; made if it is not there.
+      workdir: folder of the run; made if it does not exist.
       resume_step: last step that counts; None: a fresh run. Lines of later steps are dropped from metrics.jsonl, and
-        TensorBoard is told to forget them, so that no step stands twice. Before a fresh run, a file with the steps of
-        an earlier one is kept as `metrics-N.jsonl`.
+        sinks forget them or do not take them again, so that no step is there twice. Before a fresh run, a file with the
+        steps of an earlier one is kept as `metrics-N.jsonl`.
       progress: console; None: silent.
       primary: False on all processes but one: nothing is written.
+      sinks: names in `SINKS`.
+      settings: the run's, for sinks that store them.
 
     Raises:
-      ValueError, OSError: metrics.jsonl is none, or cannot be written; as `whole_lines`.
+      ValueError, OSError: metrics.jsonl is invalid, or cannot be written; as `whole_lines`.
 
     Several writes of one step (training, then evaluation) make several lines with that step and different keys.
     """
@@ -191,6 +139,8 @@ class MetricWriter:
         resume_step: int | None = None,
         progress: Progress | None = None,
         primary: bool = True,
+        sinks: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._progress = progress if primary else None
         self._file: int | None = None
@@ -206,7 +156,11 @@ class MetricWriter:
         last_step = -1 if resume_step is None else resume_step
         truncate(self._path, last_step)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._sinks = [sink(folder, last_step) for sink in SINKS]
+        for name in sinks:
+            try:
+                self._sinks.append(SINKS[name](folder, last_step, settings or {}))
+            except Exception as error:  # of many types, as the sink's library has them
+                self._note(f"{name}: {_reason(error)}; the run continues without it")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends the metrics of a step. Values: numbers, and arrays without axes.
@@ -225,17 +179,30 @@ class MetricWriter:
         trouble = self._flush()
         if trouble is not None and fine:
             self._note(f"{self._path}: {trouble.strerror}; metrics wait in memory until it can be written")
-        for sink in tuple(self._sinks):
-            try:
-                sink.write(int(step), numbers)
-            except OSError as error:
-                self._sinks.remove(sink)
-                self._note(f"{sink.name}'s file: {error.strerror}; it ends here, {METRICS_FILE} continues")
+        self._to_sinks(lambda sink: sink.write(int(step), numbers))
         if self._progress is not None:
             self._progress.show(int(step), numbers)
 
+    def show(self, step: int, rows: Sequence[Completion]) -> None:
+        """Writes a table of completions as HTML and to the sinks; nothing where there are no rows."""
+        if self._file is None or not rows:
+            return
+        try:
+            write_completions(self._path.parent, step, rows, read_metrics(self._path))
+        except (OSError, ValueError) as error:
+            self._note(f"completions of step {step}: {_reason(error)}; continuing without them")
+        self._to_sinks(lambda sink: sink.show(step, rows))
+
+    def _to_sinks(self, call: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:  # of many types, as the sink's library has them
+                self._sinks.remove(sink)
+                self._note(f"{sink.name}: {_reason(error)}; it ends here, {METRICS_FILE} continues")
+
     def _begin_again(self, step: int) -> None:
-        """Somebody deleted the file. Where its folder is gone too, whoever runs the run finds that out."""
+        """Makes a deleted file again, unless its folder is gone too, which ends the run elsewhere."""
         assert self._file is not None
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -249,7 +216,7 @@ class MetricWriter:
         assert self._file is not None
         try:
             while self._waiting:
-                # What the disk took of a line is gone from here, so that the rest of it comes next.
+                # A line may be written in part; then its rest is written next.
                 del self._waiting[: os.write(self._file, self._waiting)]
         except OSError as error:
             return error
@@ -260,7 +227,7 @@ class MetricWriter:
             self._progress.note(text)
 
     def close(self) -> None:
-        """Flushes everything to disk, and says what did not get there."""
+        """Flushes everything to disk, and notes what could not be written."""
         if self._file is not None:
             trouble = self._flush()
             if trouble is not None:
@@ -269,7 +236,7 @@ class MetricWriter:
             os.close(self._file)
             self._file = None
         for sink in self._sinks:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 sink.close()
         self._sinks = []
         if self._progress is not None:
@@ -282,6 +249,10 @@ class MetricWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
 
 
 def _keep(path: Path) -> None:

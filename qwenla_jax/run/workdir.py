@@ -16,6 +16,7 @@ from qwenla_jax.utils.atomic_files import lock_file, write_text
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
+SETTINGS_FILE = "settings.json"
 # What a run writes beside them. A folder that has one of these and no RUN_FILE is not a run's.
 OWN = ("metrics.jsonl", "tensorboard", "checkpoints", "checksums", "completions", "evaluations", "step_dumps", "hf")
 

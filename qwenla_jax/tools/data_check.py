@@ -1,30 +1,51 @@
-"""Everything that is wrong with a run's questions, told before the run meets it; and whether its evaluation leaks."""
+"""Checks a run's data before the run: invalid records, lengths, rendered prompts, and leaks of its evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from types import MappingProxyType
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
 from qwenla_jax.data.contamination import Fingerprints, find_leaks, take_fingerprints
+from qwenla_jax.data.datasets.multiple_choice import LETTERS
 from qwenla_jax.data.images.preprocess import ProcessorSettings
 from qwenla_jax.data.record import Record, Split
 from qwenla_jax.data.sources.factory import open_part
-from qwenla_jax.data.sources.spec import BUILT_IN_SOURCES, parse
+from qwenla_jax.data.sources.spec import BUILT_IN_SOURCES, ROWS, parse
 from qwenla_jax.data.sources.splits import SelectedRecords
 from qwenla_jax.data.synthetic.tokenizer_texts import tokenizer_texts
-from qwenla_jax.inference.load import model_config, tiny_processor
+from qwenla_jax.inference.load import checkpoint_folder, model_config, tiny_processor
 from qwenla_jax.inference.read_examples import fitting
 from qwenla_jax.inference.runtime import layout_of, processor_of
 from qwenla_jax.text.answers.normalize import plain
 from qwenla_jax.text.tokenizer import Tokenizer, train_tiny_tokenizer
-from qwenla_jax.weights.hf import EMBEDDED
 
 _LONG_ANSWER = 200  # characters
+_PROMPTS = 3  # rendered prompts of a source
+_MAX_INVALID = "config.data.max_invalid"
+# The settings that change what happens to the records of a reason; `_MAX_INVALID` for all others.
+_SETTINGS = MappingProxyType(
+    {
+        "too_long": "config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.max_pixels",
+        "field": "#columns=FIELD:COLUMN of the source",
+        "options": "#columns=options:COLUMN of the source",
+        "answer_not_among_options": "#columns=options:COLUMN of the source",
+        "several_turns": "#turns=first of the source",
+        "later_turn": "#turns=first of the source",
+        "turn_points_back": "#turns=first of the source",
+        "no_response": "#columns=response:COLUMN of the source",
+        "no_image": "#images=1 of the source",
+        "several_images": "#images=1 of the source",
+        "many_options": "#max_options of the source",
+        "other_kind": "#kinds of the source",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +94,22 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
     lines: list[str] = []
     invalid: dict[str, None] = {}  # a row that both splits meet counts once
     prints: dict[str, list[Fingerprints]] = {"training": [], "evaluation": []}
+    tokenizer, processor = _load(options)
     for role, spec, split, whole in asked:
         copied = role == "training" and sft
-        check = _check(options, with_response=copied)
         for part in parse(spec):
             if part.reader in BUILT_IN_SOURCES:
                 lines.append(f"{role} {part.text}: made by the program, in splits of its own; nothing to check")
                 continue
             source = open_part(part, split, seed=options.seed, whole=whole)
             assert isinstance(source, SelectedRecords)
-            result = take_fingerprints(source, f"{role} {part.text}", check)
-            lines += [*_told(source, result), *_hints(source, compared=not copied)]
+            examples = _Examples(options, tokenizer, processor, with_response=copied)
+            result = take_fingerprints(source, f"{role} {part.text}", examples.check)
+            lines += [
+                *_findings(source, result, part.reader in ROWS),
+                *_hints(source, compared=not copied),
+                *examples.lines(),
+            ]
             invalid |= dict.fromkeys([f"{where}: {message}" for where, _, message in source.faults])
             invalid |= dict.fromkeys(result.unread)
             prints["training" if role == "training" else "evaluation"].append(result)
@@ -99,15 +125,26 @@ def check_data(options: RunOptions, against: Sequence[str] = ()) -> DataCheck:
     return DataCheck(tuple(lines), len(invalid), len(leaked))
 
 
-def _told(source: SelectedRecords, result: Fingerprints) -> list[str]:
-    """What there is of a source, what was left out of it and why, and its invalid records by name."""
-    split = len(source) - len(result.unread)
-    lines = [f"{result.name}: {source.total} records, of them {split} usable in this split"]
-    counts = Counter([*(reason for _, reason, _ in source.faults), *result.reasons])
-    for what, reasons in (("invalid", counts), ("left out by filter", source.left_out), ("refused", source.refused)):
-        lines += [f"  {what}, {reason}: {count}" for reason, count in sorted(reasons.items())]
-    lines += [f"  {where}: {message}" for where, _, message in source.faults]
-    return lines + [f"  {message}" for message in result.unread]
+def _findings(source: SelectedRecords, result: Fingerprints, columns: bool) -> list[str]:
+    """The number of records, and what is invalid or left out: by reason, with the setting that changes it.
+
+    Args:
+      source, result: the records, and what reading them found.
+      columns: the source's columns are a setting.
+    """
+    lines = [f"{result.name}: {source.total} records, of them {len(source) - len(result.unread)} usable in this split"]
+    invalid = defaultdict[str, list[str]](list)
+    for where, reason, message in source.faults:
+        invalid[reason].append(f"{where}: {message}")
+    for reason, message in zip(result.reasons, result.unread, strict=True):
+        invalid[reason].append(message)
+    for reason, messages in sorted(invalid.items()):
+        setting = _SETTINGS.get(reason, _MAX_INVALID)
+        setting = _MAX_INVALID if setting.startswith("#columns") and not columns else setting
+        lines += [f"  invalid, {reason}: {len(messages)} ({setting})", *(f"    {message}" for message in messages)]
+    for what, reasons in (("left out by filter", source.left_out), ("refused", source.refused)):
+        lines += [f"  {what}, {reason}: {count} ({_SETTINGS[reason]})" for reason, count in sorted(reasons.items())]
+    return lines
 
 
 def _hints(source: SelectedRecords, compared: bool) -> list[str]:
@@ -126,21 +163,54 @@ def _hints(source: SelectedRecords, compared: bool) -> list[str]:
     return lines + [f"  {raw_record.where}: {raw_record.answer[:60]!r}..." for raw_record in long[:5]]
 
 
-def _check(options: RunOptions, with_response: bool) -> Callable[[Record], object]:
-    """Makes an example of a record as the run would, and throws it away."""
+def _load(options: RunOptions) -> tuple[Tokenizer, ProcessorSettings]:
     name = options.init_from or ""
     if name == "random:tiny":
-        tokenizer, processor = train_tiny_tokenizer(tokenizer_texts()), tiny_processor()
-    else:
-        folder = EMBEDDED if name == "tiny" else Path(name.removeprefix("random:"))
-        folder = folder.parent if folder.is_file() else folder
-        tokenizer = Tokenizer.from_folder(folder).with_tags()
-        processor = ProcessorSettings.from_json(folder / "preprocessor_config.json")
-    make = functools.partial(
-        to_sft_example if with_response else to_prompt_example,
-        tok=tokenizer,
-        settings=processor_of(options.inference, processor),
-        layout=layout_of(model_config(options.inference)),
-        system=options.data.system,
-    )
-    return lambda record: fitting(make(record), options.inference)
+        return train_tiny_tokenizer(tokenizer_texts()), tiny_processor()
+    folder = checkpoint_folder(name)
+    return Tokenizer.from_folder(folder).with_tags(), ProcessorSettings.from_json(folder / "preprocessor_config.json")
+
+
+class _Examples:
+    """Makes an example of each record as the run would; keeps the lengths of all and the prompts of the first few."""
+
+    def __init__(
+        self, options: RunOptions, tokenizer: Tokenizer, processor: ProcessorSettings, with_response: bool
+    ) -> None:
+        self._make = functools.partial(
+            to_sft_example if with_response else to_prompt_example,
+            tok=tokenizer,
+            settings=processor_of(options.inference, processor),
+            layout=layout_of(model_config(options.inference)),
+            system=options.data.system,
+        )
+        self._config, self._tokenizer = options.inference, tokenizer
+        self._lengths = defaultdict[str, list[int]](list)
+        self._prompts: list[str] = []
+
+    def check(self, record: Record) -> None:
+        """Raises ValueError for a record that the run cannot use."""
+        example = self._make(record)
+        n = example.prompt_length
+        self._lengths["prompt"].append(n)
+        if len(example.ids_T) > n:
+            self._lengths["response"].append(len(example.ids_T) - n)
+        fitting(example, self._config)
+        if len(self._prompts) < _PROMPTS:
+            pad = re.escape(self._tokenizer.decode([self._tokenizer.ids.image_pad]))
+            text = self._tokenizer.decode(example.ids_T[:n].tolist()).rstrip("\n")
+            text = re.sub(f"({pad})+", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
+            options = ", ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, record.options, strict=False))
+            text += f"\noptions: {options or 'none'}; right answer: {record.answer[:_LONG_ANSWER]}"
+            lines = [f"  a prompt, of record {record.id!r}:", *text.split("\n")]
+            self._prompts.append("\n    ".join(lines))
+
+    def lines(self) -> list[str]:
+        """The lengths against the run's limits, and the prompts."""
+        lines = []
+        for what, lengths in self._lengths.items():
+            key = f"max_{what}_tokens"
+            spread = f"{min(lengths)} to {max(lengths)}, median {statistics.median_low(lengths)}"
+            over = sum(length > getattr(self._config, key) for length in lengths)
+            lines.append(f"  tokens of a {what}: {spread}; {over} over config.data.{key}={getattr(self._config, key)}")
+        return lines + self._prompts

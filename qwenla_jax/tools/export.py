@@ -15,11 +15,13 @@ from qwenla_jax.model.lora import adapted_kernels, base_of, joined, only_adapter
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.model.trainable import param_paths, trainable_labels, trained_part
 from qwenla_jax.run.checkpoints import CHECKPOINT_FOLDER, Checkpoints
+from qwenla_jax.run.model_card import model_card
 from qwenla_jax.train.checkpointing import check_frozen
 from qwenla_jax.train.loop import abstract_state, state_plan
 from qwenla_jax.train.train_runtime import build
 from qwenla_jax.train.train_state import to_keep
 from qwenla_jax.weights.hf import save
+from qwenla_jax.weights.hub import hub_name
 from qwenla_jax.weights.peft import save_adapters
 
 
@@ -31,7 +33,7 @@ def export_run(
     overwrite: bool = False,
     adapter: bool = False,
 ) -> Path:
-    """Writes the parameters of a run's checkpoint, adapters merged; the optimizer's state is not read.
+    """Writes the parameters of a run's checkpoint, adapters merged, and a model card; no optimizer state is read.
 
     Args:
       workdir: of the run. The checkpoint that it started from must still exist, for tokenizer and config.
@@ -68,11 +70,12 @@ def export_run(
         restored = reader.restore(
             place.absolute(), args=ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
         )
+    card = model_card(options, workdir, record["step"], adapter)
     if adapter:
         start = options.init_from or ""
-        base = str(Path(start).absolute()) if Path(start).is_dir() else start
+        base, revision = hub_name(start) or (str(Path(start).absolute()) if Path(start).is_dir() else start, None)
         trained = joined(only_adapters(params), restored["params"])  # the scales are not in the checkpoint
-        return save_adapters(target, runtime.model.config, trained, base, overwrite)
+        return save_adapters(target, runtime.model.config, trained, base, overwrite, card, revision)
     return save(
         target,
         runtime.model,
@@ -82,6 +85,7 @@ def export_run(
         system=options.data.system,
         dtype=dtype or options.dtype,
         overwrite=overwrite,
+        card=card,
     )
 
 

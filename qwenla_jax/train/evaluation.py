@@ -156,7 +156,6 @@ def evaluate(
     out = Evaluation([], [], [], [], [])
     match = runtime.options.rewards.match  # without algebra, which only the rewards' processes can end
     for batch in answer(runtime, params, source, size, sampler):
-        check_stop("evaluation")
         records, rollout = batch.records, batch.rollout
         if probe is not None and not out.ids:
             out.attention.update(probe(params, batch.vision, batch.prompts, rollout, len(records)))
@@ -171,4 +170,5 @@ def evaluate(
             out.responses.append(text)
             out.inserted.append(inserted)
             out.skipped.append(skipped)
+        check_stop("evaluation")
     return out

@@ -54,6 +54,7 @@ class Evaluator:
 
     def __call__(self, params: Any, step: int, size: int) -> None:
         """Evaluates after `step` steps on the first `size` held-out questions."""
+        self._check_stop("evaluation")
         begin = time.perf_counter()
         result = evaluate(self._runtime, self._sampler, params, self._source, size, self._probe, self._check_stop)
         seconds = time.perf_counter() - begin

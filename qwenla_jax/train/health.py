@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,20 @@ class Guard:
       hold: on that folder.
       interrupt, watchdog: entered by the run.
       done: steps done when this process began.
+      announce: called with the name of each phase when it begins.
     """
 
     def __init__(
-        self, options: RunOptions, workdir: Path, hold: Hold, interrupt: Interrupt, watchdog: Watchdog, done: int
+        self,
+        options: RunOptions,
+        workdir: Path,
+        hold: Hold,
+        interrupt: Interrupt,
+        watchdog: Watchdog,
+        done: int,
+        announce: Callable[[str], None] = lambda doing: None,
     ) -> None:
+        self.announce = announce
         self._options, self._workdir, self._hold, self._first = options, workdir, hold, done + 1
         self._interrupt, self._watchdog = interrupt, watchdog
         self._skipped = 0
@@ -57,6 +66,7 @@ class Guard:
         self._watchdog.heartbeat(doing)
         broadcast(self._hold.check)
         self._interrupt.check(f"before {doing}")
+        self.announce(doing)
 
     def urgent(self, number: int) -> bool:
         """Whether the metrics of step `number` must be checked before the next step begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax
 import optax
 
 from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.schema import to_dict, to_json
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.lora import only_adapters
@@ -20,9 +22,10 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import is_multiprocess, is_primary, together
 from qwenla_jax.run.checkpoints import CheckpointError, Checkpoints, SaveError
 from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, whole_lines
+from qwenla_jax.run.model_card import model_card
 from qwenla_jax.run.signals import Interrupt, Stopped
 from qwenla_jax.run.watchdog import Watchdog
-from qwenla_jax.run.workdir import Hold, WorkdirError, opened
+from qwenla_jax.run.workdir import SETTINGS_FILE, Hold, WorkdirError, opened
 from qwenla_jax.train import train_state
 from qwenla_jax.train.brpo.reference import make_reference
 from qwenla_jax.train.brpo.reward_failures import RewardsFailed
@@ -36,8 +39,11 @@ from qwenla_jax.train.optimizer import make_optimizer, schedule
 from qwenla_jax.train.sft.trainer import SftStage
 from qwenla_jax.train.stage import Stage
 from qwenla_jax.train.train_runtime import TrainRuntime, build, make_run_source
+from qwenla_jax.utils.atomic_files import write_text
+from qwenla_jax.utils.compile_counter import CompileCounter, CompileNotes
 from qwenla_jax.utils.progress import Progress, duration
 from qwenla_jax.weights.hf import save
+from qwenla_jax.weights.hub import pinned
 
 EXPORT_FOLDER = "hf"
 
@@ -49,9 +55,9 @@ class RunRefused(Exception):
 def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     """Trains to `options.steps`, continuing from the newest checkpoint in `workdir` if there is one.
 
-    Writes to `workdir`: `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `checksums/`, `completions/`, `evaluations/`,
-    and at the end `hf/`, the trained model in Hugging Face format. Everything that is computed at a step is a function
-    of the settings, the step's number and the state before it, so resumed runs are bit-identical.
+    Writes to `workdir`: `settings.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `checksums/`, `completions/`,
+    `evaluations/`, and at the end `hf/`, the trained model in Hugging Face format. Everything that is computed at a
+    step is a function of the settings, the step's number and the state before it, so resumed runs are bit-identical.
 
     Args:
       options: checked settings.
@@ -70,7 +76,9 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         silent = None if is_primary() else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = Progress(options.steps, stream=silent)
+        compiled = stack.enter_context(CompileCounter())
+        clock = lambda: time.monotonic() - compiled.seconds  # noqa: E731
+        progress = Progress(options.steps, stream=silent, clock=clock)
         interrupt = stack.enter_context(Interrupt(progress.note))
         # Cheap checks come first: the folder, files and settings, and only then the model.
         try:
@@ -78,6 +86,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
                 if is_primary():
                     stack.enter_context(opened(workdir))
                 reward_settings(options)
+                # The record names the commit, so that a resumed run is refused where the name means another one.
+                options = dataclasses.replace(options, init_from=pinned(options.init_from))
                 source = make_run_source(options, "cold_start" if options.stage == "sft" else "train")
                 held_out = make_run_source(options, "held_out") if options.eval.final_size or options.eval.every else ()
             with together(ValueError):
@@ -98,16 +108,28 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise RunRefused(f"{type(error).__name__}: {error}") from error
         progress.begin(done)
+        phases = ["evaluation"] if options.eval.every or options.eval.final_size else []
+        phases += ["rollout", "update"] if options.stage == "brpo" else ["update"]
+        compile_notes = CompileNotes(phases, compiled, progress)
+        stack.callback(compile_notes.end)
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
         try:
             writer = stack.enter_context(
-                MetricWriter(workdir, resume_step=done or None, progress=progress, primary=is_primary())
+                MetricWriter(
+                    workdir,
+                    resume_step=done or None,
+                    progress=progress,
+                    primary=is_primary(),
+                    sinks=options.log.sinks,
+                    settings=to_dict(options),
+                )
             )
         except (ValueError, OSError) as error:
             raise RunRefused(f"{type(error).__name__}: {error}") from error
+        write_optional(lambda: write_text(workdir / SETTINGS_FILE, to_json(options)), progress)
         progress.note(_headline(runtime, workdir, done, params))
         del params
-        guard = Guard(options, workdir, hold, interrupt, watchdog, done)
+        guard = Guard(options, workdir, hold, interrupt, watchdog, done, compile_notes.begin)
         evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.check_stop)
         try:
             if options.stage == "sft":
@@ -130,7 +152,8 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
             raise Failed(str(error)) from error
         export = _export(options, workdir, runtime, state.params)
         seconds = time.perf_counter() - begin
-        progress.note(f"done in {duration(seconds)}; the model is in {export}")
+        publish = f" (hf upload ORG/NAME {export} publishes it)" if isinstance(export, Path) else ""
+        progress.note(f"done in {duration(seconds)}; the model is in {export}{publish}")
     return summary | {"seconds": seconds, "export": export}
 
 
@@ -148,6 +171,7 @@ def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: P
             system=options.data.system,
             dtype=options.dtype,
             overwrite=True,
+            card=model_card(options, workdir, options.steps),
         )
     except OSError as error:
         raise SaveError(
@@ -263,17 +287,20 @@ def _train(
         last = time.perf_counter()
         for step in range(done, options.steps):
             state, metrics = stage.step(state, step, guard.check_stop)
+            guard.announce("")
             whole = number = step + 1
             # Metrics are read one step late, so that the next step is dispatched while the device computes.
             flush()
             now = time.perf_counter()
             pending, last = (number, metrics | {"timing_s/step": now - last}), now
             progress.tick(number)
-            if options.log.completions_every and number % options.log.completions_every == 0:
-                write_optional(lambda: stage.show(workdir, number), progress)  # noqa: B023
             evaluates = options.eval.every and number % options.eval.every == 0 and number != options.steps
-            if evaluates or checkpoints.due(number) or guard.urgent(number):
+            every = options.log.completions_every
+            shows = every and (number in (1, options.steps) or number % every == 0 or evaluates)
+            if shows or evaluates or checkpoints.due(number) or guard.urgent(number):
                 flush()
+                if shows:
+                    writer.show(number, stage.completions())
                 if evaluates:
                     evaluator(state.params, number, options.eval.size)
                 if checkpoints.due(number):

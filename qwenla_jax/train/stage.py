@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
+from qwenla_jax.run.completions import Completion
 from qwenla_jax.train.train_state import TrainState
 
 CheckStop = Callable[[str], None]  # called with the name of the next phase; raises where the run was asked to end
@@ -37,8 +37,9 @@ class Stage(Protocol):
         """Step `step` (counted from 0); the metrics, without prefix, may still be on the device."""
         ...
 
-    def show(self, workdir: Path, step: int) -> None:
-        """Writes a table of the last step's completions, where the stage has any."""
+    def completions(self) -> list[Completion]:
+        """The last step's completions, where the stage samples any."""
+        ...
 
     def close(self) -> None:
         """Releases processes."""

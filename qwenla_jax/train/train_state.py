@@ -37,18 +37,20 @@ def as_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def state_shardings(params: Any, param_layouts: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Layouts of a whole state: moments lie as their parameters do, everything else is replicated."""
+def state_shardings(
+    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shardings of a whole state: moments are sharded as their parameters, everything else is replicated."""
     abstract = jax.eval_shape(lambda params: create(params, optimizer), params)
     return TrainState(
         step=cast(Any, replicated(mesh)),  # a state of shardings
-        params=param_layouts,
-        opt_state=like_params(abstract.opt_state, params, param_layouts, mesh),
+        params=param_shardings,
+        opt_state=like_params(abstract.opt_state, params, param_shardings, mesh),
     )
 
 
 def to_keep(state: TrainState, rules: Sequence[tuple[str, str]]) -> TrainState:
-    """What a checkpoint holds: with adapters only what is trained, for the rest is where the run started from."""
+    """What a checkpoint holds: with adapters only what is trained, since the rest never changes."""
     if not adapted_kernels(state.params):
         return state
     return dataclasses.replace(state, params=trained_part(state.params, trainable_labels(state.params, rules)))
@@ -60,16 +62,15 @@ def whole(kept: TrainState, params: Any) -> TrainState:
 
 
 def fingerprint(tree: Any) -> int:
-    """A number that other bits in any of the arrays would change, but for a chance of about one in four billion.
+    """A 32-bit hash of the bits of all arrays, on the host.
 
-    Whole numbers are summed, so that it does not depend on how the arrays lie over devices. To be called with arrays
-    on devices; the result is on the host.
+    It sums integers, so it does not depend on how the arrays are sharded.
     """
 
     def of(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
         place = jnp.zeros(x.shape, jnp.uint32)
-        for axis in range(x.ndim):  # neighbours must not be interchangeable
+        for axis in range(x.ndim):  # two elements must not be interchangeable
             place = place * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         mixed = (bits.astype(jnp.uint32) ^ place) * jnp.uint32(0x9E3779B1)
         return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
@@ -87,9 +88,9 @@ Update = Callable[..., tuple["TrainState", Metrics]]  # (state, batch ...) -> ne
 
 
 def make_update(gradient: Gradient, optimizer: optax.GradientTransformation) -> Update:
-    """A stage's update, to be jitted with the run's layouts.
+    """A stage's update, to be jitted with the run's shardings.
 
-    It leaves the state as it is where `loss` or the gradient is not finite, or where no token counts (`num_tokens`).
+    It leaves the state unchanged where `loss` or the gradient is not finite, or `num_tokens` is 0.
     """
 
     def update(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
@@ -110,7 +111,7 @@ def apply_gradients(
       state: before the update.
       grads: as the parameters, or of some of them: the others stay as they are.
       optimizer: the run's.
-      usable: whether the batch says anything, and its loss is finite.
+      usable: whether any token of the batch counts, and its loss is finite.
 
     Returns:
       the new state, which is the old one bit for bit where `usable` is false or the gradient's norm is not finite; and
@@ -119,7 +120,7 @@ def apply_gradients(
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & usable
     updates, opt_state = optimizer.update(as_float32(grads), state.opt_state, as_float32(state.params))
-    # What is frozen is handed on and not added 0 to: no pass over it, and not one bit of it changes.
+    # Frozen arrays are passed through, not added 0 to: no pass over them, and no bit changes.
     flat, moved = flatten_dict(state.params), flatten_dict(updates)
     part = unflatten_dict({path: flat[path] for path in moved})
     old = TrainState(state.step, part, state.opt_state)

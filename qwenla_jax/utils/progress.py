@@ -47,7 +47,7 @@ class Progress:
       start: steps already done when this process began (0, or the resumed step).
       stream: where to write; default standard output, looked up when constructed.
       terminal: whether the stream is a terminal; default: ask it.
-      clock: seconds, monotonic.
+      clock: seconds, monotonic; one that stands still during compilations leaves them out of the time left.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Progress:
         self._stream = sys.stdout if stream is None else stream
         if terminal is None:
             terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._terminal = terminal
+        self.terminal = terminal
         self._clock = clock
         self._seen = start
         self._last = clock()
@@ -85,7 +85,7 @@ class Progress:
                 known = math.isfinite(self._seconds_a_step)
                 self._seconds_a_step = 0.9 * self._seconds_a_step + 0.1 * took if known else took
             self._seen, self._last = step, now
-        if self._terminal:
+        if self.terminal:
             self._draw()
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -96,7 +96,7 @@ class Progress:
             for pattern, short in CONSOLE_METRICS.items()
             for name in fnmatch.filter(metrics, pattern)
         ]
-        if not self._terminal:
+        if not self.terminal:
             self._stream.write(f"step {step}/{self._total}{self._timing()} {' '.join(pairs)}".rstrip() + "\n")
             self._stream.flush()
         elif any(name.startswith("eval/") for name in metrics):
@@ -109,13 +109,20 @@ class Progress:
         """A line that stays."""
         self._clear()
         self._stream.write(text + "\n")
-        if self._terminal and self._seen > self._start:
+        if self.terminal and self._seen > self._start:
             self._draw()
         self._stream.flush()
 
+    def busy(self, text: str) -> None:
+        """What the process is doing: in the place of the bar on a terminal, as a line elsewhere."""
+        if self.terminal:
+            self._overwrite(text)
+        else:
+            self.note(text)
+
     def close(self) -> None:
         """Leaves the bar as it stands and begins a new line."""
-        if self._terminal and self._drawn:
+        if self.terminal and self._drawn:
             self._stream.write("\n")
             self._drawn = 0
         self._stream.flush()
@@ -130,15 +137,16 @@ class Progress:
         return f" {self._seconds_a_step:.2f}s/step eta {duration(self.eta())}"
 
     def _draw(self) -> None:
-        columns = shutil.get_terminal_size((100, 24)).columns
         full = round(20 * self._seen / self._total) if self._total else 20
-        line = f"[{'#' * full}{'.' * (20 - full)}] {self._seen}/{self._total}{self._timing()} {self._summary}"
-        line = line[: columns - 1].rstrip()
+        self._overwrite(f"[{'#' * full}{'.' * (20 - full)}] {self._seen}/{self._total}{self._timing()} {self._summary}")
+
+    def _overwrite(self, line: str) -> None:
+        line = line[: shutil.get_terminal_size((100, 24)).columns - 1].rstrip()
         self._stream.write("\r" + line + " " * max(0, self._drawn - len(line)))
         self._drawn = len(line)
         self._stream.flush()
 
     def _clear(self) -> None:
-        if self._terminal and self._drawn:
+        if self.terminal and self._drawn:
             self._stream.write("\r" + " " * self._drawn + "\r")
             self._drawn = 0

@@ -28,6 +28,7 @@ from qwenla_jax.text.tokenizer import Tokenizer, in_folder
 from qwenla_jax.utils.json_files import read_object
 from qwenla_jax.utils.json_section import plain_name
 from qwenla_jax.weights import orbax
+from qwenla_jax.weights.hub import local_folder
 
 Params = dict[str, Any]
 FolderPath = str | os.PathLike[str]
@@ -35,7 +36,6 @@ FolderPath = str | os.PathLike[str]
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MAX_INDEX = 100 << 20  # bytes; that of a released model has 100 thousand
-EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "tiny"  # the checkpoint that comes with the package
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -67,11 +67,11 @@ class Checkpoint:
 
 
 def load(path: FolderPath, *, dtype: str | None = None, shardings: Any = None, **changes: Any) -> Checkpoint:
-    """Reads a whole Hugging Face folder; see `load_params` for the arguments and errors.
+    """Reads a checkpoint, a folder or a model of the Hugging Face Hub; see `load_params` for arguments and errors.
 
     The folder's tokenizer and image processor are read first, so that a broken small file is reported at once.
     """
-    folder = _folder(path)
+    folder = local_folder(path)
     tokenizer = Tokenizer.from_folder(folder) if in_folder(folder) else None
     settings = [folder / name for name in _PROCESSOR_FILES if (folder / name).is_file()]
     processor = ProcessorSettings.from_json(settings[0]) if settings else None
@@ -89,7 +89,7 @@ def load_params(
 
     Args:
       path: the folder, with model.safetensors or shards and their index, or with `params` as `convert/from_hf.py`
-        writes it; or "tiny", the embedded checkpoint.
+        writes it; or another name that `hub.local_folder` takes, such as Qwen/Qwen2.5-VL-3B-Instruct or tiny.
       dtype: "float32", "bfloat16" or "float16" for parameters and computation; None takes config.json's. Weights that
         are stored in another one are converted.
       shardings: where the parameters go: one `jax.sharding.Sharding` for all, or a tree of them shaped as the
@@ -104,7 +104,7 @@ def load_params(
       ValueError: a bad config, or tensors that are missing, unexpected, misshapen or of an unknown dtype; one error
         lists them all.
     """
-    folder = _folder(path)
+    folder = local_folder(path)
     config = ModelConfig.from_hf(folder)
     if dtype is not None:
         changes = {"dtype": dtype, "param_dtype": dtype, **changes}
@@ -133,6 +133,7 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
     dtype: str | None = None,
     overwrite: bool = False,
+    card: str | None = None,
 ) -> Path:
     """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified, in the
     layout of the released files, which every release since 4.49 reads.
@@ -151,6 +152,7 @@ def save(
       max_shard_bytes: a larger checkpoint is written in shards of at most this size (one tensor may exceed it).
       dtype: what the weights are stored in; None: `config.param_dtype`.
       overwrite: replace what stands at `path`.
+      card: text of README.md; None: no such file.
 
     Returns:
       The folder.
@@ -185,6 +187,8 @@ def save(
             tokenizer.save(temporary, system)
         if processor is not None:
             _write_json(temporary / "preprocessor_config.json", processor.to_dict())
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
         _write_weights(temporary, entries, params, np.dtype(config.param_dtype), max_shard_bytes)
         _swap(temporary, target)
     except BaseException:
@@ -214,7 +218,7 @@ def weight_files(folder: Path) -> list[Path]:
 def check_tensors(folder: FolderPath, config: ModelConfig) -> None:
     """Whether a folder's tensors are those of the config; see `load_params` for what it raises."""
     with contextlib.ExitStack() as stack:
-        _Tensors(_folder(folder), stack).check(config)
+        _Tensors(local_folder(folder), stack).check(config)
 
 
 class _Tensors:
@@ -350,13 +354,6 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     end, pad = tokenizer.token_to_id(st.IM_END), tokenizer.token_to_id(st.ENDOFTEXT)
     stops = [i for i in (end, pad) if i is not None]
     return {"bos_token_id": pad, "eos_token_id": stops or None, "pad_token_id": pad}
-
-
-def _folder(path: FolderPath) -> Path:
-    folder = EMBEDDED if str(path) == "tiny" else Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one in Hugging Face format, with a config.json")
-    return folder
 
 
 def _listing(title: str, problems: list[str]) -> str:

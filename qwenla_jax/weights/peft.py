@@ -31,6 +31,8 @@ def save_adapters(
     params: Mapping[str, Any],
     base: str | None = None,
     overwrite: bool = False,
+    card: str | None = None,
+    revision: str | None = None,
 ) -> Path:
     """Writes the adapters of a tree. The vision tower's query, key and value are one module there and three here:
     their adapters become one of their ranks' sum, whose B is zero outside its blocks.
@@ -41,6 +43,8 @@ def save_adapters(
       params: a tree with adapters.
       base: name or folder of the base model, for the record.
       overwrite: replace what stands at `path`.
+      card: text of README.md; None: no such file.
+      revision: of the base model, where that is one of the Hub.
 
     Returns:
       The folder.
@@ -73,7 +77,9 @@ def save_adapters(
     work.mkdir(parents=True)
     try:
         save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
-        (work / CONFIG).write_text(json.dumps(_config(sizes, base), indent=2) + "\n", encoding="utf-8")
+        (work / CONFIG).write_text(json.dumps(_config(sizes, base, revision), indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (work / "README.md").write_text(card, encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)
         os.replace(work, target)
@@ -104,13 +110,14 @@ def _expression(entry: Entry) -> str:
     return name.replace(re.escape("{}"), r"\d+")
 
 
-def _config(sizes: Mapping[str, tuple[int, float]], base: str | None) -> dict[str, Any]:
+def _config(sizes: Mapping[str, tuple[int, float]], base: str | None, revision: str | None) -> dict[str, Any]:
     rank, alpha = min(sizes.values())
     others = {name: size for name, size in sizes.items() if size[0] != rank}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base,
+        "revision": revision,
         "target_modules": "|".join(sizes),
         "r": rank,
         "lora_alpha": alpha,

@@ -4,6 +4,7 @@ Oracle: the clock, the memory, and what a refusal must look like. 2,000 random s
 tests/train/command_line_test.py` is the long form, and `QWENLA_FUZZ_SEED` repeats a seed.
 """
 
+import json
 import math
 import os
 import random
@@ -18,6 +19,7 @@ from absl import flags
 from measure import peak_growth, slower_than
 from ml_collections import config_flags
 
+from qwenla_jax.cli import train
 from qwenla_jax.cli.command_line import parse_flags
 from qwenla_jax.config import checks
 from qwenla_jax.config.run_options import RunOptions
@@ -161,7 +163,7 @@ def leaf_values(options):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train.py"], "--config is missing; expected --config=configs/STAGE.py"),
+        (["train.py"], "--config is missing; expected --config=RECIPE or --config=RECIPE:PRESET; --list names them"),
         (["distill.py"], "--config is missing; expected --config=configs/distill.py"),
         (["distill.py", "--make", "cold_start", "--config=distill"], "--make=cold_start: the settings of"),
         (["train.py", "--config="], "--config: there is no file ''"),
@@ -186,6 +188,59 @@ def test_one_clean_line(command, message):
     assert done.returncode == 1 and not done.stdout, done
     (line,) = done.stderr.splitlines()
     assert message in line and line.isprintable() and len(line) < 600
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"steps": 1', "settings.json: not JSON"),
+        ("[1]", "settings.json: holds a list; expected an object"),
+        ('{"stepz": 1}', "config.stepz: there is no such key; did you mean config.steps?"),
+        ('{"sampling": {"samples": 0}}', "config.sampling.samples: got 0, expected at least 1"),
+    ],
+)
+def test_a_file_of_settings_that_is_none(content, message, tmp_path):
+    (tmp_path / "settings.json").write_text(content)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    with pytest.raises(ConfigError) as refused:
+        parse_flags(["x.py", f"--config={tmp_path / 'settings.json'}"], RunOptions, values)
+    assert message in str(refused.value)
+
+
+def shown(monkeypatch, capsys, *argv):
+    """What `qwenla train` prints."""
+    monkeypatch.setattr(sys, "argv", ["qwenla", *argv])  # where config_flags looks for overrides
+    try:
+        train.main(argv)
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+    return capsys.readouterr().out
+
+
+def test_printed_settings_are_taken_back_and_show_in_the_help(monkeypatch, capsys, tmp_path):
+    given = ["--config.optim.clip_norm=inf", "--config.rewards.extra=('a:b', 'c:d')", "--config.seed=7"]
+    given.append("--config.optim.trainable=(('visual/.*', 'freeze'), ('.*', 'train'))")
+    printed = shown(monkeypatch, capsys, "--config=brpo:7b", *given, "--print_config")
+    values = json.loads(printed)
+    assert values["optim"]["clip_norm"] is None and values["rewards"]["extra"] == ["a:b", "c:d"]
+    assert values["optim"]["learning_rate"] == 1e-6 and values["seed"] == 7  # the paper's, and the flag's
+    file = tmp_path / "saved.json"
+    file.write_text(printed)
+    assert shown(monkeypatch, capsys, f"--config={file}", "--print_config") == printed
+    again = shown(monkeypatch, capsys, f"--config={file}", "--config.seed=8", "--print_config")
+    assert json.loads(again) == values | {"seed": 8}
+    help = shown(monkeypatch, capsys, f"--config={file}", "--config.seed=8", "--help")
+    assert "--config.optim.learning_rate  (float, 1e-06)" in help and "--config.seed  (int, 8)" in help
+    assert "--config.optim.learning_rate  (float, 0.0002)" in shown(monkeypatch, capsys, "--help")
+
+
+def test_the_list_has_every_recipe_with_its_presets(monkeypatch, capsys):
+    words = [line.replace(",", "").split() for line in shown(monkeypatch, capsys, "--list").splitlines()]
+    recipes = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    wanted = dict.fromkeys(recipes, ["tiny", "3b", "7b", "32b", "72b"]) | {"base": ["tiny"]}
+    wanted["distill"] = [*wanted["brpo"], "cold_start"]
+    assert {line[0]: line[1:] for line in words if line[0] in recipes} == wanted
 
 
 def test_a_mistake_in_a_config_file_is_shown_where_it_is(tmp_path):

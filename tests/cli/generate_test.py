@@ -13,6 +13,7 @@ from PIL import Image
 import qwenla_jax
 from qwenla_jax.cli.generate import main, make_parser
 from qwenla_jax.data.synthetic.scenes import make_scene
+from qwenla_jax.text.special_tokens import TAGS
 
 TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 ATTENTION = {
@@ -124,6 +125,28 @@ def test_every_flag_is_explained(capsys):
         assert action.help and action.option_strings[-1] in text
 
 
+def without_tokens(folder, texts):
+    """Takes added tokens out of a checkpoint's tokenizer."""
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in texts]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    spec = json.loads((folder / "tokenizer_config.json").read_text())  # where transformers takes them from, too
+    tokens = spec["added_tokens_decoder"].items()
+    spec["added_tokens_decoder"] = {i: token for i, token in tokens if token["content"] not in texts}
+    (folder / "tokenizer_config.json").write_text(json.dumps(spec))
+
+
+def test_a_tokenizer_as_released_gets_the_tags(tmp_path, images, capsys):
+    """The embedded checkpoint's come last, so that they get their own ids again."""
+    shutil.copytree(TINY, tmp_path / "released")
+    without_tokens(tmp_path / "released", TAGS)
+    answers = []
+    for model in ("tiny", tmp_path / "released"):
+        main([f"--model={model}", f"--image={images[0]}", "--question=How many?", "--json"])
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["token_ids"] == answers[1]["token_ids"] and "<CONCLUSION>" in answers[1]["text"]
+
+
 @pytest.mark.parametrize(
     ("changed", "messages"),
     [
@@ -142,7 +165,7 @@ def test_every_flag_is_explained(capsys):
         ("--model=none", ["--model: none: no such folder", "Hugging Face", "tiny"]),
         ("--model={empty}", ["--model: {empty}", "config.json"]),
         ("--model={corrupt}", ["--model: {corrupt}", "model.safetensors", "not a readable safetensors file"]),
-        ("--model={untagged}", ["--model: {untagged}", "tokenizer.json", "lacks <REFLECTION>", "answer format"]),
+        ("--model={foreign}", ["--model: {foreign}", "image_token_id is 429, but 428 in tokenizer.json"]),
         ("--reattention=twice", ["--reattention", "'twice'", "none", "copy", "route", "vision_only"]),
         ("--keep_ratio=1.5", ["--keep_ratio", "'1.5'", "a number of at least 0 and at most 1"]),
         ("--keep_ratio=half", ["--keep_ratio", "'half'", "a number of at least 0 and at most 1"]),
@@ -168,7 +191,7 @@ def test_every_flag_is_explained(capsys):
     ],
 )
 def test_refuses_in_one_line(changed, messages, tmp_path, images, capsys):
-    paths = {name: tmp_path / name for name in "broken cut strip empty corrupt untagged pipe sparse".split()}
+    paths = {name: tmp_path / name for name in "broken cut strip empty corrupt foreign pipe sparse".split()}
     paths["broken"].write_text("no image")
     paths["cut"].write_bytes(images[0].read_bytes()[:500])
     Image.new("RGB", (900, 3)).save(paths["strip"], "PNG")
@@ -176,22 +199,14 @@ def test_refuses_in_one_line(changed, messages, tmp_path, images, capsys):
     os.mkfifo(paths["pipe"])
     with open(paths["sparse"], "wb") as file:
         file.truncate(40 << 30)
-    for name in ("corrupt", "untagged"):
+    for name in ("corrupt", "foreign"):
         if name in changed:
             shutil.copytree(TINY, paths[name])
     if "corrupt" in changed:
         weights = paths["corrupt"] / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
-    if "untagged" in changed:
-        file = paths["untagged"] / "tokenizer.json"
-        spec = json.loads(file.read_text())
-        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<REFLECTION>"]
-        file.write_text(json.dumps(spec))
-        file = paths["untagged"] / "tokenizer_config.json"  # where transformers takes added tokens from, too
-        spec = json.loads(file.read_text())
-        tokens = spec["added_tokens_decoder"]
-        spec["added_tokens_decoder"] = {i: token for i, token in tokens.items() if token["content"] != "<REFLECTION>"}
-        file.write_text(json.dumps(spec))
+    if "foreign" in changed:
+        without_tokens(paths["foreign"], ["<|vision_end|>"])
     argv = {"--model": "--model=tiny", "--image": f"--image={images[0]}", "--question": "--question=How many?"}
     argv[changed.partition("=")[0]] = changed.format(**paths)
     with pytest.raises(SystemExit) as stopped:

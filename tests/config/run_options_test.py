@@ -112,7 +112,8 @@ def test_unknown_key_names_the_nearest(key, nearest):
         ("rewards", {"extra": ("mine:short=many",)},
          "config.rewards.extra: got 'mine:short=many', expected module:function or module:function=WEIGHT"),
         ("init_from", "/no/such/folder",
-         "config.init_from: there is no folder '/no/such/folder'; expected tiny, random:CONFIG or such a folder"),
+         "config.init_from: there is no folder '/no/such/folder'; expected tiny, random:CONFIG, such a folder, or a "
+         "model of the Hugging Face Hub such as Qwen/Qwen2.5-VL-3B-Instruct"),
         ("init_from", "random:/no/config.json",
          "config.init_from: got 'random:/no/config.json', but /no/config.json is neither a config.json nor a folder "
          "that holds one"),
@@ -148,7 +149,7 @@ def test_large_presets_need_a_checkpoint_and_questions(name, checkpoint):
     with pytest.raises(ConfigError) as error:
         from_config_dict(config)
     assert str(error.value).splitlines() == [
-        "config.init_from: the 7b preset needs --config.init_from=DIR with a Hugging Face checkpoint",
+        "config.init_from: the 7b preset needs --config.init_from=MODEL, a Hugging Face folder or name",
         "config.data.source: the 7b preset needs --config.data.source=FILE.jsonl or NAME:PATH",
     ]
     config.init_from, config.data.source = str(checkpoint), "scenes"

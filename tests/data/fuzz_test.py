@@ -30,6 +30,10 @@ PIECES = [
 ]
 
 
+# A PNG of one pixel.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+
+
 def mutated(rng, content):
     content = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4, 12))):
@@ -108,6 +112,12 @@ def rows():
     row = {"id": "a", "image": "a.png", "question": "<image>\nq?", "answer": "<answer> B </answer>", "response": said}
     choices = {"options": ["A. red", "B. blue"]}
     talk = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": said}]
+    parts = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
+        {"type": "text", "text": "q"},
+    ]
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]
+    messages.append({"role": "assistant", "content": said})
     scemqa = {"Question": "q\nA. x\nB. y", "Answer (final answer highlighted)": "B: y", "ImagePath": "a.png"}
     maths = {"ID": "1", "key": "k", "question": "q", "option": "A. 1; B. 2", "answer": "B", "image_path": "a.png"}
     table = io.StringIO()
@@ -120,6 +130,7 @@ def rows():
     )
     return {
         "jsonl": ("x.jsonl", [row | choices, row | {"id": "b", "kind": "k"}, row | {"id": "c"}]),
+        "conversations": ("y.jsonl", [{"image": "a.png", "conversations": talk}, {"messages": messages}]),
         "mathvision": ("test.jsonl", [row | choices | {"subject": "s"}, row | {"id": "b", "options": [], "level": 1}]),
         "llava_cot": ("train.jsonl", [{"id": "a", "image": "a.png", "conversations": talk * 2}]),
         "we_math": ("testmini.json", [maths, maths | {"key": "l"}]),
@@ -140,7 +151,7 @@ def test_text_files(folder, name):
     def read(mutation):
         path.unlink(missing_ok=True)  # some file systems write what is truncated to the disk at once
         path.write_bytes(mutation)
-        if name == "jsonl":
+        if name in ("jsonl", "conversations"):
             return read_all(make_source(str(path), "train", seed=0, whole=True, max_invalid=10**9))
         return read_all(READERS[name](folder if name == "geometry3k" else path))
 
@@ -183,6 +194,29 @@ def test_parquet(folder):
     with open(f"/proc/{parquet_process()._process.pid}/status", encoding="ascii") as file:
         most = next(line for line in file if line.startswith("VmHWM"))
     assert int(most.split()[1]) >> 10 < MOST_MB
+
+
+def test_arrow(folder):
+    pa = pytest.importorskip("pyarrow")
+    image = {"bytes": (folder / "a.png").read_bytes(), "path": "a"}
+    turns = [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "B"}]
+    table = pa.table(
+        {"id": ["a", "b", "c"], "messages": [turns] * 3, "images": [[image]] * 3, "level": [1.0, None, 3.0]}
+    )
+    seeds = []
+    for rows in (1, 3):
+        out = io.BytesIO()
+        with pa.ipc.new_stream(out, table.schema) as stream:
+            stream.write_table(table, max_chunksize=rows)
+        seeds.append(out.getvalue())
+    path = folder / "x.arrow"
+
+    def read(mutation):
+        path.unlink(missing_ok=True)
+        path.write_bytes(mutation)
+        return read_all(READERS["parquet"](path))
+
+    fuzz("arrow", seeds, read)
 
 
 @pytest.mark.filterwarnings("ignore")

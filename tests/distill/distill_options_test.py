@@ -100,7 +100,7 @@ def test_presets():
         paper = get_config(name)
         assert (paper.data.size, paper.judges.reject_votes) == (40_000, 2)
         assert refusal(paper) == [
-            f"config.init_from: the {name} preset needs --config.init_from=DIR with a Hugging Face checkpoint",
+            f"config.init_from: the {name} preset needs --config.init_from=MODEL, a Hugging Face folder or name",
             f"config.data.source: the {name} preset needs --config.data.source=FILE.jsonl or NAME:PATH",
             f"config.judges.models: the {name} preset needs --config.judges.models=NAME, once a judge",
             f"config.judges.base_url: the {name} preset needs --config.judges.base_url=https://HOST/v1",

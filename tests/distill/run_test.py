@@ -167,12 +167,15 @@ def test_samples_depend_on_seed_and_question_and_not_on_batch_or_k(whole, tmp_pa
     shutil.copytree(whole / "images", tmp_path / "images")
     lines = {a["id"]: a for a in rows(whole / "samples.jsonl") if a["sample"] == 0}.values()
     keys = ("id", "image", "question", "answer")
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps({k: a[k] for k in keys}) + "\n" for a in lines))
+    questions = [{k: a[k] for k in keys} for a in lines]
+    questions[0]["system"] = "count"
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, questions)))
     data = QuestionOptions(source=str(tmp_path / "q.jsonl"), size=None, batch_size=4)
     run(replace(SMALL, seed=1, data=data), tmp_path / "seed")
     other = rows(tmp_path / "seed" / "samples.jsonl")
     first = {(a["id"], a["sample"]): a["text"] for a in rows(whole / "samples.jsonl")}
     assert sum(first[a["id"], a["sample"]] != a["text"] for a in other) > len(other) / 3
+    assert {a["id"]: a["system"] for a in other if "system" in a} == {questions[0]["id"]: "count"}
     # Images of a file stay where they are, and the training reader finds them from the run's folder.
     assert not (tmp_path / "seed" / "images").exists()
     assert other[0]["image"].startswith("../images/")

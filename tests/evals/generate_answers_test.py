@@ -191,7 +191,7 @@ def test_other_weights_of_the_same_size_are_seen(gold, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["copy", "route"])
-def test_looking_again_changes_answers_from_the_reflection_on(gold, tmp_path, mode):
+def test_reattention_changes_answers_from_the_reflection_on(gold, tmp_path, mode):
     summary, _ = answer(gold, tmp_path / mode, reattention=mode, temperature=1.0)  # greedy, this model never reflects
     answer(gold, tmp_path / "none", temperature=1.0)
     before, after = (rows(tmp_path / name / "predictions.jsonl") for name in ("none", mode))

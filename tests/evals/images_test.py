@@ -54,7 +54,7 @@ def test_base64_lists_and_indexes(table, task):
     assert all(same(arrays(result[n]), pixels) for n, pixels in enumerate(wanted))
 
 
-def test_what_is_no_image_is_told_when_it_is_asked_for(table):
+def test_what_is_no_image_is_reported_when_it_is_asked_for(table):
     result = table([(0, "1"), (1, "0"), (2, "77"), (3, "!" * 80), (4, "no.png"), (5, "../a.png"), (6, "6")])
     message = [
         "none of its own",

@@ -271,7 +271,7 @@ def test_which_kernel_a_backend_gets():
     check_backend("splash", "tpu"), check_backend("cudnn", "gpu"), check_backend("auto", "cpu")
 
 
-def test_what_a_person_is_told():
+def test_the_line_for_the_log():
     config = small()[0].config
     assert describe("auto", "xla", config) == describe("auto", "splash", config) == "attention in plain XLA"
     message = "attention by splash in the decoder and vision tower from 2 queries on"

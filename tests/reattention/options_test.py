@@ -39,7 +39,7 @@ def test_tags_are_found_as_a_loop_finds_them():
     assert set(used) == {0, 1, 2, 3}
 
 
-def test_what_follows_a_tag_that_looks_is_forced_in_one_mode():
+def test_the_token_after_an_insertion_is_forced_in_one_mode():
     _, prompts, grids = looking_questions(4)
     ids, length, _ = responses(12, 9, 1)
     assert not np.asarray(forced_tokens(reattention(), prompts, ids, length)).any()

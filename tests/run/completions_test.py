@@ -1,11 +1,13 @@
 """Oracle: html.parser reads the page back: no injected element, the text as sampled, the image's own pixels."""
 
 import base64
+import dataclasses
 import io
+import math
+import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from qwenla_jax.run.completions import Completion, write_completions
@@ -113,9 +115,36 @@ def test_no_rows_is_a_page(tmp_path):
     assert "table" not in Page(write_completions(tmp_path, 1, []).read_text(encoding="utf-8")).tags
 
 
-def test_rows_with_other_rewards_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"rows\[1\].rewards"):
-        write_completions(tmp_path, 1, [row(), row(format=1.0)])
+def test_a_row_whose_rewards_failed_stands_among_the_others(tmp_path):
+    failed = dataclasses.replace(row(), rewards={}, reward=math.nan, advantage=math.nan)
+    page = Page(write_completions(tmp_path, 1, [failed, row()]).read_text(encoding="utf-8"))
+    assert page.cells[1:6] == ["nan"] * 5 and page.cells[7:] == ["1.00", "0.00", "-0.25", "0.75", "+0.50"]
+
+
+def test_the_index_plots_reward_accuracy_and_length(tmp_path):
+    names = ("train/reward", "train/rewards/accuracy/mean", "train/completions/mean_length")
+    values = [(1, 0.5, 0.25, 30), (3, 2.5, None, 40), (5, 1.5, 0.75, 20)]
+    history = [{"step": step} | dict(zip(names, rest, strict=True)) for step, *rest in values] + [{"step": 5, "x": 1.0}]
+    write_completions(tmp_path, 5, [row()], history)
+    text = (tmp_path / "completions" / "index.html").read_text(encoding="utf-8")
+    Page(text)
+    points = [
+        [tuple(map(float, pair.split(","))) for pair in line.split()] for line in re.findall(r'points="(.*?)"', text)
+    ]
+    assert points == [
+        [(0, 120), (300, 0), (600, 60)],  # y grows downwards in SVG
+        [(0, 120), (600, 0)],
+        [(0, 60), (300, 0), (600, 120)],
+    ]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == [
+        "reward: 0.5 to 2.5, steps 1 to 5",
+        "accuracy: 0.25 to 0.75, steps 1 to 5",
+        "length in tokens: 20 to 40, steps 1 to 5",
+    ]
+    long = [{"step": step, "train/reward": 1.0} for step in range(10**4)]
+    write_completions(tmp_path, 6, [row()], long)
+    text = (tmp_path / "completions" / "index.html").read_text(encoding="utf-8")
+    assert 300 < len(re.search(r'points="(.*?)"', text)[1].split()) <= 600
 
 
 def test_an_empty_reflection_is_marked_too(tmp_path):

@@ -3,13 +3,13 @@
 import io
 import json
 import math
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from event_files import events
+from tensorboardX.proto.event_pb2 import SessionLog
 
 from qwenla_jax.run import metrics
 from qwenla_jax.run.metrics import METRICS_FILE, MetricWriter, read_metrics, to_json_line, truncate
@@ -21,18 +21,6 @@ def strict(line):
         raise AssertionError(f"{name} is not JSON")
 
     return json.loads(line, parse_constant=refuse)
-
-
-def events(workdir):
-    """All events, by file name; a record is: length (8 bytes), checksum (4), payload, checksum (4)."""
-    result = []
-    for path in sorted((workdir / "tensorboard").iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            result.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return result
 
 
 def scalars(workdir):
@@ -163,32 +151,42 @@ print(len(said), *said, sep="\\n")
     message = done.stdout.splitlines()
     assert done.returncode == 0 and message[0] == "True True", done.stdout + done.stderr
     assert message[1] == "2" and "File too large; metrics wait in memory" in message[2]
-    assert "TensorBoard's file: File too large; it ends here" in message[3]
+    assert "TensorBoard: File too large; it ends here" in message[3]
 
 
-def test_a_listed_sink_gets_the_numbers_and_its_error_ends_it_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(28, "No space left on device"), "No space left on device"), (KeyError("no run"), "KeyError: 'no run'")],
+)
+def test_a_listed_sink_gets_the_numbers_and_its_error_ends_it_alone(error, reason, tmp_path, monkeypatch):
     class Listed:
         name = "Listed"
 
-        def __init__(self, workdir, last_step):
-            self.calls = [(workdir, last_step)]
+        def __init__(self, workdir, last_step, settings):
+            self.calls = [(workdir, last_step, settings)]
             sinks.append(self)
 
         def write(self, step, numbers):
             self.calls.append((step, dict(numbers)))
             if step == 2 and self is sinks[0]:
-                raise OSError(28, "No space left on device")
+                raise error
 
         def close(self):
             self.calls.append("close")
 
     sinks, console = [], io.StringIO()
-    monkeypatch.setattr(metrics, "SINKS", (Listed, Listed))
-    with MetricWriter(tmp_path, resume_step=0, progress=Progress(3, stream=console, terminal=False)) as writer:
+
+    def failing(*args):
+        raise error
+
+    monkeypatch.setattr(metrics, "SINKS", {"one": Listed, "two": Listed, "three": failing})
+    progress, names = Progress(3, stream=console, terminal=False), ("one", "two", "three")
+    with MetricWriter(tmp_path, resume_step=0, progress=progress, sinks=names, settings={"a": 1}) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"x": np.float32(step)})
     one, two, three = ((step, {"x": float(step)}) for step in (1, 2, 3))
-    assert sinks[0].calls == [(tmp_path, 0), one, two]
-    assert sinks[1].calls == [(tmp_path, 0), one, two, three, "close"]
-    assert "Listed's file: No space left on device; it ends here" in console.getvalue()
+    assert sinks[0].calls == [(tmp_path, 0, {"a": 1}), one, two]
+    assert sinks[1].calls == [(tmp_path, 0, {"a": 1}), one, two, three, "close"]
+    assert f"Listed: {reason}; it ends here" in console.getvalue()
+    assert f"three: {reason}; the run continues without it" in console.getvalue()
     assert [row["step"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2, 3]

@@ -224,7 +224,7 @@ def test_the_page_is_self_contained(study, tmp_path):
     assert len(figures) == len(DRAWINGS)
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_what_is_missing_is_reported(tmp_path):
     folder = write_run(tmp_path / "seed_0", systems=(BASE, TEXT), base={"maps": heat(0)})
     page = write_page(collect([folder]), tmp_path)
     for name in ("Figure 5", "Figure 9", "Figure m", "Ablation table", "Examples"):

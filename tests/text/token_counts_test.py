@@ -6,7 +6,7 @@ import pytest
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.token_counts import reflection_tokens, token_ends
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import EMBEDDED
 
 
 @pytest.fixture(scope="module")

@@ -53,15 +53,21 @@ def test_every_broken_record_is_named_and_counted_once(tmp_path):
         "7.png: ",
         "record 'a8': its prompt has",
         "test.jsonl:12: the answer 'C' is none of the options A, B",
-        "invalid, empty_answer: 1",
-        "invalid, too_long: 1",
-        "left out by filter, other_kind: 1",
+        "  invalid, empty_answer: 1 (config.data.max_invalid)\n    ",
+        "  invalid, too_long: 1 (config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.max_p",
+        "  left out by filter, other_kind: 1 (#kinds of the source)",
     ):
         assert message in text, message
     assert (result.invalid, result.leaked, result.ok) == (5, 0, False)
     assert text.endswith("5 invalid records, 0 leaked images")
     whole = check_data(options(write(tmp_path, "b", range(30))))
     assert whole.ok and whole.text().endswith("nothing is wrong")
+    # At least 112x112 pixels, in steps of 28, make 140x112 of 80x60: 5x4 visual tokens.
+    prompt = (
+        "<|im_start|>user\n    <|vision_start|><|image_pad|> x 20<|vision_end|>q<|im_end|>\n    <|im_start|>assistant"
+    )
+    assert whole.text().count(prompt) == 5 and "options: none; right answer: 1" in whole.text()
+    assert "0 over config.data.max_prompt_tokens=128" in whole.text() and "; 1 over config.data.max_prompt" in text
     lines = [line for line in whole.lines if "30 records, of them" in line]
     assert sum(int(line.split("of them ")[1].split()[0]) for line in lines) == 30 and len(lines) == 2
 
@@ -83,7 +89,7 @@ def test_leaks_are_found_across_sources_and_further_evaluations(tmp_path):
     assert check_data(alone).ok and check_data(alone, [other]).leaked == 1
 
 
-def test_answers_that_no_response_can_match_and_records_without_an_image_are_told(tmp_path):
+def test_answers_that_no_response_can_match_and_records_without_an_image_are_reported(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     golds = ["<answer> 3 </answer>", "<foo> 3 </foo>", "Because " * 40, "4"]
     columns = {"question": ["q", "q", "q", "<image>q"], "solution": golds, "image": ["lost.png", None, None, None]}
@@ -125,3 +131,15 @@ def test_exit_codes(tmp_path):
 @pytest.mark.parametrize("source", ["scenes", "scenes*2,easy_vqa*1"])
 def test_what_the_program_makes_needs_no_check(source):
     assert check_data(options(source)).ok
+
+
+def test_reasons_of_rows_name_the_setting_of_their_columns(tmp_path):
+    make_image(0).save(tmp_path / "a.png")
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant")]
+    rows = [{"image": "a.png", "label": "1", "question": "q"}, {"image": "a.png", "messages": turns * 2}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = check_data(options(f"{tmp_path}/x.jsonl", "scenes")).text()
+    assert "  invalid, field: 1 (#columns=FIELD:COLUMN of the source)\n" in text
+    assert "  invalid, several_turns: 1 (#turns=first of the source)\n" in text
+    fixed = f"{tmp_path}/x.jsonl#columns=answer:label&turns=first"
+    assert "invalid, several_turns" not in check_data(options(fixed, "scenes")).text()

@@ -14,7 +14,7 @@ from PIL import Image
 from qwenla_jax.config.run_options import OptimOptions, RunOptions
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.tools.dry_run import describe_run, parameter_counts
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 TAGS_RULES = (("visual/.*", "freeze"), (r"decoder/(embed/embedding|lm_head/kernel)", "tags"), (".*", "train"))

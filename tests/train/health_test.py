@@ -95,7 +95,7 @@ def test_a_run_whose_updates_are_not_finite_ends_and_changes_nothing(step_dump):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state["opt_state"])) and int(state["step"]) == 0
 
 
-def test_its_capsule_comes_out_again(step_dump, monkeypatch):
+def test_its_step_dump_is_computed_again(step_dump, monkeypatch):
     folder, _ = step_dump
     monkeypatch.chdir(folder)
     result = replay(folder / "run" / "step_dumps" / "step_000002")
@@ -174,7 +174,7 @@ def score(record):
 """
 
 
-def test_a_reward_with_a_bug_is_told_at_once_and_ends_the_run_by_name(tmp_path):
+def test_a_reward_with_a_bug_ends_the_run_at_once_by_name(tmp_path):
     """One step, as a command: otherwise the run would end with "done"."""
     (tmp_path / "my_rewards.py").write_text(BUGGY)
     flags = ["steps=1", "data.batch_size=2", "brpo.group_size=2", "data.max_response_tokens=16", "eval.final_size=0"]
@@ -245,7 +245,7 @@ def preflight(*args):
 
 
 @pytest.mark.slow
-def test_the_doctor_finds_the_embedded_default_well_and_says_so():
+def test_preflight_passes_the_embedded_default():
     done = preflight("--config.brpo.group_size=4")
     message = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -254,7 +254,7 @@ def test_the_doctor_finds_the_embedded_default_well_and_says_so():
     assert message["ok     tags"].startswith("10 of 10")
 
 
-def test_the_doctor_finds_a_blind_model(monkeypatch):
+def test_preflight_refuses_a_model_that_ignores_images(monkeypatch):
     """All visual tokens are the same whatever the image: nothing of it reaches an answer."""
     real = programs.make_brpo_gradient
 

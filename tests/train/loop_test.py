@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from qwenla_jax.config.checks import from_config_dict
 from qwenla_jax.config.run_options import (
     BrpoOptions,
     CheckpointOptions,
@@ -36,7 +37,7 @@ SMALL = RunOptions(
     rewards=RewardOptions(target_length=4.0),
     eval=EvalOptions(every=2, size=4, final_size=4, batch_size=4),
     checkpoint=CheckpointOptions(every=2, keep=3),
-    log=LogOptions(completions_every=2, completions_rows=4),
+    log=LogOptions(completions_every=50, completions_rows=4),  # steps 1, 2 (evaluation) and 4 (the last)
 )
 
 
@@ -71,7 +72,10 @@ def test_a_run_leaves_everything(uninterrupted):
     assert abs(train[0]["train/ratio_mean"] - 1) < 1e-5 and train[0]["train/sampling_logp_difference"] < 1e-4
     evaluations = [line for line in lines(uninterrupted) if "eval/accuracy" in line]
     assert [line["step"] for line in evaluations] == [0, 2, 4]
-    assert (uninterrupted / "completions" / "step_000002.html").is_file()
+    pages = sorted(path.name for path in (uninterrupted / "completions").iterdir())
+    assert pages == ["index.html", "step_000001.html", "step_000002.html", "step_000004.html"]
+    assert (uninterrupted / "completions" / "index.html").read_text().count("<polyline") == 3
+    assert from_config_dict(json.loads((uninterrupted / "settings.json").read_text())) == SMALL
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path):
@@ -138,7 +142,7 @@ def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "brpo")] == [1]
 
 
-def test_more_steps_under_a_falling_schedule_are_said():
+def test_more_steps_under_a_falling_schedule_are_reported():
     """Oracle: the cosine by hand, (1 + cos(pi x)) / 2 of the way from the end of the rise to the end of the run."""
     options = replace(SMALL, steps=200, optim=OptimOptions(learning_rate=1e-5, warmup_ratio=0.05, schedule="cosine"))
 

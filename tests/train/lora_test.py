@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -53,7 +54,8 @@ from qwenla_jax.train.sft.update import make_sft_gradient
 from qwenla_jax.train.train_runtime import build
 from qwenla_jax.train.train_state import create, fingerprint, make_update
 from qwenla_jax.types import TokenBatch
-from qwenla_jax.weights.hf import EMBEDDED
+from qwenla_jax.weights.hub import EMBEDDED
+from qwenla_jax.weights.peft import save_adapters
 
 ATTENTION = ("decoder/layers/attn/(q|k|v|o)/kernel", "decoder/layers/mlp/down/kernel")
 SMALL = RunOptions(
@@ -319,13 +321,22 @@ def test_the_export_is_the_base_with_what_was_added(finished, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         finished / "hf" / "model.safetensors"
     ).read_bytes()
+    assert (tmp_path / "again" / "README.md").read_bytes() == (finished / "hf" / "README.md").read_bytes()
     export_run(finished, tmp_path / "adapter", adapter=True)
+    assert huggingface_hub.ModelCard.load(tmp_path / "adapter" / "README.md").data.library_name == "peft"
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "base")
     merged = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
     for name, value in merged.state_dict().items():
         name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
         if name in result:
             np.testing.assert_allclose(value.numpy(), result[name], atol=1e-6, err_msg=name)
+
+
+def test_adapters_name_their_base_on_the_hub(tmp_path):
+    model, params = small_model()
+    save_adapters(tmp_path / "a", model.config, with_adapters(model.config, params), "org/base", revision="abc")
+    config = peft.PeftConfig.from_pretrained(tmp_path / "a")
+    assert (config.base_model_name_or_path, config.revision) == ("org/base", "abc")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(finished, tmp_path):
@@ -387,7 +398,7 @@ def test_a_step_with_adapters_is_computed_again(tmp_path, monkeypatch):
         assert len(jax.tree.leaves(reader.restore(place / "state")["params"])) == 2 * 5
 
 
-def test_the_doctor_looks_at_the_adapters():
+def test_preflight_checks_the_adapters():
     checks = {check.name: check for check in examine(replace(SMALL, stage="sft"))}
     assert all(check.ok for check in checks.values()), "\n".join(map(str, checks.values()))
     assert "5 stacked kernels" in checks["adapters"].result and "are the same" in checks["adapters"].result

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import io
+import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,8 @@ from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 from qwenla_jax.train.logprobs import response_logprobs
-from qwenla_jax.utils.compile_counter import CompileCounter
+from qwenla_jax.utils.compile_counter import CompileCounter, CompileNotes
+from qwenla_jax.utils.progress import Progress
 
 VOCAB = 320
 LAYOUT = ImageLayout(patch_size=4, merge_size=2, temporal_patch_size=2, window_size=16)
@@ -43,6 +47,29 @@ def test_counts_one_program_for_every_shape():
         for size in (2, 3, 2, 3, 4):
             function(np.ones(size))
     assert counter.count == 3
+
+
+def test_notes_name_each_phase_once_with_what_it_compiled():
+    stream = io.StringIO()
+    with CompileCounter() as counter:
+        notes = CompileNotes(["rollout", "update"], counter, Progress(9, stream=stream, terminal=False), every=0.05)
+        for _ in range(2):
+            notes.begin("data")
+            notes.begin("rollout")
+            jax.jit(lambda x: x * 11)(np.ones(3))
+            time.sleep(0.2)
+            notes.begin("reward")
+            notes.begin("update")
+            jax.jit(lambda x: x * 12)(np.ones(3)), jax.jit(lambda x: x * 13)(np.ones(3))
+            notes.end()
+    lines = re.sub(r"\d+ of them", "N of them", stream.getvalue()).splitlines()
+    assert "compiling rollout (1/2) ... 0s" in lines
+    assert [line for line in lines if not line.endswith("... 0s")] == [
+        "compiling rollout (1/2) ...",
+        "compiled rollout (1/2): 1 programs, N of them from the cache, in 0s",
+        "compiling update (2/2) ...",
+        "compiled update (2/2): 2 programs, N of them from the cache, in 0s",
+    ]
 
 
 def programs():

@@ -74,7 +74,7 @@ def test_every_command_that_runs_jax_calls_it():
     has_tpu() or sys.platform != "linux" or os.uname().machine != "x86_64", reason="libtpu is for Linux on x86-64"
 )
 @pytest.mark.parametrize("ours", [True, False])
-def test_nothing_is_said_where_there_is_no_tpu(ours):
+def test_nothing_is_printed_where_there_is_no_tpu(ours):
     env = {name: value for name, value in os.environ.items() if name not in ("TPU_LOAD_LIBRARY", "JAX_PLATFORMS")}
     code = f"import libtpu, qwenla_jax; {'qwenla_jax.load; ' if ours else ''}import jax; jax.devices()"
     command = [sys.executable, "-c", code]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import math
 import os
 import resource
@@ -101,13 +102,15 @@ class _Files:
         return part
 
     def cell(self, path: str, column: str, row: int) -> Any:
-        """One value, from the cache, or else from its row group, whose batches up to that row are cached."""
+        """One value; of a parquet file from the cache, where the batches of its row group up to that row are kept."""
         status = os.stat(path)
         of_file = path, status.st_mtime_ns, status.st_size, column
         with _open(path) as file:
             group = 0
             while row >= (rows := file.metadata.row_group(group).num_rows):
                 group, row = group + 1, row - rows
+            if isinstance(file, _ArrowFile):  # it is mapped, so the system caches it
+                return next(file.iter_batches(rows, [column], [group])).column(0)[row].as_py()
             number, row = divmod(row, _CELL_ROWS)
             if (*of_file, group, number) not in self._cached:
                 batches = file.iter_batches(_CELL_ROWS, row_groups=[group], columns=[column], use_threads=False)
@@ -136,7 +139,7 @@ class _ArrowFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to close: what is cached refers to the mapped file."""
+        """Nothing to close: the file stays mapped for the next request."""
 
     def row_group(self, number: int) -> pa.RecordBatch:
         """The batch of a number."""
@@ -146,14 +149,24 @@ class _ArrowFile:
         self, size: int, columns: Sequence[str], row_groups: Sequence[int] | None = None, use_threads: bool = False
     ) -> Iterator[pa.RecordBatch]:
         """The rows of these groups (None: of all), at most `size` in a batch, without a copy."""
-        for batch in self._batches if row_groups is None else map(self._batches.__getitem__, row_groups):
+        for whole in self._batches if row_groups is None else map(self._batches.__getitem__, row_groups):
+            batch = whole.select(list(columns))
+            batch.validate(full=True)  # offsets of a corrupt file may lead anywhere, or be as many as memory holds
             for start in range(0, len(batch), size):
-                yield batch.slice(start, size).select(list(columns))
+                yield batch.slice(start, size)
+
+
+@functools.lru_cache(64)
+def _mapped(path: str, *version: int) -> _ArrowFile:  # opening one reads a page of each batch
+    return _ArrowFile(path)
 
 
 def _open(path: str) -> pyarrow.parquet.ParquetFile | _ArrowFile:
-    is_arrow = path.endswith(".arrow")
-    file = _ArrowFile(path) if is_arrow else pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
+    if path.endswith(".arrow"):
+        status = os.stat(path)
+        file = _mapped(path, status.st_mtime_ns, status.st_size)
+    else:
+        file = pyarrow.parquet.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"claims {file.metadata.num_rows:,} rows; at most {_MAX_ROWS:,} are read")
     return file

@@ -14,7 +14,7 @@ from qwenla_jax.data.images.decode import ImageError
 from qwenla_jax.data.record import Split
 from qwenla_jax.data.sources.mixture import Mixture, Picked
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
-from qwenla_jax.data.sources.spec import Part, parse
+from qwenla_jax.data.sources.spec import ROWS, Part, parse
 from qwenla_jax.data.sources.splits import SelectedRecords, own_split, unusable
 from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
 from qwenla_jax.data.synthetic.source import SceneSource, scene_source
@@ -95,7 +95,7 @@ def open_part(
         return EasyVqaSource(split, size, seed, reflection_share)
     split_path = own_split(part.reader, Path(part.path), split)
     path, first = split_path or Path(part.path), "turns" in part.keys
-    if part.reader in ("jsonl", "parquet"):
+    if part.reader in ROWS:
         dataset = (jsonl if part.reader == "jsonl" else parquet_questions)(path, part.columns, first)
     else:
         dataset = llava_cot(path, later_turns=False) if first else READERS[part.reader](path)

@@ -23,7 +23,7 @@ from qwenla_jax.data.datasets.readers import READERS
 
 BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa")
 KEYS = ("max_options", "images", "kinds", "turns", "columns")
-_ROWS = ("parquet", "jsonl")  # readers of rows with columns of any names
+ROWS = ("parquet", "jsonl")  # readers of rows with columns of any names
 _WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
 
 
@@ -100,9 +100,9 @@ def _part(text: str, weight: Fraction) -> Part:
         raise ValueError(f"{text!r}: max_options={keys['max_options']}, expected a whole number")
     if keys.get("images", "1") != "1":
         raise ValueError(f"{text!r}: images={keys['images']}, expected 1")
-    if "turns" in keys and (keys["turns"] != "first" or reader not in ("llava_cot", *_ROWS)):
+    if "turns" in keys and (keys["turns"] != "first" or reader not in ("llava_cot", *ROWS)):
         raise ValueError(f"{text!r}: turns={keys['turns']}, expected turns=first, of llava_cot, parquet or JSONL")
-    if "columns" in keys and reader not in _ROWS:
+    if "columns" in keys and reader not in ROWS:
         raise ValueError(f"{text!r}: the columns of {reader} are known; expected columns=... of parquet or JSONL")
     try:
         parse_columns(keys.get("columns", ""))

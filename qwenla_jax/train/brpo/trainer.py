@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
 from qwenla_jax.rewards.weights import RewardScores
-from qwenla_jax.run.completions import Completion, write_completions
+from qwenla_jax.run.completions import Completion
 from qwenla_jax.train.brpo.dynamic_sampling import SampledGroups, fill, fit, further_records, join
 from qwenla_jax.train.brpo.reward_failures import RewardFailures
 from qwenla_jax.train.brpo.score import judge, reward_pool, reward_settings
@@ -156,10 +155,10 @@ class BrpoStage:
         )
         return jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), rollout_batch)
 
-    def show(self, workdir: Path, step: int) -> None:
-        """Writes the last step's completions as HTML."""
+    def completions(self) -> list[Completion]:
+        """The first `config.log.completions_rows` responses of the last step."""
         if self._last is None:
-            return
+            return []
         records, scored = self._last.records, self._last.scored
         group = self._runtime.options.brpo.group_size
         rows = []
@@ -179,7 +178,7 @@ class BrpoStage:
                     note=cut if rewarded else f"no rewards: {earned.name} {earned.kind}: {earned.message}",
                 )
             )
-        write_completions(workdir, step, rows)
+        return rows
 
     def close(self) -> None:
         """Ends the processes of the rewards."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optax
@@ -13,6 +12,7 @@ from qwenla_jax.data.batching.collate import collate_sft
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
+from qwenla_jax.run.completions import Completion
 from qwenla_jax.train.optimizer import schedule
 from qwenla_jax.train.programs import update_program
 from qwenla_jax.train.stage import CheckStop, Inputs
@@ -54,8 +54,9 @@ class SftStage:
         host_metrics = {"learning_rate": float(self._rate(step)), "timing_s/data": waited, "data/invalid": invalid}
         return state, metrics | host_metrics
 
-    def show(self, workdir: Path, step: int) -> None:
-        """There are no completions to show."""
+    def completions(self) -> list[Completion]:
+        """None: nothing is sampled."""
+        return []
 
     def close(self) -> None:
         """There are no processes."""

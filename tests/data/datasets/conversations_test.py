@@ -64,15 +64,16 @@ def told(record):
 
 
 @pytest.fixture
-def own(tmp_path, paths):
-    """The first two questions by the project's own form; the third, which has no image, by hand."""
-    rows = [
-        {"id": str(n), "image": paths[n], "question": ASKED[n], "answer": "B", "response": RESPONSE, "options": OPTIONS}
-        for n in range(2)
-    ]
-    dataset = jsonl(write(tmp_path / "own.jsonl", rows))
-    third = (ASKED[2], "B", RESPONSE, tuple(OPTIONS), None, [])
-    return [told(dataset[0]), told(dataset[1]), third]
+def own(tmp_path, images, paths):
+    """The records by hand; the project's own form gives the same."""
+    pixels = [[(each.size, each.tobytes()) for each in several] for several in images]
+    want = [(ASKED[n], "B", RESPONSE, tuple(OPTIONS), None, pixels[n]) for n in range(3)]
+    row = {"answer": "B", "response": RESPONSE, "options": OPTIONS}
+    dataset = jsonl(
+        write(tmp_path / "own.jsonl", [row | {"id": str(n), "image": paths[n], "question": ASKED[n]} for n in range(2)])
+    )
+    assert [told(dataset[n]) for n in range(2)] == want[:2]
+    return want
 
 
 def url(picture):
@@ -205,15 +206,16 @@ def test_columns_are_named_by_the_setting(tmp_path, images, own):
 def test_a_system_message_is_the_records_own(tmp_path, images, paths):
     talk = [{"role": "system", "content": "Be brief."}, *openai(0, images)]
     rows = [{"messages": talk}, {"messages": openai(0, images)}]
+    rows.append({"image": paths[0], "question": "q", "answer": "B", "response": RESPONSE, "system": "Be brief."})
     tokenizer = Tokenizer.from_folder("qwenla_jax/assets/tiny")
     settings = ProcessorSettings.from_json("qwenla_jax/assets/tiny/preprocessor_config.json")
     dataset = jsonl(write(tmp_path / "x.jsonl", rows))
     texts = [
         tokenizer.decode(to_sft_example(dataset[n], tokenizer, settings, ImageLayout(), "The run's.").ids_T)
-        for n in range(2)
+        for n in range(3)
     ]
     assert [text.partition("<|im_end|>")[0] for text in texts] == [
-        "<|im_start|>system\nBe brief.", "<|im_start|>system\nThe run's."]  # fmt: skip
+        "<|im_start|>system\nBe brief.", "<|im_start|>system\nThe run's.", "<|im_start|>system\nBe brief."]  # fmt: skip
 
 
 def test_a_second_question_is_refused_or_left_out(tmp_path, images, own):

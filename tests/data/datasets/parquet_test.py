@@ -321,10 +321,18 @@ def test_cached_images_are_those_of_the_file(tmp_path):
     assert dataset[0].images[0].width == 38
 
 
-def test_the_cache_is_bounded_and_its_batches_are_found(tmp_path, monkeypatch):
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_the_cache_is_bounded_and_its_batches_are_found(tmp_path, monkeypatch, suffix):
     """Oracle: the widths as written, in an order that leaves and re-enters batches and row groups."""
     widths = [1 + n % 150 for n in range(300)]
-    path = write(tmp_path / "x.parquet", {"image": [png(width) for width in widths]}, {"image": IMAGE}, group=200)
+    path = tmp_path / f"x.{suffix}"
+    columns = {"image": [png(width) for width in widths]}
+    if suffix == "parquet":
+        write(path, columns, {"image": IMAGE}, group=200)
+    else:
+        table = pa.table(columns, schema=pa.schema([("image", IMAGE)]))
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table, max_chunksize=200)
     monkeypatch.setattr(parquet_child, "_CACHE_BYTES", 10_000)
     files = parquet_child._Files()
     for row in (0, 63, 64, 199, 200, 299, 0, 65, 250, 199):

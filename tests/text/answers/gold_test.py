@@ -38,7 +38,7 @@ def test_wrappings(gold, bare):
 
 
 @pytest.mark.parametrize("gold", ["<answer>3", "<foo>3</foo>", "...", "?!", "x <|im_end|>", "</SUMMARY>"])
-def test_what_no_response_can_match_is_told(gold):
+def test_what_no_response_can_match_is_reported(gold):
     message = unmatchable(unwrap_gold(gold))
     assert message is not None and "expected" in message
 

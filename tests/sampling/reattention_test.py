@@ -278,7 +278,7 @@ def test_no_compilation_after_the_first_batch():
     assert counter.count > 0  # the negative control
 
 
-def test_a_mode_that_looks_needs_the_block():
+def test_a_mode_that_inserts_needs_the_block():
     vision, prompts, _ = looking_questions(Q)
     with pytest.raises(ValueError, match="'copy' needs prompts with their `block`"):
         draw(COPY, vision, prompts.replace(block=None))

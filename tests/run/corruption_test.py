@@ -105,7 +105,7 @@ def test_a_whole_folder_that_is_gone(run):
     assert step == 4 and same_bits(state, state_of(4)) and "the folder is gone" in said[0]
 
 
-def test_damage_that_no_checksum_tells_of(run):
+def test_corruption_that_no_checksum_shows(run):
     """Ended while the checksums were taken, then corrupt: found while it is read."""
     (run / "checksums" / "8.json").unlink()
     for path in files(run, 8)[:-1]:
@@ -152,10 +152,10 @@ def test_checksums_are_sha256_of_the_files(run):
         ["sha256sum", *message], cwd=run / "checkpoints" / "8", capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert {line.split(maxsplit=1)[1]: line.split()[0] for line in lines} == message
-    assert checksums.damage(run / "checksums" / "8.json", run / "checkpoints" / "8") is None
+    assert checksums.corruption(run / "checksums" / "8.json", run / "checkpoints" / "8") is None
 
 
-def test_other_settings_are_refused_and_not_taken_for_damage(run):
+def test_other_settings_are_refused_and_not_taken_for_corruption(run):
     other = dataclasses.replace(OPTIONS, optim=OptimOptions(b1=0.5))
     with Checkpoints(run, other) as checkpoints:
         with pytest.raises(CheckpointError, match="config.optim.b1: 0.9 in the checkpoint, 0.5 now"):
@@ -163,7 +163,7 @@ def test_other_settings_are_refused_and_not_taken_for_damage(run):
     assert not (run / "corrupt").exists()
 
 
-def test_too_little_space_is_said_before_anything_is_written(run, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_written(run, monkeypatch):
     usage = shutil.disk_usage(run)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with Checkpoints(run, OPTIONS) as checkpoints:
@@ -207,7 +207,7 @@ def test_only_the_checkpoints_deleted(run):
         assert checkpoints.latest_step() == 12 and said == []
 
 
-def test_seals_that_somebody_changed(run):
+def test_checksums_that_somebody_changed(run):
     for content in ("[" * 10**5, "[]", '{"rating": "good"}', '{"rating": 1e999}', '{"rating": ' + "9" * 400 + "}", "{"):
         (run / "checksums" / "4.json").write_text(content)
         (run / "checksums" / "8.json").write_text('{"files": {"x": [' + "9" * 400 + ", 3]}}")

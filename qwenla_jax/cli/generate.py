@@ -3,9 +3,13 @@
     qwenla generate --model=tiny --image=scene:7 --question="How many circles?"
     qwenla generate --model=DIR --image=FILE --question=TEXT --reattention=route --keep_ratio=0.25 --json
 
+    qwenla generate --model=tiny --image=scene:7 --interactive
+
 Prints the answer by sections, and every insertion before a reflection: how many visual tokens were inserted, which
 ones, and how much attention visual tokens received before and in the reflection. --json prints one JSON object
-instead: text, token_ids, sections, reattention, skipped, stopped, seconds.
+instead: text, token_ids, sections, reattention, skipped, stopped, seconds. --stream prints the text while it is
+generated, and then what was inserted. --interactive does so too, and reads further questions about the same images, one
+a line, until the input ends or a line is empty; each is asked by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
@@ -108,7 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
         default=2.0,
         help="frames a second that are taken of a video file, and of a folder's images; default: %(default)s",
     )
-    add("--question", metavar="TEXT", type=not_empty, required=True, help="what to ask")
+    add("--question", metavar="TEXT", type=not_empty, help="what to ask; needed, but with --interactive")
+    add("--interactive", action="store_true", help="read questions from the input, one a line; an empty line ends")
+    add("--stream", action="store_true", help="print the text while it is generated, not by sections at the end")
     add(
         "--reattention",
         choices=MODES,
@@ -176,6 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.image and not args.video:
         parser.error("--image or --video: expected at least one")
+    if not (args.question or args.interactive):
+        parser.error("--question: expected one, or --interactive")
+    if args.json and args.stream:
+        parser.error("--stream: it prints text as it comes, and --json one object; expected one of the two")
     args.reattention = args.reattention or ("none" if args.video else "copy")
     if args.video and args.reattention != "none":
         parser.error(f"--video: re-attention inserts images only; expected --reattention=none, got {args.reattention}")
@@ -191,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from qwenla_jax.data.images.decode import open_image
     from qwenla_jax.data.images.video_file import read_video
     from qwenla_jax.data.synthetic.scene_questions import caption_of
-    from qwenla_jax.inference.ask import check_checkpoint
+    from qwenla_jax.inference.ask import Asker, check_checkpoint
+    from qwenla_jax.inference.show import show, show_notes, show_part
 
     try:
         scenes = {name: _scene(name) for name in args.image if name.startswith(_SCENE)}
@@ -211,25 +222,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = str(error)
         parser.error(f"--model: {text if text.startswith(str(folder)) else f'{folder}: {text}'}")
     options = ("reattention", "keep_ratio", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens")
-    options += ("max_pixels",)
+    options += ("max_pixels", "system")
     images = [scenes[name].image if name in scenes else name for name in args.image]
+    streams = not args.json and (args.stream or args.interactive)
     try:
-        answer = qwenla_jax.ask(
-            checkpoint,
-            images,
-            args.question,
-            videos=videos,
-            system=args.system,
-            **{name: getattr(args, name) for name in options},
-        )
+        asker = Asker(checkpoint, **{name: getattr(args, name) for name in options})
+        if not args.json:
+            for name, scene in scenes.items():
+                print(f"({name} shows: {caption_of(scene)})")
+        for question in _questions(args.question, args.interactive):
+            answer = asker.ask(
+                images, question, videos=videos, on_text=(lambda part: show_part(part, sys.stdout)) if streams else None
+            )
+            if args.json:
+                print(json.dumps(answer.to_dict()), flush=True)
+            elif streams:
+                show_notes(answer, sys.stdout)
+            else:
+                show(answer, sys.stdout)
     except ValueError as error:
         parser.error(f"--image: {error}" if str(error).startswith(tuple(args.image)) else str(error))
-    if args.json:
-        print(json.dumps(answer.to_dict()))
+
+
+def _questions(first: str | None, interactive: bool) -> Iterator[str]:
+    """The question of the command line, and those of the input."""
+    if first:
+        yield first
+    if not interactive:
         return
-    for name, scene in scenes.items():
-        print(f"({name} shows: {caption_of(scene)})")
-    qwenla_jax.show(answer, file=sys.stdout)
+    prompt = "question (an empty line ends): " if sys.stdin.isatty() else ""
+    print(prompt, end="", file=sys.stderr, flush=True)
+    for line in sys.stdin:
+        if not line.strip():
+            return
+        yield line.strip()
+        print(prompt, end="", file=sys.stderr, flush=True)
 
 
 def _scene(name: str) -> Scene:

@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -26,14 +25,16 @@ from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.sampling.engine import Engine, Request
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils.unicode import half_character
 from qwenla_jax.weights.hf import Checkpoint
+
+STEPS = 8  # tokens between two parts of a streamed text
 
 RawImage = str | os.PathLike[str] | Image.Image
 
@@ -53,11 +54,13 @@ def ask(
     max_new_tokens: int = 1024,
     max_pixels: int | None = None,
     system: str | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Asks one question and takes the answer apart.
 
-    Compiled programs are cached for the process: a later call with the same model configuration, options and buckets of
-    prompt and images compiles nothing. An answer with insertions needs a second program, for its attention.
+    Compiled programs are cached for the process: a later call with the same model configuration, re-attention, longest
+    response and buckets of prompt and images compiles nothing, whatever its temperature. An answer with insertions
+    needs one more program, for its attention. `Asker` asks several questions on the same images.
 
     Args:
       checkpoint: from `qwenla_jax.load`.
@@ -75,54 +78,139 @@ def ask(
       max_pixels: larger images are shrunk to so many pixels; None takes the checkpoint's own bound (paper: 262,144
         in its second supervised stage).
       system: text of a system turn; None leaves the turn out.
+      on_text: called with each further part of the response's text, as it comes.
 
     Raises:
       ValueError: an image, a text, an option or the checkpoint cannot be used; named.
     """
-    started = time.perf_counter()
-    if not question.strip():
-        raise ValueError("question: it is empty; expected a text")
-    for name, content in (("question", question), ("system", system)):
-        if (message := half_character(content or "")) is not None:
-            raise ValueError(f"{name}: it {message}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: got {seed}, expected a whole number from 0 to 4294967295")
-    tok, processor = check_checkpoint(checkpoint)
-    config = checkpoint.config
-    if max_pixels is not None:
-        processor = _with_max_pixels(processor, max_pixels)
-    if videos and reattention != "none":
-        raise ValueError(f"videos: re-attention inserts images only; expected reattention='none', got {reattention!r}")
-    asked = ReattentionConfig(
-        mode=reattention,
+    asker = Asker(
+        checkpoint,
+        reattention=reattention,
         keep_ratio=keep_ratio,
         max_insertions=max_insertions,
-        rows_at_once=1,
-        open_id=tok.ids.reflection_open,
-        close_id=tok.ids.reflection_close,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        max_pixels=max_pixels,
+        system=system,
     )
-    options = SampleOptions(1, max_new_tokens, temperature, top_p, tok.ids.stop(), asked)
-    layout = layout_of(config)
-    opened = _images(images, processor, layout)
-    record = Record("question", opened, question, "", None, "", videos=tuple(videos))
-    example = to_prompt_example(record, tok, processor, layout, system)
-    batch = collate_prompts([example], _buckets(example, processor, layout), 1, asked if asked.inserts else None)
-    logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
-    rollout = jax.device_get(_sample(config, options, checkpoint.params, *batch, logit_bias_V, np.uint32(seed)))
-    ids = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
-    text = texts_of(rollout, tok)[0]
-    return Answer(
-        text=text,
-        token_ids=ids,
-        sections=list(parse(text).sections),
-        reattention=_insertions(checkpoint, tok, asked, *batch, rollout, example),
-        skipped=int(rollout.skipped_B[0]),
-        stopped=bool(rollout.stopped_B[0]),
-        seconds=time.perf_counter() - started,
-        question=question,
-        images=opened,
-        inserts=asked.inserts,
-    )
+    return asker.ask(images, question, videos=videos, on_text=on_text)
+
+
+class Asker:
+    """Asks a checkpoint questions with the same options; the visual tokens of the last images are kept.
+
+    Args: as in `ask`.
+
+    Raises:
+      ValueError: an option or the checkpoint cannot be used; named.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        reattention: str = "copy",
+        keep_ratio: float = 0.5,
+        max_insertions: int = 2,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_new_tokens: int = 1024,
+        max_pixels: int | None = None,
+        system: str | None = None,
+    ) -> None:
+        if (message := half_character(system or "")) is not None:
+            raise ValueError(f"system: it {message}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed: got {seed}, expected a whole number from 0 to 4294967295")
+        self._checkpoint, self._seed, self._system = checkpoint, seed, system
+        self._tok, processor = check_checkpoint(checkpoint)
+        self._processor = processor if max_pixels is None else _with_max_pixels(processor, max_pixels)
+        ids = self._tok.ids
+        self._reattention = ReattentionConfig(
+            mode=reattention,
+            keep_ratio=keep_ratio,
+            max_insertions=max_insertions,
+            rows_at_once=1,
+            open_id=ids.reflection_open,
+            close_id=ids.reflection_close,
+        )
+        self._options = SampleOptions(1, max_new_tokens, temperature, top_p, ids.stop(), self._reattention)
+        self._engine: Engine | None = None
+
+    def ask(
+        self,
+        images: RawImage | Sequence[RawImage],
+        question: str,
+        *,
+        videos: Sequence[Clip] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Asks one question; see `ask`."""
+        started = time.perf_counter()
+        if not question.strip():
+            raise ValueError("question: it is empty; expected a text")
+        if (message := half_character(question)) is not None:
+            raise ValueError(f"question: it {message}")
+        tok, reattention = self._tok, self._reattention
+        if videos and reattention.mode != "none":
+            raise ValueError(
+                f"videos: re-attention inserts images only; expected reattention='none', got {reattention.mode!r}"
+            )
+        layout = layout_of(self._checkpoint.config)
+        opened = _images(images, self._processor, layout)
+        record = Record("question", opened, question, "", None, "", videos=tuple(videos))
+        example = to_prompt_example(record, tok, self._processor, layout, self._system)
+        buckets = _buckets(example, self._processor, layout)
+        batch = collate_prompts([example], buckets, 1, reattention if reattention.inserts else None)
+        rollout = self._respond(*batch, buckets, on_text)
+        ids = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
+        text = texts_of(rollout, tok)[0]
+        return Answer(
+            text=text,
+            token_ids=ids,
+            sections=list(parse(text).sections),
+            reattention=_insertions(self._checkpoint, tok, reattention, *batch, rollout, example),
+            skipped=int(rollout.skipped_B[0]),
+            stopped=bool(rollout.stopped_B[0]),
+            seconds=time.perf_counter() - started,
+            question=question,
+            images=opened,
+            inserts=reattention.inserts,
+        )
+
+    def _respond(
+        self, vision: VisionBatch, prompts: PromptBatch, buckets: Buckets, on_text: Callable[[str], None] | None
+    ) -> Rollout:
+        """Samples the response, part by part."""
+        tok, options = self._tok, self._options
+        (frames, slots, _), visual = vision.patches_IxSxC.shape, vision.gather_IxM.shape[1]
+        prompt = (prompts.ids_QxP.shape[1],)
+        own = dataclasses.replace(
+            buckets, frames=(frames,), slots=(slots,), visual=(visual,), prompts=prompt, tokens=prompt
+        )
+        if self._engine is None or self._engine.buckets != own:
+            config = self._checkpoint.config
+            logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
+            model, params = self._checkpoint
+            self._engine = Engine(model, params, options, own, 1, logit_bias_V, STEPS)
+        self._engine.submit(
+            Request(vision, prompts, seed=self._seed, temperature=options.temperature, top_p=options.top_p)
+        )
+        ids, shown = [], ""
+        while True:
+            (update,) = self._engine.step()
+            ids += update.ids[0]
+            if on_text is not None:
+                # A character that is cut in two decodes to U+FFFD, and is complete later.
+                text = tok.decode([i for i in ids if i not in options.stop_ids])
+                text = text if update.rollout is not None else text.rstrip("\N{REPLACEMENT CHARACTER}")
+                on_text(text[len(shown) :])
+                shown = text
+            if update.rollout is not None:
+                return update.rollout
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettings]:
@@ -162,21 +250,6 @@ class _Received(NamedTuple):
 
 
 # JAX caches compiled programs by the static arguments: the model's configuration and the options, compared by value.
-@functools.partial(jax.jit, static_argnames=("config", "options"))
-def _sample(
-    config: ModelConfig,
-    options: SampleOptions,
-    params: Params,
-    vision: VisionBatch,
-    prompts: PromptBatch,
-    logit_bias_V: jax.Array,
-    seed: jax.Array,
-) -> Rollout:
-    return sample(
-        QwenVL(config), options, params, vision, prompts, logit_bias_V, seed, jnp.uint32(0), jnp.zeros(1, jnp.uint32)
-    )
-
-
 @functools.partial(jax.jit, static_argnames=("config", "reattention"))
 def _received(
     config: ModelConfig,
@@ -216,7 +289,8 @@ def _insertions(
     # Padded to few sizes, since each is compiled; most are shorter than the room that sampling needed.
     padded_BxR = np.zeros((1, _power_of_two(length, 64)), np.int32)
     padded_BxR[0, :length] = ids_R
-    selected_BxExX = rollout.selected_BxExX[:, : _power_of_two(turns)]
+    assert prompts.block is not None  # there was an insertion
+    selected_BxExX = rollout.selected_BxExX[:, : _power_of_two(turns), : prompts.block.source_QxX.shape[1]]
     received = jax.device_get(
         _received(
             checkpoint.config,

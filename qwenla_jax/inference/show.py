@@ -30,8 +30,24 @@ def show(answer: Answer, file: TextIO | None = None) -> None:
         return
     stream = sys.stdout if file is None else file
     text = to_text(answer, color=stream.isatty() and not os.environ.get("NO_COLOR"))
+    _write(text + "\n", stream)
+
+
+def show_part(text: str, file: TextIO) -> None:
+    """Writes a part of a streamed text, without a line break of its own, and flushes it."""
+    _write(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), file)
+    file.flush()
+
+
+def show_notes(answer: Answer, file: TextIO) -> None:
+    """What a streamed text leaves to say: the insertions, and the line about the whole answer."""
+    lines = [f"[{line}]" for one in answer.reattention for line in (one.selection_line(), one.attention_line())]
+    _write("\n".join(["", *lines, f"({answer.note()})", ""]), file)
+
+
+def _write(text: str, stream: TextIO) -> None:
     known = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(known, "replace").decode(known), file=stream)
+    stream.write(text.encode(known, "replace").decode(known))
 
 
 def in_notebook() -> bool:

@@ -70,9 +70,11 @@ class DecoderAttention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
         keys_values = [*past, (k, v)]
+        blocks = [ks.shape[1] if ks.ndim == 5 else None for ks, _ in keys_values]
+        flat = [[x.reshape(len(x), -1, K, H) for x in pair] for pair in keys_values]
         segments = tuple(
-            Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None)
-            for (ks, vs), (length_Q, bias_QxS) in zip(keys_values, masks, strict=True)
+            Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None, blocks=n)
+            for (ks, vs), (length_Q, bias_QxS), n in zip(flat, masks, blocks, strict=True)
         )
         if return_attention:
             out, received = attention_with_weights(q, segments, return_attention)
@@ -160,6 +162,7 @@ class Decoder(nn.Module):
         cache: KeyValues | None = None,
         bias_BxT: jax.Array | None = None,
         return_attention: tuple[str, ...] = (),
+        cache_blocks: int | None = None,
     ) -> Decoded:
         """Run the layers over T new tokens a row.
 
@@ -174,19 +177,23 @@ class Decoder(nn.Module):
           bias_BxT: float32, added to every score of a new token's key; None for none.
           return_attention: for which of the segments "prefix", "cache" and "new" the received attention is returned;
             for passes without a gradient.
+          cache_blocks: static, see `Segment.blocks`; it divides the cache's slots.
         """
         cfg = self.config.text
         T = x_BxTxD.shape[1]
         angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
-        names, masks, past = [], [], []
-        for name, run in (("prefix", prefix), ("cache", cache)):
+        names, masks, past, keys = [], [], [], []
+        for name, run, blocks in (("prefix", prefix, None), ("cache", cache, cache_blocks)):
             if run is not None:
                 names.append(name)
                 masks.append((run.length_B, _sharded_bias(run.bias_BxS)))
-                past.append((run.k_LxBxSxKxH, run.v_LxBxSxKxH))
+                L, B, S, *rest = run.k_LxBxSxKxH.shape
+                shape = (L, B, S, *rest) if blocks is None else (L, B, blocks, S // blocks, *rest)
+                past.append((run.k_LxBxSxKxH.reshape(shape), run.v_LxBxSxKxH.reshape(shape)))
+                keys.append(S)
         names.append("new")
         masks.append((None, _sharded_bias(bias_BxT)))
-        keys = [past[number][0].shape[2] if number < len(past) else T for number in range(len(names))]
+        keys.append(T)
         returns_attention = sorted(names.index(name) for name in return_attention)
         nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in returns_attention}
         (x, total), new = self.layers((x_BxTxD, nothing), jnp.cos(angles), jnp.sin(angles), tuple(masks), tuple(past))

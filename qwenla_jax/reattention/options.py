@@ -8,10 +8,11 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from qwenla_jax.config.shared_options import FORMS, MODES, ReattentionOptions
-from qwenla_jax.types import PromptBatch, ReinsertedImages
+from qwenla_jax.types import Array, PromptBatch, ReinsertedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,9 @@ class RowReattention:
       closes_B: bool, whether `</REFLECTION>` is forced after an insertion (mode vision_only).
     """
 
-    allowed_B: jax.Array
-    shown_B: jax.Array
-    closes_B: jax.Array
+    allowed_B: Array
+    shown_B: Array
+    closes_B: Array
 
 
 def row_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size: int = 1) -> RowReattention:
@@ -97,6 +98,24 @@ def row_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size
     shown_Q = jnp.zeros_like(allowed_Q) if prompts.block is None else selected_tokens(options, prompts.block)
     closes_Q = jnp.full(allowed_Q.shape, options.mode == "vision_only")
     return jax.tree.map(lambda x: jnp.repeat(x, group_size), RowReattention(allowed_Q, shown_Q, closes_Q))
+
+
+def question_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size: int) -> RowReattention:
+    """`row_reattention` of one question, computed on the host: other options compile nothing."""
+    block = prompts.block
+    allowed = shown = 0
+    if block is not None:
+        tokens, length = int(np.sum(block.tokens_QxN)), int(block.length_Q[0])
+        shown = math.ceil(exact_ratio(options.selected_ratio) * tokens) if options.selects else tokens
+        allowed = options.max_insertions if options.inserts and length else 0
+        if options.max_inserted_tokens is not None:
+            slots = length if not options.selects or options.masks else length - tokens + shown
+            allowed = min(allowed, options.max_inserted_tokens // max(slots, 1))
+    return RowReattention(
+        np.full(group_size, allowed - (options.mode == "none"), np.int32),
+        np.full(group_size, shown, np.int32),
+        np.full(group_size, options.mode == "vision_only"),
+    )
 
 
 def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:

@@ -10,11 +10,11 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.options import RowReattention, row_reattention
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import SampleState
-from qwenla_jax.types import PromptBatch, VisionBatch
+from qwenla_jax.types import PromptBatch, VisionBatch, VisualTokens
 
 
 def encode_prompts(
-    model: QwenVL, params: Params, vision: VisionBatch, prompts: PromptBatch
+    model: QwenVL, params: Params, vision: VisionBatch | VisualTokens, prompts: PromptBatch
 ) -> tuple[jax.Array, KeyValues, jax.Array]:
     """Runs images and prompts once.
 
@@ -40,7 +40,7 @@ def prefill(
     model: QwenVL,
     options: SampleOptions,
     params: Params,
-    vision: VisionBatch,
+    vision: VisionBatch | VisualTokens,
     prompts: PromptBatch,
     seed: jax.Array,
     step: jax.Array,
@@ -67,6 +67,10 @@ def prefill(
         seed=seed,
         step=step,
         sample_B=sample_B,
+        temperature_B=None,
+        top_p_B=None,
+        limit_B=jnp.full((B,), R, jnp.int32),
+        steps=jnp.int32(0),
         hidden_BxD=jnp.repeat(hidden_QxD, G, axis=0),
         cache=empty_cache(text.num_layers, B, 0, text.num_kv_heads, text.head_dim, config.dtype, reattention.masks),
         next_pos_B=jnp.repeat(prompts.next_pos_Q, G),

@@ -20,7 +20,11 @@ class SampleState:
       prompt_QxPxD: embeddings of the prompts: insertions repeat them.
       prefix: keys and values of the prompts.
       reattention: of each row.
-      seed, step, sample_B: uint32; a token's random key is a function of these, the row's number and the token's.
+      seed, step, sample_B: uint32; a token's random key is a function of these, the row's number and the token's. In
+        the engine, seed and step are [B].
+      temperature_B, top_p_B: float32, of each row, in the engine; None where `SampleOptions` has them for all.
+      limit_B: int32, most tokens of the row's response.
+      steps: int32 scalar, tokens that this loop has run.
       hidden_BxD: the hidden state that predicts each row's next token.
       cache: keys and values of the row's own tokens; `cache.length_B` is the next free slot.
       next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because an insertion
@@ -39,6 +43,10 @@ class SampleState:
     seed: jax.Array
     step: jax.Array
     sample_B: jax.Array
+    temperature_B: jax.Array | None
+    top_p_B: jax.Array | None
+    limit_B: jax.Array
+    steps: jax.Array
     hidden_BxD: jax.Array
     cache: KeyValues
     next_pos_B: jax.Array
@@ -56,7 +64,7 @@ class SampleState:
     @property
     def live_B(self) -> jax.Array:
         """Rows that have not ended, pending ones included."""
-        return ~self.stopped_B & (self.length_B < self.ids_BxR.shape[1])
+        return ~self.stopped_B & (self.length_B < self.limit_B)
 
 
 class RowSubset:

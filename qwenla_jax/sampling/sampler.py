@@ -61,25 +61,15 @@ def sample(
     # Cast once: the layers would cast parameters of another type at every token.
     params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
     state = prefill(model, options, params, vision, prompts, seed, step, sample_B, rows)
-    slots = most_slots(reattention, prompts.block)
-
-    def decode(state: SampleState) -> SampleState:
-        return decode_step(model, options, params, logit_bias_V, state)
-
-    def insert(state: SampleState) -> SampleState:
-        return run_insertions(model, options, params, state)
-
-    sizes = cache_sizes(options.max_new_tokens + state.selected_BxExX.shape[1] * slots)
-    for size in sizes:
-        # Every token reads the whole cache, so the cache starts small. The loop's body is compiled once for each size.
-        # The cache grows while there is still room for a token, or for an insertion with its tag.
-        most = size if size == sizes[-1] else size - (slots + 1 if reattention.inserts else 1)
-        fits = functools.partial(cache_has_room, most)
+    # Every token reads the whole cache, so the cache starts small. The loop's body is compiled once for each size.
+    for size, most in cache_room(options, most_slots(reattention, prompts.block)).items():
         state = dataclasses.replace(state, cache=grow(state.cache, size))
-        if reattention.inserts:
-            state = decode_with_insertions(options, decode, insert, fits, state)
-        else:
-            state = jax.lax.while_loop(fits, decode, state)
+        state = decode_tokens(model, options, params, logit_bias_V, most, state)
+    return rollout_of(state)
+
+
+def rollout_of(state: SampleState) -> Rollout:
+    """The responses so far."""
     return Rollout(
         state.ids_BxR,
         state.logp_BxR,
@@ -89,6 +79,39 @@ def sample(
         state.skipped_B,
         state.selected_BxExX,
     )
+
+
+def decode_tokens(
+    model: QwenVL,
+    options: SampleOptions,
+    params: Params,
+    logit_bias_V: jax.Array,
+    most: int,
+    state: SampleState,
+    steps: int | None = None,
+) -> SampleState:
+    """Decodes, insertions included, until all rows have ended or one has more than `most` filled slots of its cache.
+
+    Args:
+      model, options: static.
+      params: in the compute type.
+      logit_bias_V: float32, see `token.suppression_bias`.
+      most: static, see `cache_room`.
+      state: the state.
+      steps: static; the loop ends when `state.steps` is as large, and an insertion of pending rows has followed.
+    """
+
+    def decode(state: SampleState) -> SampleState:
+        return decode_step(model, options, params, logit_bias_V, state)
+
+    def insert(state: SampleState) -> SampleState:
+        return run_insertions(model, options, params, state)
+
+    room = functools.partial(cache_has_room, most)
+    fits = room if steps is None else lambda state: room(state) & (state.steps < steps)
+    if options.reattention.inserts:
+        return decode_with_insertions(options, decode, insert, fits, room, state)
+    return jax.lax.while_loop(fits, decode, state)
 
 
 def cache_has_room(most: int, state: SampleState) -> jax.Array:
@@ -102,6 +125,7 @@ def decode_with_insertions(
     decode: Callable[[SampleState], SampleState],
     insert: Callable[[SampleState], SampleState],
     fits: Callable[[SampleState], jax.Array],
+    room: Callable[[SampleState], jax.Array],
     state: SampleState,
 ) -> SampleState:
     """Decodes tokens until enough rows are pending to fill a chunk, then inserts, while the cache has room.
@@ -109,7 +133,8 @@ def decode_with_insertions(
     Args:
       options: static.
       decode, insert: one token of all active rows; the insertion of a chunk of pending rows.
-      fits: whether the cache has room for what comes next.
+      fits: whether to go on with tokens.
+      room: whether the cache has room for what comes next.
       state: the state.
     """
     chunk = insertion_rows(options, len(state.length_B)) // options.shards
@@ -120,7 +145,7 @@ def decode_with_insertions(
 
     def turn(state: SampleState) -> SampleState:
         state = jax.lax.while_loop(takes_token, decode, state)
-        return jax.lax.cond(jnp.any(state.pending_B) & fits(state), insert, lambda s: s, state)
+        return jax.lax.cond(jnp.any(state.pending_B) & room(state), insert, lambda s: s, state)
 
     return jax.lax.while_loop(fits, turn, state)
 
@@ -129,3 +154,21 @@ def cache_sizes(max_tokens: int) -> tuple[int, ...]:
     """Slots of a row's cache as its response grows: a quarter, a half and all of the longest, in multiples of 8."""
     parts = {min(max_tokens, -(-max_tokens // (8 * n)) * 8) for n in (4, 2)}
     return tuple(sorted(parts | {max_tokens}))
+
+
+def cache_room(options: SampleOptions, slots: int) -> dict[int, int]:
+    """How far each size of the cache may be filled.
+
+    Args:
+      options: static.
+      slots: of an insertion, see `reattention.options.most_slots`.
+
+    Returns:
+      size -> the most filled slots that leave room for a token, or for an insertion with its tag; ascending. The last
+      size has room for every response.
+    """
+    inserts = options.reattention.inserts
+    sizes = cache_sizes(options.max_new_tokens + (options.reattention.max_insertions * slots if inserts else 0))
+    if options.cache_block is not None:
+        sizes = tuple(sorted({-(-size // options.cache_block) * options.cache_block for size in sizes}))
+    return {size: size if size == sizes[-1] else size - (slots + 1 if inserts else 1) for size in sizes}

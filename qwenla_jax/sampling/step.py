@@ -36,13 +36,15 @@ def decode_step(
     reattention = options.reattention
     logits_BxV = logits_of(params, state.hidden_BxD)
     keys_B = token_keys(state.seed, state.step, state.sample_B, state.length_B)
-    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, options.temperature, options.top_p, keys_B)
+    temperature = options.temperature if state.temperature_B is None else state.temperature_B
+    top_p = options.top_p if state.top_p_B is None else state.top_p_B
+    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, temperature, top_p, keys_B)
     active_B = state.live_B & ~state.pending_B
     forced_B = active_B & state.closing_B
     ids_B = jnp.where(forced_B, reattention.close_id, ids_B)
     here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == state.length_B[:, None])
     length_B = state.length_B + active_B
-    more_B = length_B < options.max_new_tokens
+    more_B = length_B < state.limit_B
     tag_B = active_B & (ids_B == reattention.open_id) & more_B & reattention.inserts
     pending_B = tag_B & (state.inserted_B < state.reattention.allowed_B)
     fed_B = active_B & ~pending_B
@@ -55,6 +57,7 @@ def decode_step(
         state.cache,
         None,
         returned_attention(reattention),
+        options.cache_blocks(state.cache.k_LxBxSxKxH.shape[2]),
         method="decode",
     )
     received_BxP = state.received_BxP
@@ -62,6 +65,7 @@ def decode_step(
         received_BxP = received_BxP + jnp.where(fed_B[:, None], decoded.received["prefix"][:, 0], 0.0)
     return dataclasses.replace(
         state,
+        steps=state.steps + 1,
         hidden_BxD=jnp.where(fed_B[:, None], decoded.hidden_BxTxD[:, 0], state.hidden_BxD),
         cache=append(state.cache, KeyValues(*decoded.new, fed_B.astype(jnp.int32))),
         next_pos_B=state.next_pos_B + fed_B,
@@ -108,7 +112,10 @@ def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state:
     cache = _take_cache(rows, state.cache, 1)
     x_CxTxD = embed_with_sources(model, params, ids_CxT, source_CxT, rows.take(state.prompt_QxPxD, 0, group))
     returned = returned_attention(reattention)
-    decoded = model.apply({"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, method="decode")
+    blocks = options.cache_blocks(cache.k_LxBxSxKxH.shape[2])
+    decoded = model.apply(
+        {"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, blocks, method="decode"
+    )
     cache = append(cache, KeyValues(*decoded.new, (tokens.length_B + 1) * live_C, bias_CxT))
     of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731
     received_BxP = state.received_BxP

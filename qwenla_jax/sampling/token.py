@@ -34,19 +34,23 @@ def token_keys(seed: jax.Array, step: jax.Array, sample_B: jax.Array, token_B: j
     """One key a row, a function of (seed, step, sample, token) and of nothing else.
 
     Args:
-      seed, step: scalars.
+      seed, step: uint32, scalars or [B].
       sample_B: uint32, the sample's number within the step.
       token_B: int32, how many tokens the row has generated.
     """
-    base = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(lambda s, t: jax.random.fold_in(jax.random.fold_in(base, s), t))(sample_B, token_B)
+    fold = jax.random.fold_in
+    if jnp.ndim(seed) == 0:
+        base = fold(jax.random.key(seed), step)
+        return jax.vmap(lambda s, t: fold(fold(base, s), t))(sample_B, token_B)
+    key = lambda seed, step, s, t: fold(fold(fold(jax.random.key(seed), step), s), t)  # noqa: E731
+    return jax.vmap(key)(seed, step, sample_B, token_B)
 
 
-def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
+def nucleus(logits_BxV: jax.Array, top_p: float | jax.Array) -> jax.Array:
     """Masks all but the smallest set of most likely tokens whose probabilities sum to at least `top_p`.
 
     As in transformers: the least likely tokens whose sum is at most 1 - top_p are masked, lower ids first among equal
-    ones.
+    ones. `top_p` is one number, or float32 [B, 1].
     """
     order_BxV = jnp.sort(logits_BxV, axis=-1)
     sum_BxV = jnp.cumsum(jax.nn.softmax(order_BxV, axis=-1), axis=-1)
@@ -129,25 +133,41 @@ def group_sizes(vocab_size: int) -> tuple[int, int]:
 
 
 def sample_token(
-    logits_BxV: jax.Array, logit_bias_V: jax.Array, temperature: float, top_p: float, keys_B: jax.Array
+    logits_BxV: jax.Array,
+    logit_bias_V: jax.Array,
+    temperature: float | jax.Array,
+    top_p: float | jax.Array,
+    keys_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
 
     Args:
       logits_BxV: float32.
       logit_bias_V: as `suppression_bias` makes it.
-      temperature: 0 takes the most likely token.
-      top_p: 1 samples from the whole distribution.
+      temperature: 0 takes the most likely token. One number, or float32 [B].
+      top_p: 1 samples from the whole distribution. One number, or float32 [B] where the temperature is one a row.
       keys_B: one key a row.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
       top-p; at temperature 0 under temperature 1.
     """
-    logits_BxV = (logits_BxV + logit_bias_V) / (temperature or 1.0)
-    if temperature == 0:
+    if isinstance(temperature, jax.Array):
+        greedy_B, top_p_Bx1 = temperature == 0, jnp.reshape(top_p, (-1, 1))
+        logits_BxV = (logits_BxV + logit_bias_V) / jnp.where(greedy_B, 1.0, temperature)[:, None]
+        # Sorting the vocabulary is left out where no row asks for it; a row's own result is the same either way.
+        open_BxV = jax.lax.cond(
+            jnp.any(top_p_Bx1[:, 0] < 1),
+            lambda x: jnp.where(top_p_Bx1 < 1, nucleus(x, top_p_Bx1), x),
+            lambda x: x,
+            logits_BxV,
+        )
+        token_B = jnp.where(greedy_B, jnp.argmax(logits_BxV, axis=-1), draw(open_BxV, uniforms(keys_B)))
+    elif temperature == 0:
+        logits_BxV = logits_BxV + logit_bias_V
         token_B = jnp.argmax(logits_BxV, axis=-1)
     else:
+        logits_BxV = (logits_BxV + logit_bias_V) / temperature
         open_BxV = logits_BxV if top_p >= 1 else nucleus(logits_BxV, top_p)
         token_B = draw(open_BxV, uniforms(keys_B))
     chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0]

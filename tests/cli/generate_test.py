@@ -1,5 +1,6 @@
 """The command line: what it prints for programs, and what it refuses. Its answers are checked in ask_test.py."""
 
+import io
 import json
 import os
 import re
@@ -98,6 +99,21 @@ def test_a_rendered_scene_needs_no_file(tmp_path, monkeypatch, capsys):
         main(["--model=tiny", f"--image={image}", *argv[2:], "--reattention=none", "--json"])
     one, two = map(json.loads, capsys.readouterr().out.splitlines())
     assert one["token_ids"] == two["token_ids"]
+
+
+def test_interactive_streams_the_texts_that_json_holds(capsys, monkeypatch):
+    argv = ["--model=tiny", "--image=scene:7", "--max_new_tokens=64"]
+    questions = ["How many?", "What color is the big square?"]
+    for question in questions:
+        main([*argv, f"--question={question}", "--json"])
+    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert texts[0] != texts[1]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f" {questions[1]}\n\nNot this one.\n"))
+    main([*argv, f"--question={questions[0]}", "--interactive"])
+    captured = capsys.readouterr()
+    notes = r"\n\(\d+ tokens in [\d.]+ s; no reflection, so nothing was inserted\)\n"
+    expected = r"\(scene:7 shows: .*\)\n" + "".join(re.escape(text) + notes for text in texts)
+    assert re.fullmatch(expected, captured.out) and captured.err == ""
 
 
 def test_every_flag_is_explained(capsys):
@@ -201,6 +217,12 @@ def test_refuses_in_one_line(changed, messages, tmp_path, images, capsys):
     assert captured.err.count("\n") == 1 and captured.err.startswith("qwenla generate: ")
     for message in messages:
         assert message.format(**paths) in captured.err
+
+
+def test_stream_and_json_are_not_for_one_answer(images, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--model=tiny", f"--image={images[0]}", "--question=How many?", "--json", "--stream"])
+    assert stopped.value.code == 2 and "--stream: it prints text as it comes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--model", "--image", "--question"])

@@ -15,6 +15,7 @@ from PIL import Image
 
 import qwenla_jax
 from qwenla_jax.data.synthetic.scenes import make_scene
+from qwenla_jax.inference.ask import Asker
 from qwenla_jax.utils.compile_counter import CompileCounter
 
 TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
@@ -217,6 +218,25 @@ def test_a_seed_decides_at_a_temperature(reflecting):
     ]
     assert answers[0] == answers[1]
     assert len(set(map(tuple, answers))) > 1
+
+
+def test_another_temperature_compiles_nothing_and_parts_make_the_text(reflecting):
+    """The images of the last questions are encoded once."""
+    checkpoint, scene = qwenla_jax.load(reflecting), make_scene(7, 5, 3).image
+    options = {"max_insertions": CAP, "max_new_tokens": TOKENS}
+    qwenla_jax.ask(checkpoint, scene, "Name all.", **options)
+    with CompileCounter() as compiled:
+        for temperature, top_p in ((0.5, 1.0), (1.0, 0.9)):
+            parts = []
+            asker = Asker(checkpoint, temperature=temperature, top_p=top_p, **options)
+            first = asker.ask(scene, "Name all.", on_text=parts.append)
+            assert "".join(parts) == first.text and len([part for part in parts if part]) > 2
+            asker._engine._programs = asker._engine._programs._replace(encode=None)
+            assert (
+                asker.ask(scene, "How many?").text
+                == qwenla_jax.ask(checkpoint, scene, "How many?", temperature=temperature, top_p=top_p, **options).text
+            )
+    assert compiled.count == 0
 
 
 @pytest.mark.parametrize(

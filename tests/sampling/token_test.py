@@ -1,6 +1,7 @@
 """Choosing a token, against transformers' warpers and the distribution that was asked for."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -200,3 +201,22 @@ def test_a_small_vocabulary_by_its_definition():
                 assert got[b] == member * N + group
                 compared += 1
         assert compared > 1950
+
+
+def test_settings_of_each_row_give_what_one_setting_for_all_gives():
+    """A row's token is the same whatever its neighbours' settings are; seeds may differ by row too."""
+    rng = np.random.default_rng(3)
+    settings = [(0.0, 1.0), (0.7, 0.9), (1.0, 1.0), (1.5, 0.5)]
+    logits = rng.normal(size=(400, 300)).astype(np.float32) * 3
+    bias, rows = suppression_bias(300, 290, [7]), np.arange(400)
+    keys = token_keys(3, 5, rows.astype(np.uint32), np.zeros(400, np.int32))
+    other = [np.full(400, value, np.uint32) for value in (3, 5)]
+    same = token_keys(*(jnp.asarray(x) for x in other), rows.astype(np.uint32), np.zeros(400, np.int32))
+    assert np.array_equal(jax.random.key_data(keys), jax.random.key_data(same))
+    of_row = jnp.asarray(np.array(settings, np.float32)[rows % 4])
+    tokens, logp = sample_token(logits, bias, of_row[:, 0], of_row[:, 1], keys)
+    for number, (temperature, top_p) in enumerate(settings):
+        want, want_logp = sample_token(logits, bias, temperature, top_p, keys)
+        mine = rows % 4 == number
+        assert np.array_equal(tokens[mine], want[mine])
+        np.testing.assert_allclose(logp[mine], want_logp[mine], atol=2e-6, rtol=0)

@@ -59,8 +59,9 @@ def ask(
     """Asks one question and takes the answer apart.
 
     Compiled programs are cached for the process: a later call with the same model configuration, re-attention, longest
-    response and buckets of prompt and images compiles nothing, whatever its temperature. An answer with insertions
-    needs one more program, for its attention. `Asker` asks several questions on the same images.
+    response and buckets of prompt and images compiles nothing, whatever its temperature; only an answer that outgrows
+    the cache of all before it compiles a program for a larger one. An answer with insertions needs one more program,
+    for its attention. `Asker` asks several questions on the same images.
 
     Args:
       checkpoint: from `qwenla_jax.load`.

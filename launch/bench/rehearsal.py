@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwenla_jax.utils.libtpu import skip_without_tpu
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the rewards' processes find this file there
 
 GENERATION = {
@@ -148,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vision_layers", type=int, help="blocks of the vision tower; default: all")
     parser.add_argument("--shard", default="1GB", help="size of a weight file (default: 1GB)")
     args = parser.parse_args(argv)
+    skip_without_tpu()
     config = json.loads(args.config.read_text())
     vision = config["vision_config"]
     config["num_hidden_layers"] = args.layers or config["num_hidden_layers"]

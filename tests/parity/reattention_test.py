@@ -13,7 +13,7 @@ from official import CAP, Ids, Official, ids_of, responses, with_block
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention import splice
-from qwenla_jax.reattention.options import ReattentionConfig, selected_tokens
+from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.reattention.route import select
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sampler import sample
@@ -144,9 +144,9 @@ def test_route_is_the_most_attended_tokens_at_their_positions(case, monkeypatch,
     """Scores, the kept set, and the logits of the whole response, before and after the insertions."""
     found_ExBxP = []
 
-    def recorded(options, prompts, received_BxP):
+    def recorded(options, prompts, received_BxP, shown_B):
         jax.debug.callback(lambda x: found_ExBxP.append(np.asarray(x)), received_BxP, ordered=True)
-        return select(options, prompts, received_BxP, selected_tokens(options, prompts.block))
+        return select(options, prompts, received_BxP, shown_B)
 
     monkeypatch.setattr(splice, "select", recorded)
     c = case(seed)

@@ -225,7 +225,7 @@ def test_a_write_that_fails_leaves_the_earlier_ones(run):
     script = f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT / "tests" / "run")!r})
-import damage_test as t
+import corruption_test as t
 import jax.numpy as jnp
 said = []
 big = {{"a": jnp.asarray(t.np.random.default_rng(1).normal(size=(300, 300)), jnp.float32)}}

@@ -6,6 +6,7 @@ Oracle: tensorboardX's protocol buffers, trackio's store. For wandb: launch/chec
 import importlib.util
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -58,7 +59,9 @@ def test_tensorboard(tmp_path):
 
 
 def test_trackio(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))  # read when it is imported
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))  # read when it is imported, as TRL may have done
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
     pytest.importorskip("trackio")
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,42 +92,31 @@ class RowReattention:
 
 
 def row_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size: int = 1) -> RowReattention:
-    """The same options for all rows, G of each prompt."""
+    """The same options for all rows, G of each prompt. Of prompts on the host it is computed there, by no program."""
+    xp = _numpy_of(prompts.length_Q)
     allowed_Q = allowed_insertions(options, prompts)
     if options.mode == "none":
         allowed_Q = allowed_Q - 1
-    shown_Q = jnp.zeros_like(allowed_Q) if prompts.block is None else selected_tokens(options, prompts.block)
-    closes_Q = jnp.full(allowed_Q.shape, options.mode == "vision_only")
-    return jax.tree.map(lambda x: jnp.repeat(x, group_size), RowReattention(allowed_Q, shown_Q, closes_Q))
+    shown_Q = xp.zeros_like(allowed_Q) if prompts.block is None else selected_tokens(options, prompts.block)
+    closes_Q = xp.full(allowed_Q.shape, options.mode == "vision_only")
+    return jax.tree.map(lambda x: x.repeat(group_size), RowReattention(allowed_Q, shown_Q, closes_Q))
 
 
-def question_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size: int) -> RowReattention:
-    """`row_reattention` of one question, computed on the host: other options compile nothing."""
-    block = prompts.block
-    allowed = shown = 0
-    if block is not None:
-        tokens, length = int(np.sum(block.tokens_QxN)), int(block.length_Q[0])
-        shown = math.ceil(exact_ratio(options.selected_ratio) * tokens) if options.selects else tokens
-        allowed = options.max_insertions if options.inserts and length else 0
-        if options.max_inserted_tokens is not None:
-            slots = length if not options.selects or options.masks else length - tokens + shown
-            allowed = min(allowed, options.max_inserted_tokens // max(slots, 1))
-    return RowReattention(
-        np.full(group_size, allowed - (options.mode == "none"), np.int32),
-        np.full(group_size, shown, np.int32),
-        np.full(group_size, options.mode == "vision_only"),
-    )
+def _numpy_of(x: Array) -> Any:
+    """numpy for an array on the host, else jax.numpy."""
+    return np if isinstance(x, np.ndarray) else jnp
 
 
-def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:
+def selected_tokens(options: ReattentionConfig, block: ReinsertedImages) -> Array:
     """How many of each prompt's visual tokens an insertion shows: all, or ceil(share * all). int32 [Q]."""
-    tokens_Q = jnp.sum(jnp.asarray(block.tokens_QxN), axis=1)
+    xp = _numpy_of(block.tokens_QxN)
+    tokens_Q = xp.sum(block.tokens_QxN, axis=1, dtype=np.int32)
     if not options.selects:
         return tokens_Q
     # No floating-point product gives the ceiling for every share and number of tokens: a table of exact ones does.
     share = exact_ratio(options.selected_ratio)
     selected = [math.ceil(share * tokens) for tokens in range(block.source_QxX.shape[1] + 1)]
-    return jnp.asarray(selected, jnp.int32)[tokens_Q]
+    return xp.asarray(selected, np.int32)[tokens_Q]
 
 
 def exact_ratio(share: float) -> Fraction:
@@ -139,11 +129,12 @@ def exact_ratio(share: float) -> Fraction:
     return fraction if float(fraction) == share else Fraction(repr(float(share)))
 
 
-def inserted_slots(options: ReattentionConfig, block: ReinsertedImages) -> jax.Array:
+def inserted_slots(options: ReattentionConfig, block: ReinsertedImages) -> Array:
     """How many slots an insertion takes, masked ones included. int32 [Q]."""
     if not options.selects or options.masks:
-        return jnp.asarray(block.length_Q)
-    return block.length_Q - jnp.sum(jnp.asarray(block.tokens_QxN), axis=1) + selected_tokens(options, block)
+        return block.length_Q
+    tokens_Q = _numpy_of(block.tokens_QxN).sum(block.tokens_QxN, axis=1, dtype=np.int32)
+    return block.length_Q - tokens_Q + selected_tokens(options, block)
 
 
 def most_slots(options: ReattentionConfig, block: ReinsertedImages | None) -> int:
@@ -156,20 +147,20 @@ def most_slots(options: ReattentionConfig, block: ReinsertedImages | None) -> in
     return min(X, math.ceil(exact_ratio(options.selected_ratio) * X) + 2 * N)
 
 
-def allowed_insertions(options: ReattentionConfig, prompts: PromptBatch) -> jax.Array:
+def allowed_insertions(options: ReattentionConfig, prompts: PromptBatch) -> Array:
     """How many insertions a response to each prompt may have.
 
     Returns:
       int32 [Q]: the cap, or as many as the token budget allows if fewer; 0 for a prompt without an image.
     """
-    block = prompts.block
+    block, xp = prompts.block, _numpy_of(prompts.length_Q)
     if not options.inserts or block is None:
-        return jnp.zeros(prompts.length_Q.shape, jnp.int32)
-    allowed_Q = jnp.full(block.length_Q.shape, options.max_insertions, jnp.int32)
+        return xp.zeros(prompts.length_Q.shape, np.int32)
+    allowed_Q = xp.full(block.length_Q.shape, options.max_insertions, np.int32)
     if options.max_inserted_tokens is not None:
-        slots_Q = jnp.maximum(inserted_slots(options, block), 1)
-        allowed_Q = jnp.minimum(allowed_Q, options.max_inserted_tokens // slots_Q)
-    return jnp.where(block.length_Q > 0, allowed_Q, 0)
+        slots_Q = xp.maximum(inserted_slots(options, block), 1)
+        allowed_Q = xp.minimum(allowed_Q, options.max_inserted_tokens // slots_Q)
+    return xp.where(block.length_Q > 0, allowed_Q, 0)
 
 
 def find_insertions(

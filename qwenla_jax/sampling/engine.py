@@ -16,7 +16,7 @@ import numpy as np
 
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import ReattentionConfig, RowReattention, most_slots, question_reattention
+from qwenla_jax.reattention.options import ReattentionConfig, RowReattention, most_slots, row_reattention
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sampler import cache_room
 from qwenla_jax.sampling.slots import Report, RowSettings, prefilled, slot_programs
@@ -248,7 +248,7 @@ class Engine:
             each(request.top_p, np.float32),
             each(limit, np.int32),
             np.arange(G) < n,
-            question_reattention(reattention, request.prompts, G),
+            row_reattention(reattention, request.prompts, G),
         )
         visual_ZxD = self._encode(request.vision)
         prompts = self._padded(request.prompts)

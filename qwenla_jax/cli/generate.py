@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from qwenla_jax.data.images.decode import open_image
     from qwenla_jax.data.images.video_file import read_video
     from qwenla_jax.data.synthetic.scene_questions import caption_of
-    from qwenla_jax.inference.ask import Asker, check_checkpoint
+    from qwenla_jax.inference.ask import Asker
     from qwenla_jax.inference.show import show, show_notes, show_part
 
     try:
@@ -215,18 +215,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         videos = [read_video(name, args.fps) for name in args.video]
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(f"--video: {error}")
+    options = ("reattention", "keep_ratio", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens")
+    options += ("max_pixels", "system")
     try:
-        checkpoint = qwenla_jax.load(folder)
-        check_checkpoint(checkpoint)
+        asker = Asker(qwenla_jax.load(folder), **{name: getattr(args, name) for name in options})
     except (ValueError, OSError) as error:
         text = str(error)
         parser.error(f"--model: {text if text.startswith(str(folder)) else f'{folder}: {text}'}")
-    options = ("reattention", "keep_ratio", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens")
-    options += ("max_pixels", "system")
     images = [scenes[name].image if name in scenes else name for name in args.image]
     streams = not args.json and (args.stream or args.interactive)
     try:
-        asker = Asker(checkpoint, **{name: getattr(args, name) for name in options})
         if not args.json:
             for name, scene in scenes.items():
                 print(f"({name} shows: {caption_of(scene)})")

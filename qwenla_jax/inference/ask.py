@@ -29,6 +29,7 @@ from qwenla_jax.sampling.engine import Engine, Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.response_format import parse
+from qwenla_jax.text.special_tokens import TAGS
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils.unicode import half_character
@@ -227,7 +228,8 @@ def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettin
         missing = "tokenizer.json" if tok is None else "preprocessor_config.json"
         raise ValueError(f"{missing}: the checkpoint has none; expected a folder with model, tokenizer and processor")
     try:
-        tok = tok.with_tags()
+        if any(tok.token_to_id(tag) is None for tag in TAGS):  # the copy takes over a second at the released size
+            tok = tok.with_tags()
         ids = tok.ids
     except ValueError as error:
         raise ValueError(f"tokenizer.json: {error}; expected that of a Qwen2.5-VL") from error

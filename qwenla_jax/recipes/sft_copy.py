@@ -25,7 +25,7 @@ TRAINABLE = (("visual/.*", "freeze"), (r"decoder/(embed/embedding|lm_head/kernel
 
 
 def tiny(reattention: ReattentionOptions) -> RunOptions:
-    """The settings at the embedded default's size, the same for every way to look again."""
+    """The settings at the embedded default's size, the same for every re-attention."""
     return RunOptions(
         stage="sft",
         preset="tiny",
@@ -85,7 +85,7 @@ def large(preset: str, reattention: ReattentionOptions) -> RunOptions:
 
 
 def presets_with(reattention: ReattentionOptions) -> Presets:
-    """The presets, the same for every way to look again."""
+    """The presets, the same for every re-attention."""
     return presets(lambda: tiny(reattention), lambda size: large(size, reattention))
 
 

@@ -29,9 +29,9 @@ def image(size):
     return Image.effect_noise(size, 60).convert("RGB")
 
 
-def png(picture):
+def png(image):
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -76,8 +76,8 @@ def own(tmp_path, images, paths):
     return want
 
 
-def url(picture):
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
+def url(image):
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def openai(n, images):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 
 from qwenla_jax.config.shared_options import ReattentionOptions
+from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
+from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.slots import SlotPrograms
 from qwenla_jax.types import PromptBatch, ReinsertedImages, VisionBatch
+from qwenla_jax.utils.compiler_options import accepted
 
 IMAGE, VIDEO, START, END, STOP = 90, 91, 92, 93, 94
 VOCAB = 96
@@ -99,3 +105,40 @@ def looking_questions(
         shown.tokens_QxN[q, : len(own)] = [r * c for r, c in own]
         grids.append(own)
     return vision, PromptBatch(ids, pos, visual, length, next_pos, shown), grids
+
+
+# How XLA compiles by itself, where the tests' faster way (conftest.py) is another: programs for other numbers of rows
+# then round alike, within 1e-6. Releases without the option have no other way.
+ROUND_ALIKE = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+
+
+@functools.cache
+def round_alike(programs: SlotPrograms) -> SlotPrograms:
+    """The same programs, compiled so."""
+    options = accepted(ROUND_ALIKE)
+    return SlotPrograms(*(jax.jit(program.__wrapped__, compiler_options=options) for program in programs))
+
+
+def sampler_of(model: QwenVL, options: SampleOptions, rounds_alike: bool = False):
+    """A function (params, vision, prompts, bias, seed, step, sample numbers) -> the batch's `Rollout`, by an engine.
+
+    Its buckets are the batch's own sizes.
+    """
+
+    def run(params, vision, prompts, bias_V, seed, step, sample_B):
+        (Q, P), block = prompts.ids_QxP.shape, prompts.block
+        (I, S, C), M = vision.patches_IxSxC.shape, vision.gather_IxM.shape[1]
+        images = 1 if block is None else block.tokens_QxN.shape[1]
+        buckets = Buckets((I,), (S,), (M,), (P,), (2 * P,), images, C)
+        engine = Engine(model, params, options, buckets, Q, np.asarray(bias_V), questions=Q)
+        if rounds_alike:
+            engine._programs = round_alike(engine._programs)
+        request = Request(
+            vision, prompts, np.asarray(sample_B), None, int(seed), int(step), options.temperature, options.top_p
+        )
+        parts = {question: rollout for _, question, rollout in engine.run([request])}
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *(parts[q] for q in range(Q)))
+        slots = block.source_QxX.shape[1] if options.reattention.inserts else 0
+        return whole.replace(selected_BxExX=whole.selected_BxExX[:, :, :slots])
+
+    return run

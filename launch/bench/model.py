@@ -41,14 +41,15 @@ from launch.bench.machine import cores, machine, peaks
 from launch.bench.ours import Ours, note, write_scenes
 from launch.bench.shapes import RANK, STOP, Shape, floors, make_image, shape_of, tokens_of
 from qwenla_jax.config.run_options import DataOptions, LoraOptions
+from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params, logits_of
 from qwenla_jax.planner.published import published_processor
+from qwenla_jax.sampling.engine import Engine, Request
 from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.sft.update import make_sft_gradient
 from qwenla_jax.types import PromptBatch, TokenBatch, VisionBatch
@@ -124,14 +125,17 @@ class Model:
         """Greedy tokens, exactly so many."""
         vision, prompts = self.inputs(rows, self.shape.prompt)
         vocab = self.shape.config.text.vocab_size
-        logit_bias_V = jnp.asarray(suppression_bias(vocab, vocab, self.never))
+        (I, S, C), (_, M) = vision.patches_IxSxC.shape, vision.gather_IxM.shape
+        P = prompts.ids_QxP.shape[1]
+        sizes = Buckets((I,), (S,), (M,), (P,), (P + tokens,), patch_values=C)
+        bias_V = suppression_bias(vocab, vocab, self.never)
         options = SampleOptions(1, tokens, 0.0, 1.0, (STOP,))
-        run = jax.jit(lambda params, *args: sample(self.model, options, params, *args))
-        zero, numbers = jnp.uint32(0), jnp.arange(rows, dtype=jnp.uint32)
+        engine = Engine(self.model, self.params, options, sizes, rows, bias_V, questions=rows)
 
         def work() -> list[list[int]]:
-            rollout = run(self.params, vision, prompts, logit_bias_V, zero, zero, numbers)
-            return np.asarray(rollout.ids_BxR).tolist()
+            request = Request(vision, prompts, np.arange(rows))
+            responses = {question: rollout for _, question, rollout in engine.run([request])}
+            return [responses[question].ids_BxR[0].tolist() for question in range(rows)]
 
         return work
 

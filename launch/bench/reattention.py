@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from qwenla_jax.config.run_options import BrpoOptions, DataOptions, EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.config import TextConfig
 from qwenla_jax.planner.flops import decoder_forward, head
 from qwenla_jax.train.train_runtime import build, make_run_source
@@ -100,7 +100,7 @@ def measure(
         runtime, own = _runtime(args, reattention, dtype, prompt)
         params = prepared[0][2] if prepared else own  # equal for all modes: a large model fits the device once
         del own
-        sampler = runtime.sampler(runtime.sample_options(args.responses, 1.0))
+        sampler = Sampler(runtime, runtime.sample_options(args.responses, 1.0), args.prompts)
         source, to_example = make_run_source(runtime.options, "train"), runtime.example(with_response=False)
         batches = []
         for round_number in range(args.rounds + 1):
@@ -117,7 +117,7 @@ def measure(
                 times = []
                 for step in range(args.steps if round_number else 1):
                     begin = time.perf_counter()
-                    rollout = jax.device_get(sampler(params, *batches[round_number], step, numbers))
+                    rollout = sampler(params, *batches[round_number], step, numbers)
                     times.append(time.perf_counter() - begin)
                     assert (rollout.length_B == args.tokens).all()
             if round_number:  # round 0 compiles

@@ -20,6 +20,7 @@ from qwenla_jax.data.sources.factory import image_files
 from qwenla_jax.distill.distill_options import MAX_SAMPLES, DistillOptions
 from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import sample_batches
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.jsonl_store import Row
@@ -116,7 +117,7 @@ def generate(
       tell: called after each batch with the questions done.
     """
     drawing, rows = options.sampling, options.data.batch_size
-    sampler = runtime.sampler(runtime.sample_options(drawing.samples, drawing.temperature, drawing.top_p))
+    sampler = Sampler(runtime, runtime.sample_options(drawing.samples, drawing.temperature, drawing.top_p), rows)
     to_example = runtime.example(with_response=False)
     place = image_namer(source, workdir)
     starts = range(done, len(source), rows)

@@ -27,6 +27,7 @@ from qwenla_jax.evals.table_files import some
 from qwenla_jax.evals.task import Item, Questions, Settings
 from qwenla_jax.inference.runtime import Runtime, build
 from qwenla_jax.inference.sample_batches import sample_batches
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.text.conversation import build_prompt
 from qwenla_jax.utils import jsonl_store
 from qwenla_jax.utils.compile_counter import CompileCounter
@@ -248,7 +249,7 @@ def _answer(
     note: Callable[[str], None],
 ) -> None:
     rows, source = options.batch_size, Questions(items)
-    sampler = runtime.sampler(runtime.sample_options(1, options.temperature, options.top_p))
+    sampler = Sampler(runtime, runtime.sample_options(1, options.temperature, options.top_p), rows, buckets)
     to_example = runtime.example(with_response=False)
 
     def inputs(batch: Batch) -> tuple[list[Example], np.ndarray]:
@@ -257,7 +258,7 @@ def _answer(
         keys_B[: len(batch)] = [one.index for one in batch]
         return [to_example(source[one.index]) for one in batch], keys_B
 
-    answered = sample_batches(runtime, params, map(inputs, batches[done:]), sampler, buckets)
+    answered = sample_batches(runtime, params, map(inputs, batches[done:]), sampler)
     pairs = zip(batches[done:], answered, strict=True)
     bar = tqdm(pairs, total=len(batches), initial=done, unit="batch", leave=False, disable=None)  # on a terminal only
     for number, (batch, (_, _, _, rollout, texts)) in enumerate(bar, done):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,17 +21,15 @@ from qwenla_jax.inference.load import start
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import check_backend
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.parallel.distributed import is_multiprocess, place
 from qwenla_jax.parallel.mesh import make_mesh
-from qwenla_jax.parallel.sharding import activation_rules, batch_sharding, gathered, replicated
+from qwenla_jax.parallel.sharding import activation_rules, gathered
 from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
+from qwenla_jax.sampling.slots import rollout_program, sizes_of_batch
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.types import PromptBatch, ResponseBatch, Rollout, VisionBatch
-
-Sampler = Callable[[Params, VisionBatch, PromptBatch, int, np.ndarray], Rollout]
+from qwenla_jax.types import PromptBatch, ResponseBatch, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,34 +80,43 @@ class Runtime:
             make, tok=self.tokenizer, settings=self.processor, layout=self.layout, system=self.config.system
         )
 
-    def sampling_program(self, options: SampleOptions) -> Any:
-        """The jitted `sampler.sample`: (params, vision, prompts, bias, seed, step, sample numbers) -> Rollout."""
-        rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
+    def engine(self, options: SampleOptions, buckets: Buckets, questions: int, slots: int | None = None) -> Engine:
+        """An engine on the run's devices, without parameters yet; its programs compile when they are first called.
 
-        def program(params: Params, *inputs: Any) -> Rollout:
-            if self.config.mesh.gather_to_sample:
-                params = jax.tree.map(lambda x: x.astype(self.config.dtype), params)
-                params = jax.lax.with_sharding_constraint(params, gathered(self.shardings))
-            return sample(self.model, options, params, *inputs)
-
-        return jax.jit(
-            program,
-            in_shardings=(self.shardings, rows, rows, whole, whole, whole, rows),
-            out_shardings=whole if is_multiprocess() else rows,  # every process reads all rows
+        Args:
+          options: of `sample_options`.
+          buckets, questions, slots: see there; None: as many slots as questions.
+        """
+        return Engine(
+            self.model,
+            None,
+            options,
+            buckets,
+            slots or questions,
+            self.logit_bias_V,
+            questions=questions,
+            decode=self.tokenizer.decode,
+            mesh=self.mesh,
+            shardings=self._sampling_shardings,
         )
 
-    def sampler(self, options: SampleOptions) -> Sampler:
-        """A compiled sampler: (params, vision, prompts, step, sample numbers) -> Rollout."""
-        compiled = self.sampling_program(options)
-        rows = batch_sharding(self.mesh)
-        seed = np.uint32(self.config.seed)
+    def sampling_program(self, options: SampleOptions, prompts: PromptBatch) -> Any:
+        """See `slots.rollout_program`; for batches of the prompts' shapes."""
+        sizes = sizes_of_batch(options.reattention, prompts)
+        shardings = self.shardings, self._sampling_shardings
+        return rollout_program(self.model.config, options, sizes, self.mesh, *shardings)
 
-        def call(params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray) -> Rollout:
-            vision, prompts, sample_B = place((vision, prompts, sample_B), rows)
-            with self.context():
-                return compiled(params, vision, prompts, self.logit_bias_V, seed, np.uint32(step), sample_B)
+    @property
+    def _sampling_shardings(self) -> Any:
+        return gathered(self.shardings) if self.config.mesh.gather_to_sample else self.shardings
 
-        return call
+    def sampling_params(self, params: Params) -> Params:
+        """The parameters as engines take them: in the compute type, and gathered where the settings say so."""
+        dtype = jnp.dtype(self.config.dtype)
+        if not self.config.mesh.gather_to_sample and all(x.dtype == dtype for x in jax.tree.leaves(params)):
+            return params
+        cast = lambda params: jax.tree.map(lambda x: x.astype(dtype), params)  # noqa: E731
+        return jax.jit(cast, out_shardings=self._sampling_shardings)(params)
 
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
         """Sampling options with the run's response length, stop tokens and re-attention."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.record import Record
 from qwenla_jax.inference.read_examples import whole
 from qwenla_jax.inference.responses import texts_of
-from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.inference.sampler import Asked, Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import is_primary
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
@@ -44,24 +44,26 @@ def sample_batches(
     params: Params,
     batches: Iterable[tuple[Sequence[Example], np.ndarray]],
     sampler: Sampler,
-    buckets: Buckets | None = None,
 ) -> Iterator[Answered]:
-    """Samples batch by batch.
+    """Samples batches, and gives them in their order. Slots that short answers free take questions of the next batch.
 
     Args:
       runtime, params: the model.
       batches: at most `InferenceConfig.batch_size` examples each, and the numbers of the samples, uint32
         [batch_size * G].
-      sampler: of `runtime.sampler`.
-      buckets: shapes that batches may have; None for those of the runtime.
+      sampler: see there; its buckets are the shapes that batches may have.
     """
-    rows = runtime.config.batch_size
-    buckets = buckets or runtime.buckets(rows)
-    for examples, sample_B in batches:
-        vision, prompts = runtime.collate_prompts(examples, buckets, rows)
-        rollout = jax.device_get(sampler(params, vision, prompts, 0, sample_B))
-        records = [example.record for example in examples]
-        yield Answered(records, vision, prompts, rollout, texts_of(rollout, runtime.tokenizer))
+    rows, buckets = runtime.config.batch_size, sampler.engine.buckets
+    waiting: collections.deque[tuple[list[Record], VisionBatch, PromptBatch]] = collections.deque()
+
+    def asked() -> Iterator[Asked]:
+        for examples, sample_B in batches:
+            vision, prompts = runtime.collate_prompts(examples, buckets, rows)
+            waiting.append(([example.record for example in examples], vision, prompts))
+            yield Asked(vision, prompts, 0, sample_B, len(examples))
+
+    for rollout in sampler.run(params, asked()):
+        yield Answered(*waiting.popleft(), rollout, texts_of(rollout, runtime.tokenizer))
 
 
 def answer(
@@ -75,7 +77,7 @@ def answer(
       TooManyInvalid: more than `InferenceConfig.max_invalid` records are invalid; up to that they are left out.
     """
     rows = runtime.config.batch_size
-    sampler = sampler or runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    sampler = sampler or Sampler(runtime, runtime.sample_options(group_size=1, temperature=0.0))
     examples = itertools.islice(whole(source, runtime.example(with_response=False), runtime.config), size)
     numbers = np.arange(rows, dtype=np.uint32)
     batches = iter(lambda: list(itertools.islice(examples, rows)), [])

@@ -42,8 +42,6 @@ class Segment:
         0 and `layers.MASK_VALUE` only.
       length_Q: int32, keys from there on are masked; None: all count.
       causal: the keys are those of the queries' own tokens (S is T), and query t sees the first t + 1 of them. Static.
-      blocks: plain XLA sums over so many equal blocks of keys one after the other, so that further blocks of masked
-        keys do not change how a result is rounded; None: in any order. Static.
     """
 
     k: jax.Array
@@ -52,7 +50,6 @@ class Segment:
     bias: jax.Array | None = None
     length_Q: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
-    blocks: int | None = struct.field(pytree_node=False, default=None)
 
 
 @jax.custom_vjp
@@ -92,7 +89,40 @@ def attention_with_weights(
     return out, tuple(received)
 
 
-class _Layout(NamedTuple):
+class Partial(NamedTuple):
+    """Attention of queries to some of their keys, before the softmax is made whole; all float32.
+
+    Attributes:
+      top_BxTxN: the largest score.
+      total_BxTxN: the sum of exp(score - top).
+      out_BxTxNxH: the values, weighted by exp(score - top), summed.
+    """
+
+    top_BxTxN: jax.Array
+    total_BxTxN: jax.Array
+    out_BxTxNxH: jax.Array
+
+
+def joined(parts: Sequence[Partial]) -> tuple[jax.Array, jax.Array]:
+    """One softmax over the keys of all parts: float32 output [B, T, N, H] and log-sum-exp [B, T, N]."""
+    top = functools.reduce(jnp.maximum, [part.top_BxTxN for part in parts])
+    weights = [jnp.exp(part.top_BxTxN - top) for part in parts]
+    total = sum(w * part.total_BxTxN for w, part in zip(weights, parts, strict=True))
+    out = sum(w[..., None] * part.out_BxTxNxH for w, part in zip(weights, parts, strict=True))
+    assert isinstance(out, jax.Array) and isinstance(total, jax.Array)  # there is a part
+    return out / total[..., None], top + jnp.log(total)
+
+
+def attend_segment(q_BxTxNxH: jax.Array, segment: Segment) -> Partial:
+    """Attention to the keys of one segment alone."""
+    lay, s = _layout(q_BxTxNxH, segment), _scores(q_BxTxNxH, segment, 0)
+    top = s.max(-1)
+    e = jnp.exp(s - top[..., None])
+    out = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
+    return Partial(lay.ungroup(top), lay.ungroup(e.sum(-1)), lay.ungroup(out))
+
+
+class RowLayout(NamedTuple):
     """How the rows of a batch lie when they are grouped by the keys they share: Q K (G T J), with B = Q G, N = K J."""
 
     Q: int
@@ -115,10 +145,10 @@ class _Layout(NamedTuple):
         return jnp.moveaxis(x.reshape(Q, K, G, T, J, *tail), 1, 3).reshape(Q * G, T, K * J, *tail)
 
 
-def _layout(q_BxTxNxH: jax.Array, segment: Segment) -> _Layout:
+def _layout(q_BxTxNxH: jax.Array, segment: Segment) -> RowLayout:
     B, T, N, _ = q_BxTxNxH.shape
     Q, _, K, _ = segment.k.shape
-    return _Layout(Q, B // Q, T, K, N // K)
+    return RowLayout(Q, B // Q, T, K, N // K)
 
 
 def _seen(segment: Segment, T: int, first: Any) -> jax.Array | None:
@@ -137,11 +167,7 @@ def _scores(q_BxTxNxH: jax.Array, segment: Segment, first: Any) -> jax.Array:
     lay = _layout(q_BxTxNxH, segment)
     S = segment.k.shape[1]
     scale = q_BxTxNxH.shape[-1] ** -0.5
-    q = lay.group(q_BxTxNxH)
-    k_n = _key_blocks(segment.k, 1, segment)
-    q_n = jnp.broadcast_to(q, (len(k_n), *q.shape))
-    s_n = jnp.einsum("nqkmh,nqskh->nqkms", q_n, k_n, preferred_element_type=jnp.float32) * scale
-    s = jnp.moveaxis(s_n, 0, 3).reshape(*q.shape[:3], S)
+    s = jnp.einsum("qkmh,qskh->qkms", lay.group(q_BxTxNxH), segment.k, preferred_element_type=jnp.float32) * scale
     if segment.bias is not None:
         s = s + segment.bias[:, None, None, :]
     seen = _seen(segment, lay.T, first)
@@ -160,27 +186,11 @@ def _attend_block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tu
     total, out = 0.0, 0.0
     for lay, s, segment in zip(layouts, scores, segments, strict=True):
         e = jnp.exp(s - lay.group(top)[..., None])
-        e_n, v_n = _key_blocks(e, 3, segment), _key_blocks(segment.v, 1, segment)
-        sum_n = e_n.sum(-1) if segment.blocks is None else _sum_in_order(e_n)
-        part_n = jnp.einsum("nqkms,nqskh->nqkmh", e_n.astype(v_n.dtype), v_n, preferred_element_type=jnp.float32)
-        for weight, part in zip(sum_n, part_n, strict=True):
-            total = total + lay.ungroup(weight)
-            out = out + lay.ungroup(part)
+        total = total + lay.ungroup(e.sum(-1))
+        part = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
+        out = out + lay.ungroup(part)
     assert isinstance(out, jax.Array) and isinstance(total, jax.Array)  # there is a segment
     return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
-
-
-def _key_blocks(x: jax.Array, axis: int, segment: Segment) -> jax.Array:
-    """The blocks of an array's keys, which lie along `axis`, on a new leading axis."""
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], segment.blocks or 1, -1, *x.shape[axis + 1 :]), axis, 0)
-
-
-def _sum_in_order(x: jax.Array) -> jax.Array:
-    """The sum over the last axis, by halves. The order of a reduction would be the compiler's choice, by the shape."""
-    while (n := x.shape[-1]) > 1:
-        halves = x[..., : n // 2] + x[..., n // 2 : n - n % 2]
-        x = jnp.concatenate([halves, x[..., n - n % 2 :]], axis=-1) if n % 2 else halves
-    return x[..., 0]
 
 
 def _in_blocks(work: Callable[..., Any], q: jax.Array, segments: tuple[Segment, ...]) -> tuple[jax.Array, ...]:
@@ -239,9 +249,7 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
         sums, d_q = jax.lax.scan(step, zeros, (_query_blocks(q, segments, size), others))
         d_q = _join(d_q, T)
     pairs = zip(segments, sums, strict=True)
-    return d_q, tuple(
-        Segment(k.astype(s.k.dtype), v.astype(s.v.dtype), causal=s.causal, blocks=s.blocks) for s, (k, v) in pairs
-    )
+    return d_q, tuple(Segment(k.astype(s.k.dtype), v.astype(s.v.dtype), causal=s.causal) for s, (k, v) in pairs)
 
 
 segment_attention.defvjp(_forward, _backward)

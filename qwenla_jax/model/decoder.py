@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
-from qwenla_jax.model.attention import Segment, attention_with_weights
+from qwenla_jax.model.attention import Segment, attend_segment, attention_with_weights, joined
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, partitioned, scan_layers
+from qwenla_jax.model.pages import PageReads, attend_pages, page_weights, whole_rows
 from qwenla_jax.model.rope import mrope_angles, rotate
 
 # Below this many rows a product with a one-hot matrix beats a gather, whose gradient is a scatter.
@@ -53,8 +54,9 @@ class DecoderAttention(nn.Module):
         x_BxTxD: jax.Array,
         cos: jax.Array,
         sin: jax.Array,
-        masks: tuple[Mask, ...],
+        runs: tuple[Mask | PageReads, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
+        layer: jax.Array,
         return_attention: tuple[int, ...],
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
         cfg, text = self.config, self.config.text
@@ -69,18 +71,46 @@ class DecoderAttention(nn.Module):
         v = dense("v", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
-        keys_values = [*past, (k, v)]
-        blocks = [ks.shape[1] if ks.ndim == 5 else None for ks, _ in keys_values]
-        flat = [[x.reshape(len(x), -1, K, H) for x in pair] for pair in keys_values]
-        segments = tuple(
-            Segment(ks, vs, bias=bias_QxS, length_Q=length_Q, causal=length_Q is None, blocks=n)
-            for (ks, vs), (length_Q, bias_QxS), n in zip(flat, masks, blocks, strict=True)
-        )
-        if return_attention:
-            out, received = attention_with_weights(q, segments, return_attention)
-        else:
-            out, received = attend(cfg.attention, q, segments), ()
+        keys_values = iter((*past, (k, v)))
+        segments: list[Segment | PageReads] = []
+        for run in runs:
+            if isinstance(run, PageReads):
+                segments.append(run if run.page_N is not None else whole_rows(run, layer))
+            else:
+                length_Q, bias_QxS = run
+                segments.append(Segment(*next(keys_values), bias=bias_QxS, length_Q=length_Q, causal=length_Q is None))
+        out, received = _attend(cfg.attention, q, tuple(segments), layer, return_attention)
         return dense("o", D, ("heads", "embed"), False)(out.reshape(B, T, N * H)), (k, v), received
+
+
+def _attend(
+    choice: str,
+    q_BxTxNxH: jax.Array,
+    segments: tuple[Segment | PageReads, ...],
+    layer: jax.Array,
+    return_attention: tuple[int, ...],
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Attention [B, T, N, H] to all segments of keys, and what some of them received: float32 [B, T, S] each."""
+    whole = tuple(s for s in segments if isinstance(s, Segment))
+    if len(whole) == len(segments):
+        if return_attention:
+            return attention_with_weights(q_BxTxNxH, whole, return_attention)
+        return attend(choice, q_BxTxNxH, whole), ()
+    parts, scores = [], {}
+    for number, segment in enumerate(segments):
+        if isinstance(segment, Segment):
+            assert number not in return_attention  # only pages keep their scores
+            parts.append(attend_segment(q_BxTxNxH, segment))
+        else:
+            part, scores[number] = attend_pages(q_BxTxNxH, segment, layer, number in return_attention)
+            parts.append(part)
+    out, lse_BxTxN = joined(parts)
+    received = []
+    for number in return_attention:
+        segment, kept = segments[number], scores[number]
+        assert isinstance(segment, PageReads) and kept is not None
+        received.append(page_weights(q_BxTxNxH, segment, kept, lse_BxTxN))
+    return out.astype(q_BxTxNxH.dtype), tuple(received)
 
 
 class DecoderLayer(nn.Module):
@@ -94,15 +124,16 @@ class DecoderLayer(nn.Module):
         carry: tuple[jax.Array, AttentionReceived],
         cos: jax.Array,
         sin: jax.Array,
-        masks: tuple[Mask, ...],
+        runs: tuple[Mask | PageReads, ...],
         past: tuple[tuple[jax.Array, jax.Array], ...],
+        layer: jax.Array,
     ) -> tuple[tuple[jax.Array, AttentionReceived], tuple[jax.Array, jax.Array]]:
         cfg, text = self.config, self.config.text
         x, total = carry
         return_attention = tuple(total)
         x = with_logical_constraint(x, ("batch", "tokens", "act_embed"))
         h = RMSNorm(text.rms_norm_eps, *cfg.types, name="input_norm")(x)
-        h, new, received = DecoderAttention(cfg, name="attn")(h, cos, sin, masks, past, return_attention)
+        h, new, received = DecoderAttention(cfg, name="attn")(h, cos, sin, runs, past, layer, return_attention)
         x = x + h
         h = RMSNorm(text.rms_norm_eps, *cfg.types, name="post_norm")(x)
         x = x + GatedMLP(text.intermediate_size, False, *cfg.types, cfg.initializer_range, name="mlp")(h)
@@ -149,7 +180,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         cfg, text = self.config, self.config.text
         self.embed = Embedding(cfg)
-        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=3, num_scanned=1)(cfg)
+        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=3, num_scanned=2)(cfg)
         self.norm = RMSNorm(text.rms_norm_eps, *cfg.types)
         if not text.tie_word_embeddings:
             self.lm_head = Head(cfg)
@@ -158,11 +189,10 @@ class Decoder(nn.Module):
         self,
         x_BxTxD: jax.Array,
         pos_BxTx3: jax.Array,
-        prefix: KeyValues | None = None,
-        cache: KeyValues | None = None,
+        prefix: KeyValues | PageReads | None = None,
+        cache: PageReads | None = None,
         bias_BxT: jax.Array | None = None,
         return_attention: tuple[str, ...] = (),
-        cache_blocks: int | None = None,
     ) -> Decoded:
         """Run the layers over T new tokens a row.
 
@@ -176,27 +206,33 @@ class Decoder(nn.Module):
           cache: keys and values of the row's own earlier tokens.
           bias_BxT: float32, added to every score of a new token's key; None for none.
           return_attention: for which of the segments "prefix", "cache" and "new" the received attention is returned;
-            for passes without a gradient.
-          cache_blocks: static, see `Segment.blocks`; it divides the cache's slots.
+            for passes without a gradient. Of rows of several pages, only that of pages can be.
         """
         cfg = self.config.text
         T = x_BxTxD.shape[1]
         angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
-        names, masks, past, keys = [], [], [], []
-        for name, run, blocks in (("prefix", prefix, None), ("cache", cache, cache_blocks)):
-            if run is not None:
-                names.append(name)
-                masks.append((run.length_B, _sharded_bias(run.bias_BxS)))
-                L, B, S, *rest = run.k_LxBxSxKxH.shape
-                shape = (L, B, S, *rest) if blocks is None else (L, B, blocks, S // blocks, *rest)
-                past.append((run.k_LxBxSxKxH.reshape(shape), run.v_LxBxSxKxH.reshape(shape)))
-                keys.append(S)
+        names, keys, past = [], [], []
+        runs: list[Mask | PageReads] = []
+        for name, run in (("prefix", prefix), ("cache", cache)):
+            if run is None:
+                continue
+            names.append(name)
+            if isinstance(run, PageReads):
+                runs.append(run)
+                F, W = run.pages.k_LxRxFxKxWxH.shape[2], run.pages.k_LxRxFxKxWxH.shape[4]
+                keys.append(F * W)
+            else:
+                runs.append((run.length_B, _sharded_bias(run.bias_BxS)))
+                past.append((run.k_LxBxSxKxH, run.v_LxBxSxKxH))
+                keys.append(run.k_LxBxSxKxH.shape[2])
         names.append("new")
-        masks.append((None, _sharded_bias(bias_BxT)))
+        runs.append((None, _sharded_bias(bias_BxT)))
         keys.append(T)
         returns_attention = sorted(names.index(name) for name in return_attention)
         nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in returns_attention}
-        (x, total), new = self.layers((x_BxTxD, nothing), jnp.cos(angles), jnp.sin(angles), tuple(masks), tuple(past))
+        layers = jnp.arange(cfg.num_layers)
+        carry = x_BxTxD, nothing
+        (x, total), new = self.layers(carry, jnp.cos(angles), jnp.sin(angles), tuple(runs), tuple(past), layers)
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
         received = {names[number]: sums / cfg.num_layers for number, sums in total.items()}

@@ -222,6 +222,6 @@ def lower_rollout(runtime: TrainRuntime, params: Any, vision: VisionBatch, promp
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((questions, *x.shape[2:]), x.dtype), (vision, prompts))
     number = jax.ShapeDtypeStruct((), np.uint32)
     bias = jax.ShapeDtypeStruct(runtime.logit_bias_V.shape, runtime.logit_bias_V.dtype)
-    return runtime.sampling_program(sampling).lower(
+    return runtime.sampling_program(sampling, part[1]).lower(
         params, *part, bias, number, number, jax.ShapeDtypeStruct((questions * options.group_size,), np.uint32)
     )

@@ -18,7 +18,6 @@ from qwenla_jax.planner.chips import Chip, Topology, slices, tpu_devices
 from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs, planned_config
 from qwenla_jax.planner.flops import Work
 from qwenla_jax.planner.hlo import KINDS, Collective, collectives
-from qwenla_jax.sampling.sampler import cache_sizes
 from qwenla_jax.train.train_runtime import TrainRuntime
 
 HEADROOM = 0.1  # share of the memory that a run should leave free
@@ -190,11 +189,8 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
 
 
 def _dynamic_trips(runtime: TrainRuntime, name: str) -> list[int]:
-    """Rounds of the sampler's loops, one for each size of its cache, when every response is as long as may be."""
-    if name != "rollout":
-        return []
-    ends = cache_sizes(runtime.options.data.max_response_tokens)
-    return [end - begin for begin, end in zip((0, *ends), ends, strict=False)]
+    """Rounds of the loop over tokens when every response is as long as may be."""
+    return [runtime.options.data.max_response_tokens] if name == "rollout" else []
 
 
 def _fit(

@@ -83,11 +83,13 @@ class RowReattention:
     Attributes:
       allowed_B: int32, most insertions; -1 in a row of mode none, whose reflections are not counted as skipped.
       shown_B: int32, visual tokens that an insertion shows.
+      slots_B: int32, slots that an insertion takes, masked ones included.
       closes_B: bool, whether `</REFLECTION>` is forced after an insertion (mode vision_only).
     """
 
     allowed_B: Array
     shown_B: Array
+    slots_B: Array
     closes_B: Array
 
 
@@ -97,9 +99,11 @@ def row_reattention(options: ReattentionConfig, prompts: PromptBatch, group_size
     allowed_Q = allowed_insertions(options, prompts)
     if options.mode == "none":
         allowed_Q = allowed_Q - 1
-    shown_Q = xp.zeros_like(allowed_Q) if prompts.block is None else selected_tokens(options, prompts.block)
+    shown_Q = slots_Q = xp.zeros_like(allowed_Q)
+    if options.inserts and prompts.block is not None:
+        shown_Q, slots_Q = selected_tokens(options, prompts.block), inserted_slots(options, prompts.block)
     closes_Q = xp.full(allowed_Q.shape, options.mode == "vision_only")
-    return jax.tree.map(lambda x: x.repeat(group_size), RowReattention(allowed_Q, shown_Q, closes_Q))
+    return jax.tree.map(lambda x: x.repeat(group_size), RowReattention(allowed_Q, shown_Q, slots_Q, closes_Q))
 
 
 def _numpy_of(x: Array) -> Any:

@@ -23,7 +23,11 @@ from qwenla_jax.types import PromptBatch
 
 
 def insertion(
-    options: ReattentionConfig, prompts: PromptBatch, selected_BxX: jax.Array, next_pos_B: jax.Array
+    options: ReattentionConfig,
+    prompts: PromptBatch,
+    selected_BxX: jax.Array,
+    next_pos_B: jax.Array,
+    slots: int | None = None,
 ) -> Inserted:
     """The tokens of one insertion.
 
@@ -32,12 +36,13 @@ def insertion(
       prompts: one a row, with their `block`.
       selected_BxX: bool, what the insertion shows, from `route.select`.
       next_pos_B: int32, the position at which it begins.
+      slots: Y, static; None: enough for any of the prompts.
     """
-    slots = most_slots(options, prompts.block)
+    slots = most_slots(options, prompts.block) if slots is None else slots
     if not options.masks:
         return copy_slots(prompts, compact(selected_BxX, slots), next_pos_B)
     everything = copy_slots(prompts, compact(all_slots(prompts), slots), next_pos_B)
-    return dataclasses.replace(everything, bias_BxY=hiding_bias(selected_BxX))
+    return dataclasses.replace(everything, bias_BxY=hiding_bias(selected_BxX[:, :slots]))
 
 
 def embed_with_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,41 +14,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import ReattentionConfig, RowReattention, most_slots, row_reattention
+from qwenla_jax.parallel.distributed import place
+from qwenla_jax.parallel.sharding import activation_rules, batch_sharding
+from qwenla_jax.reattention.options import ReattentionConfig, most_slots, row_reattention
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import cache_room
-from qwenla_jax.sampling.slots import Report, RowSettings, prefilled, slot_programs
-from qwenla_jax.types import PromptBatch, ReinsertedImages, Rollout, VisionBatch
+from qwenla_jax.sampling.sample_state import RowSettings, SampleState
+from qwenla_jax.sampling.slots import Prefilled, SlotSizes, empty_prompts, no_rows, slot_programs
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
-KEPT_IMAGES = 4  # questions whose visual tokens are kept for a later question on the same images
+KEPT = 4  # requests whose visual tokens and prompts are kept for a later request with the same
+LEAST_INSERTION = 16  # slots of the smallest size that insertions are padded to
+PAGE = 64  # slots of a page where pages are read one by one
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A question, and how its responses are sampled.
+    """Questions that are prefilled together, and how their responses are sampled.
 
     Attributes:
-      vision, prompts: the question alone, as `collate_prompts` makes it with the engine's buckets; with its `block`
-        where anything is inserted.
-      samples: the numbers of the responses, one a row; at most the engine's `group_size`.
+      vision, prompts: as many questions as the engine's `questions`, as `collate_prompts` makes them with its buckets;
+        with their `block` where anything is inserted.
+      samples: the numbers of the responses, G of each question, one a row; of a single question fewer too.
+      count: questions that are asked; the others only fill the batch. None: all.
       seed, step: a row's randomness is a function of (seed, step, its number, its token) alone.
       temperature: 0 is greedy.
       top_p: nucleus; 1 is the whole distribution.
+      top_k: so many of the most likely tokens; 0 for all.
       max_new_tokens: longest response; None: the engine's.
-      reattention: of this question; None: the engine's. Only an engine whose options are `by_row` takes another.
+      reattention: of these questions; None: the engine's. Only an engine whose options are `by_row` takes another.
       stop: a response ends where its text first has one of these.
     """
 
-    vision: VisionBatch
+    vision: VisionBatch | VisualTokens
     prompts: PromptBatch
-    samples: Sequence[int] = (0,)
+    samples: Sequence[int] | np.ndarray = (0,)
+    count: int | None = None
     seed: int = 0
     step: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     max_new_tokens: int | None = None
     reattention: ReattentionConfig | None = None
     stop: Sequence[str] = ()
@@ -59,99 +69,137 @@ class Update:
 
     Attributes:
       ticket: from `Engine.submit`.
+      question: its number within the request.
       ids: new tokens of each row.
       rollout: all of the responses, on the host, once every row has ended; else None. A row that a stop string ended
         has `stopped_B` False, and its last token completes the string.
     """
 
     ticket: int
+    question: int
     ids: list[list[int]]
     rollout: Rollout | None
 
 
 @dataclasses.dataclass
 class _Running:
+    """A question in a slot: how many of each row's tokens have been reported, and which rows have ended, where."""
+
+    ticket: int
+    question: int
+    request: Request
+    said: list[int]
+    end: list[int | None]
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """A request that has been prefilled, with its questions that have no slot yet."""
+
     ticket: int
     request: Request
-    limit: int
-    ids: list[list[int]]
-    ended: list[bool]
+    prefilled: Prefilled
+    left: list[int]
 
 
 class Engine:
     """Samples responses to questions that come at any time.
 
-    A question waits until a slot is free. `step` fills the free slots, decodes up to `steps` tokens of every row in one
+    Questions wait until slots are free. `step` fills the free slots, decodes up to `steps` tokens of every row in one
     compiled loop, insertions included, and frees the slots of questions whose rows have all ended. The host reads once
     a loop, not once a token. No setting of a request is a compile-time constant: after `warm_up` nothing compiles.
 
-    Every question is prefilled by itself, at its bucket. Its rows share the prompt's keys and values.
+    A request is prefilled at its bucket. The rows of a question share the prompt's keys and values.
 
     Args:
-      model, params: the model.
+      model: the model.
+      params: its parameters; `params` may be set again later.
       options: rows of a slot, longest response, stop tokens and re-attention; temperature and top_p are the requests'.
         With a re-attention that is `by_row`, requests may choose mode and kept share.
-      buckets: sizes that questions may have, `frames` of one question.
+      buckets: sizes that requests may have.
       slots: questions that are decoded at once.
       logit_bias_V: float32, see `token.suppression_bias`.
       steps: tokens of a row in one loop.
+      questions: of a request. On a mesh each shard of rows has as many of them, and as many slots.
       decode: ids to text, for stop strings.
+      mesh, shardings: the devices, and the parameters' shardings on them; None for the default device.
 
     Raises:
-      ValueError: rows in several shards, fewer than one slot or step.
+      ValueError: fewer than one slot, step or question, or slots or questions that do not divide over the shards.
     """
 
     def __init__(
         self,
         model: QwenVL,
-        params: Params,
+        params: Params | None,
         options: SampleOptions,
         buckets: Buckets,
         slots: int,
         logit_bias_V: np.ndarray,
         steps: int = 16,
+        questions: int = 1,
         decode: Callable[[list[int]], str] | None = None,
+        mesh: Mesh | None = None,
+        shardings: Any = None,
     ) -> None:
-        if options.shards != 1 or slots < 1 or steps < 1:
-            raise ValueError(f"expected 1 shard and at least 1 slot and step, got {options.shards}, {slots}, {steps}")
-        self.options = options = dataclasses.replace(options, temperature=0.0, top_p=1.0)
-        self.buckets = buckets
-        self._bias_V, self._decode, self._steps = logit_bias_V, decode, steps
-        dtype = jnp.dtype(model.config.dtype)
-        self._params = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
-        P = buckets.prompts[-1]
-        slots_inserted = most_slots(options.reattention, self._empty_prompts(1, P).block)
-        # Rows that need a larger cache must not change how the others are rounded.
-        self.options = options = dataclasses.replace(options, cache_block=min(cache_room(options, slots_inserted)))
-        self._room = cache_room(options, slots_inserted)
-        sizes = buckets.frames[-1] * buckets.visual[-1], P, max(self._room)
-        self._programs = slot_programs(model.config, options, *sizes, steps)
-
-        def abstract(params: Params) -> Any:
-            visual_ZxD = jnp.zeros((sizes[0], model.config.text.hidden_size), dtype)
-            rows = _no_rows(slots * options.group_size)
-            return prefilled(model, options, *sizes[1:], params, visual_ZxD, self._empty_prompts(slots, P), rows)
-
-        # Read only where a slot has been filled: a row that is not used has ended.
-        shapes = jax.eval_shape(abstract, self._params)
-        self._state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        B = slots * options.group_size
+        U = options.shards
+        if min(slots, steps, questions) < 1 or slots % U or questions % U:
+            raise ValueError(
+                f"expected at least 1 slot, step and question, and slots and questions in {U} equal shards, got"
+                f" {slots}, {steps}, {questions}"
+            )
+        self.buckets, self.slots, self.questions = buckets, slots, questions
+        self._model, self._bias_V, self._decode, self._steps = model, logit_bias_V, decode, steps
+        self._mesh = mesh
+        self._sizes = sizes_for(options.reattention, buckets, slots)
+        one_core = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+        if one_core and max(self._sizes.cache(options), self._sizes.prompt) > 2 * PAGE:
+            options = dataclasses.replace(options, page=PAGE)
+        self.options = dataclasses.replace(options, temperature=0.0, top_p=1.0)
+        self._programs = slot_programs(model.config, self.options, self._sizes, mesh, shardings)
+        self._params: Params | None = None
+        self._state: SampleState | None = None
+        self._visual: collections.OrderedDict[bytes, VisualTokens] = collections.OrderedDict()
+        self._prompts: collections.OrderedDict[bytes, Prefilled] = collections.OrderedDict()
         self._running: list[_Running | None] = [None] * slots
-        self._waiting: collections.deque[tuple[int, Request]] = collections.deque()
-        self._cancelled_B = np.ones(B, bool)
-        self._filled_B = np.zeros(B, np.int64)
+        self._submitted: collections.deque[tuple[int, Request]] = collections.deque()
+        self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._cancelled_B = np.zeros(slots * options.group_size, bool)
         self._tickets = itertools.count()
-        self._images: collections.OrderedDict[bytes, jax.Array] = collections.OrderedDict()
+        if params is not None:
+            self.params = params
+
+    @property
+    def params(self) -> Params | None:
+        """The parameters in the compute type."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        dtype = jnp.dtype(self._model.config.dtype)
+        self._params = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
+        self._visual.clear()
+        self._prompts.clear()
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the state: keys and values of all slots above all."""
-        return sum(x.nbytes for x in jax.tree.leaves(self._state))
+        shapes = jax.eval_shape(self._programs.empty)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
     @property
     def busy(self) -> bool:
         """Whether any question is waiting or running."""
-        return bool(self._waiting) or any(self._running)
+        return bool(self._submitted) or bool(self._waiting) or any(self._running)
+
+    def release(self) -> None:
+        """Drops parameters and state, and with them every question; their memory is free for others."""
+        self._submitted.clear()
+        self._waiting.clear()
+        self._running = [None] * self.slots
+        self._visual.clear()
+        self._prompts.clear()
+        self._params = self._state = None
 
     def warm_up(self) -> float:
         """Compiles every program for every bucket; returns the seconds that it took. Nothing may be running.
@@ -159,158 +207,233 @@ class Engine:
         Raises:
           RuntimeError: a question is running.
         """
-        if any(self._running):
+        if self.busy:
             raise RuntimeError("warm_up: a question is running; warm the engine up before the first step")
-        started, slot, b = time.perf_counter(), np.int32(0), self.buckets
-        for frames, patches, tokens in itertools.product(b.frames, b.slots, b.visual):
-            vision = VisionBatch(
-                np.zeros((frames, patches, b.patch_values), np.float32),
-                np.zeros((frames, patches, 2), np.int32),
-                np.zeros((frames, patches), bool),
-                np.zeros((frames, tokens), np.int32),
-            )
-            visual_ZxD = self._programs.encode(self._params, vision)
-        rows = _no_rows(self.options.group_size)
-        for P in b.prompts:
-            prompts = self._empty_prompts(1, P)
-            self._state = self._programs.insert(self._params, self._state, visual_ZxD, prompts, rows, slot)
-        for size in self._room:
-            self._decode_loop(size)
-        jax.block_until_ready(self._programs.read(self._state, slot))
+        started, b, Q = time.perf_counter(), self.buckets, self.questions
+        with self._context():
+            for frames, patches, tokens in itertools.product(b.frames, b.slots, b.visual):
+                vision = VisionBatch(
+                    np.zeros((frames, patches, b.patch_values), np.float32),
+                    np.zeros((frames, patches, 2), np.int32),
+                    np.zeros((frames, patches), bool),
+                    np.zeros((frames, tokens), np.int32),
+                    b.shards_of(Q),
+                )
+                visual = self._encode(vision)
+            for P in b.prompts:
+                prompts = empty_prompts(dataclasses.replace(self._sizes, prompt=P), Q)
+                prefilled = self._programs.prefill(self._params, visual, self._placed(prompts))
+                self._insert(prefilled, no_rows(Q * self.options.group_size), np.full(Q, self.slots))
+            jax.block_until_ready(self._decode_loop(1))
+        self._visual.clear()
         return time.perf_counter() - started
 
     def submit(self, request: Request) -> int:
-        """Puts a question at the end of the queue.
+        """Puts a request at the end of the queue.
 
         Returns:
           its ticket.
 
         Raises:
-          ValueError: a setting is out of its range or needs another engine, or the question fits no bucket; named.
+          ValueError: a setting is out of its range or needs another engine, or the questions fit no bucket; named.
         """
         self._check(request)
         ticket = next(self._tickets)
-        self._waiting.append((ticket, request))
+        self._submitted.append((ticket, request))
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Removes a question, waiting or running, and frees its slot. One that has ended is left alone."""
-        self._waiting = collections.deque(item for item in self._waiting if item[0] != ticket)
+        """Removes a request, waiting or running, and frees its slots. One that has ended is left alone."""
+        self._submitted = collections.deque(item for item in self._submitted if item[0] != ticket)
+        self._waiting = collections.deque(item for item in self._waiting if item.ticket != ticket)
         for slot, running in enumerate(self._running):
             if running is not None and running.ticket == ticket:
                 self._free(slot)
 
     def step(self) -> list[Update]:
         """Fills free slots, runs one loop, and reports every question that was running, by slot."""
-        for slot, running in enumerate(self._running):
-            if running is None and self._waiting:
-                self._fill(slot, *self._waiting.popleft())
-        if not any(self._running):
-            return []
-        longest = int(self._filled_B.max())
-        report = self._decode_loop(next(size for size, most in self._room.items() if longest <= most))
-        return [self._harvest(slot, one, report) for slot, one in enumerate(self._running) if one is not None]
+        with self._context():
+            self._fill()
+            if not any(self._running):
+                return []
+            return self._harvest(self._decode_loop(self._steps))
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Rollout]]:
-        """Responses to questions as they end, each with the question's number; questions are read as slots are free."""
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, int, Rollout]]:
+        """Responses to questions as they end, each with the number of its request and its own within it.
+
+        Requests are read as slots are free, one ahead. Unless there are stop strings a loop goes on until a question
+        has ended, or all have where none is waiting.
+        """
         numbers: dict[int, int] = {}
         asked = enumerate(requests)
+        more = True
+
+        def read() -> None:
+            nonlocal more
+            if (one := next(asked, None)) is None:
+                more = False
+            else:
+                numbers[self.submit(one[1])] = one[0]
+
         while True:
-            for number, request in itertools.islice(asked, self._running.count(None) - len(self._waiting)):
-                numbers[self.submit(request)] = number
-            if not self.busy:
-                return
-            for update in self.step():
-                if update.rollout is not None and update.ticket in numbers:
-                    yield numbers.pop(update.ticket), update.rollout
+            while more and self._running.count(None) > self._queued():
+                read()
+            with self._context():
+                self._fill()
+                if not any(self._running):
+                    return
+                stops = any(one is not None and one.request.stop for one in self._running)
+                steps = self._steps if stops else self.options.max_new_tokens
+                report = self._decode_loop(steps, until_one_ends=more or self._queued() > 0)
+                if more and not self._submitted:
+                    read()  # collated by the host while the device decodes
+                updates = self._harvest(report)
+            for update in updates:
+                if update.rollout is not None:
+                    yield numbers[update.ticket], update.question, update.rollout
 
-    def _decode_loop(self, size: int) -> Report:
-        most = self._room[size]
-        self._state, report = self._programs.decode(
-            size, most, self._params, self._state, self._bias_V, self._cancelled_B
+    def _queued(self) -> int:
+        """Questions that have no slot yet."""
+        submitted = (self.questions if one.count is None else one.count for _, one in self._submitted)
+        return sum(submitted) + sum(len(item.left) for item in self._waiting)
+
+    def _context(self) -> Any:
+        """The context in which programs are traced: the mesh and the meaning of the logical axes."""
+        stack = contextlib.ExitStack()
+        if self._mesh is not None:
+            stack.enter_context(jax.set_mesh(self._mesh))
+            stack.enter_context(activation_rules())
+        return stack
+
+    def _placed(self, tree: Any) -> Any:
+        return tree if self._mesh is None else place(tree, batch_sharding(self._mesh))
+
+    def _decode_loop(self, steps: int, until_one_ends: bool = False) -> tuple[Rollout, jax.Array]:
+        """All rows' responses so far, and which of them go on; on the device."""
+        awaited_Q = np.array([until_one_ends and one is not None for one in self._running])
+        cancelled_B, self._cancelled_B = self._cancelled_B, np.zeros_like(self._cancelled_B)
+        rows = self._placed((cancelled_B, awaited_Q))
+        state = self._programs.empty() if self._state is None else self._state
+        self._state, *report = self._programs.decode(
+            self._params, state, self._bias_V, rows[0], np.int32(steps), rows[1]
         )
-        self._cancelled_B = np.zeros_like(self._cancelled_B)
-        return jax.device_get(report)
+        return report[0], report[1]
 
-    def _fill(self, slot: int, ticket: int, request: Request) -> None:
-        """Prefills a question and puts it into a slot."""
-        G, n = self.options.group_size, len(request.samples)
+    def _insert(self, prefilled: Prefilled, rows: Any, slot_Q: np.ndarray, used_B: np.ndarray | None = None) -> None:
+        state = self._programs.empty() if self._state is None else self._state
+        used_B = np.zeros(len(slot_Q) * self.options.group_size, bool) if used_B is None else used_B
+        self._state = self._programs.insert(state, prefilled, *self._placed((rows, used_B, slot_Q.astype(np.int32))))
+
+    def _fill(self) -> None:
+        """Puts waiting questions into free slots, and prefills further ones as long as there are any."""
+        U, width = self.options.shards, self.slots // self.options.shards
+        while True:
+            for item in list(self._waiting):
+                free = [[u * width + s for s in range(width) if self._running[u * width + s] is None] for u in range(U)]
+                placed = {}
+                for question in item.left:
+                    if slots := free[question * U // self.questions]:
+                        placed[question] = slots.pop(0)
+                if placed:
+                    self._start(item, placed)
+            self._waiting = collections.deque(item for item in self._waiting if item.left)
+            # Of several shards one may have no free slot while another has no question: then one request more.
+            if None not in self._running or not self._submitted or len(self._waiting) > 1:
+                return
+            ticket, request = self._submitted.popleft()
+            count = self.questions if request.count is None else request.count
+            self._waiting.append(_Waiting(ticket, request, self._prefill(request), list(range(count))))
+
+    def _start(self, item: _Waiting, placed: dict[int, int]) -> None:
+        """Puts some questions of a request into slots."""
+        request, Q, G = item.request, self.questions, self.options.group_size
+        width = self.slots // self.options.shards
         limit = request.max_new_tokens or self.options.max_new_tokens
         reattention = request.reattention or dataclasses.replace(self.options.reattention, by_row=False)
-        each = lambda value, dtype: np.full(G, value, dtype)  # noqa: E731
-        sample_B = each(0, np.uint32)
-        sample_B[:n] = request.samples
+        each = lambda value, dtype: np.full(Q * G, value, dtype)  # noqa: E731
+        samples = np.asarray(request.samples, np.uint32)
+        own = min(len(samples), G)  # rows of a question
+        sample_B, used_B = each(0, np.uint32), each(False, bool)
+        sample_B[: len(samples)] = samples
+        slot_Q = np.full(Q, self.slots)
+        for question, slot in placed.items():
+            slot_Q[question] = slot % width
+            used_B[question * G : question * G + own] = True
+            self._running[slot] = _Running(item.ticket, question, request, [0] * own, [None] * own)
+            self._cancelled_B[self._rows(slot)] = False
+        item.left = [question for question in item.left if question not in placed]
         rows = RowSettings(
             each(request.seed, np.uint32),
             each(request.step, np.uint32),
             sample_B,
             each(request.temperature, np.float32),
             each(request.top_p, np.float32),
+            each(request.top_k, np.int32),
             each(limit, np.int32),
-            np.arange(G) < n,
             row_reattention(reattention, request.prompts, G),
         )
-        visual_ZxD = self._encode(request.vision)
+        self._insert(item.prefilled, rows, slot_Q, used_B)
+
+    def _prefill(self, request: Request) -> Prefilled:
+        """Runs the prompts; of one question a request, those of the last few are kept."""
         prompts = self._padded(request.prompts)
-        self._state = self._programs.insert(self._params, self._state, visual_ZxD, prompts, rows, np.int32(slot))
-        self._running[slot] = _Running(ticket, request, limit, [[] for _ in range(n)], [False] * n)
-        self._cancelled_B[self._rows(slot)] = False
-        self._filled_B[self._rows(slot)] = 0
+        make = lambda: self._programs.prefill(self._params, self._encode(request.vision), self._placed(prompts))  # noqa: E731
+        if self.questions > 1 or not isinstance(request.vision, VisionBatch):
+            return make()
+        return _kept(self._prompts, (request.vision, prompts), make)
 
-    def _encode(self, vision: VisionBatch) -> jax.Array:
-        """Visual tokens; those of the last few questions' images are kept."""
-        digest = hashlib.sha256()
-        for array in jax.tree.leaves(vision):
-            digest.update(repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes())
-        key = digest.digest()
-        if key not in self._images:
-            self._images[key] = self._programs.encode(self._params, vision)
-            if len(self._images) > KEPT_IMAGES:
-                self._images.popitem(last=False)
-        self._images.move_to_end(key)
-        return self._images[key]
+    def _encode(self, vision: VisionBatch | VisualTokens) -> VisualTokens:
+        """Visual tokens, padded where that makes fewer programs; of one question a request, the last few are kept."""
+        if isinstance(vision, VisualTokens):
+            return vision
+        if self.questions > 1:
+            return self._programs.encode(self._params, self._placed(vision))
+        return _kept(self._visual, vision, lambda: self._programs.encode(self._params, self._placed(vision)))
 
-    def _harvest(self, slot: int, running: _Running, report: Report) -> Update:
-        """What a slot's rows got; frees the slot if they have all ended."""
-        first, new = slot * self.options.group_size, []
-        for row, ids in enumerate(running.ids):
-            b = first + row
-            if running.ended[row]:
-                new.append([])
+    def _harvest(self, reported: tuple[Rollout, jax.Array]) -> list[Update]:
+        """What every slot's rows got; frees the slots whose rows have all ended."""
+        report, live_B = jax.device_get(reported)
+        updates = []
+        for slot, running in enumerate(self._running):
+            if running is None:
                 continue
-            length, before = int(report.length_B[b]), len(ids)
-            ids += report.ids_BxT[b, : length - before].tolist()
-            running.ended[row] = bool(report.stopped_B[b]) or length >= running.limit
-            self._filled_B[b] = report.filled_B[b]
-            end = self._stop_end(running.request.stop, ids, before)
-            if end is not None:
-                del ids[end:]
-                running.ended[row] = self._cancelled_B[b] = True
-            if running.ended[row]:
-                self._filled_B[b] = 0
-            new.append(ids[before:])
-        rollout = None
-        if all(running.ended):
-            rollout = self._cut(jax.device_get(self._programs.read(self._state, np.int32(slot))), running.ids)
-            self._free(slot)
-        return Update(running.ticket, new, rollout)
+            first, new = slot * self.options.group_size, []
+            for row, said in enumerate(running.said):
+                b, length = first + row, int(report.length_B[first + row])
+                if running.end[row] is not None:
+                    new.append([])
+                    continue
+                ended = not live_B[b]
+                end = self._stop_end(running.request.stop, report.ids_BxR[b, :length], said)
+                if end is not None:
+                    length, ended = end, True
+                    self._cancelled_B[b] = True
+                new.append(report.ids_BxR[b, said:length].tolist())
+                running.said[row] = length
+                running.end[row] = length if ended else None
+            rollout = None
+            if None not in running.end:
+                rollout = self._cut(report, first, running.said)
+                self._free(slot)
+            updates.append(Update(running.ticket, running.question, new, rollout))
+        return updates
 
-    def _stop_end(self, stops: Sequence[str], ids: list[int], before: int) -> int | None:
+    def _stop_end(self, stops: Sequence[str], ids_R: np.ndarray, said: int) -> int | None:
         """How many tokens it takes until the text has a stop string; None: it has none."""
         decode = self._decode
         if not stops or decode is None:
             return None
+        ids = ids_R.tolist()
         has = lambda end: any(stop in decode(ids[:end]) for stop in stops)  # noqa: E731
-        return next((end for end in range(before + 1, len(ids) + 1) if has(end)), None) if has(len(ids)) else None
+        return next((end for end in range(said + 1, len(ids) + 1) if has(end)), None) if has(len(ids)) else None
 
-    def _cut(self, rollout: Rollout, ids: list[list[int]]) -> Rollout:
-        """The rows in use, without what was sampled after a stop string."""
-        rollout = jax.tree.map(lambda x: np.array(x[: len(ids)]), rollout)
-        for row, own in enumerate(ids):
-            n = len(own)
+    def _cut(self, report: Rollout, first: int, ends: list[int]) -> Rollout:
+        """A question's rows, without what was sampled after a stop string."""
+        rollout = jax.tree.map(lambda x: np.array(x[first : first + len(ends)]), report)
+        for row, n in enumerate(ends):
             if n == rollout.length_B[row]:
                 continue
-            tags = own[:-1].count(self.options.reattention.open_id)
+            tags = rollout.ids_BxR[row, : n - 1].tolist().count(self.options.reattention.open_id)
             rollout.ids_BxR[row, n:] = self.options.stop_ids[0]
             rollout.logp_BxR[row, n:] = 0
             rollout.length_B[row], rollout.stopped_B[row] = n, False
@@ -322,46 +445,36 @@ class Engine:
     def _free(self, slot: int) -> None:
         self._running[slot] = None
         self._cancelled_B[self._rows(slot)] = True
-        self._filled_B[self._rows(slot)] = 0
 
     def _rows(self, slot: int) -> slice:
         G = self.options.group_size
         return slice(slot * G, (slot + 1) * G)
 
-    def _empty_prompts(self, rows: int, P: int) -> PromptBatch:
-        """Prompts of the engine's sizes; each is one token of id 0."""
-        block = None
-        if self.options.reattention.inserts:
-            X, N = self._block_sizes()
-            zeros = lambda *shape: np.zeros((rows, *shape), np.int32)  # noqa: E731
-            block = ReinsertedImages(zeros(X) - 1, zeros(X, 3), zeros(X), zeros(), zeros(), zeros(N))
-        ones = np.ones(rows, np.int32)
-        ids_QxP = np.zeros((rows, P), np.int32)
-        return PromptBatch(ids_QxP, np.zeros((rows, P, 3), np.int32), ids_QxP - 1, ones, ones.copy(), block)
-
-    def _block_sizes(self) -> tuple[int, int]:
-        """X and N that hold the insertion of any question, as `collate_prompts` makes it."""
-        b, slots = self.buckets, self.options.reattention.slots
-        one, several = slots(1, b.visual[-1]), min(slots(b.images, b.visual[-1]), b.prompts[-1])
-        return (one if b.images == 1 else max(one, several)), b.images
-
     def _padded(self, prompts: PromptBatch) -> PromptBatch:
-        """The question with its insertion in the engine's sizes, or without one where nothing is inserted."""
-        if not self.options.reattention.inserts:
+        """The questions with their insertions in the engine's sizes, or without where nothing is inserted."""
+        X, N = self._sizes.block
+        if not X:
             return dataclasses.replace(prompts, block=None)
-        to = lambda x, like: np.pad(x, [(0, n - own) for n, own in zip(like.shape, x.shape, strict=True)])  # noqa: E731
-        return dataclasses.replace(prompts, block=jax.tree.map(to, prompts.block, self._empty_prompts(1, 1).block))
+        like = empty_prompts(self._sizes, 1).block
+        assert like is not None and prompts.block is not None
+
+        def to(x: Any, like: np.ndarray) -> Any:
+            wide = [(0, 0)] + [(0, n - own) for n, own in zip(like.shape[1:], x.shape[1:], strict=True)]
+            return np.pad(x, wide) if any(more for _, more in wide) else x
+
+        return dataclasses.replace(prompts, block=jax.tree.map(to, prompts.block, like))
 
     def _check(self, request: Request) -> None:
         """Raises ValueError where the request cannot be served."""
-        options, b = self.options, self.buckets
-        own, prompts, shape = options.reattention, request.prompts, request.vision.patches_IxSxC.shape
-        if not 1 <= len(request.samples) <= options.group_size:
-            raise ValueError(
-                f"samples: got {len(request.samples)}, expected 1 to {options.group_size}, the engine's rows"
-            )
-        if request.temperature < 0 or not 0 < request.top_p <= 1:
-            raise ValueError("temperature must be at least 0 and top_p above 0 and at most 1")
+        options, b, Q = self.options, self.buckets, self.questions
+        own, prompts, vision = options.reattention, request.prompts, request.vision
+        most, given = Q * options.group_size, len(request.samples)
+        if not (given == most or (Q == 1 and 1 <= given < most)):
+            raise ValueError(f"samples: got {given}, expected {'1 to ' if Q == 1 else ''}{most}, the request's rows")
+        if request.count is not None and not 1 <= request.count <= Q:
+            raise ValueError(f"count: got {request.count}, expected 1 to {Q}, the engine's questions of a request")
+        if request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
+            raise ValueError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
         if request.max_new_tokens is not None and not 1 <= request.max_new_tokens <= options.max_new_tokens:
             raise ValueError(f"max_new_tokens: got {request.max_new_tokens}, expected 1 to {options.max_new_tokens}")
         if request.stop and (self._decode is None or not all(request.stop)):
@@ -374,15 +487,51 @@ class Engine:
             raise ValueError(f"reattention: max_insertions: expected at most {own.max_insertions}, and not by_row")
         if own.inserts and prompts.block is None:
             raise ValueError("prompts: expected them with their `block`; collate them with re-attention options")
-        known = (b.frames, b.slots, b.visual, b.prompts)
-        sizes = (*shape[:2], request.vision.gather_IxM.shape[1], prompts.ids_QxP.shape[1])
-        if len(prompts.length_Q) != 1 or any(size not in bucket for size, bucket in zip(sizes, known, strict=True)):
+        known, sizes = (b.prompts,), (prompts.ids_QxP.shape[1],)
+        if isinstance(vision, VisionBatch):
+            known = (b.frames, b.slots, b.visual, *known)
+            sizes = (*vision.patches_IxSxC.shape[:2], vision.gather_IxM.shape[1], *sizes)
+        if len(prompts.length_Q) != Q or any(size not in bucket for size, bucket in zip(sizes, known, strict=True)):
             raise ValueError(
-                f"a question of {sizes} images, patch slots, visual and prompt tokens: expected one of {known}"
+                f"{len(prompts.length_Q)} questions of {sizes} images, patch slots, visual and prompt tokens: expected"
+                f" {Q} of {known}"
             )
 
 
-def _no_rows(rows: int) -> RowSettings:
-    """Settings of rows that are not used."""
-    u, i, f, no = (np.zeros(rows, dtype) for dtype in (np.uint32, np.int32, np.float32, bool))
-    return RowSettings(u, u, u, f, f, i, no, RowReattention(i, i, no))
+def sizes_for(reattention: ReattentionConfig, buckets: Buckets, slots: int) -> SlotSizes:
+    """The sizes of a state of so many slots for requests of the given buckets."""
+    X, N = _block_sizes(reattention, buckets)
+    visual = buckets.frames[-1] * buckets.visual[-1]
+    return SlotSizes(slots, buckets.prompts[-1], visual, (X, N), _insertion_sizes(reattention, buckets, X, N))
+
+
+def _block_sizes(options: ReattentionConfig, buckets: Buckets) -> tuple[int, int]:
+    """X and N that hold the insertion of any question, as `collate_prompts` makes it; 0 where nothing is inserted."""
+    if not options.inserts:
+        return 0, 0
+    one, several = options.slots(1, buckets.visual[-1]), options.slots(buckets.images, buckets.visual[-1])
+    return (one if buckets.images == 1 else max(one, min(several, buckets.prompts[-1]))), buckets.images
+
+
+def _insertion_sizes(options: ReattentionConfig, buckets: Buckets, X: int, N: int) -> tuple[int, ...]:
+    """Slots that insertions are padded to: what the largest takes, half, and a quarter, if any may be as small."""
+    if not X:
+        return ()
+    block = empty_prompts(SlotSizes(1, 1, 0, (X, N)), 1).block
+    most = most_slots(options, block)
+    least = LEAST_INSERTION if options.by_row else options.slots(1, buckets.visual[0])
+    return tuple(sorted({size for n in (4, 2, 1) if (size := -(-most // n)) >= min(least, most)}))
+
+
+def _kept(store: collections.OrderedDict[bytes, Any], of: Any, make: Callable[[], Any]) -> Any:
+    """What was made of the same arrays before, if it is among the last few; else it is made."""
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(of):
+        digest.update(repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes())
+    key = digest.digest()
+    if key not in store:
+        store[key] = make()
+        if len(store) > KEPT:
+            store.popitem(last=False)
+    store.move_to_end(key)
+    return store[key]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.model.kv_cache import KeyValues, empty_cache
+from qwenla_jax.model.kv_cache import KeyValues
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import RowReattention, row_reattention
-from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sample_state import SampleState
 from qwenla_jax.types import PromptBatch, VisionBatch, VisualTokens
 
 
@@ -34,54 +31,3 @@ def text_positions(first_B: jax.Array, tokens: int) -> jax.Array:
     """M-RoPE positions [B, T, 3] of `tokens` text tokens from position `first_B` on: the same on all three axes."""
     pos_BxT = first_B[:, None] + jnp.arange(tokens, dtype=jnp.int32)
     return jnp.broadcast_to(pos_BxT[..., None], (*pos_BxT.shape, 3))
-
-
-def prefill(
-    model: QwenVL,
-    options: SampleOptions,
-    params: Params,
-    vision: VisionBatch | VisualTokens,
-    prompts: PromptBatch,
-    seed: jax.Array,
-    step: jax.Array,
-    sample_B: jax.Array,
-    rows: RowReattention | None = None,
-) -> SampleState:
-    """The state before the first token; the G rows of a prompt share its keys and values.
-
-    Args: as in `sampler.sample`; `params` in the compute type.
-    """
-    config, reattention, G = model.config, options.reattention, options.group_size
-    text, (Q, P), R = config.text, prompts.ids_QxP.shape, options.max_new_tokens
-    B = Q * G
-    hidden_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
-    E = X = 0
-    if reattention.inserts:
-        assert prompts.block is not None  # collated with the images' blocks
-        E, X = reattention.max_insertions, prompts.block.source_QxX.shape[1]
-    return SampleState(
-        prompts=prompts,
-        prompt_QxPxD=prompt_QxPxD,
-        prefix=prefix,
-        reattention=row_reattention(reattention, prompts, G) if rows is None else rows,
-        seed=seed,
-        step=step,
-        sample_B=sample_B,
-        temperature_B=None,
-        top_p_B=None,
-        limit_B=jnp.full((B,), R, jnp.int32),
-        steps=jnp.int32(0),
-        hidden_BxD=jnp.repeat(hidden_QxD, G, axis=0),
-        cache=empty_cache(text.num_layers, B, 0, text.num_kv_heads, text.head_dim, config.dtype, reattention.masks),
-        next_pos_B=jnp.repeat(prompts.next_pos_Q, G),
-        received_BxP=jnp.zeros((B, P if reattention.uses_attention else 0), jnp.float32),
-        pending_B=jnp.zeros((B,), bool),
-        closing_B=jnp.zeros((B,), bool),
-        ids_BxR=jnp.full((B, R), options.stop_ids[0], jnp.int32),
-        logp_BxR=jnp.zeros((B, R), jnp.float32),
-        length_B=jnp.zeros((B,), jnp.int32),
-        stopped_B=jnp.zeros((B,), bool),
-        inserted_B=jnp.zeros((B,), jnp.int32),
-        skipped_B=jnp.zeros((B,), jnp.int32),
-        selected_BxExX=jnp.zeros((B, E, X), bool),
-    )

@@ -18,8 +18,7 @@ class SampleOptions:
       top_p: nucleus; 1 is the whole distribution.
       stop_ids: any of these ends a response.
       reattention: whether and how images are re-inserted before a reflection.
-      cache_block: the cache's keys are summed in blocks of so many slots, see `Segment.blocks`; None: in one. Then how
-        large the cache is does not change how a row is rounded.
+      page: slots of a page of keys and values, see `model.pages`; None: a row is one page, and is read whole.
       shards: equal shards of rows, each on its own devices; an insertion takes as many rows of each.
     """
 
@@ -30,11 +29,12 @@ class SampleOptions:
     stop_ids: tuple[int, ...]
     reattention: ReattentionConfig = TEXT_ONLY
     shards: int = 1
-    cache_block: int | None = None
+    page: int | None = None
 
-    def cache_blocks(self, slots: int) -> int | None:
-        """The blocks of a cache of so many slots; None: no blocks."""
-        return None if self.cache_block is None else slots // self.cache_block
+    def pages(self, slots: int) -> tuple[int, int]:
+        """How many pages hold so many slots, and the slots of each."""
+        page = min(self.page or slots, slots)
+        return -(-slots // page), page
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

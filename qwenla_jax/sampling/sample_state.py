@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qwenla_jax.model.kv_cache import KeyValues
+from qwenla_jax.model.pages import Pages
 from qwenla_jax.reattention.options import RowReattention
-from qwenla_jax.types import PromptBatch
+from qwenla_jax.types import PromptBatch, Rollout
+
+
+@struct.dataclass
+class RowSettings:
+    """What a request sets for its rows; all arrays are [B].
+
+    Attributes:
+      seed_B, step_B, sample_B: uint32; a token's random key is a function of these and of the token's number.
+      temperature_B, top_p_B: float32; temperature 0 is greedy.
+      top_k_B: int32, 0 for the whole vocabulary.
+      limit_B: int32, most tokens of the row's response.
+      reattention: of each row.
+    """
+
+    seed_B: Any
+    step_B: Any
+    sample_B: Any
+    temperature_B: Any
+    top_p_B: Any
+    top_k_B: Any
+    limit_B: Any
+    reattention: RowReattention
 
 
 @struct.dataclass
@@ -18,53 +42,35 @@ class SampleState:
     Attributes:
       prompts: the Q questions; row b belongs to question b // G.
       prompt_QxPxD: embeddings of the prompts: insertions repeat them.
-      prefix: keys and values of the prompts.
-      reattention: of each row.
-      seed, step, sample_B: uint32; a token's random key is a function of these, the row's number and the token's. In
-        the engine, seed and step are [B].
-      temperature_B, top_p_B: float32, of each row, in the engine; None where `SampleOptions` has them for all.
-      limit_B: int32, most tokens of the row's response.
-      steps: int32 scalar, tokens that this loop has run.
+      prefix: keys and values of the prompts, a row a question.
+      rows: settings of each row.
       hidden_BxD: the hidden state that predicts each row's next token.
-      cache: keys and values of the row's own tokens; `cache.length_B` is the next free slot.
+      cache: keys and values of the row's own tokens.
       next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because an insertion
         moves the position by another amount than the length.
       received_BxP: float32, attention that each slot of the prompt has received from the row's tokens, summed; [B, 0]
         where nothing is selected by it.
       pending_B: bool, the row has sampled a tag whose insertion is yet to run.
       closing_B: bool, the row's next token is forced to be `</REFLECTION>`.
-      ids_BxR, logp_BxR, length_B, stopped_B, inserted_B, skipped_B, selected_BxExX: the growing `types.Rollout`.
+      rollout: the growing responses. A row that is not in use has stopped.
     """
 
     prompts: PromptBatch
     prompt_QxPxD: jax.Array
-    prefix: KeyValues
-    reattention: RowReattention
-    seed: jax.Array
-    step: jax.Array
-    sample_B: jax.Array
-    temperature_B: jax.Array | None
-    top_p_B: jax.Array | None
-    limit_B: jax.Array
-    steps: jax.Array
+    prefix: Pages
+    rows: RowSettings
     hidden_BxD: jax.Array
-    cache: KeyValues
+    cache: Pages
     next_pos_B: jax.Array
     received_BxP: jax.Array
     pending_B: jax.Array
     closing_B: jax.Array
-    ids_BxR: jax.Array
-    logp_BxR: jax.Array
-    length_B: jax.Array
-    stopped_B: jax.Array
-    inserted_B: jax.Array
-    skipped_B: jax.Array
-    selected_BxExX: jax.Array
+    rollout: Rollout
 
     @property
     def live_B(self) -> jax.Array:
         """Rows that have not ended, pending ones included."""
-        return ~self.stopped_B & (self.length_B < self.limit_B)
+        return ~self.rollout.stopped_B & (self.rollout.length_B < self.rows.limit_B)
 
 
 class RowSubset:

@@ -1,4 +1,4 @@
-"""The engine's compiled programs: encode images, put a question into a slot, decode some tokens, read a slot."""
+"""The engine's compiled programs: encode images, prefill questions, put them into slots, decode."""
 
 from __future__ import annotations
 
@@ -8,186 +8,370 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwenla_jax.model.config import ModelConfig
-from qwenla_jax.model.kv_cache import KeyValues, grow
+from qwenla_jax.model.kv_cache import KeyValues
+from qwenla_jax.model.pages import Pages, empty_pages
 from qwenla_jax.model.qwen_vl import Params, QwenVL
-from qwenla_jax.reattention.options import RowReattention
-from qwenla_jax.sampling.prefill import prefill
+from qwenla_jax.parallel.distributed import is_multiprocess
+from qwenla_jax.parallel.sharding import batch_sharding, replicated
+from qwenla_jax.reattention.options import ReattentionConfig, RowReattention, most_slots, row_reattention
+from qwenla_jax.sampling.decode import decode_tokens
+from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sample_state import SampleState
-from qwenla_jax.sampling.sampler import decode_tokens, rollout_of
-from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
+from qwenla_jax.sampling.sample_state import RowSettings, SampleState
+from qwenla_jax.types import PromptBatch, ReinsertedImages, Rollout, VisionBatch, VisualTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotSizes:
+    """Sizes of an engine's state; static.
+
+    Attributes:
+      questions: Q, slots of a question each.
+      prompt: P, most tokens of a prompt.
+      visual: Z, most visual tokens of a request.
+      block: X and N of `ReinsertedImages`; 0 where nothing is inserted.
+      insertions: ascending slots that insertions are padded to; the last is enough for all. Empty: nothing is inserted.
+    """
+
+    questions: int
+    prompt: int
+    visual: int
+    block: tuple[int, int] = (0, 0)
+    insertions: tuple[int, ...] = ()
+
+    def cache(self, options: SampleOptions) -> int:
+        """Slots of a row's own tokens: the longest response with all its insertions."""
+        most = self.insertions[-1] if self.insertions else 0
+        return options.max_new_tokens + options.reattention.max_insertions * most
+
+
+def sizes_of_batch(reattention: ReattentionConfig, prompts: PromptBatch) -> SlotSizes:
+    """The sizes of a state for one batch of the given shapes, which may be abstract."""
+    (Q, P), block = prompts.ids_QxP.shape, prompts.block
+    if not reattention.inserts or block is None:
+        return SlotSizes(Q, P, 0)
+    X, N = block.source_QxX.shape[1], block.tokens_QxN.shape[1]
+    return SlotSizes(Q, P, 0, (X, N), (most_slots(reattention, block),))
 
 
 @struct.dataclass
-class RowSettings:
-    """What a request sets for its rows; all arrays are [B].
+class Prefilled:
+    """Questions that have been run once and wait for a slot.
 
     Attributes:
-      seed_B, step_B, sample_B, temperature_B, top_p_B, limit_B: as in `SampleState`.
-      used_B: bool, False for a slot's rows beyond the request's.
-      reattention: see there.
+      prompts: the questions.
+      hidden_QxD: the hidden state of each prompt's last token.
+      prefix: keys and values of the prompts.
+      prompt_QxPxD: their embeddings.
     """
 
-    seed_B: Any
-    step_B: Any
-    sample_B: Any
-    temperature_B: Any
-    top_p_B: Any
-    limit_B: Any
-    used_B: Any
-    reattention: RowReattention
-
-
-class Report(NamedTuple):
-    """What the host reads after a loop.
-
-    Attributes:
-      ids_BxT: int32, each row's tokens of this loop, as many as its length has grown by.
-      length_B, stopped_B: of the responses.
-      filled_B: int32, filled slots of the cache.
-    """
-
-    ids_BxT: jax.Array
-    length_B: jax.Array
-    stopped_B: jax.Array
-    filled_B: jax.Array
+    prompts: PromptBatch
+    hidden_QxD: jax.Array
+    prefix: KeyValues
+    prompt_QxPxD: jax.Array
 
 
 class SlotPrograms(NamedTuple):
     """Compiled functions; the state that `insert` and `decode` take is donated, and written in place.
 
     Attributes:
-      encode: (params, vision) -> visual tokens [Z, D], padded.
-      insert: (params, state, visual tokens, one question, its RowSettings, slot) -> state.
-      decode: (size, most, params, state, bias, cancelled_B) -> state, Report; size and most are static.
-      read: (state, slot) -> Rollout of the slot's rows.
+      empty: () -> a state without a question.
+      encode: (params, vision) -> VisualTokens.
+      prefill: (params, vision or VisualTokens, prompts) -> Prefilled.
+      insert: (state, Prefilled, RowSettings and used_B of its rows, slot_Q) -> state; slot_Q int32 is the slot of each
+        question within its shard, or a number beyond them for none.
+      decode: (params, state, bias, cancelled_B, steps, awaited_Q) -> state, Rollout of all rows, live_B.
     """
 
+    empty: Any
     encode: Any
+    prefill: Any
     insert: Any
     decode: Any
-    read: Any
 
 
-# Engines of one model and options share their programs, as calls of one jitted function do.
-@functools.lru_cache(maxsize=8)
 def slot_programs(
-    config: ModelConfig, options: SampleOptions, visual_tokens: int, prompt_tokens: int, cache_slots: int, steps: int
+    config: ModelConfig, options: SampleOptions, sizes: SlotSizes, mesh: Mesh | None = None, params: Any = None
 ) -> SlotPrograms:
     """The programs of an engine.
 
     Args:
       config, options: see there; temperature and top_p are the rows' own.
-      visual_tokens: Z, most visual tokens of a question.
-      prompt_tokens: P, most tokens of a prompt.
-      cache_slots: S, most slots of a row's own tokens.
-      steps: most tokens of a row in one loop.
+      sizes: see there.
+      mesh: devices; None for one. Call the programs in a context of it.
+      params: shardings of the parameters on the mesh.
     """
-    model = QwenVL(config)
+    if mesh is None:
+        return _programs_alone(config, options, sizes)
+    make = _Functions(config, options, sizes)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    shapes = jax.eval_shape(make.empty), jax.eval_shape(functools.partial(_no_questions, config, sizes))
+    state, waiting = jax.tree.map(functools.partial(_sharding, mesh), shapes)
+    return SlotPrograms(
+        jax.jit(make.empty, out_shardings=state),
+        jax.jit(make.encode, in_shardings=(params, rows), out_shardings=rows),
+        jax.jit(make.prefill, in_shardings=(params, rows, rows), out_shardings=waiting),
+        jax.jit(make.insert, in_shardings=(state, waiting, rows, rows, rows), out_shardings=state, donate_argnums=0),
+        jax.jit(
+            make.decode,
+            in_shardings=(params, state, whole, rows, whole, rows),
+            out_shardings=(state, *[whole if is_multiprocess() else rows] * 2),  # every process reads all rows
+            donate_argnums=1,
+        ),
+    )
 
-    def encode(params: Params, vision: VisionBatch) -> jax.Array:
-        visual_ZxD = model.apply({"params": params}, vision, method="encode")
-        return jnp.pad(visual_ZxD, [(0, visual_tokens - len(visual_ZxD)), (0, 0)])
+
+def rollout_program(
+    config: ModelConfig, options: SampleOptions, sizes: SlotSizes, mesh: Mesh, stored: Any, params: Any
+) -> Any:
+    """All that a batch takes in one program, for its compiler to tell what it sends and needs: one prefill, one decode.
+
+    Args:
+      config, options, sizes, mesh: as in `slot_programs`; as many questions as slots.
+      stored, params: shardings of the parameters as they are given, and as the programs take them.
+
+    Returns:
+      jitted (params, vision, prompts, bias, seed, step, sample_B) -> Rollout.
+    """
+    make, rows, whole = _Functions(config, options, sizes), batch_sharding(mesh), replicated(mesh)
+    places = jax.tree.map(functools.partial(_sharding, mesh), jax.eval_shape(make.empty))
+    Q, B = sizes.questions, sizes.questions * options.group_size
+
+    def run(
+        given: Params,
+        vision: VisionBatch | VisualTokens,
+        prompts: PromptBatch,
+        logit_bias_V: jax.Array,
+        seed: jax.Array,
+        step: jax.Array,
+        sample_B: jax.Array,
+    ) -> Rollout:
+        cast = jax.tree.map(lambda x: x.astype(config.dtype), given)
+        cast = jax.lax.with_sharding_constraint(cast, params)
+        visual = make.encode(cast, vision) if isinstance(vision, VisionBatch) else vision
+        each = lambda value, dtype: jnp.full((B,), value, dtype)  # noqa: E731
+        settings = RowSettings(
+            each(seed, jnp.uint32),
+            each(step, jnp.uint32),
+            sample_B,
+            each(options.temperature, jnp.float32),
+            each(options.top_p, jnp.float32),
+            each(0, jnp.int32),
+            each(options.max_new_tokens, jnp.int32),
+            row_reattention(options.reattention, jax.tree.map(jnp.asarray, prompts), options.group_size),
+        )
+        state = jax.lax.with_sharding_constraint(make.empty(), places)
+        slot_Q = jnp.arange(Q) % (Q // options.shards)
+        state = make.insert(state, make.prefill(cast, visual, prompts), settings, each(True, bool), slot_Q)
+        limit = jnp.int32(options.max_new_tokens)
+        return make.decode(cast, state, logit_bias_V, each(False, bool), limit, jnp.zeros((Q,), bool))[1]
+
+    return jax.jit(
+        run,
+        in_shardings=(stored, rows, rows, whole, whole, whole, rows),
+        out_shardings=whole if is_multiprocess() else rows,
+    )
+
+
+# Engines of one model and options share their programs, as calls of one jitted function do.
+@functools.lru_cache(maxsize=16)
+def _programs_alone(config: ModelConfig, options: SampleOptions, sizes: SlotSizes) -> SlotPrograms:
+    make = _Functions(config, options, sizes)
+    return SlotPrograms(
+        jax.jit(make.empty),
+        jax.jit(make.encode),
+        jax.jit(make.prefill),
+        jax.jit(make.insert, donate_argnums=0),
+        jax.jit(make.decode, donate_argnums=1),
+    )
+
+
+class _Functions:
+    """What `SlotPrograms` compiles."""
+
+    def __init__(self, config: ModelConfig, options: SampleOptions, sizes: SlotSizes) -> None:
+        self._model, self._options, self._sizes = QwenVL(config), options, sizes
+
+    def encode(self, params: Params, vision: VisionBatch) -> VisualTokens:
+        visual_ZxD = self._model.apply({"params": params}, vision, method="encode")
+        missing = self._sizes.visual - len(visual_ZxD)
+        if vision.shards == 1 and missing > 0:  # of one size, so that prompts compile once a bucket
+            visual_ZxD = jnp.pad(visual_ZxD, [(0, missing), (0, 0)])
+        return VisualTokens(visual_ZxD, vision.shards)
+
+    def prefill(self, params: Params, vision: VisionBatch | VisualTokens, prompts: PromptBatch) -> Prefilled:
+        return Prefilled(prompts, *encode_prompts(self._model, params, vision, prompts))
 
     def insert(
-        params: Params, state: SampleState, visual_ZxD: jax.Array, prompts: PromptBatch, rows: RowSettings, slot: Any
+        self, state: SampleState, prefilled: Prefilled, rows: RowSettings, used_B: jax.Array, slot_Q: jax.Array
     ) -> SampleState:
-        one = prefilled(model, options, prompt_tokens, cache_slots, params, visual_ZxD, prompts, rows)
-        return put_slot(state, one, slot)
+        one = first_state(self._model.config, self._options, self._sizes, prefilled, rows, used_B)
+        return put_slots(state, one, slot_Q, self._options.shards)
 
     def decode(
-        size: int, most: int, params: Params, state: SampleState, logit_bias_V: jax.Array, cancelled_B: jax.Array
-    ) -> tuple[SampleState, Report]:
-        whole, before_B = state.cache, state.length_B
-        state = dataclasses.replace(
-            state,
-            steps=jnp.int32(0),
-            stopped_B=state.stopped_B | cancelled_B,
-            pending_B=state.pending_B & ~cancelled_B,
-            cache=_first_slots(whole, size),
-        )
-        state = decode_tokens(model, options, params, logit_bias_V, most, state, steps)
-        at_BxT = jnp.minimum(before_B[:, None] + jnp.arange(steps), options.max_new_tokens - 1)
-        ids_BxT = jnp.take_along_axis(state.ids_BxR, at_BxT, axis=1)
-        report = Report(ids_BxT, state.length_B, state.stopped_B, state.cache.length_B)
-        return dataclasses.replace(state, cache=_with_first_slots(whole, state.cache)), report
+        self,
+        params: Params,
+        state: SampleState,
+        logit_bias_V: jax.Array,
+        cancelled_B: jax.Array,
+        steps: jax.Array,
+        awaited_Q: jax.Array,
+    ) -> tuple[SampleState, Rollout, jax.Array]:
+        rollout = dataclasses.replace(state.rollout, stopped_B=state.rollout.stopped_B | cancelled_B)
+        state = dataclasses.replace(state, pending_B=state.pending_B & ~cancelled_B, rollout=rollout)
+        sizes = self._sizes.insertions
+        state = decode_tokens(self._model, self._options, sizes, params, logit_bias_V, state, steps, awaited_Q)
+        return state, state.rollout, state.live_B
 
-    def read(state: SampleState, slot: Any) -> Rollout:
-        G = options.group_size
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot * G, G), rollout_of(state))
-
-    return SlotPrograms(
-        jax.jit(encode),
-        jax.jit(insert, donate_argnums=1),
-        jax.jit(decode, static_argnums=(0, 1), donate_argnums=3),
-        jax.jit(read),
-    )
+    def empty(self) -> SampleState:
+        config, options, sizes = self._model.config, self._options, self._sizes
+        B = sizes.questions * options.group_size
+        first = functools.partial(first_state, config, options, sizes)
+        shapes = jax.eval_shape(lambda: first(_no_questions(config, sizes), no_rows(B), jnp.zeros((B,), bool)))
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # of limit 0: no row is live
 
 
-def prefilled(
-    model: QwenVL,
+def _sharding(mesh: Mesh, x: Any) -> NamedSharding:
+    """Of an array of the state: of keys and values, in which layers, rows and one more axis precede the heads, or of
+    one whose first axis is rows."""
+    if x.ndim < 5:
+        return batch_sharding(mesh)
+    heads = 3
+    tensor = "tensor" if x.shape[heads] % mesh.shape["tensor"] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None, tensor))
+
+
+def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
+    """As many as there are slots, for their shapes."""
+    text, Q, P = config.text, sizes.questions, sizes.prompt
+    zeros = lambda *shape: jnp.zeros(shape, config.dtype)  # noqa: E731
+    keys = zeros(text.num_layers, Q, P, text.num_kv_heads, text.head_dim)
+    prefix = KeyValues(keys, keys, jnp.zeros((Q,), jnp.int32))
+    return Prefilled(empty_prompts(sizes, Q), zeros(Q, text.hidden_size), prefix, zeros(Q, P, text.hidden_size))
+
+
+def empty_prompts(sizes: SlotSizes, questions: int) -> PromptBatch:
+    """Prompts of one token of id 0 each, padded to the sizes; on the host."""
+    zeros = lambda *shape: np.zeros((questions, *shape), np.int32)  # noqa: E731
+    P, (X, N) = sizes.prompt, sizes.block
+    block = ReinsertedImages(zeros(X) - 1, zeros(X, 3), zeros(X), zeros(), zeros(), zeros(N)) if X else None
+    return PromptBatch(zeros(P), zeros(P, 3), zeros(P) - 1, zeros() + 1, zeros() + 1, block)
+
+
+def no_rows(rows: int) -> RowSettings:
+    """Settings of rows that are not used."""
+    u, i, f, no = (jnp.zeros((rows,), dtype) for dtype in (jnp.uint32, jnp.int32, jnp.float32, bool))
+    return RowSettings(u, u, u, f, f, i, i, RowReattention(i, i, i, no))
+
+
+def first_state(
+    config: ModelConfig,
     options: SampleOptions,
-    prompt_tokens: int,
-    cache_slots: int,
-    params: Params,
-    visual_ZxD: jax.Array,
-    prompts: PromptBatch,
+    sizes: SlotSizes,
+    prefilled: Prefilled,
     rows: RowSettings,
+    used_B: jax.Array,
 ) -> SampleState:
-    """The state of questions before their first token, with keys, values and settings of the engine's sizes.
+    """The state of questions before their first token, in the engine's sizes."""
+    text, reattention, G = config.text, options.reattention, options.group_size
+    Q, R = len(prefilled.hidden_QxD), options.max_new_tokens
+    B, P = Q * G, sizes.prompt
+    E, X = (reattention.max_insertions, sizes.block[0]) if sizes.insertions else (0, 0)
+    no_B, zero_B = jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32)
+    cache = empty_pages(
+        text.num_layers,
+        B,
+        *options.pages(sizes.cache(options)),
+        text.num_kv_heads,
+        text.head_dim,
+        config.dtype,
+        reattention.masks,
+    )
+    return SampleState(
+        prompts=_in_sizes(prefilled.prompts, empty_prompts(sizes, Q)),
+        prompt_QxPxD=_widened(prefilled.prompt_QxPxD, (Q, P, text.hidden_size)),
+        prefix=_in_pages(prefilled.prefix, *options.pages(P)),
+        rows=rows,
+        hidden_BxD=jnp.repeat(prefilled.hidden_QxD, G, axis=0),
+        cache=cache,
+        next_pos_B=jnp.repeat(prefilled.prompts.next_pos_Q, G),
+        received_BxP=jnp.zeros((B, P if reattention.uses_attention else 0), jnp.float32),
+        pending_B=no_B,
+        closing_B=no_B,
+        rollout=Rollout(
+            ids_BxR=jnp.full((B, R), options.stop_ids[0], jnp.int32),
+            logp_BxR=jnp.zeros((B, R), jnp.float32),
+            length_B=zero_B,
+            stopped_B=~used_B,
+            inserted_B=zero_B,
+            skipped_B=zero_B,
+            selected_BxExX=jnp.zeros((B, E, X), bool),
+        ),
+    )
 
-    Args: as in `slot_programs` and `SlotPrograms.insert`.
+
+def _widened(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.pad(x, [(0, size - own) for size, own in zip(shape, x.shape, strict=True)])
+
+
+def _in_sizes(prompts: PromptBatch, like: PromptBatch) -> PromptBatch:
+    """Prompts in the sizes of others; what is padded is after every length and never read."""
+    prompts = dataclasses.replace(prompts, block=prompts.block if like.block is not None else None)
+    return jax.tree.map(lambda x, like: _widened(jnp.asarray(x, like.dtype), like.shape), prompts, like)
+
+
+def _in_pages(prefix: KeyValues, pages: int, slots: int) -> Pages:
+    def one(x_LxBxSxKxH: jax.Array) -> jax.Array:
+        L, B, S, K, H = x_LxBxSxKxH.shape
+        wide = jnp.pad(x_LxBxSxKxH, [(0, 0), (0, 0), (0, pages * slots - S), (0, 0), (0, 0)])
+        return jnp.swapaxes(wide.reshape(L, B, pages, slots, K, H), 3, 4)
+
+    return Pages(one(prefix.k_LxBxSxKxH), one(prefix.v_LxBxSxKxH), prefix.length_B)
+
+
+def put_slots(state: SampleState, new: SampleState, slot_Q: jax.Array, shards: int) -> SampleState:
+    """The state with slots replaced by questions of another; nothing of the old rows is read again.
+
+    Their cache stays where it is: a row without a filled slot reads none of it.
+
+    Args:
+      state: Q questions.
+      new: fewer or as many, of the same shards.
+      slot_Q: int32, of each new question the slot within its shard; beyond the last: it is left out.
+      shards: equal shards of questions and of their rows.
     """
-    state = prefill(
-        model,
-        options,
-        params,
-        VisualTokens(visual_ZxD),
-        prompts,
-        rows.seed_B,
-        rows.step_B,
-        rows.sample_B,
-        rows.reattention,
-    )
+    questions = len(new.prompts.length_Q)
+
+    def put(whole: jax.Array, part: jax.Array, axis: int = 0) -> jax.Array:
+        own = part.shape[axis] // questions  # rows of a question
+        shape = lambda x: (*x.shape[:axis], shards, x.shape[axis] // (shards * own), own, *x.shape[axis + 1 :])  # noqa: E731
+        split = lambda x: x.reshape(shape(x))  # noqa: E731
+        write = lambda whole, part, slot: whole.at[(slice(None),) * axis + (slot,)].set(part, mode="drop")  # noqa: E731
+        slot_UxW = slot_Q.reshape(shards, -1)
+        return jax.vmap(write, (axis, axis, 0), axis)(split(whole), split(part), slot_UxW).reshape(whole.shape)
+
+    keys = lambda whole, part: put(whole, part, 1)  # noqa: E731
+    prefix, cache, empty = state.prefix, state.cache, new.cache
     return dataclasses.replace(
-        state,
-        temperature_B=rows.temperature_B,
-        top_p_B=rows.top_p_B,
-        limit_B=rows.limit_B,
-        stopped_B=~rows.used_B,
-        prefix=grow(state.prefix, prompt_tokens),
-        cache=grow(state.cache, cache_slots),
+        jax.tree.map(put, _without_keys(state), _without_keys(new)),
+        prefix=dataclasses.replace(
+            prefix,
+            k_LxRxFxKxWxH=keys(prefix.k_LxRxFxKxWxH, new.prefix.k_LxRxFxKxWxH),
+            v_LxRxFxKxWxH=keys(prefix.v_LxRxFxKxWxH, new.prefix.v_LxRxFxKxWxH),
+            length_R=put(prefix.length_R, new.prefix.length_R),
+        ),
+        cache=dataclasses.replace(
+            cache,
+            length_R=put(cache.length_R, empty.length_R),
+            bias_RxS=jax.tree.map(put, cache.bias_RxS, empty.bias_RxS),  # either may be None
+        ),
     )
 
 
-def put_slot(state: SampleState, one: SampleState, slot: jax.Array) -> SampleState:
-    """The state with a slot's rows replaced by those of a state of one question; nothing of the old rows stays."""
-
-    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-        if not whole.ndim:
-            return whole  # `steps`
-        axis = 1 if whole.ndim == 5 else 0  # keys and values have layers first
-        shape = list(whole.shape)
-        shape[axis] = part.shape[axis]
-        part = jnp.pad(part, [(0, size - own) for size, own in zip(shape, part.shape, strict=True)])
-        at = slot * part.shape[axis]
-        return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), at, axis)
-
-    return jax.tree.map(put, state, one)
-
-
-def _first_slots(cache: KeyValues, size: int) -> KeyValues:
-    return dataclasses.replace(
-        cache,
-        k_LxBxSxKxH=cache.k_LxBxSxKxH[:, :, :size],
-        v_LxBxSxKxH=cache.v_LxBxSxKxH[:, :, :size],
-        bias_BxS=None if cache.bias_BxS is None else cache.bias_BxS[:, :size],
-    )
-
-
-def _with_first_slots(cache: KeyValues, first: KeyValues) -> KeyValues:
-    write = lambda whole, part: jax.lax.dynamic_update_slice(whole, part, [0] * whole.ndim)  # noqa: E731
-    return jax.tree.map(write, cache, first)
+def _without_keys(state: SampleState) -> Any:
+    return dataclasses.replace(state, prefix=None, cache=None)

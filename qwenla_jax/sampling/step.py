@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from qwenla_jax.model.kv_cache import KeyValues, append
+from qwenla_jax.model.pages import append, reads
 from qwenla_jax.model.qwen_vl import Params, QwenVL, logits_of
 from qwenla_jax.reattention.block import Inserted
 from qwenla_jax.reattention.options import ReattentionConfig
@@ -33,50 +33,51 @@ def decode_step(
       logit_bias_V: float32, see `token.suppression_bias`.
       state: the state.
     """
-    reattention = options.reattention
+    reattention, rows, rollout = options.reattention, state.rows, state.rollout
     logits_BxV = logits_of(params, state.hidden_BxD)
-    keys_B = token_keys(state.seed, state.step, state.sample_B, state.length_B)
-    temperature = options.temperature if state.temperature_B is None else state.temperature_B
-    top_p = options.top_p if state.top_p_B is None else state.top_p_B
-    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, temperature, top_p, keys_B)
+    keys_B = token_keys(rows.seed_B, rows.step_B, rows.sample_B, rollout.length_B)
+    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, rows.temperature_B, rows.top_p_B, rows.top_k_B, keys_B)
     active_B = state.live_B & ~state.pending_B
     forced_B = active_B & state.closing_B
     ids_B = jnp.where(forced_B, reattention.close_id, ids_B)
-    here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == state.length_B[:, None])
-    length_B = state.length_B + active_B
-    more_B = length_B < state.limit_B
+    here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == rollout.length_B[:, None])
+    length_B = rollout.length_B + active_B
+    more_B = length_B < rows.limit_B
     tag_B = active_B & (ids_B == reattention.open_id) & more_B & reattention.inserts
-    pending_B = tag_B & (state.inserted_B < state.reattention.allowed_B)
+    pending_B = tag_B & (rollout.inserted_B < rows.reattention.allowed_B)
     fed_B = active_B & ~pending_B
     x_Bx1xD = model.apply({"params": params}, ids_B[:, None], None, None, method="embed")
+    cache = reads(state.cache, shards=options.shards)
     decoded = model.apply(
         {"params": params},
         x_Bx1xD,
         text_positions(state.next_pos_B, 1),
-        state.prefix,
-        state.cache,
+        reads(state.prefix, shards=options.shards),
+        cache,
         None,
         returned_attention(reattention),
-        options.cache_blocks(state.cache.k_LxBxSxKxH.shape[2]),
         method="decode",
     )
     received_BxP = state.received_BxP
     if reattention.uses_attention:
-        received_BxP = received_BxP + jnp.where(fed_B[:, None], decoded.received["prefix"][:, 0], 0.0)
+        received_BxP = received_BxP + jnp.where(fed_B[:, None], _prompt(state, decoded.received["prefix"])[:, 0], 0.0)
+    stops_B = active_B & jnp.isin(ids_B, jnp.asarray(options.stop_ids, jnp.int32))
     return dataclasses.replace(
         state,
-        steps=state.steps + 1,
         hidden_BxD=jnp.where(fed_B[:, None], decoded.hidden_BxTxD[:, 0], state.hidden_BxD),
-        cache=append(state.cache, KeyValues(*decoded.new, fed_B.astype(jnp.int32))),
+        cache=append(cache, *decoded.new, fed_B.astype(jnp.int32), None),
         next_pos_B=state.next_pos_B + fed_B,
         received_BxP=received_BxP,
         pending_B=state.pending_B | pending_B,
         closing_B=state.closing_B & ~active_B,
-        ids_BxR=jnp.where(here_BxR, ids_B[:, None], state.ids_BxR),
-        logp_BxR=jnp.where(here_BxR & ~forced_B[:, None], logp_B[:, None], state.logp_BxR),
-        length_B=length_B,
-        stopped_B=state.stopped_B | (active_B & jnp.isin(ids_B, jnp.asarray(options.stop_ids, jnp.int32))),
-        skipped_B=state.skipped_B + (tag_B & ~pending_B & (state.reattention.allowed_B >= 0)),
+        rollout=dataclasses.replace(
+            rollout,
+            ids_BxR=jnp.where(here_BxR, ids_B[:, None], rollout.ids_BxR),
+            logp_BxR=jnp.where(here_BxR & ~forced_B[:, None], logp_B[:, None], rollout.logp_BxR),
+            length_B=length_B,
+            stopped_B=rollout.stopped_B | stops_B,
+            skipped_B=rollout.skipped_B + (tag_B & ~pending_B & (rows.reattention.allowed_B >= 0)),
+        ),
     )
 
 
@@ -85,56 +86,66 @@ def returned_attention(reattention: ReattentionConfig) -> tuple[str, ...]:
     return ("prefix",) if reattention.uses_attention else ()
 
 
+def _prompt(state: SampleState, received_BxTxS: jax.Array) -> jax.Array:
+    """The slots that a prompt can have: its pages may have more."""
+    return received_BxTxS[..., : state.received_BxP.shape[1]]
+
+
 def insertion_rows(options: SampleOptions, rows: int) -> int:
     """How many of a batch's rows one call of `run_insertions` takes: as many of each shard."""
     return min(rows, -(-options.reattention.rows_at_once // options.shards) * options.shards)
 
 
-def run_insertions(model: QwenVL, options: SampleOptions, params: Params, state: SampleState) -> SampleState:
+def run_insertions(
+    model: QwenVL, options: SampleOptions, params: Params, state: SampleState, wanted_B: jax.Array, slots: int
+) -> SampleState:
     """Runs the insertion and the tag of pending rows, at most `insertion_rows` of them; they continue after the tag.
 
     Args:
       model, options: static.
       params: in the compute type.
-      state: the state; with no row pending nothing changes.
+      state: the state.
+      wanted_B: bool, pending rows; with none nothing changes.
+      slots: static, enough for the insertion of any of them.
     """
-    reattention, B = options.reattention, len(state.length_B)
+    reattention, B, rollout = options.reattention, len(wanted_B), state.rollout
     group = B // len(state.prompts.length_Q)
-    rows = RowSubset(state.pending_B, options.shards, insertion_rows(options, B))
+    rows = RowSubset(wanted_B, options.shards, insertion_rows(options, B))
     live_C = rows.wanted_C
     asked = jax.tree.map(lambda x: rows.take(x, 0, group), state.prompts)
-    selected_CxX = select(reattention, asked, rows.take(state.received_BxP), rows.take(state.reattention.shown_B))
-    tokens = insertion(reattention, asked, selected_CxX, rows.take(state.next_pos_B))
+    shown_C = rows.take(state.rows.reattention.shown_B)
+    selected_CxX = select(reattention, asked, rows.take(state.received_BxP), shown_C)
+    tokens = insertion(reattention, asked, selected_CxX, rows.take(state.next_pos_B), slots)
     # The tag follows the insertion's last slot.
-    at_CxT = jnp.arange(tokens.ids_BxY.shape[1] + 1) == tokens.length_B[:, None]
+    at_CxT = jnp.arange(slots + 1) == tokens.length_B[:, None]
     ids_CxT, source_CxT, pos_CxTx3, bias_CxT = _with_tag(reattention, tokens, at_CxT)
-    prefix = _take_cache(rows, state.prefix, group)
-    cache = _take_cache(rows, state.cache, 1)
+    prefix = reads(state.prefix, rows.row_C // group, options.shards)
+    cache = reads(state.cache, rows.row_C, options.shards)
     x_CxTxD = embed_with_sources(model, params, ids_CxT, source_CxT, rows.take(state.prompt_QxPxD, 0, group))
     returned = returned_attention(reattention)
-    blocks = options.cache_blocks(cache.k_LxBxSxKxH.shape[2])
-    decoded = model.apply(
-        {"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, blocks, method="decode"
-    )
-    cache = append(cache, KeyValues(*decoded.new, (tokens.length_B + 1) * live_C, bias_CxT))
+    decoded = model.apply({"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, method="decode")
     of_tag = lambda x: jnp.sum(jnp.where(at_CxT[..., None], x, 0), axis=1)  # noqa: E731
     received_BxP = state.received_BxP
     if reattention.uses_attention:
-        received_BxP = rows.put(received_BxP, rows.take(received_BxP) + of_tag(decoded.received["prefix"]))
-    turn_C = rows.take(state.inserted_B)
-    now_CxE = jnp.arange(state.selected_BxExX.shape[1]) == turn_C[:, None]
-    selected_CxExX = jnp.where(now_CxE[..., None], selected_CxX[:, None], rows.take(state.selected_BxExX))
+        received_CxP = of_tag(_prompt(state, decoded.received["prefix"]))
+        received_BxP = rows.put(received_BxP, rows.take(received_BxP) + received_CxP)
+    turn_C = rows.take(rollout.inserted_B)
+    now_CxE = jnp.arange(rollout.selected_BxExX.shape[1]) == turn_C[:, None]
+    selected_CxExX = jnp.where(now_CxE[..., None], selected_CxX[:, None], rows.take(rollout.selected_BxExX))
     done_B = rows.put(jnp.zeros((B,), bool), live_C)
     return dataclasses.replace(
         state,
         hidden_BxD=rows.put(state.hidden_BxD, of_tag(decoded.hidden_BxTxD)),
-        cache=_put_cache(rows, state.cache, cache),
+        cache=append(cache, *decoded.new, (tokens.length_B + 1) * live_C, bias_CxT),
         next_pos_B=rows.put(state.next_pos_B, tokens.next_pos_B + 1),
         received_BxP=received_BxP,
         pending_B=state.pending_B & ~done_B,
-        closing_B=state.closing_B | (done_B & state.reattention.closes_B),
-        inserted_B=state.inserted_B + done_B,
-        selected_BxExX=rows.put(state.selected_BxExX, selected_CxExX),
+        closing_B=state.closing_B | (done_B & state.rows.reattention.closes_B),
+        rollout=dataclasses.replace(
+            rollout,
+            inserted_B=rollout.inserted_B + done_B,
+            selected_BxExX=rows.put(rollout.selected_BxExX, selected_CxExX),
+        ),
     )
 
 
@@ -148,25 +159,3 @@ def _with_tag(
     pos_CxTx3 = jnp.where(at_CxT[..., None], tokens.next_pos_B[:, None, None], one_more(tokens.pos_BxYx3))
     bias_CxT = jnp.where(at_CxT, 0.0, one_more(tokens.bias_BxY)) if reattention.masks else None
     return ids_CxT, source_CxT, pos_CxTx3, bias_CxT
-
-
-def _take_cache(rows: RowSubset, cache: KeyValues, share: int) -> KeyValues:
-    """The chosen rows of a cache; `share` consecutive rows have one line of it in common."""
-    return KeyValues(
-        rows.take(cache.k_LxBxSxKxH, 1, share),
-        rows.take(cache.v_LxBxSxKxH, 1, share),
-        rows.take(cache.length_B, 0, share),
-        None if cache.bias_BxS is None else rows.take(cache.bias_BxS, 0, share),
-    )
-
-
-def _put_cache(rows: RowSubset, cache: KeyValues, new: KeyValues) -> KeyValues:
-    result = KeyValues(
-        rows.put(cache.k_LxBxSxKxH, new.k_LxBxSxKxH, 1),
-        rows.put(cache.v_LxBxSxKxH, new.v_LxBxSxKxH, 1),
-        rows.put(cache.length_B, new.length_B),
-    )
-    if new.bias_BxS is None:
-        return result
-    assert cache.bias_BxS is not None  # `new` was taken from it
-    return dataclasses.replace(result, bias_BxS=rows.put(cache.bias_BxS, new.bias_BxS))

@@ -30,20 +30,17 @@ def suppression_bias(vocab_size: int, known_tokens: int, suppressed: Iterable[in
     return logit_bias_V
 
 
-def token_keys(seed: jax.Array, step: jax.Array, sample_B: jax.Array, token_B: jax.Array) -> jax.Array:
+def token_keys(seed_B: jax.Array, step_B: jax.Array, sample_B: jax.Array, token_B: jax.Array) -> jax.Array:
     """One key a row, a function of (seed, step, sample, token) and of nothing else.
 
     Args:
-      seed, step: uint32, scalars or [B].
+      seed_B, step_B: uint32.
       sample_B: uint32, the sample's number within the step.
       token_B: int32, how many tokens the row has generated.
     """
     fold = jax.random.fold_in
-    if jnp.ndim(seed) == 0:
-        base = fold(jax.random.key(seed), step)
-        return jax.vmap(lambda s, t: fold(fold(base, s), t))(sample_B, token_B)
     key = lambda seed, step, s, t: fold(fold(fold(jax.random.key(seed), step), s), t)  # noqa: E731
-    return jax.vmap(key)(seed, step, sample_B, token_B)
+    return jax.vmap(key)(seed_B, step_B, sample_B, token_B)
 
 
 def nucleus(logits_BxV: jax.Array, top_p: float | jax.Array) -> jax.Array:
@@ -60,6 +57,13 @@ def nucleus(logits_BxV: jax.Array, top_p: float | jax.Array) -> jax.Array:
     less_B = jnp.sum(logits_BxV < least_Bx1, axis=-1)
     tied_BxV = equal_BxV & (jnp.cumsum(equal_BxV, axis=-1) > (masked_B - less_B)[:, None])
     return jnp.where((logits_BxV > least_Bx1) | tied_BxV, logits_BxV, MASK_VALUE)
+
+
+def most_likely(logits_BxV: jax.Array, top_k_Bx1: jax.Array) -> jax.Array:
+    """Masks tokens less likely than the `top_k` most likely; equal ones stay, as in transformers. 0 masks none."""
+    V = logits_BxV.shape[-1]
+    least_Bx1 = jnp.take_along_axis(jnp.sort(logits_BxV, axis=-1), jnp.clip(V - top_k_Bx1, 0, V - 1), axis=-1)
+    return jnp.where((top_k_Bx1 > 0) & (logits_BxV < least_Bx1), MASK_VALUE, logits_BxV)
 
 
 def uniforms(keys_B: jax.Array) -> jax.Array:
@@ -135,8 +139,9 @@ def group_sizes(vocab_size: int) -> tuple[int, int]:
 def sample_token(
     logits_BxV: jax.Array,
     logit_bias_V: jax.Array,
-    temperature: float | jax.Array,
-    top_p: float | jax.Array,
+    temperature_B: jax.Array,
+    top_p_B: jax.Array,
+    top_k_B: jax.Array,
     keys_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
@@ -144,31 +149,30 @@ def sample_token(
     Args:
       logits_BxV: float32.
       logit_bias_V: as `suppression_bias` makes it.
-      temperature: 0 takes the most likely token. One number, or float32 [B].
-      top_p: 1 samples from the whole distribution. One number, or float32 [B] where the temperature is one a row.
+      temperature_B: float32, 0 takes the most likely token.
+      top_p_B: float32, 1 samples from the whole distribution.
+      top_k_B: int32, so many of the most likely tokens, before top_p; 0: all.
       keys_B: one key a row.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
-      top-p; at temperature 0 under temperature 1.
+      top-k and top-p; at temperature 0 under temperature 1.
     """
-    if isinstance(temperature, jax.Array):
-        greedy_B, top_p_Bx1 = temperature == 0, jnp.reshape(top_p, (-1, 1))
-        logits_BxV = (logits_BxV + logit_bias_V) / jnp.where(greedy_B, 1.0, temperature)[:, None]
+    greedy_B = temperature_B == 0
+    logits_BxV = (logits_BxV + logit_bias_V) / jnp.where(greedy_B, 1.0, temperature_B)[:, None]
+
+    def cut(logits_BxV: jax.Array) -> jax.Array:
+        kept_BxV = most_likely(logits_BxV, top_k_B[:, None])
+        return jnp.where(top_p_B[:, None] < 1, nucleus(kept_BxV, top_p_B[:, None]), kept_BxV)
+
+    def drawn_B(logits_BxV: jax.Array) -> jax.Array:
         # Sorting the vocabulary is left out where no row asks for it; a row's own result is the same either way.
-        open_BxV = jax.lax.cond(
-            jnp.any(top_p_Bx1[:, 0] < 1),
-            lambda x: jnp.where(top_p_Bx1 < 1, nucleus(x, top_p_Bx1), x),
-            lambda x: x,
-            logits_BxV,
-        )
-        token_B = jnp.where(greedy_B, jnp.argmax(logits_BxV, axis=-1), draw(open_BxV, uniforms(keys_B)))
-    elif temperature == 0:
-        logits_BxV = logits_BxV + logit_bias_V
-        token_B = jnp.argmax(logits_BxV, axis=-1)
-    else:
-        logits_BxV = (logits_BxV + logit_bias_V) / temperature
-        open_BxV = logits_BxV if top_p >= 1 else nucleus(logits_BxV, top_p)
-        token_B = draw(open_BxV, uniforms(keys_B))
+        some_cut = jnp.any(~greedy_B & ((top_p_B < 1) | (top_k_B > 0)))
+        open_BxV = jax.lax.cond(some_cut, cut, lambda x: x, logits_BxV)
+        return draw(open_BxV, uniforms(keys_B))
+
+    best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+    sampled_B = jax.lax.cond(jnp.all(greedy_B), lambda x: best_B, drawn_B, logits_BxV)
+    token_B = jnp.where(greedy_B, best_B, sampled_B)
     chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0]
-    return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(logits_BxV, axis=-1)
+    return token_B, chosen_B - jax.nn.logsumexp(logits_BxV, axis=-1)

@@ -15,8 +15,9 @@ import numpy as np
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES
 from qwenla_jax.evals.benchmarks.rendered_scenes import message
-from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import answer
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.reattention.splice import embed_with_sources, splice
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions

@@ -14,8 +14,9 @@ import numpy as np
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.attention_mass import PARTS, AttentionMass, compiled_mass, parts_of, profile
 from qwenla_jax.inference.responses import texts_of
-from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import Answered, answer
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.train.logprobs import response_logprobs
@@ -103,7 +104,7 @@ def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, siz
     """
     rows = runtime.config.batch_size
     logprobs = _compiled_logprobs(runtime)
-    sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    sampler = Sampler(runtime, runtime.sample_options(group_size=1, temperature=0.0))
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
     for batch in answer(runtime, params, source, size, sampler):
         n = len(batch.records)
@@ -116,7 +117,7 @@ def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, siz
         own_BxR, other_BxR = (logprobs(params, vision, *said)[0] for vision in (batch.vision, swapped))
         counted_BxR = np.arange(own_BxR.shape[1]) < r.length_B[:n, None]
         drop += float(((own_BxR - other_BxR)[:n] * counted_BxR).sum())
-        blind = jax.device_get(sampler(params, swapped, batch.prompts, 0, np.arange(rows, dtype=np.uint32)))
+        blind = sampler(params, swapped, batch.prompts, 0, np.arange(rows, dtype=np.uint32))
         tokens, count = tokens + int(r.length_B[:n].sum()), count + n
         for record, a, b in zip(batch.records, batch.texts, texts_of(blind, runtime.tokenizer), strict=False):
             right += accuracy_reward(a, record.answer, record.options) == 1.0
@@ -150,7 +151,7 @@ def theorem_numbers(
     if not 1 <= swaps < rows:
         raise ValueError(f"swaps: got {swaps}, expected 1 to {rows - 1} (the batch size less 1)")
     reattention, ids = runtime.reattention(), runtime.tokenizer.ids
-    sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=1.0))
+    sampler = Sampler(runtime, runtime.sample_options(group_size=1, temperature=1.0))
     mass = compiled_mass(runtime, reattention)
     logprobs = _compiled_logprobs(runtime)
     sums: dict[str, list[np.ndarray]] = {"r": [], "information": [], "entropy": [], "bound": [], "counted": []}

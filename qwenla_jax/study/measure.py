@@ -3,56 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.evals.benchmarks.rendered_scenes import judge_answer, said_details, said_objects, summarise
 from qwenla_jax.inference.responses import responses_of
-from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import answer
+from qwenla_jax.inference.sampler import Asked, Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.study.attention_maps import token_at
 from qwenla_jax.text.token_counts import reflection_tokens
-from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils.intervals import wilson
 
 TIMED = 8  # batches of a system
 
 
-class Timed:
-    """A sampler that notes how long each batch took, compilation left out.
+def batch_seconds(params: Params, sampler: Sampler, asked: Sequence[Asked]) -> list[float]:
+    """How long each of some batches takes, compilation left out.
 
-    A batch of new shapes is first sampled for nothing, then each of the first `TIMED` twice, and the shorter time
-    counts: what else a machine does only ever adds. The others are sampled once and not timed.
-
-    Attributes:
-      seconds: wall time of the first batches, in their order.
+    The first is sampled once for nothing, then each twice, and the shorter time counts: what else a machine does only
+    ever adds.
     """
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler, self._shapes = sampler, set()
-        self.seconds: list[float] = []
-
-    def __call__(
-        self, params: Params, vision: VisionBatch, prompts: PromptBatch, step: int, sample_B: np.ndarray
-    ) -> Rollout:
-        """As the sampler's own."""
-        if len(self.seconds) == TIMED:
-            return self._sampler(params, vision, prompts, step, sample_B)
-        shapes = tuple(np.shape(x) for x in jax.tree.leaves((vision, prompts, sample_B)))
-        if shapes not in self._shapes:
-            jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
-            self._shapes.add(shapes)
+    sampler(params, *asked[0][:4])
+    seconds = []
+    for batch in asked:
         took = []
         for _ in range(2):
             begin = time.perf_counter()
-            out = jax.block_until_ready(self._sampler(params, vision, prompts, step, sample_B))
+            sampler(params, *batch[:4])
             took.append(time.perf_counter() - begin)
-        self.seconds.append(min(took))
-        return out
+        seconds.append(min(took))
+    return seconds
 
 
 def score(
@@ -74,13 +59,13 @@ def score(
       place in the response of the token that ends it, from 0, and whether it is there, `details` and `wrong_details`
       (`said_details`).
     """
-    timed = Timed(sampler)
     judged, lines = [], []
+    timed: list[Asked] = []
     tok, rows = runtime.tokenizer, runtime.config.batch_size
-    full = 0
-    for batch in answer(runtime, params, source, len(source), timed):
+    for batch in answer(runtime, params, source, len(source), sampler):
         r = batch.rollout
-        full += len(batch.records) == rows
+        if len(batch.records) == rows and len(timed) < TIMED:
+            timed.append(Asked(batch.vision, batch.prompts, 0, np.arange(rows, dtype=np.uint32)))
         inserted_tokens_B = np.asarray(r.selected_BxExX).sum((1, 2)).tolist()
         for row, (record, said_ids) in enumerate(zip(batch.records, responses_of(r), strict=False)):
             text = batch.texts[row]
@@ -105,5 +90,5 @@ def score(
     scores["accuracy_interval"] = list(wilson(right, len(judged))[1:])
     scores["inserted"] = sum(line["inserted"] for line in lines) / len(lines)
     scores["skipped"] = sum(line["skipped"] for line in lines) / len(lines)
-    scores["timing"] = {"rows": rows, "batch_s": timed.seconds[: full or None]}
+    scores["timing"] = {"rows": rows, "batch_s": batch_seconds(params, sampler, timed) if timed else []}
     return scores, lines

@@ -18,6 +18,7 @@ import jax
 from qwenla_jax.config.schema import to_dict
 from qwenla_jax.data.synthetic.source import scene_source
 from qwenla_jax.inference.runtime import build
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.study.arms import Settings, Stage, System, stages_of, systems_of
 from qwenla_jax.study.attention_maps import heat_maps
 from qwenla_jax.study.attention_profile import attention_sums
@@ -138,7 +139,7 @@ def _evaluated(
     runtime, params = build(options.inference)
     seed = settings.seed + FRESH_SEED
     source = scene_source(settings.source, seed, "held_out", settings.questions)
-    sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+    sampler = Sampler(runtime, runtime.sample_options(group_size=1, temperature=0.0))
     scores, lines = score(runtime, params, source, sampler)
     scores["attention"], by_question = attention_sums(runtime, params, source, settings.profiled, sampler=sampler)
     heat = heat_maps(runtime, params, source, settings.drawn, sampler)

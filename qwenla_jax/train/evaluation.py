@@ -12,8 +12,8 @@ import numpy as np
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.attention_mass import compiled_mass, parts_of, profile
-from qwenla_jax.inference.runtime import Sampler
 from qwenla_jax.inference.sample_batches import answer
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.rewards.format import format_reward

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenla_jax.data.batching.loader import RecordSource
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.parallel.distributed import broadcast, is_primary
 from qwenla_jax.run.checkpoints import Checkpoints
 from qwenla_jax.run.metrics import MetricWriter
@@ -46,7 +47,7 @@ class Evaluator:
         self._folder = workdir / "evaluations"
         self._writer, self._progress = writer, progress
         self._source = source
-        self._sampler = runtime.sampler(runtime.sample_options(group_size=1, temperature=0.0))
+        self._sampler = Sampler(runtime, runtime.sample_options(group_size=1, temperature=0.0))
         self._probe = AttentionProbe(runtime) if runtime.options.eval.attention else None
 
     def _path(self, step: int) -> Path:

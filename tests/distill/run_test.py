@@ -66,22 +66,10 @@ def compiled_once():
     """The model is loaded, and each sampler compiled, once for all runs in this process."""
     build, kept = run_module.build, {}
 
-    class Cached:
-        def __init__(self, runtime):
-            self._runtime, self._samplers = runtime, {}
-
-        def __getattr__(self, name):
-            return getattr(self._runtime, name)
-
-        def sampler(self, options):
-            if options not in self._samplers:
-                self._samplers[options] = self._runtime.sampler(options)
-            return self._samplers[options]
-
     def cached(options):
         if options not in kept:
             runtime, params = build(options)
-            kept[options] = Cached(runtime), params
+            kept[options] = runtime, params
         return kept[options]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -64,22 +64,10 @@ def compiled_once():
     """The model is loaded, and each sampler compiled, once for all runs in this process."""
     build, kept = module.build, {}
 
-    class Cached:
-        def __init__(self, runtime):
-            self._runtime, self._samplers = runtime, {}
-
-        def __getattr__(self, name):
-            return getattr(self._runtime, name)
-
-        def sampler(self, options):
-            if options not in self._samplers:
-                self._samplers[options] = self._runtime.sampler(options)
-            return self._samplers[options]
-
     def cached(options):
         if options not in kept:
             runtime, params = build(options)
-            kept[options] = Cached(runtime), params
+            kept[options] = runtime, params
         return kept[options]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +116,7 @@ def test_answers_are_those_of_each_question_alone(whole, gold):
 
     from qwenla_jax.data.record import Record
     from qwenla_jax.inference.responses import texts_of
+    from qwenla_jax.inference.sampler import Sampler
 
     options = make_options({"task": "mmmu", **SMALL}, [gold])
     runtime, params = module.build(options.inference)
@@ -136,7 +125,7 @@ def test_answers_are_those_of_each_question_alone(whole, gold):
     images = {NONE: (), SEVERAL: two, OF_ANOTHER: source[2].images}
     items = module.asked_items(options, [gold])
     buckets = module.buckets_of(runtime, options, module.measure(runtime, options, items)[0])
-    sampler = runtime.sampler(runtime.sample_options(1, 0.0, 1.0))
+    sampler = Sampler(runtime, runtime.sample_options(1, 0.0, 1.0), 3, buckets)
     for index in (0, NONE, SEVERAL, OF_ANOTHER):
         record = Record("x", images.get(index, source[index].images), source[index].question, "", None, "")
         vision, prompts = runtime.collate_prompts([runtime.example(False)(record)], buckets, 3)

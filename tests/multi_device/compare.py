@@ -28,7 +28,6 @@ from qwenla_jax.model import lora  # noqa: E402
 from qwenla_jax.model.qwen_vl import QwenVL, init_params  # noqa: E402
 from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
 from qwenla_jax.parallel.sharding import param_shardings  # noqa: E402
-from qwenla_jax.sampling import sampler as loop  # noqa: E402
 from qwenla_jax.sampling.token import suppression_bias  # noqa: E402
 from qwenla_jax.train.adapters import kernels_to_adapt  # noqa: E402
 from qwenla_jax.train.brpo.reference import make_reference  # noqa: E402
@@ -133,7 +132,9 @@ def compute(way, sizes, devices):
     numbers = np.arange(Q * G, dtype=np.uint32)
     inputs = (params, vision, prompts, runtime.logit_bias_V, np.uint32(0), np.uint32(0), numbers)
     with runtime.context():
-        sampler = runtime.sampling_program(runtime.sample_options(G, 1.0)).lower(*inputs).compile(accepted(QUICK))
+        sampler = (
+            runtime.sampling_program(runtime.sample_options(G, 1.0), prompts).lower(*inputs).compile(accepted(QUICK))
+        )
         rollout = sampler(*inputs)
         optimizer = make_optimizer(options.optim, 10, params)
         states = state_shardings(params, runtime.shardings, optimizer, runtime.mesh)
@@ -183,7 +184,6 @@ def check_reference(way, reference):
 
 if __name__ == "__main__":
     chosen = WAYS[sys.argv[1]]
-    loop.cache_sizes = lambda most: (most,)  # each size compiles the sampler's loop again
     alone = compute(chosen, (1, 1, 1), 1)
     check_reference(chosen, alone)
     for mesh in sys.argv[2:]:

@@ -36,7 +36,7 @@ for once in (False, True):
     own = dataclasses.replace(runtime, config=dataclasses.replace(runtime.config, mesh=mesh))
     with own.context():
         compiled = (
-            own.sampling_program(sampling)
+            own.sampling_program(sampling, prompts)
             .lower(*inputs)
             .compile(compiler_options=accepted({"xla_backend_optimization_level": 0}))
         )

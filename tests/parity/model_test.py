@@ -5,11 +5,11 @@ import functools
 import jax
 import numpy as np
 import pytest
+from models import sampler_of
 
 import qwenla_jax
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 
 COUNT = 24
@@ -115,7 +115,7 @@ def test_random_architecture(oracle, saved, seed):
 
     # The sampler, with its cache and its prompt padded on the right.
     options = SampleOptions(1, oracle.tokens, 0.0, 1.0, (arch.vocab - 1,))
-    run = jax.jit(functools.partial(sample, model, options))
+    run = sampler_of(model, options)
     samples = np.arange(len(batch.length_Q), dtype=np.uint32)
     rollout = run(params, batch.vision, batch.prompts, logit_bias_V, np.uint32(0), np.uint32(0), samples)
     np.testing.assert_array_equal(rollout.ids_BxR, continuation.numpy())

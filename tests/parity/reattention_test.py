@@ -8,6 +8,7 @@ import numpy as np
 import plain
 import pytest
 import torch
+from models import sampler_of
 from official import CAP, Ids, Official, ids_of, responses, with_block
 
 import qwenla_jax
@@ -16,7 +17,6 @@ from qwenla_jax.reattention import splice
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.reattention.route import select
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_selection, response_states
 
@@ -115,7 +115,7 @@ def test_sampling_is_greedy_over_the_expanded_prompt(case, seed, share, form):
     mode = {} if share is None else {"mode": "route", "keep_ratio": share, "form": form}
     reattention = look_options(c.arch, rows_at_once=2, **mode)
     options = SampleOptions(1, tokens, 0.0, 1.0, (c.arch.vocab - 1,), reattention)
-    run = jax.jit(functools.partial(sample, c.model, options))
+    run = sampler_of(c.model, options)
     rollout = run(
         c.params, c.vision, c.prompts, logit_bias_V, np.uint32(0), np.uint32(0), np.arange(Q, dtype=np.uint32)
     )

@@ -1,12 +1,12 @@
 """The shipped checkpoint through transformers alone: its model, tokenizer and image processor, on rendered scenes."""
 
-import functools
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from models import sampler_of
 
 import qwenla_jax
 from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
@@ -16,7 +16,6 @@ from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 
 FOLDER = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
@@ -80,7 +79,7 @@ def case():
         logit_bias_V = suppression_bias(loaded.config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
         options = SampleOptions(1, NEW_TOKENS, 0.0, 1.0, tok.ids.stop())
         rows = np.arange(len(records), dtype=np.uint32)
-        run = jax.jit(functools.partial(sample, loaded.model, options))
+        run = sampler_of(loaded.model, options)
 
         @jax.jit
         def logits(params, vision, ids_QxT, pos_QxTx3, visual_QxT):

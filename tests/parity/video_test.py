@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from models import sampler_of
 from PIL import Image
 
 import qwenla_jax
@@ -22,7 +23,6 @@ from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.types import VisionBatch
 
@@ -286,7 +286,7 @@ def test_a_long_clip_from_the_record_to_the_last_token():
     logit_bias_V = suppression_bias(model.config.text.vocab_size, tok.vocab_size, unsampled)
     buckets = make_buckets(layout, 21, 112 * 112, 112 * 112, n, n, 21)
     vision, prompts = collate_prompts([example], buckets)
-    run = jax.jit(functools.partial(sample, model, SampleOptions(1, NEW_TOKENS, 0.0, 1.0, tok.ids.stop())))
+    run = sampler_of(model, SampleOptions(1, NEW_TOKENS, 0.0, 1.0, tok.ids.stop()))
     rollout = run(params, vision, prompts, logit_bias_V, np.uint32(0), np.uint32(0), np.zeros(1, np.uint32))
     assert rollout.ids_BxR[0].tolist() == out[0, n:].tolist()
     want = jax.nn.log_softmax(theirs[n - 1 : -1] + logit_bias_V)[np.arange(NEW_TOKENS), out[0, n:].numpy()]

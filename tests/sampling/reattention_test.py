@@ -8,16 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
-from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_questions, small_model
+from models import (
+    CLOSE,
+    END,
+    IMAGE,
+    OPEN,
+    START,
+    STOP,
+    VIDEO,
+    VOCAB,
+    looking_questions,
+    round_alike,
+    sampler_of,
+    small_model,
+)
 
+from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import logits_of
-from qwenla_jax.reattention.options import ReattentionConfig, row_reattention
+from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.sampling.engine import Engine, Request
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 from qwenla_jax.utils.compile_counter import CompileCounter
-from qwenla_jax.utils.compiler_options import accepted
 
 Q, G, R, CAP = 4, 3, 14, 2
 BIAS = suppression_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
@@ -28,9 +41,6 @@ HIDING = dataclasses.replace(ROUTE, form="bias")
 SHUT = dataclasses.replace(COPY, mode="vision_only")
 # A block takes 4 to 12 slots: some prompts have room for two, some for one, some for none.
 TIGHT = dataclasses.replace(COPY, max_insertions=3, max_inserted_tokens=12)
-# How XLA compiles by itself, where the tests' faster way (conftest.py) is another: programs for other numbers of rows
-# then round alike, within 1e-6. Releases without the option have no other way.
-ROUND_ALIKE = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 
 
 @functools.cache
@@ -47,7 +57,7 @@ def moved():
 @functools.cache
 def sampler(reattention, temperature):
     options = SampleOptions(G, R, temperature, 1.0, (STOP, 95), reattention)
-    return jax.jit(functools.partial(sample, model()[0], options), compiler_options=accepted(ROUND_ALIKE))
+    return sampler_of(model()[0], options, rounds_alike=True)
 
 
 @functools.cache
@@ -215,10 +225,10 @@ def test_a_rows_text_is_independent_of_its_neighbours(reattention):
     assert not np.array_equal(alone.ids_BxR[2 * G :], whole.ids_BxR[2 * G :])
 
 
-def same_rows(one, other, rows):
+def same_rows(one, other, rows, atol=1e-6):
     for name in ("ids_BxR", "length_B", "inserted_B", "skipped_B", "selected_BxExX", "stopped_B"):
         np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name)[rows], err_msg=name)
-    np.testing.assert_allclose(one.logp_BxR[rows], other.logp_BxR[rows], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(one.logp_BxR[rows], other.logp_BxR[rows], atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [1, pytest.param(8, marks=pytest.mark.slow), Q * G])
@@ -231,32 +241,26 @@ def test_how_many_rows_are_served_together_changes_nothing(rows):
     same_rows(draw(dataclasses.replace(COPY, rows_at_once=rows), vision, prompts), want, slice(None))
 
 
-def test_rows_of_one_batch_may_differ_in_mode_and_count():
-    """Each row is the one that a program of its own mode samples; other values of the rows compile nothing."""
+def test_questions_of_one_engine_may_differ_in_mode():
+    """Each is answered as by a program of its own mode, whatever the modes of its neighbours."""
     vision, prompts, _ = looking_questions(Q, seed=1)
     modes = (dataclasses.replace(COPY, mode="none"), COPY, ROUTE, SHUT)
     several = dataclasses.replace(COPY, mode="route", by_row=True)
     options = SampleOptions(G, R, 1.0, 1.0, (STOP, 95), several)
-    run = jax.jit(functools.partial(sample, model()[0], options), compiler_options=accepted(ROUND_ALIKE))
     numbers = np.arange(Q * G, dtype=np.uint32)
     alone = [draw(one, vision, prompts) for one in modes]
-    counts = []
-    for shift in range(2):
-        mode_B = (numbers + shift) % len(modes)
-        per_mode = [row_reattention(one, prompts, G) for one in modes]
-        rows = jax.tree.map(lambda *x, at=mode_B: np.stack(x)[at, numbers], *per_mode)
-        with CompileCounter() as counter:
-            got = jax.device_get(run(model()[1], vision, prompts, BIAS, np.uint32(0), np.uint32(0), numbers, rows))
-        counts.append(counter.count)
-        for b, mode in enumerate(mode_B):
-            want, length = alone[mode], got.length_B[b]
-            for name in ("ids_BxR", "length_B", "inserted_B", "skipped_B", "stopped_B"):
-                np.testing.assert_array_equal(getattr(got, name)[b], getattr(want, name)[b], err_msg=f"{name} {b}")
-            E, X = want.selected_BxExX.shape[1:]
-            np.testing.assert_array_equal(got.selected_BxExX[b, :E, :X], want.selected_BxExX[b])
-            np.testing.assert_allclose(got.logp_BxR[b, :length], want.logp_BxR[b, :length], atol=1e-5)
-        assert {modes[m].mode for m in mode_B[got.inserted_B > 0]} == {"copy", "route", "vision_only"}
-    assert counts[1] == 0, counts
+    buckets = Buckets((8,), (16,), (4,), (24,), (48,), images=2, patch_values=96)
+    engine = Engine(*model(), options, buckets, 3, BIAS, questions=Q)
+    engine._programs = round_alike(engine._programs)
+    requests = [Request(vision, prompts, numbers, temperature=1.0, reattention=mode) for mode in modes]
+    inserted = set()
+    for mode, question, got in engine.run(requests):
+        rows = slice(question * G, (question + 1) * G)
+        want = jax.tree.map(lambda x, rows=rows: x[rows], alone[mode])
+        E, X = want.selected_BxExX.shape[1:]
+        same_rows(got.replace(selected_BxExX=got.selected_BxExX[:, :E, :X]), want, slice(None), 1e-5)
+        inserted |= {modes[mode].mode} if got.inserted_B.any() else set()
+    assert inserted == {"copy", "route", "vision_only"}
 
 
 def test_no_compilation_after_the_first_batch():
@@ -280,5 +284,5 @@ def test_no_compilation_after_the_first_batch():
 
 def test_a_mode_that_inserts_needs_the_block():
     vision, prompts, _ = looking_questions(Q)
-    with pytest.raises(ValueError, match="'copy' needs prompts with their `block`"):
+    with pytest.raises(ValueError, match="prompts: expected them with their `block`"):
         draw(COPY, vision, prompts.replace(block=None))

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import IMAGE, START, STOP, VOCAB, questions, small_model
+from models import IMAGE, START, STOP, VOCAB, questions, sampler_of, small_model
 
-from qwenla_jax.model.kv_cache import KeyValues, append, empty_cache
+from qwenla_jax.model.pages import append, empty_pages, reads
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs
 
@@ -27,7 +26,7 @@ def model():
 
 @functools.cache
 def sampler(options):
-    return jax.jit(functools.partial(sample, model()[0], options))
+    return sampler_of(model()[0], options)
 
 
 def draw(options, vision, prompts, params=None, numbers=None, seed=0, step=0):
@@ -146,17 +145,17 @@ def test_cache_in_pieces_is_the_full_pass():
     x = apply(ids, None, None, method="embed")
     pos = text_positions(jnp.asarray(prompts.next_pos_Q), 7)
     whole = apply(x, pos, prefix, method="decode").hidden_BxTxD
-    cache = empty_cache(2, 2, 8, 2, 8, "float32")
+    cache = empty_pages(2, 2, 4, 2, 2, 8, "float32")
     got = np.zeros(whole.shape, np.float32)
     fed = np.zeros(2, np.int32)
     for counts in ([1, 1], [3, 1], [1, 3], [2, 2]):
         longest = max(counts)
         index = np.minimum(fed[:, None] + np.arange(longest), 6)
         take = np.arange(2)[:, None], index
-        hidden, (k, v), _ = apply(x[take], pos[take], prefix, cache, method="decode")
-        cache = append(cache, KeyValues(k, v, jnp.asarray(counts, jnp.int32)))
+        hidden, new, _ = apply(x[take], pos[take], prefix, reads(cache), method="decode")
+        cache = append(reads(cache), *new, jnp.asarray(counts, jnp.int32), None)
         for row, count in enumerate(counts):
             got[row, fed[row] : fed[row] + count] = hidden[row, :count]
         fed += counts
-    assert fed.tolist() == [7, 7] and cache.length_B.tolist() == [7, 7]
+    assert fed.tolist() == [7, 7] and cache.length_R.tolist() == [7, 7]
     np.testing.assert_allclose(got, whole, atol=1e-5)

@@ -6,20 +6,35 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import TopPLogitsWarper
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from qwenla_jax.sampling import token
 from qwenla_jax.sampling.token import (
     MASK_VALUE,
     draw,
     drawn,
     group_sizes,
+    most_likely,
     nucleus,
     rising_sums,
-    sample_token,
     suppression_bias,
-    token_keys,
     uniforms,
 )
+
+
+def token_keys(seed, step, sample_B, token_B):
+    """Of one seed and step for all rows, or of one each."""
+    B = np.shape(sample_B)
+    return token.token_keys(
+        jnp.broadcast_to(jnp.uint32(seed), B), jnp.broadcast_to(jnp.uint32(step), B), sample_B, token_B
+    )
+
+
+def sample_token(logits_BxV, bias_V, temperature, top_p, keys_B, top_k=0):
+    """With settings for all rows, or one each."""
+    each = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (len(logits_BxV),))  # noqa: E731
+    settings = each(temperature, jnp.float32), each(top_p, jnp.float32), each(top_k, jnp.int32)
+    return token.sample_token(logits_BxV, bias_V, *settings, keys_B)
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.5, 0.9, 0.999])
@@ -203,20 +218,34 @@ def test_a_small_vocabulary_by_its_definition():
         assert compared > 1950
 
 
+def test_top_k_masks_as_in_transformers():
+    """Ties at the border stay; 0 masks nothing."""
+    rng = np.random.default_rng(9)
+    logits = np.round(rng.normal(size=(60, 50)).astype(np.float32) * 2, 1)
+    ks = np.array([0, 1, 2, 5, 49, 50, 80])[np.arange(60) % 7]
+    got = np.asarray(most_likely(jnp.asarray(logits), jnp.asarray(ks)[:, None]))
+    for row, k in enumerate(ks.tolist()):
+        want = TopKLogitsWarper(k)(None, torch.tensor(logits[row : row + 1])).numpy()[0] if k else logits[row]
+        assert np.array_equal(got[row] == MASK_VALUE, np.isinf(want))
+        assert np.array_equal(got[row][got[row] > MASK_VALUE], want[np.isfinite(want)])
+
+
 def test_settings_of_each_row_give_what_one_setting_for_all_gives():
-    """A row's token is the same whatever its neighbours' settings are; seeds may differ by row too."""
+    """A row's token is the same whatever its neighbours' settings are; it is one that top-k and then top-p leave."""
     rng = np.random.default_rng(3)
-    settings = [(0.0, 1.0), (0.7, 0.9), (1.0, 1.0), (1.5, 0.5)]
-    logits = rng.normal(size=(400, 300)).astype(np.float32) * 3
-    bias, rows = suppression_bias(300, 290, [7]), np.arange(400)
-    keys = token_keys(3, 5, rows.astype(np.uint32), np.zeros(400, np.int32))
-    other = [np.full(400, value, np.uint32) for value in (3, 5)]
-    same = token_keys(*(jnp.asarray(x) for x in other), rows.astype(np.uint32), np.zeros(400, np.int32))
-    assert np.array_equal(jax.random.key_data(keys), jax.random.key_data(same))
-    of_row = jnp.asarray(np.array(settings, np.float32)[rows % 4])
-    tokens, logp = sample_token(logits, bias, of_row[:, 0], of_row[:, 1], keys)
-    for number, (temperature, top_p) in enumerate(settings):
-        want, want_logp = sample_token(logits, bias, temperature, top_p, keys)
-        mine = rows % 4 == number
+    settings = [(0.0, 1.0, 0), (0.7, 0.9, 0), (1.0, 1.0, 0), (1.5, 0.5, 0), (2.0, 1.0, 3), (1.5, 0.6, 9)]
+    logits = rng.normal(size=(600, 300)).astype(np.float32) * 3
+    bias, rows = suppression_bias(300, 290, [7]), np.arange(600)
+    keys = token_keys(3, 5, rows.astype(np.uint32), np.zeros(600, np.int32))
+    of_row = np.array(settings)[rows % len(settings)]
+    tokens, logp = sample_token(logits, bias, of_row[:, 0], of_row[:, 1], keys, of_row[:, 2])
+    for number, (temperature, top_p, top_k) in enumerate(settings):
+        want, want_logp = sample_token(logits, bias, temperature, top_p, keys, top_k)
+        mine = rows % len(settings) == number
         assert np.array_equal(tokens[mine], want[mine])
         np.testing.assert_allclose(logp[mine], want_logp[mine], atol=2e-6, rtol=0)
+        if temperature:
+            left = torch.tensor((logits + bias)[mine] / temperature)
+            left = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, left) if top_k else left)
+            assert torch.isfinite(left[torch.arange(mine.sum()), torch.tensor(np.array(tokens[mine]))]).all()
+            assert len(set(np.asarray(tokens[mine]).tolist())) > 20

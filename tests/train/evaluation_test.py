@@ -9,6 +9,7 @@ import pytest
 from qwenla_jax.config.run_options import EvalOptions, RewardOptions, RunOptions
 from qwenla_jax.data.record import Record
 from qwenla_jax.inference.sample_batches import Answered
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.train import evaluation as module
 from qwenla_jax.train.evaluation import Evaluation, evaluate
 from qwenla_jax.train.train_runtime import build, make_run_source
@@ -66,7 +67,7 @@ def test_the_embedded_checkpoint_is_trained():
     """Far above what guessing gives (below 40%); 100 scenes in batches of 64, so that the last one is padded."""
     options = RunOptions(eval=EvalOptions(batch_size=64))
     runtime, params = build(options)
-    sampler = runtime.sampler(runtime.sample_options(1, 0.0))
+    sampler = Sampler(runtime, runtime.sample_options(1, 0.0))
     result = evaluate(runtime, sampler, params, make_run_source(options, "held_out"), 100)
     assert len(result.ids) == len(set(result.ids)) == 100
     assert np.mean(result.well_formed) > 0.95

@@ -17,6 +17,7 @@ from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.inference.read_examples import fitting
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.programs import gradient_of
 from qwenla_jax.train.train_runtime import build, for_training
@@ -64,7 +65,7 @@ def samplers(runtimes):
     made, params = runtimes
 
     def sampler(runtime):
-        call = runtime.sampler(runtime.sample_options(G, 1.0))
+        call = Sampler(runtime, runtime.sample_options(G, 1.0), 4)
 
         def run(records):
             batch = runtime.collate_prompts([runtime.example(False)(one) for one in records], runtime.buckets(4))

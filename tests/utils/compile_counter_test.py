@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from models import small_model
+from models import sampler_of, small_model
 from PIL import Image
 
 from qwenla_jax.data.batching.collate import collate_prompts, make_buckets
@@ -17,7 +17,6 @@ from qwenla_jax.data.batching.example import to_prompt_example
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.data.record import Record
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sampler import sample
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import train_tiny_tokenizer
 from qwenla_jax.train.logprobs import response_logprobs
@@ -80,7 +79,7 @@ def programs():
     model, params = small_model(text=text, **ids)
     logit_bias_V = suppression_bias(VOCAB, tok.vocab_size, tok.ids.suppressed())
     options = SampleOptions(2, 4, 1.0, 1.0, tok.ids.stop())
-    sampler = jax.jit(functools.partial(sample, model, options))
+    sampler = sampler_of(model, options)
     score = jax.jit(functools.partial(response_logprobs, model, temperature=1.0))
     buckets = make_buckets(LAYOUT, 2, SETTINGS.min_pixels, SETTINGS.max_pixels, 64, 64)
 

@@ -12,7 +12,8 @@ import optax
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.inference.read_examples import Records
-from qwenla_jax.inference.runtime import Sampler, insertion_buckets, response_buckets
+from qwenla_jax.inference.runtime import insertion_buckets, response_buckets
+from qwenla_jax.inference.sampler import Asked, Sampler
 from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import batch_sharding
@@ -186,9 +187,10 @@ class BrpoStage:
 
 
 def brpo_sampler(runtime: TrainRuntime) -> Sampler:
-    """The sampler of a BRPO run's rollouts."""
+    """The sampler of a BRPO run's rollouts: a microbatch of questions at once, or as many as the settings say."""
     options = runtime.options.brpo
-    return runtime.sampler(runtime.sample_options(options.group_size, options.temperature, options.top_p))
+    rows = options.rollout_batch or runtime.options.data.batch_size // runtime.options.optim.accumulation
+    return Sampler(runtime, runtime.sample_options(options.group_size, options.temperature, options.top_p), rows)
 
 
 def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int, turn: int, rows: int) -> Rollout:
@@ -198,11 +200,9 @@ def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int,
     """
     parts = len(batch[1].ids_QxP)
     numbers = np.arange(turn * rows, (turn + 1) * rows, dtype=np.uint32).reshape(parts, -1)
-    cut = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(parts)]
-    rollouts = [
-        sampler(params, vision, prompts, step, number) for (vision, prompts), number in zip(cut, numbers, strict=True)
-    ]
-    return join(jax.device_get(rollouts))
+    cut = (jax.tree.map(lambda x, i=i: x[i], batch) for i in range(parts))
+    asked = (Asked(vision, prompts, step, one) for (vision, prompts), one in zip(cut, numbers, strict=True))
+    return join(list(sampler.run(params, asked)))
 
 
 def block_slots(prompts: PromptBatch) -> int:

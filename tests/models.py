@@ -14,7 +14,8 @@ from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.batching.reinsertion import reinserted_images
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL, init_params
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.slots import SlotPrograms
 from qwenla_jax.types import PromptBatch, ReinsertedImages, VisionBatch

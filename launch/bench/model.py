@@ -47,8 +47,9 @@ from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params, logits_of
 from qwenla_jax.planner.published import published_processor
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.prefill import encode_prompts
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.sft.update import make_sft_gradient

@@ -25,7 +25,8 @@ from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.options import ReattentionConfig
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.response_format import parse

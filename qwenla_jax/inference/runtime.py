@@ -26,7 +26,8 @@ from qwenla_jax.parallel.sharding import activation_rules, gathered
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.slots import rollout_program, sizes_of_batch
+from qwenla_jax.sampling.slot_sizes import sizes_of_batch
+from qwenla_jax.sampling.slots import rollout_program
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, ResponseBatch, VisionBatch

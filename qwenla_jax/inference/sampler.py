@@ -12,7 +12,8 @@ import numpy as np
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 

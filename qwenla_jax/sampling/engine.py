@@ -20,65 +20,16 @@ from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import activation_rules, batch_sharding
-from qwenla_jax.reattention.options import ReattentionConfig, most_slots, row_reattention
+from qwenla_jax.reattention.options import row_reattention
+from qwenla_jax.sampling.request import Request, Update, check_request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import RowSettings, SampleState
-from qwenla_jax.sampling.slots import Prefilled, SlotSizes, empty_prompts, no_rows, slot_programs
+from qwenla_jax.sampling.slot_sizes import empty_prompts, sizes_for
+from qwenla_jax.sampling.slots import Prefilled, no_rows, slot_programs
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 KEPT = 4  # requests whose visual tokens and prompts are kept for a later request with the same
-LEAST_INSERTION = 16  # slots of the smallest size that insertions are padded to
 PAGE = 64  # slots of a page where pages are read one by one
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Questions that are prefilled together, and how their responses are sampled.
-
-    Attributes:
-      vision, prompts: as many questions as the engine's `questions`, as `collate_prompts` makes them with its buckets;
-        with their `block` where anything is inserted.
-      samples: the numbers of the responses, G of each question, one a row; of a single question fewer too.
-      count: questions that are asked; the others only fill the batch. None: all.
-      seed, step: a row's randomness is a function of (seed, step, its number, its token) alone.
-      temperature: 0 is greedy.
-      top_p: nucleus; 1 is the whole distribution.
-      top_k: so many of the most likely tokens; 0 for all.
-      max_new_tokens: longest response; None: the engine's.
-      reattention: of these questions; None: the engine's. Only an engine whose options are `by_row` takes another.
-      stop: a response ends where its text first has one of these.
-    """
-
-    vision: VisionBatch | VisualTokens
-    prompts: PromptBatch
-    samples: Sequence[int] | np.ndarray = (0,)
-    count: int | None = None
-    seed: int = 0
-    step: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int | None = None
-    reattention: ReattentionConfig | None = None
-    stop: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """What a question's rows got in one loop.
-
-    Attributes:
-      ticket: from `Engine.submit`.
-      question: its number within the request.
-      ids: new tokens of each row.
-      rollout: all of the responses, on the host, once every row has ended; else None. A row that a stop string ended
-        has `stopped_B` False, and its last token completes the string.
-    """
-
-    ticket: int
-    question: int
-    ids: list[list[int]]
-    rollout: Rollout | None
 
 
 @dataclasses.dataclass
@@ -176,6 +127,7 @@ class Engine:
 
     @params.setter
     def params(self, params: Params) -> None:
+        """Casts them; what was kept of earlier ones is dropped."""
         dtype = jnp.dtype(self._model.config.dtype)
         self._params = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
         self._visual.clear()
@@ -237,7 +189,7 @@ class Engine:
         Raises:
           ValueError: a setting is out of its range or needs another engine, or the questions fit no bucket; named.
         """
-        self._check(request)
+        check_request(request, self.options, self.buckets, self.questions, self._decode is not None)
         ticket = next(self._tickets)
         self._submitted.append((ticket, request))
         return ticket
@@ -348,13 +300,13 @@ class Engine:
         """Puts some questions of a request into slots."""
         request, Q, G = item.request, self.questions, self.options.group_size
         width = self.slots // self.options.shards
-        limit = request.max_new_tokens or self.options.max_new_tokens
+        most = self.options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
         reattention = request.reattention or dataclasses.replace(self.options.reattention, by_row=False)
         each = lambda value, dtype: np.full(Q * G, value, dtype)  # noqa: E731
         samples = np.asarray(request.samples, np.uint32)
         own = min(len(samples), G)  # rows of a question
-        sample_B, used_B = each(0, np.uint32), each(False, bool)
-        sample_B[: len(samples)] = samples
+        sample_B, used_B, limit_B = each(0, np.uint32), each(False, bool), each(1, np.int32)
+        sample_B[: len(samples)], limit_B[: len(samples)] = samples, most
         slot_Q = np.full(Q, self.slots)
         for question, slot in placed.items():
             slot_Q[question] = slot % width
@@ -369,7 +321,7 @@ class Engine:
             each(request.temperature, np.float32),
             each(request.top_p, np.float32),
             each(request.top_k, np.int32),
-            each(limit, np.int32),
+            limit_B,
             row_reattention(reattention, request.prompts, G),
         )
         self._insert(item.prefilled, rows, slot_Q, used_B)
@@ -463,64 +415,6 @@ class Engine:
             return np.pad(x, wide) if any(more for _, more in wide) else x
 
         return dataclasses.replace(prompts, block=jax.tree.map(to, prompts.block, like))
-
-    def _check(self, request: Request) -> None:
-        """Raises ValueError where the request cannot be served."""
-        options, b, Q = self.options, self.buckets, self.questions
-        own, prompts, vision = options.reattention, request.prompts, request.vision
-        most, given = Q * options.group_size, len(request.samples)
-        if not (given == most or (Q == 1 and 1 <= given < most)):
-            raise ValueError(f"samples: got {given}, expected {'1 to ' if Q == 1 else ''}{most}, the request's rows")
-        if request.count is not None and not 1 <= request.count <= Q:
-            raise ValueError(f"count: got {request.count}, expected 1 to {Q}, the engine's questions of a request")
-        if request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
-            raise ValueError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
-        if request.max_new_tokens is not None and not 1 <= request.max_new_tokens <= options.max_new_tokens:
-            raise ValueError(f"max_new_tokens: got {request.max_new_tokens}, expected 1 to {options.max_new_tokens}")
-        if request.stop and (self._decode is None or not all(request.stop)):
-            raise ValueError("stop: expected texts of at least one character, and an engine that can decode")
-        fixed = ("form", "delimiters", "positions", "open_id", "close_id")
-        asked = request.reattention
-        if asked is not None and not (own.by_row and all(getattr(asked, f) == getattr(own, f) for f in fixed)):
-            raise ValueError(f"reattention: expected an engine by_row with the same {', '.join(fixed)}")
-        if asked is not None and (asked.by_row or asked.max_insertions > own.max_insertions):
-            raise ValueError(f"reattention: max_insertions: expected at most {own.max_insertions}, and not by_row")
-        if own.inserts and prompts.block is None:
-            raise ValueError("prompts: expected them with their `block`; collate them with re-attention options")
-        known, sizes = (b.prompts,), (prompts.ids_QxP.shape[1],)
-        if isinstance(vision, VisionBatch):
-            known = (b.frames, b.slots, b.visual, *known)
-            sizes = (*vision.patches_IxSxC.shape[:2], vision.gather_IxM.shape[1], *sizes)
-        if len(prompts.length_Q) != Q or any(size not in bucket for size, bucket in zip(sizes, known, strict=True)):
-            raise ValueError(
-                f"{len(prompts.length_Q)} questions of {sizes} images, patch slots, visual and prompt tokens: expected"
-                f" {Q} of {known}"
-            )
-
-
-def sizes_for(reattention: ReattentionConfig, buckets: Buckets, slots: int) -> SlotSizes:
-    """The sizes of a state of so many slots for requests of the given buckets."""
-    X, N = _block_sizes(reattention, buckets)
-    visual = buckets.frames[-1] * buckets.visual[-1]
-    return SlotSizes(slots, buckets.prompts[-1], visual, (X, N), _insertion_sizes(reattention, buckets, X, N))
-
-
-def _block_sizes(options: ReattentionConfig, buckets: Buckets) -> tuple[int, int]:
-    """X and N that hold the insertion of any question, as `collate_prompts` makes it; 0 where nothing is inserted."""
-    if not options.inserts:
-        return 0, 0
-    one, several = options.slots(1, buckets.visual[-1]), options.slots(buckets.images, buckets.visual[-1])
-    return (one if buckets.images == 1 else max(one, min(several, buckets.prompts[-1]))), buckets.images
-
-
-def _insertion_sizes(options: ReattentionConfig, buckets: Buckets, X: int, N: int) -> tuple[int, ...]:
-    """Slots that insertions are padded to: what the largest takes, half, and a quarter, if any may be as small."""
-    if not X:
-        return ()
-    block = empty_prompts(SlotSizes(1, 1, 0, (X, N)), 1).block
-    most = most_slots(options, block)
-    least = LEAST_INSERTION if options.by_row else options.slots(1, buckets.visual[0])
-    return tuple(sorted({size for n in (4, 2, 1) if (size := -(-most // n)) >= min(least, most)}))
 
 
 def _kept(store: collections.OrderedDict[bytes, Any], of: Any, make: Callable[[], Any]) -> Any:

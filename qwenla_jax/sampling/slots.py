@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,45 +17,13 @@ from qwenla_jax.model.pages import Pages, empty_pages
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.parallel.distributed import is_multiprocess
 from qwenla_jax.parallel.sharding import batch_sharding, replicated
-from qwenla_jax.reattention.options import ReattentionConfig, RowReattention, most_slots, row_reattention
-from qwenla_jax.sampling.decode import decode_tokens
+from qwenla_jax.reattention.options import RowReattention, row_reattention
 from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import RowSettings, SampleState
-from qwenla_jax.types import PromptBatch, ReinsertedImages, Rollout, VisionBatch, VisualTokens
-
-
-@dataclasses.dataclass(frozen=True)
-class SlotSizes:
-    """Sizes of an engine's state; static.
-
-    Attributes:
-      questions: Q, slots of a question each.
-      prompt: P, most tokens of a prompt.
-      visual: Z, most visual tokens of a request.
-      block: X and N of `ReinsertedImages`; 0 where nothing is inserted.
-      insertions: ascending slots that insertions are padded to; the last is enough for all. Empty: nothing is inserted.
-    """
-
-    questions: int
-    prompt: int
-    visual: int
-    block: tuple[int, int] = (0, 0)
-    insertions: tuple[int, ...] = ()
-
-    def cache(self, options: SampleOptions) -> int:
-        """Slots of a row's own tokens: the longest response with all its insertions."""
-        most = self.insertions[-1] if self.insertions else 0
-        return options.max_new_tokens + options.reattention.max_insertions * most
-
-
-def sizes_of_batch(reattention: ReattentionConfig, prompts: PromptBatch) -> SlotSizes:
-    """The sizes of a state for one batch of the given shapes, which may be abstract."""
-    (Q, P), block = prompts.ids_QxP.shape, prompts.block
-    if not reattention.inserts or block is None:
-        return SlotSizes(Q, P, 0)
-    X, N = block.source_QxX.shape[1], block.tokens_QxN.shape[1]
-    return SlotSizes(Q, P, 0, (X, N), (most_slots(reattention, block),))
+from qwenla_jax.sampling.slot_sizes import SlotSizes, empty_prompts
+from qwenla_jax.sampling.token_loop import decode_tokens
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 
 @struct.dataclass
@@ -253,14 +220,6 @@ def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
     keys = zeros(text.num_layers, Q, P, text.num_kv_heads, text.head_dim)
     prefix = KeyValues(keys, keys, jnp.zeros((Q,), jnp.int32))
     return Prefilled(empty_prompts(sizes, Q), zeros(Q, text.hidden_size), prefix, zeros(Q, P, text.hidden_size))
-
-
-def empty_prompts(sizes: SlotSizes, questions: int) -> PromptBatch:
-    """Prompts of one token of id 0 each, padded to the sizes; on the host."""
-    zeros = lambda *shape: np.zeros((questions, *shape), np.int32)  # noqa: E731
-    P, (X, N) = sizes.prompt, sizes.block
-    block = ReinsertedImages(zeros(X) - 1, zeros(X, 3), zeros(X), zeros(), zeros(), zeros(N)) if X else None
-    return PromptBatch(zeros(P), zeros(P, 3), zeros(P) - 1, zeros() + 1, zeros() + 1, block)
 
 
 def no_rows(rows: int) -> RowSettings:

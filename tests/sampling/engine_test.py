@@ -16,7 +16,8 @@ from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import ReattentionConfig, forced_tokens
 from qwenla_jax.sampling import engine as engine_module
 from qwenla_jax.sampling import slots, step
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import draw, nucleus, suppression_bias, token_keys, uniforms
 from qwenla_jax.train.logprobs import response_states

@@ -26,7 +26,8 @@ from models import (
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import ReattentionConfig
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.logprobs import response_logprobs, response_selection

@@ -1,0 +1,109 @@
+"""What an engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwenla_jax.data.batching.collate import Buckets
+from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Questions that are prefilled together, and how their responses are sampled.
+
+    Attributes:
+      vision, prompts: as many questions as the engine's `questions`, as `collate_prompts` makes them with its buckets;
+        with their `block` where anything is inserted.
+      samples: the numbers of the responses, G of each question, one a row; of a single question fewer too.
+      count: questions that are asked; the others only fill the batch. None: all.
+      seed, step: a row's randomness is a function of (seed, step, its number, its token) alone.
+      temperature: 0 is greedy.
+      top_p: nucleus; 1 is the whole distribution.
+      top_k: so many of the most likely tokens; 0 for all.
+      max_new_tokens: longest response; one number, or one a row; None: the engine's.
+      reattention: of these questions; None: the engine's. Only an engine whose options are `by_row` takes another.
+      stop: a response ends where its text first has one of these.
+    """
+
+    vision: VisionBatch | VisualTokens
+    prompts: PromptBatch
+    samples: Sequence[int] | np.ndarray = (0,)
+    count: int | None = None
+    seed: int = 0
+    step: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int | np.ndarray | None = None
+    reattention: ReattentionConfig | None = None
+    stop: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What a question's rows got in one loop.
+
+    Attributes:
+      ticket: from `Engine.submit`.
+      question: its number within the request.
+      ids: new tokens of each row.
+      rollout: all of the responses, on the host, once every row has ended; else None. A row that a stop string ended
+        has `stopped_B` False, and its last token completes the string.
+    """
+
+    ticket: int
+    question: int
+    ids: list[list[int]]
+    rollout: Rollout | None
+
+
+def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, decodes: bool) -> None:
+    """Checks a request for an engine.
+
+    Args:
+      request: see there.
+      options, b, Q: the engine's options, buckets and questions of a request.
+      decodes: whether the engine can turn ids into text.
+
+    Raises:
+      ValueError: a setting is out of its range or needs another engine, or the questions fit no bucket; named.
+    """
+    own, prompts, vision = options.reattention, request.prompts, request.vision
+    most, given = Q * options.group_size, len(request.samples)
+    if not (given == most or (Q == 1 and 1 <= given < most)):
+        raise ValueError(f"samples: got {given}, expected {'1 to ' if Q == 1 else ''}{most}, the request's rows")
+    if request.count is not None and not 1 <= request.count <= Q:
+        raise ValueError(f"count: got {request.count}, expected 1 to {Q}, the engine's questions of a request")
+    if request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
+        raise ValueError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
+    limit_B = np.asarray(options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens)
+    if limit_B.min() < 1 or limit_B.max() > options.max_new_tokens or limit_B.shape not in ((), (given,)):
+        raise ValueError(
+            f"max_new_tokens: got {request.max_new_tokens}, expected 1 to {options.max_new_tokens}, for all {given} rows"
+            " or for each"
+        )
+    if request.stop and (not decodes or not all(request.stop)):
+        raise ValueError("stop: expected texts of at least one character, and an engine that can decode")
+    fixed = ("form", "delimiters", "positions", "open_id", "close_id")
+    asked = request.reattention
+    if asked is not None and not (own.by_row and all(getattr(asked, f) == getattr(own, f) for f in fixed)):
+        raise ValueError(f"reattention: expected an engine by_row with the same {', '.join(fixed)}")
+    if asked is not None and (asked.by_row or asked.max_insertions > own.max_insertions):
+        raise ValueError(f"reattention: max_insertions: expected at most {own.max_insertions}, and not by_row")
+    if own.inserts and prompts.block is None:
+        raise ValueError("prompts: expected them with their `block`; collate them with re-attention options")
+    known, sizes = (b.prompts,), (prompts.ids_QxP.shape[1],)
+    if isinstance(vision, VisionBatch):
+        known = (b.frames, b.slots, b.visual, *known)
+        sizes = (*vision.patches_IxSxC.shape[:2], vision.gather_IxM.shape[1], *sizes)
+    if len(prompts.length_Q) != Q or any(size not in bucket for size, bucket in zip(sizes, known, strict=True)):
+        raise ValueError(
+            f"{len(prompts.length_Q)} questions of {sizes} images, patch slots, visual and prompt tokens: expected"
+            f" {Q} of {known}"
+        )

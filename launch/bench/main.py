@@ -5,6 +5,7 @@
     python launch/bench/main.py --suite=reattention             (what looking again costs; see reattention.py)
     python launch/bench/main.py --suite=model                   (beside transformers: see model.py)
     python launch/bench/main.py --suite=gpu                     (the same at 7B on a GPU; with --small on anything)
+    python launch/bench/main.py --suite=lengths                 (continuous batching: see lengths.py)
     python launch/bench/main.py --suite=resume                  (checkpoints, rewards, preflight; see resume.py)
 
 Suite cpu: one step is 8 questions with a 112x112 image each, 8 responses of exactly 64 tokens to each question,
@@ -54,9 +55,9 @@ LEAST_CPU_SHARE = 0.8
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line (`None`: that of the process). Bad values end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    suites = ("cpu", "model", "gpu", "reattention", "resume")
+    suites = ("cpu", "model", "gpu", "lengths", "reattention", "resume")
     parser.add_argument("--suite", choices=suites, required=True, help="what to measure")
-    parser.add_argument("--small", action="store_true", help="suites model and gpu: a tiny model, on any device")
+    parser.add_argument("--small", action="store_true", help="suites model, gpu and lengths: a tiny model, on any device")
     parser.add_argument(
         "--checkpoint",
         default=str(ROOT / "qwenla_jax" / "assets" / "tiny"),
@@ -79,8 +80,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, least in dict(steps=1, warmup=1, prompts=1, responses=2, tokens=2, rounds=1, mixed_steps=0).items():
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.small and args.suite not in ("model", "gpu"):
-        parser.error(f"--small: suite {args.suite} has no small form; suites model and gpu have")
+    if args.small and args.suite not in ("model", "gpu", "lengths"):
+        parser.error(f"--small: suite {args.suite} has no small form; suites model, gpu and lengths have")
     if args.peer_python is not None and not os.access(args.peer_python, os.X_OK):
         parser.error(f"--peer_python: {args.peer_python} is no interpreter that can be run")
     if args.checkpoint != "random:tiny" and not (Path(args.checkpoint) / "config.json").is_file():

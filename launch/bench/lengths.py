@@ -64,7 +64,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     warm_up = engine.warm_up()
     # Of another image each, since an engine computes equal ones once.
-    images = [vision.replace(patches_IxSxC=np.asarray(vision.patches_IxSxC) * (1 + q / 100)) for q in range(len(length_QxG))]
+    images = [
+        vision.replace(patches_IxSxC=np.asarray(vision.patches_IxSxC) * (1 + q / 100)) for q in range(len(length_QxG))
+    ]
     requests = [
         Request(image, prompts, np.arange(rows) + q * rows, temperature=1.0, max_new_tokens=length_QxG[q])
         for q, image in enumerate(images)

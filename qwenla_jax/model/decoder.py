@@ -219,8 +219,7 @@ class Decoder(nn.Module):
             names.append(name)
             if isinstance(run, PageReads):
                 runs.append(run)
-                F, W = run.pages.k_LxRxFxKxWxH.shape[2], run.pages.k_LxRxFxKxWxH.shape[4]
-                keys.append(F * W)
+                keys.append(run.pages.row_slots)
             else:
                 runs.append((run.length_B, _sharded_bias(run.bias_BxS)))
                 past.append((run.k_LxBxSxKxH, run.v_LxBxSxKxH))

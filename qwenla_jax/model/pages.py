@@ -20,15 +20,25 @@ class Pages:
     """Keys and values of all layers for R rows of F pages, each of W slots; a row is filled from its first slot on.
 
     Attributes:
-      k_LxRxFxKxWxH, v_LxRxFxKxWxH: the keys (already rotated) and values.
+      k_LxAxKxWxH, v_LxAxKxWxH: the keys (already rotated) and values of A = R F pages; row r has those from r F on.
       length_R: int32, filled slots of each row; slots from there on are masked.
       bias_RxS: float32, added to every score of the slot's key (`layers.MASK_VALUE` masks it), or None for none.
     """
 
-    k_LxRxFxKxWxH: jax.Array
-    v_LxRxFxKxWxH: jax.Array
+    k_LxAxKxWxH: jax.Array
+    v_LxAxKxWxH: jax.Array
     length_R: jax.Array
     bias_RxS: jax.Array | None = None
+
+    @property
+    def row_pages(self) -> int:
+        """F, the pages of a row."""
+        return self.k_LxAxKxWxH.shape[1] // len(self.length_R)
+
+    @property
+    def row_slots(self) -> int:
+        """F W, the slots of a row."""
+        return self.row_pages * self.k_LxAxKxWxH.shape[3]
 
 
 @struct.dataclass
@@ -59,7 +69,7 @@ def empty_pages(
     num_layers: int, rows: int, pages: int, slots: int, heads: int, head_dim: int, dtype: str, biased: bool = False
 ) -> Pages:
     """Pages of rows without a token, with a bias (of 0) where `biased`."""
-    zeros = jnp.zeros((num_layers, rows, pages, heads, slots, head_dim), dtype)
+    zeros = jnp.zeros((num_layers, rows * pages, heads, slots, head_dim), dtype)
     bias_RxS = jnp.zeros((rows, pages * slots), jnp.float32) if biased else None
     return Pages(zeros, jnp.zeros_like(zeros), jnp.zeros((rows,), jnp.int32), bias_RxS)
 
@@ -67,7 +77,7 @@ def empty_pages(
 def reads(pages: Pages, row_E: jax.Array | None = None, shards: int = 1) -> PageReads:
     """What readers of the given rows read; see `PageReads`."""
     read = PageReads(pages, row_E, shards)
-    F, W = pages.k_LxRxFxKxWxH.shape[2], pages.k_LxRxFxKxWxH.shape[4]
+    F, W = pages.row_pages, pages.k_LxAxKxWxH.shape[3]
     if F == 1:
         return read
     count_E = -(-pages.length_R[read.rows()] // W)
@@ -88,7 +98,7 @@ def append(
       bias_ExT: their bias, if the pages have one; None: 0.
     """
     pages, U = read.pages, read.shards
-    _, R, F, _, W, _ = pages.k_LxRxFxKxWxH.shape
+    R, F, W = len(pages.length_R), pages.row_pages, pages.k_LxAxKxWxH.shape[3]
     T = k_LxExTxKxH.shape[2]
     row_E = read.rows()
     first_E = pages.length_R[row_E]
@@ -99,10 +109,13 @@ def append(
     row_UxE, slot_UxExT = by_shard(row_E) % (R // U), by_shard(slot_ExT)
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        page_UxExT = jnp.where(slot_UxExT < F * W, row_UxE[..., None] * F + slot_UxExT // W, R // U * F)
+        if U == 1:
+            return _write_lines(old, new, page_UxExT[0], slot_ExT % W)
         new_UxExTxLxKxH = by_shard(jnp.moveaxis(new.astype(old.dtype), 0, 2))
-        put = lambda old, row, slot, new: old.at[:, row[:, None], slot // W, :, slot % W].set(new, mode="drop")  # noqa: E731
-        split = old.reshape(old.shape[0], U, R // U, *old.shape[2:])
-        return jax.vmap(put, (1, 0, 0, 0), 1)(split, row_UxE, slot_UxExT, new_UxExTxLxKxH).reshape(old.shape)
+        put = lambda old, page, slot, new: old.at[:, page, :, slot].set(new, mode="drop")  # noqa: E731
+        split = old.reshape(old.shape[0], U, -1, *old.shape[2:])
+        return jax.vmap(put, (1, 0, 0, 0), 1)(split, page_UxExT, slot_UxExT % W, new_UxExTxLxKxH).reshape(old.shape)
 
     bias_RxS = pages.bias_RxS
     if bias_RxS is not None and bias_ExT is not None:  # a slot that is free holds 0
@@ -112,8 +125,21 @@ def append(
         by_shard(pages.length_R), row_UxE, by_shard(jnp.minimum(first_E + length_E, F * W))
     )
     return Pages(
-        write(pages.k_LxRxFxKxWxH, k_LxExTxKxH), write(pages.v_LxRxFxKxWxH, v_LxExTxKxH), length_R.reshape(R), bias_RxS
+        write(pages.k_LxAxKxWxH, k_LxExTxKxH), write(pages.v_LxAxKxWxH, v_LxExTxKxH), length_R.reshape(R), bias_RxS
     )
+
+
+def _write_lines(old_LxAxKxWxH: jax.Array, new: jax.Array, page_ExT: jax.Array, slot_ExT: jax.Array) -> jax.Array:
+    """Keys or values written line by line into the array seen as a matrix; a page beyond the last is dropped.
+
+    A scatter whose indexes are of other axes than the first would copy the whole array, twice, at every token.
+    """
+    L, A, K, W, H = old_LxAxKxWxH.shape
+    at_LxKxExT = (jnp.arange(L)[:, None, None, None] * A + page_ExT) * K + jnp.arange(K)[:, None, None]
+    line_LxKxExT = jnp.where(page_ExT < A, at_LxKxExT * W + slot_ExT, L * A * K * W)
+    lines = jnp.moveaxis(new.astype(old_LxAxKxWxH.dtype), 3, 1).reshape(-1, H)
+    flat = old_LxAxKxWxH.reshape(-1, H)
+    return flat.at[line_LxKxExT.reshape(-1)].set(lines, mode="drop").reshape(old_LxAxKxWxH.shape)
 
 
 def whole_rows(read: PageReads, layer: jax.Array) -> Segment:
@@ -127,9 +153,9 @@ def whole_rows(read: PageReads, layer: jax.Array) -> Segment:
         row_UxE = read.row_E.reshape(U, -1) % (len(x) // U)
         return jax.vmap(pick)(x.reshape(U, -1, *x.shape[1:]), row_UxE).reshape(-1, *x.shape[1:])
 
-    one = lambda x: take(jnp.swapaxes(jax.lax.dynamic_index_in_dim(x, layer, 0, False)[:, 0], 1, 2))  # noqa: E731
+    one = lambda x: take(jnp.swapaxes(jax.lax.dynamic_index_in_dim(x, layer, 0, False), 1, 2))  # noqa: E731
     bias_QxS = None if pages.bias_RxS is None else take(pages.bias_RxS)
-    return Segment(one(pages.k_LxRxFxKxWxH), one(pages.v_LxRxFxKxWxH), bias=bias_QxS, length_Q=take(pages.length_R))
+    return Segment(one(pages.k_LxAxKxWxH), one(pages.v_LxAxKxWxH), bias=bias_QxS, length_Q=take(pages.length_R))
 
 
 def attend_pages(
@@ -145,7 +171,7 @@ def attend_pages(
     """
     pages, row_E, page_N = read.pages, read.rows(), read.page_N
     assert page_N is not None and read.count_E is not None  # rows have several pages
-    _, _, F, K, W, H = pages.k_LxRxFxKxWxH.shape
+    F, (_, _, K, W, H) = pages.row_pages, pages.k_LxAxKxWxH.shape
     lay = _layout(q_BxTxNxH, read)
     q_ExKxMxH = lay.group(q_BxTxNxH)
     N, M, scale = len(page_N), q_ExKxMxH.shape[2], H**-0.5
@@ -156,7 +182,7 @@ def attend_pages(
         page_C = jax.lax.dynamic_slice_in_dim(page_N, first, C)
         reader_C, f_C = page_C // F, page_C % F
         row_C = row_E[reader_C]
-        k_CxKxWxH, v_CxKxWxH = (x[layer, row_C, f_C] for x in (pages.k_LxRxFxKxWxH, pages.v_LxRxFxKxWxH))
+        k_CxKxWxH, v_CxKxWxH = (x[layer, row_C * F + f_C] for x in (pages.k_LxAxKxWxH, pages.v_LxAxKxWxH))
         s = jnp.einsum("ckmh,ckwh->ckmw", q_ExKxMxH[reader_C], k_CxKxWxH, preferred_element_type=jnp.float32) * scale
         slot_CxW = f_C[:, None] * W + jnp.arange(W)
         if pages.bias_RxS is not None:
@@ -194,7 +220,7 @@ def attend_pages(
 
 def page_weights(q_BxTxNxH: jax.Array, read: PageReads, scores: jax.Array, lse_BxTxN: jax.Array) -> jax.Array:
     """The attention that each slot received: float32 [B, T, F * W], the mean of the probabilities over the heads."""
-    lay, F = _layout(q_BxTxNxH, read), read.pages.k_LxRxFxKxWxH.shape[2]
+    lay, F = _layout(q_BxTxNxH, read), read.pages.row_pages
     at_ExF, filled_ExF = _places(read, F)
     p = jnp.exp(scores[at_ExF] - lay.group(lse_BxTxN)[:, None, :, :, None])
     p_ExFxKxMxW = jnp.where(filled_ExF[:, :, None, None, None], p, 0.0)
@@ -204,7 +230,7 @@ def page_weights(q_BxTxNxH: jax.Array, read: PageReads, scores: jax.Array, lse_B
 
 def _layout(q_BxTxNxH: jax.Array, read: PageReads) -> RowLayout:
     B, T, N, _ = q_BxTxNxH.shape
-    E, K = len(read.rows()), read.pages.k_LxRxFxKxWxH.shape[3]
+    E, K = len(read.rows()), read.pages.k_LxAxKxWxH.shape[2]
     return RowLayout(E, B // E, T, K, N // K)
 
 

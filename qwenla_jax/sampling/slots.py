@@ -43,6 +43,9 @@ class Prefilled:
     prompt_QxPxD: jax.Array
 
 
+PAGE_HEADS, PROMPT_HEADS = 2, 3  # the axis of the heads in `Pages` and in `KeyValues`
+
+
 class SlotPrograms(NamedTuple):
     """Compiled functions; the state that `insert` and `decode` take is donated, and written in place.
 
@@ -77,8 +80,9 @@ def slot_programs(
         return _programs_alone(config, options, sizes)
     make = _Functions(config, options, sizes)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    shapes = jax.eval_shape(make.empty), jax.eval_shape(functools.partial(_no_questions, config, sizes))
-    state, waiting = jax.tree.map(functools.partial(_sharding, mesh), shapes)
+    state = jax.tree.map(functools.partial(_sharding, mesh, PAGE_HEADS), jax.eval_shape(make.empty))
+    prefilled = jax.eval_shape(functools.partial(_no_questions, config, sizes))
+    waiting = jax.tree.map(functools.partial(_sharding, mesh, PROMPT_HEADS), prefilled)
     return SlotPrograms(
         jax.jit(make.empty, out_shardings=state),
         jax.jit(make.encode, in_shardings=(params, rows), out_shardings=rows),
@@ -106,7 +110,7 @@ def rollout_program(
       jitted (params, vision, prompts, bias, seed, step, sample_B) -> Rollout.
     """
     make, rows, whole = _Functions(config, options, sizes), batch_sharding(mesh), replicated(mesh)
-    places = jax.tree.map(functools.partial(_sharding, mesh), jax.eval_shape(make.empty))
+    places = jax.tree.map(functools.partial(_sharding, mesh, PAGE_HEADS), jax.eval_shape(make.empty))
     Q, B = sizes.questions, sizes.questions * options.group_size
 
     def run(
@@ -203,14 +207,12 @@ class _Functions:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # of limit 0: no row is live
 
 
-def _sharding(mesh: Mesh, x: Any) -> NamedSharding:
-    """Of an array of the state: of keys and values, in which layers, rows and one more axis precede the heads, or of
-    one whose first axis is rows."""
+def _sharding(mesh: Mesh, heads: int, x: Any) -> NamedSharding:
+    """Of keys and values (layers, rows and, as axis `heads`, the heads), or of an array whose first axis is rows."""
     if x.ndim < 5:
         return batch_sharding(mesh)
-    heads = 3
     tensor = "tensor" if x.shape[heads] % mesh.shape["tensor"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None, tensor))
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), *[None] * (heads - 2), tensor))
 
 
 def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
@@ -288,7 +290,7 @@ def _in_pages(prefix: KeyValues, pages: int, slots: int) -> Pages:
     def one(x_LxBxSxKxH: jax.Array) -> jax.Array:
         L, B, S, K, H = x_LxBxSxKxH.shape
         wide = jnp.pad(x_LxBxSxKxH, [(0, 0), (0, 0), (0, pages * slots - S), (0, 0), (0, 0)])
-        return jnp.swapaxes(wide.reshape(L, B, pages, slots, K, H), 3, 4)
+        return jnp.swapaxes(wide.reshape(L, B * pages, slots, K, H), 2, 3)
 
     return Pages(one(prefix.k_LxBxSxKxH), one(prefix.v_LxBxSxKxH), prefix.length_B)
 
@@ -320,8 +322,8 @@ def put_slots(state: SampleState, new: SampleState, slot_Q: jax.Array, shards: i
         jax.tree.map(put, _without_keys(state), _without_keys(new)),
         prefix=dataclasses.replace(
             prefix,
-            k_LxRxFxKxWxH=keys(prefix.k_LxRxFxKxWxH, new.prefix.k_LxRxFxKxWxH),
-            v_LxRxFxKxWxH=keys(prefix.v_LxRxFxKxWxH, new.prefix.v_LxRxFxKxWxH),
+            k_LxAxKxWxH=keys(prefix.k_LxAxKxWxH, new.prefix.k_LxAxKxWxH),
+            v_LxAxKxWxH=keys(prefix.v_LxAxKxWxH, new.prefix.v_LxAxKxWxH),
             length_R=put(prefix.length_R, new.prefix.length_R),
         ),
         cache=dataclasses.replace(

@@ -12,9 +12,9 @@ from qwenla_jax.model.pages import Pages, append, attend_pages, empty_pages, pag
 L, R, F, K, W, H, J, T = 2, 6, 5, 2, 8, 16, 3, 3
 
 
-def of_slots(x_LxRxFxKxWxH):
+def of_slots(x_LxAxKxWxH):
     """[L, R, S, K, H], slot by slot."""
-    return np.moveaxis(np.asarray(x_LxRxFxKxWxH), 3, 4).reshape(*x_LxRxFxKxWxH.shape[:2], -1, K, H)
+    return np.moveaxis(np.asarray(x_LxAxKxWxH), 2, 3).reshape(len(x_LxAxKxWxH), R, -1, K, H)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -50,8 +50,8 @@ def test_append_writes_behind_each_row_and_drops_what_finds_no_slot(biased, shar
                 bias[b, length[b]] = new_bias[e, t] if own else 0
                 length[b] += 1
     assert filled.length_R.tolist() == length.tolist() and length.max() == F * W > length.min()
-    np.testing.assert_array_equal(of_slots(filled.k_LxRxFxKxWxH), want["k"])
-    np.testing.assert_array_equal(of_slots(filled.v_LxRxFxKxWxH), want["v"])
+    np.testing.assert_array_equal(of_slots(filled.k_LxAxKxWxH), want["k"])
+    np.testing.assert_array_equal(of_slots(filled.v_LxAxKxWxH), want["v"])
     assert (filled.bias_RxS is None) != biased
     assert not biased or np.array_equal(filled.bias_RxS, bias)
 
@@ -64,7 +64,7 @@ def test_pages_are_attended_as_whole_rows_are(rows, share, round_bytes, monkeypa
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     length_R = jnp.asarray([0, W, W + 1, F * W, 2 * W + 1, 3], jnp.int32)
     bias_RxS = jnp.where(jnp.asarray(rng.random((R, F * W)) < 0.3), -1e30, normal(R, F * W))
-    paged = Pages(normal(L, R, F, K, W, H), normal(L, R, F, K, W, H), length_R, bias_RxS)
+    paged = Pages(normal(L, R * F, K, W, H), normal(L, R * F, K, W, H), length_R, bias_RxS)
     row_E = None if rows is None else jnp.asarray(rows)
     B = (R if rows is None else len(rows)) * share
     q_BxTxNxH, layer = normal(B, T, K * J, H), jnp.int32(1)
@@ -72,8 +72,8 @@ def test_pages_are_attended_as_whole_rows_are(rows, share, round_bytes, monkeypa
     read = reads(paged, row_E)
     part, scores = attend_pages(q_BxTxNxH, read, layer, keep_scores=True)
     out, lse_BxTxN = joined([part, attend_segment(q_BxTxNxH, new)])
-    one_page = lambda x: jnp.moveaxis(jnp.asarray(of_slots(x)), 3, 2)[:, :, None]  # noqa: E731
-    k, v = one_page(paged.k_LxRxFxKxWxH), one_page(paged.v_LxRxFxKxWxH)
+    one_page = lambda x: jnp.moveaxis(jnp.asarray(of_slots(x)), 3, 2)  # noqa: E731
+    k, v = one_page(paged.k_LxAxKxWxH), one_page(paged.v_LxAxKxWxH)
     whole = whole_rows(reads(Pages(k, v, length_R, bias_RxS), row_E), layer)
     want, (received,) = attention_with_weights(q_BxTxNxH, (whole, new), (0,))
     np.testing.assert_allclose(out, want, atol=2e-6)

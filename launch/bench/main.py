@@ -57,9 +57,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     suites = ("cpu", "model", "gpu", "lengths", "reattention", "resume")
     parser.add_argument("--suite", choices=suites, required=True, help="what to measure")
-    parser.add_argument(
-        "--small", action="store_true", help="suites model, gpu and lengths: a tiny model, on any device"
-    )
+    parser.add_argument("--small", action="store_true", help="suites model, gpu, lengths: a tiny model, on any device")
     parser.add_argument(
         "--checkpoint",
         default=str(ROOT / "qwenla_jax" / "assets" / "tiny"),

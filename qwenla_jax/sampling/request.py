@@ -85,7 +85,7 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
     limit_B = np.asarray(options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens)
     if limit_B.min() < 1 or limit_B.max() > options.max_new_tokens or limit_B.shape not in ((), (given,)):
         raise ValueError(
-            f"max_new_tokens: got {request.max_new_tokens}, expected 1 to {options.max_new_tokens}, one number or {given}"
+            f"max_new_tokens: got {request.max_new_tokens}, expected 1 to {options.max_new_tokens}, for all or each row"
         )
     if request.stop and (not decodes or not all(request.stop)):
         raise ValueError("stop: expected texts of at least one character, and an engine that can decode")

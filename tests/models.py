@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qwenla_jax.config.shared_options import ReattentionOptions
@@ -37,9 +38,15 @@ def small_config(**changes) -> ModelConfig:
 
 
 def small_model(**changes) -> tuple[QwenVL, Params]:
-    """A model of `small_config`, and random parameters."""
+    """A model of `small_config`, and random parameters, the caller's own to change or donate."""
     config = small_config(**changes)
-    return QwenVL(config), init_params(config, jax.random.key(7))
+    return QwenVL(config), jax.tree.map(jnp.copy, _parameters(config))
+
+
+@functools.cache
+def _parameters(config: ModelConfig) -> Params:
+    # One program: initialization runs the whole model, which takes some 190 programs where each operation is its own.
+    return jax.jit(lambda key: init_params(config, key))(jax.random.key(7))
 
 
 def questions(rows: int, seed: int = 0, prompt: int = 16, tokens: int = 4) -> tuple[VisionBatch, PromptBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import flax.linen as nn
@@ -118,6 +119,10 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 def logical_specs(config: ModelConfig) -> Params:
     """The parameters' tree with, for each, its logical axis names (a `PartitionSpec`)."""
-    model = QwenVL(config)
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), *abstract_inputs(config)))
-    return nn.get_partition_spec(abstract)["params"]
+    return nn.get_partition_spec(abstract_params(config))
+
+
+@functools.lru_cache(maxsize=8)  # tracing the whole model takes seconds, and every start asks for it several times
+def abstract_params(config: ModelConfig) -> Any:
+    """The parameters' tree of abstract values in Flax's boxes, which have the logical axes. Not to be changed."""
+    return jax.eval_shape(lambda: QwenVL(config).init(jax.random.key(0), *abstract_inputs(config)))["params"]

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.hf_names import table
-from qwenla_jax.model.qwen_vl import init_params, logical_specs
+from qwenla_jax.model.qwen_vl import abstract_params, logical_specs
 
 # Logical axis -> mesh axes. The model names the left side only; None is replicated.
 RULES: tuple[tuple[str, Any], ...] = (
@@ -78,12 +78,12 @@ def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, adapted: Seq
 def param_shapes(config: ModelConfig, adapted: Sequence[str] = (), rank: int = 1, dtype: str | None = None) -> Any:
     """Abstract values of the parameters, with adapters of type `dtype` (default: the parameters')."""
 
-    def make() -> Any:
-        params = init_params(config, jax.random.key(0))
+    def make(boxed: Any) -> Any:
+        params = nn.meta.unbox(boxed)
         added = lora.adapters(params, adapted, rank, 1.0, jax.random.key(0), dtype or config.param_dtype)
         return lora.joined(params, added)
 
-    return jax.eval_shape(make)
+    return jax.eval_shape(make, abstract_params(config))
 
 
 def mesh_chunks(config: ModelConfig, fsdp: int, tensor: int) -> dict[str, tuple[int, ...]]:

@@ -23,17 +23,17 @@ from qwenla_jax.config.run_options import (
     RewardOptions,
     RunOptions,
 )
+from qwenla_jax.run.checkpoints import Checkpoints
 from qwenla_jax.train.loop import RunRefused, rate_change, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = RunOptions(
     stage="brpo",
     steps=4,
-    init_from="random:tiny",
     data=DataOptions(batch_size=2, max_response_tokens=8, max_prompt_tokens=64),
     optim=OptimOptions(learning_rate=1e-2),
     brpo=BrpoOptions(group_size=2),
-    # Random responses have no right answers; with the balance alone their rewards still differ.
+    # Eight tokens hold no right answer; with the balance alone their rewards still differ.
     rewards=RewardOptions(target_length=4.0),
     eval=EvalOptions(every=2, size=4, final_size=4, batch_size=4),
     checkpoint=CheckpointOptions(every=2, keep=3),
@@ -78,31 +78,33 @@ def test_a_run_leaves_everything(uninterrupted):
     assert from_config_dict(json.loads((uninterrupted / "settings.json").read_text())) == SMALL
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path, monkeypatch):
     """Stopped after step 2 and resumed in a new process: metrics and weights to the last bit."""
-    script = f"""
-import dataclasses, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "train")!r}]
-from pathlib import Path
-import loop_test
-from qwenla_jax.train import loop
-if sys.argv[1] == "stop":
-    save = loop.Checkpoints.save
+    save = Checkpoints.save
+
     def stop(self, step, state, meta=None):
         save(self, step, state, meta)
         self.wait()
         raise KeyboardInterrupt
-    loop.Checkpoints.save = stop
+
+    monkeypatch.setattr(Checkpoints, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, tmp_path)
+    monkeypatch.undo()
+    script = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "train")!r}]
+from pathlib import Path
+import loop_test
+from qwenla_jax.train import loop
 loop.run(loop_test.SMALL, Path({str(tmp_path)!r}))
 assert "torch" not in sys.modules, "installed here, and imported by a run, which has no use for it"
 """
-    stopped = subprocess.run([sys.executable, "-c", script, "stop"], capture_output=True, text=True)
-    assert "KeyboardInterrupt" in stopped.stderr, stopped.stderr
     assert lines(tmp_path)[-1]["step"] == 2
     # What a killed run may have written after its last checkpoint must not stand twice.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "train/reward": 99}\n')
-    resumed = subprocess.run([sys.executable, "-c", script, "continue"], capture_output=True, text=True)
+    resumed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert resumed.returncode == 0 and "resumed after step 2" in resumed.stdout, resumed.stderr
     message = f"{tmp_path} holds a run with 2 steps done: it is resumed (for a new run: another --workdir)"
     assert message in resumed.stdout.splitlines() and "learning rate" not in resumed.stdout
@@ -130,6 +132,7 @@ def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
     options = replace(
         SMALL,
         stage="sft",
+        init_from="random:tiny",
         data=DataOptions(batch_size=4, max_prompt_tokens=64, length_group=2),
         optim=OptimOptions(learning_rate=1e-3, accumulation=2),
         eval=EvalOptions(every=0, final_size=0),

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 from qwenla_jax.data.record import Record, Split
-from qwenla_jax.data.synthetic import marked_questions
+from qwenla_jax.data.synthetic import length_questions, marked_questions
+from qwenla_jax.data.synthetic.length_options import LengthOptions
 from qwenla_jax.data.synthetic.marked_scenes import make_marked_scene
 from qwenla_jax.data.synthetic.scene_questions import ask, caption_of
 from qwenla_jax.data.synthetic.scenes import Scene, make_scene
@@ -70,6 +71,19 @@ class MarkedSceneSource(SceneSource):
     _name = "marked-scene"
     _make = staticmethod(functools.lru_cache(_CACHED)(make_marked_scene))
     _ask = staticmethod(marked_questions.ask)
+
+
+class LengthSceneSource(SceneSource):
+    """Scenes with marks and questions whose reasoning has a chosen length, see `length_questions`."""
+
+    _name = "length-scene"
+    _make = staticmethod(functools.lru_cache(_CACHED)(make_marked_scene))
+
+    def __init__(
+        self, seed: int, split: Split, size: int | None, options: LengthOptions, style: str = "structured"
+    ) -> None:
+        super().__init__(seed, split, size)
+        self._ask = lambda *scene: length_questions.ask(*scene[:4], options, style)
 
 
 _SCENE_SOURCES: dict[str, type[SceneSource]] = {"scenes": SceneSource, "marked_scenes": MarkedSceneSource}

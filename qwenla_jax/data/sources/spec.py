@@ -80,7 +80,8 @@ def _part(text: str, weight: Fraction) -> Part:
     if text in BUILT_IN_SOURCES:
         return Part(text, text, text, "", {}, weight)
     if text.startswith(f"{LENGTH_SCENES}#"):
-        keys = dict(pair.partition("=")[::2] for pair in text.partition("#")[2].split("&"))
+        pairs = [pair.partition("=") for pair in text.partition("#")[2].split("&")]
+        keys = {key: value for key, _, value in pairs}
         try:
             LengthOptions.of(keys)
         except ValueError as error:

@@ -32,7 +32,7 @@ def test_a_stage_is_skipped_only_with_the_same_settings(tmp_path):
         ran.append(options.steps)
 
     for options in (RunOptions(steps=3), RunOptions(steps=3), RunOptions(steps=4), RunOptions(steps=4)):
-        pipeline._stage(stage("base", work, options), tmp_path.joinpath, said.append)
+        pipeline.run_stage(stage("base", work, options), tmp_path.joinpath, said.append)
     assert ran == [3, 4]
     assert "done already" in said[1] and "done already" in said[3]
 
@@ -41,7 +41,7 @@ def test_a_stage_that_fails_is_not_done(tmp_path):
     def work(options, folder):
         raise OSError("disk full")
 
-    run = functools.partial(pipeline._stage, folder=tmp_path.joinpath, note=lambda line: None)
+    run = functools.partial(pipeline.run_stage, folder=tmp_path.joinpath, note=lambda line: None)
     with pytest.raises(OSError, match="disk full"):
         run(stage("base", work))
     assert not (tmp_path / "base" / pipeline.DONE).exists()
@@ -55,7 +55,7 @@ def test_a_stage_that_fails_is_not_done(tmp_path):
 
 def test_a_stage_made_from_what_is_gone_is_refused(tmp_path):
     """Somebody deleted the base and made it again: the cold start in the folder is of the other one."""
-    run = functools.partial(pipeline._stage, folder=tmp_path.joinpath, note=lambda line: None)
+    run = functools.partial(pipeline.run_stage, folder=tmp_path.joinpath, note=lambda line: None)
     base, cold = stage("base", make), stage("cold_start", make, needs=("base",))
     for _ in range(2):
         run(base)

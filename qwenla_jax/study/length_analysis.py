@@ -21,6 +21,8 @@ HELPS, HELPS_NOT, UNKNOWN = "helps", "does not help", "cannot be told"
 LEAST_DIFFERENCE = 0.01  # a whole interval below it: does not help
 FLOOR, CEILING = 0.5, 0.97  # of text-only, at N of training and at N of the primary hypothesis
 Term = tuple[float, Ratio]  # a coefficient and what it weighs
+Measure = Callable[[Result], Ratio]
+Weighed = tuple[float, str, str, Measure]  # a coefficient, a condition, an arm, and what is measured of it
 Models = Sequence[Sequence[Sequence[Term]]]  # base models, of each its seeds, of each the terms
 
 
@@ -118,44 +120,35 @@ class Study:
         """Of results as `read_results` gives them."""
         return cls({(r.base, r.seed, r.condition, r.arm): r for r in results})
 
-    def models(self, condition: str, *arms: str) -> list[list[dict[str, Result]]]:
-        """For each base model, of each seed, these arms' results.
+    def weighed(self, terms: Sequence[Weighed]) -> Contrast:
+        """A sum of weighted measures over the base models and seeds that have them.
 
         Raises:
-          StudyError: a seed that has some of these arms lacks another, or nothing has them.
+          StudyError: a seed that has some of these arms lacks another, or none has them.
         """
-        found: dict[str, dict[int, dict[str, Result]]] = {}
-        for (base, seed, name, arm), result in self.results.items():
-            if name == condition and arm in arms:
-                found.setdefault(base, {}).setdefault(seed, {})[arm] = result
-        for base, seeds in found.items():
-            for seed, there in seeds.items():
-                if lacking := [arm for arm in arms if arm not in there]:
-                    raise StudyError(f"base {base}, seed {seed}, {condition}: no result of {', '.join(lacking)}")
-        if not found:
-            raise StudyError(f"no results of {', '.join(arms)} in condition {condition}")
-        return [[seeds[seed] for seed in sorted(seeds)] for _, seeds in sorted(found.items())]
+        wanted = {(condition, arm) for _, condition, arm, _ in terms}
+        there = {(base, seed) for base, seed, *key in self.results if tuple(key) in wanted}
+        if not there:
+            raise StudyError(f"no results of {', '.join(sorted(f'{arm} ({name})' for name, arm in wanted))}")
+        models: dict[str, list[list[Term]]] = {}
+        for base, seed in sorted(there):
+            for condition, arm in sorted(wanted):
+                if (base, seed, condition, arm) not in self.results:
+                    raise StudyError(f"base {base}, seed {seed}, {condition}: no result of {arm}")
+            found = [(weight, of(self.results[base, seed, name, arm])) for weight, name, arm, of in terms]
+            models.setdefault(base, []).append(found)
+        return contrast(list(models.values()))
 
-    def share(self, condition: str, arm: str, of: Callable[[Result], Ratio]) -> Contrast:
+    def share(self, condition: str, arm: str, of: Measure) -> Contrast:
         """A measure of one arm."""
-        return contrast([[[(1.0, of(seed[arm]))] for seed in base] for base in self.models(condition, arm)])
+        return self.weighed([(1.0, condition, arm, of)])
 
-    def difference(self, condition: str, after: str, before: str, of: Callable[[Result], Ratio]) -> Contrast:
+    def difference(self, condition: str, after: str, before: str, of: Measure) -> Contrast:
         """A measure of one arm less that of another."""
-        models = self.models(condition, after, before)
-        return contrast([[[(1.0, of(seed[after])), (-1.0, of(seed[before]))] for seed in base] for base in models])
-
-    def interaction(
-        self, condition: str, after: str, before: str, of: Callable[[Result], Ratio], less: Callable[[Result], Ratio]
-    ) -> Contrast:
-        """The difference of two arms by one measure less that by another, such as at two lengths."""
-        signs = ((1.0, after, of), (-1.0, before, of), (-1.0, after, less), (1.0, before, less))
-        models = self.models(condition, after, before)
-        terms = lambda seed: [(sign, measure(seed[arm])) for sign, arm, measure in signs]  # noqa: E731
-        return contrast([[terms(seed) for seed in base] for base in models])
+        return self.weighed([(1.0, condition, after, of), (-1.0, condition, before, of)])
 
 
-def right(tokens: int, working: str = "chain", way: str = CONTINUED) -> Callable[[Result], Ratio]:
+def right(tokens: int, working: str = "chain", way: str = CONTINUED) -> Measure:
     """Accuracy at N tokens."""
     return lambda result: result.ratio(working, tokens, way, "right")
 

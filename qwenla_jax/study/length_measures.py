@@ -21,7 +21,7 @@ from qwenla_jax.data.synthetic.marked_scenes import MARKS
 from qwenla_jax.data.synthetic.scenes import COLORS
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.evals.benchmarks.rendered_scenes import judge_answer, said_details
-from qwenla_jax.inference.attention_mass import PARTS, attention_mass
+from qwenla_jax.inference.attention_mass import PARTS, attention_mass, parts_of
 from qwenla_jax.inference.runtime import Runtime, Sampler
 from qwenla_jax.inference.sample_batches import sample_batches
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix, logits_of

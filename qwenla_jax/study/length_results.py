@@ -45,7 +45,7 @@ class Result:
       questions: digest of ids, questions and answers.
       cells: (working, N) -> way of measuring -> measure -> float [scenes] or [blocks].
       seconds: wall time of training and measuring.
-      answers: the first answers of each cell, to read.
+      answers: cell -> way of measuring -> the first answers, to read.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Result:
     questions: str
     cells: Mapping[tuple[str, int], Mapping[str, Mapping[str, np.ndarray]]]
     seconds: Mapping[str, float]
-    answers: Mapping[str, Sequence[str]]
+    answers: Mapping[str, Mapping[str, Sequence[str]]]
 
     def ratio(self, working: str, tokens: int, way: str, over: str, under: str | None = None) -> Ratio:
         """A measure a scene, or over another measure.

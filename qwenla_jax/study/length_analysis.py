@@ -58,7 +58,7 @@ def contrast(models: Models) -> Contrast:
     """The value of weighted ratios with its intervals.
 
     Raises:
-      ValueError: no base model or seed, or terms of one seed over different scenes where they share a unit.
+      ValueError: no base model or seed, or seeds with other terms or numbers of scenes.
     """
     if not models or not all(models) or not all(terms for base in models for terms in base):
         raise ValueError("models: expected at least one base model, each with at least one seed and one term")
@@ -71,12 +71,10 @@ def contrast(models: Models) -> Contrast:
         chosen = np.random.default_rng([number, k, 11]).integers(0, k, (DRAWS, k))
         for slot in range(k):
             # Every slot has draws of its own, so that a seed that is drawn twice is not drawn with the same scenes.
-            for seed in range(k):
-                here = chosen[:, slot] == seed
-                both[number, here] += _drawn(base[seed], number * k + slot, here) / k
-            own = _drawn(base[slot], number * k + slot, np.ones(DRAWS, bool))
-            alone[number] += own / k
-            spreads.append(float(np.nanvar(own)))
+            drawn = _drawn(base, number * k + slot)
+            both[number] += np.take_along_axis(drawn, chosen[:, slot, None], axis=1)[:, 0] / k
+            alone[number] += drawn[:, slot] / k
+            spreads.append(float(np.nanvar(drawn[:, slot])))
     within = [np.var(base, ddof=1) for base in values if len(base) > 1]
     ends = [np.nanquantile(drawn.mean(0), (0.025, 0.975)) for drawn in (both, alone)]
     return Contrast(
@@ -95,13 +93,14 @@ def _value(terms: Sequence[Term]) -> float:
     return sum(weight * float(part.over.sum() / part.under.sum()) for weight, part in terms)
 
 
-def _drawn(terms: Sequence[Term], slot: int, here: np.ndarray) -> np.ndarray:
-    """Resamples of a seed's value, for the draws of a mask: float [draws]."""
-    result = np.zeros(int(here.sum()))
-    for weight, part in terms:
-        weights = scene_weights(len(part.over), slot)[here]
+def _drawn(base: Sequence[Sequence[Term]], slot: int) -> np.ndarray:
+    """Resamples of every seed's value by the same draws of scenes: float [DRAWS, seeds]."""
+    result = np.zeros((DRAWS, len(base)))
+    for terms in zip(*base, strict=True):
+        over, under = (np.stack([getattr(part, side) for _, part in terms], axis=1) for side in ("over", "under"))
+        weights = scene_weights(len(over), slot)
         with np.errstate(divide="ignore", invalid="ignore"):
-            result += weight * (weights @ part.over) / (weights @ part.under)
+            result += terms[0][0] * (weights @ over) / (weights @ under)
     return result
 
 

@@ -101,7 +101,7 @@ def _hypotheses(study: Study) -> Iterator[str]:
         return [(plus, short, name, far), (-0.5, short, COPY, far), (-0.5, short, TEXT, far)]
 
     def negative(terms: list[Weighed]) -> list[Weighed]:
-        return [(-weight, *rest) for weight, *rest in terms]
+        return [(-weight, condition, arm, of) for weight, condition, arm, of in terms]
 
     rows: list[tuple[str, str, list[Weighed]]] = [
         *(("H1", f"COPY - {name}", less(COPY, name, far)) for name in (TEXT, BLANK, OTHER)),

@@ -255,7 +255,7 @@ def test_the_same_arm_twice_and_files_that_are_none(tmp_path):
 def test_the_report_is_made_of_the_files(tmp_path):
     folder = folder_of(tmp_path / "results", arms=(*QUICK, SQUEEZED, ROUTE_25), bases="ab")
     head = write_length_report(folder, tmp_path / "report.md")
-    assert "**COPY helps** at 160 tokens" in head and "Provisional" in head
+    assert "trained on short answers: **helps**" in head and "Provisional" in head
     text = (tmp_path / "report.md").read_text()
     study = Study.of(read_results(folder))
     one = study.difference("short", COPY, TEXT, right(160))

@@ -169,12 +169,13 @@ def ended(work: Callable[[], Any]) -> Any:
     """What it returns; ends the process where a training cannot continue or is asked to stop."""
     from qwenla_jax.run.checkpoints import SaveError
     from qwenla_jax.run.signals import Stopped
+    from qwenla_jax.study.collect import StudyError
     from qwenla_jax.train.health import Failed
     from qwenla_jax.train.loop import RunRefused
 
     try:
         return work()
-    except (RunRefused, Failed, SaveError) as error:
+    except (RunRefused, Failed, SaveError, StudyError) as error:
         sys.exit(str(error))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

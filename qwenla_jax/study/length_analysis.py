@@ -74,15 +74,15 @@ def contrast(models: Models) -> Contrast:
             drawn = _drawn(base, number * k + slot)
             both[number] += np.take_along_axis(drawn, chosen[:, slot, None], axis=1)[:, 0] / k
             alone[number] += drawn[:, slot] / k
-            spreads.append(float(np.nanvar(drawn[:, slot])))
+            spreads.append(float(np.var(drawn[:, slot])))
     within = [np.var(base, ddof=1) for base in values if len(base) > 1]
-    ends = [np.nanquantile(drawn.mean(0), (0.025, 0.975)) for drawn in (both, alone)]
+    ends = [_ends(drawn.mean(0)) for drawn in (both, alone)]
     return Contrast(
         value=float(np.mean([np.mean(base) for base in values])),
-        low=float(ends[0][0]),
-        high=float(ends[0][1]),
-        scenes_low=float(ends[1][0]),
-        scenes_high=float(ends[1][1]),
+        low=ends[0][0],
+        high=ends[0][1],
+        scenes_low=ends[1][0],
+        scenes_high=ends[1][1],
         seeds=tuple(tuple(base) for base in values),
         spread=math.sqrt(np.mean(within)) if within else math.nan,
         scenes_spread=math.sqrt(np.mean(spreads)),
@@ -90,7 +90,18 @@ def contrast(models: Models) -> Contrast:
 
 
 def _value(terms: Sequence[Term]) -> float:
+    if not all(part.under.sum() for _, part in terms):
+        return math.nan
     return sum(weight * float(part.over.sum() / part.under.sum()) for weight, part in terms)
+
+
+def _ends(drawn: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of resamples; nan where more than one in twenty has no value."""
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < 0.95 * len(drawn):
+        return math.nan, math.nan
+    low, high = np.quantile(known, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _drawn(base: Sequence[Sequence[Term]], slot: int) -> np.ndarray:

@@ -20,7 +20,7 @@ class LengthOptions:
       orders: out of ORDERS. "after": summary, reasoning, reflection, caption with marks, conclusion, so that all that
         is seen is told after the reflection. "paper": summary, caption without marks, reasoning, reflection with the
         marks, conclusion.
-      words: whether a reflection of order "after" has words; without, it is empty.
+      words: whether reflections have words; without, they are empty, and in order "paper" no mark is told.
 
     Raises:
       ValueError: a value that is none of these.

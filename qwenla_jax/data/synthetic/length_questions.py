@@ -74,7 +74,7 @@ def ask(
         sections += [("REFLECTION", "look again" if options.words else ""), ("CAPTION", seen)]
     else:
         sections = [("SUMMARY", joined.summary), ("CAPTION", caption_of(scene)), ("REASONING", reasoning)]
-        sections += [("REFLECTION", f"look again: {seen}")]
+        sections += [("REFLECTION", f"look again: {seen}" if options.words else "")]
     sections.append(("CONCLUSION", conclusion))
     if style == "plain":
         response = "\n".join(text.removeprefix("look again").removeprefix(": ") for _, text in sections if text)

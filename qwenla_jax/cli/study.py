@@ -11,15 +11,21 @@ BRPO besides; then it writes the report.
 --report trains nothing: it writes DIR/report.html, one page with every figure, table and verdict, from what is there.
 Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is about all of them. It needs the extra
 `report` (matplotlib), and so does --study.
+
+--protocol=length runs another study, of whether looking again pays where an answer is long (docs/study-protocol.md):
+--size=quick or --size=full. Every training is in DIR, every arm's result a small file in DIR/results (or --results),
+and DIR/report.md is made of these files alone; what is there is kept, so a run that was stopped is resumed by the same
+command. With --report it trains nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from qwenla_jax.study.arms import Settings
 
 SEEDS = 3
+SCENES = 1000  # of the evaluation
 
 # A response about a marked scene has at most 110 tokens, a plain one 67, a reflection in the mean 13.
 STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
@@ -70,7 +77,7 @@ def settings(args: flags.FlagValues) -> Settings:
         seed=args.seed,
         source="marked_scenes" if args.study else "scenes",
         every_arm=args.study,
-        questions=args.size,
+        questions=int(args.size or SCENES),
     )
 
 
@@ -100,7 +107,11 @@ def define_flags(values: flags.FlagValues) -> None:
     there: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage", **there)
     flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", 0, **there)
-    flags.DEFINE_integer("size", 1000, "fresh scenes of the evaluation", 1, **there)
+    flags.DEFINE_enum("protocol", "paper", ["paper", "length"], "which study", **there)
+    flags.DEFINE_string(
+        "size", None, f"paper: fresh scenes of the evaluation ({SCENES}); length: quick (the default) or full", **there
+    )
+    flags.DEFINE_string("results", None, "length: folder of the results; WORKDIR/results if not given", **there)
     flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, for a trial", 1, **there)
     flags.DEFINE_bool("study", False, "run several seeds and every arm on marked scenes, and write the report", **there)
     flags.DEFINE_integer("seeds", None, f"of a study: how many ({SEEDS} where it is not given)", 1, **there)
@@ -115,6 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     workdir = Path(args.workdir).absolute()
     if args.seeds is not None and not args.study:
         sys.exit("--seeds is of a study; expected --study beside it")
+    if args.protocol == "length":
+        if args.study or args.seed:
+            sys.exit("--study and --seed are of --protocol=paper; a length study's seeds follow from its --size")
+        return run_length_study(args, workdir)
+    if args.results is not None:
+        sys.exit("--results is of --protocol=length")
+    if args.size is not None and not (args.size.isdecimal() and int(args.size)):
+        sys.exit(f"--size={args.size}: expected a number of scenes above 0; quick and full are of --protocol=length")
     if args.report and args.study:
         sys.exit("--study writes the report at its end; expected only one of --report and --study")
     if args.report:
@@ -125,28 +144,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     run(args, workdir)
 
 
-def run(args: flags.FlagValues, workdir: Path) -> None:
-    """Runs the pipeline, or a study's, one seed after the other; ends the process where that cannot continue."""
+def run_length_study(args: flags.FlagValues, workdir: Path) -> None:
+    """Runs what a length study lacks, and writes its report; ends the process where that cannot continue."""
+    from qwenla_jax.study.collect import StudyError
+    from qwenla_jax.study.length_arms import SIZES
+    from qwenla_jax.study.length_report import write_length_report
+    from qwenla_jax.study.length_run import run_length
+
+    name = args.size or "quick"
+    if name not in SIZES:
+        sys.exit(f"--size={name}: expected {' or '.join(SIZES)} with --protocol=length")
+    results = Path(args.results).absolute() if args.results else workdir / "results"
+    if not args.report:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
+        size = SIZES[name].divided(args.divide_steps)
+        ended(lambda: run_length(size, workdir, results, lambda line: print(line, flush=True)))
+    try:
+        print(write_length_report(results, workdir / "report.md"))
+    except (StudyError, OSError) as error:
+        sys.exit(str(error))
+
+
+def ended(work: Callable[[], Any]) -> Any:
+    """What it returns; ends the process where a training cannot continue or is asked to stop."""
     from qwenla_jax.run.checkpoints import SaveError
     from qwenla_jax.run.signals import Stopped
-    from qwenla_jax.study.pipeline import run_pipeline, table
+    from qwenla_jax.study.collect import StudyError
     from qwenla_jax.train.health import Failed
     from qwenla_jax.train.loop import RunRefused
+
+    try:
+        return work()
+    except (RunRefused, Failed, SaveError, StudyError) as error:
+        sys.exit(str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.number)
+
+
+def run(args: flags.FlagValues, workdir: Path) -> None:
+    """Runs the pipeline, or a study's, one seed after the other; ends the process where that cannot continue."""
+    from qwenla_jax.study.pipeline import run_pipeline, table
 
     first, begin = settings(args), time.perf_counter()
     seeds = range(first.seed, first.seed + (args.seeds or SEEDS)) if args.study else [first.seed]
     for seed in seeds:
         own = workdir / f"seed_{seed}" if args.study else workdir
         own.mkdir(parents=True, exist_ok=True)
-        try:
-            result = run_pipeline(
-                dataclasses.replace(first, seed=seed), own, lambda line: print(line, flush=True), base_in=workdir
-            )
-        except (RunRefused, Failed, SaveError) as error:
-            sys.exit(str(error))
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            sys.exit(128 + stopped.number)
+        one = dataclasses.replace(first, seed=seed)
+        result = ended(functools.partial(run_pipeline, one, own, lambda line: print(line, flush=True), base_in=workdir))
         took = result["seconds"] | {"evaluation": sum(result["evaluate_seconds"].values())}
         print(table(result["systems"]))
         print(

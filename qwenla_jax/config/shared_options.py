@@ -28,6 +28,14 @@ MODES = tuple(_MODES)
 MODES_HELP = "what is inserted before a reflection: " + ", ".join(f"{mode} ({text})" for mode, text in _MODES.items())
 FORMS = ("compact", "bias")
 POSITIONS = ("again", "original")
+# What an insertion shows. All but the first are controls: they tell whether a gain comes from the image.
+_CONTENTS = {
+    "image": "the image",
+    "blank": "an image of one colour, the processor's mean",
+    "other": "the next image of the batch, for images of one size",
+    "pause": "as many tokens of one embedding, without an image",
+}
+CONTENTS = tuple(_CONTENTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,12 @@ class ReattentionOptions:
         "again",
         "again: the images take the next positions, as if given a second time; original: those in the prompt",
         choices=POSITIONS,
+    )
+    content: str = option(
+        "image",
+        "what an insertion shows; controls in place of the image: "
+        + ", ".join(f"{content} ({text})" for content, text in _CONTENTS.items()),
+        choices=CONTENTS,
     )
 
     def slots(self, images: int, tokens: int) -> int:

@@ -64,7 +64,7 @@ def attention_mass(
     B, R = ids_BxR.shape
     G = B // len(prompts.length_Q)
     variables = {"params": params}
-    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
+    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts, reattention.content)
     if reattention.inserts:
         assert selected_BxExX is not None
         tokens = splice(reattention, prompts, ids_BxR, length_B, selected_BxExX)

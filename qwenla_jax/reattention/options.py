@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwenla_jax.config.shared_options import FORMS, MODES, ReattentionOptions
+from qwenla_jax.config.shared_options import CONTENTS, FORMS, MODES, ReattentionOptions
 from qwenla_jax.types import Array, PromptBatch, ReinsertedImages
 
 
@@ -38,6 +38,8 @@ class ReattentionConfig(ReattentionOptions):
         """Checks the ranges."""
         if self.mode not in MODES or self.form not in FORMS:
             raise ValueError(f"mode {self.mode!r} and form {self.form!r}: expected one of {MODES} and one of {FORMS}")
+        if self.content not in CONTENTS:
+            raise ValueError(f"content {self.content!r}: expected one of {CONTENTS}")
         if not 0 <= self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio: got {self.keep_ratio}, expected a number from 0 to 1")
         if self.max_insertions < 0 or self.rows_at_once < 1:

@@ -29,6 +29,7 @@ from qwenla_jax.sampling.slots import Prefilled, no_rows, slot_programs
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 KEPT = 4  # requests whose visual tokens and prompts are kept for a later request with the same
+NEED_IMAGES = ("blank", "other")  # what insertions show (`ReattentionOptions.content`) that visual tokens do not tell
 PAGE = 64  # slots of a page where pages are read one by one
 
 
@@ -334,9 +335,9 @@ class Engine:
             return make()
         return _kept(self._prompts, (request.vision, prompts), make)
 
-    def _encode(self, vision: VisionBatch | VisualTokens) -> VisualTokens:
-        """Visual tokens, padded where that makes fewer programs; of one question a request, the last few are kept."""
-        if isinstance(vision, VisualTokens):
+    def _encode(self, vision: VisionBatch | VisualTokens) -> VisionBatch | VisualTokens:
+        """Visual tokens; of one question a request, the last few are kept. Controls need the images themselves."""
+        if isinstance(vision, VisualTokens) or self.options.reattention.content in NEED_IMAGES:
             return vision
         if self.questions > 1:
             return self._programs.encode(self._params, self._placed(vision))

@@ -89,7 +89,7 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
         )
     if request.stop and (not decodes or not all(request.stop)):
         raise ValueError("stop: expected texts of at least one character, and an engine that can decode")
-    fixed = ("form", "delimiters", "positions", "open_id", "close_id")
+    fixed = ("form", "content", "delimiters", "positions", "open_id", "close_id")
     asked = request.reattention
     if asked is not None and not (own.by_row and all(getattr(asked, f) == getattr(own, f) for f in fixed)):
         raise ValueError(f"reattention: expected an engine by_row with the same {', '.join(fixed)}")

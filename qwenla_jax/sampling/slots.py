@@ -176,7 +176,8 @@ class _Functions:
         return VisualTokens(visual_ZxD, vision.shards)
 
     def prefill(self, params: Params, vision: VisionBatch | VisualTokens, prompts: PromptBatch) -> Prefilled:
-        return Prefilled(prompts, *encode_prompts(self._model, params, vision, prompts))
+        content = self._options.reattention.content
+        return Prefilled(prompts, *encode_prompts(self._model, params, vision, prompts, content))
 
     def insert(
         self, state: SampleState, prefilled: Prefilled, rows: RowSettings, used_B: jax.Array, slot_Q: jax.Array

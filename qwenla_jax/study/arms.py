@@ -133,6 +133,8 @@ def systems_of(settings: Settings) -> list[System]:
         System(names.COPY, "sft_copy", copy),
         System(names.ROUTE, "sft_route", route),
         System(names.VISION, "sft_copy", change(copy, mode="vision_only")),
+        System(names.COPY_BLANK, "sft_copy", change(copy, content="blank")),
+        System(names.COPY_OTHER, "sft_copy", change(copy, content="other")),
     ]
     if settings.every_arm:
         systems += [

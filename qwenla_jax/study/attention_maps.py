@@ -138,7 +138,7 @@ def _cells(
     G = B // len(prompts.length_Q)
     M = vision.gather_IxM.shape[1]
     variables = {"params": params}
-    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
+    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts, reattention.content)
     one_hot = lambda index: jax.nn.one_hot(jnp.where(index >= 0, index % M, -1), M)  # noqa: E731
     visual_BxP = jnp.repeat(prompts.visual_QxP, G, axis=0)
     if reattention.inserts:

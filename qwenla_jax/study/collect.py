@@ -17,9 +17,10 @@ FINISHED = "table.json"  # what a run of the pipeline writes last
 BASE, COLD, ZERO = "base", "cold start", "Qwen-Zero"
 TEXT, COPY, ROUTE, VISION = "text-only", "copy", "route", "vision-only"
 ROUTE_25, ROUTE_75 = "route 25", "route 75"
+COPY_BLANK, COPY_OTHER = "copy of a blank image", "copy of another image"
 RAW_COPY, RAW_ROUTE = "no BRPO + COPY", "no BRPO + ROUTE"
 # In the order of the tables; others stand behind them by name.
-SYSTEMS = (BASE, COLD, ZERO, TEXT, COPY, ROUTE, ROUTE_25, ROUTE_75, VISION, RAW_COPY, RAW_ROUTE)
+SYSTEMS = (BASE, COLD, ZERO, TEXT, COPY, ROUTE, ROUTE_25, ROUTE_75, VISION, COPY_BLANK, COPY_OTHER, RAW_COPY, RAW_ROUTE)
 NUMBERS = ("right", "well_formed", "tokens", "inserted_tokens", "reflections", "reflection_tokens")
 NUMBERS += ("named", "invented", "missed", "details", "wrong_details")
 TEXTS = ("id", "question", "answer", "response", "kind")

@@ -55,7 +55,7 @@ def run_pipeline(
     def folder(stage: str) -> Path:
         return (base_in if base_in is not None and stage == "base" else workdir) / stage
 
-    seconds = {stage.name: _stage(stage, folder, note) for stage in stages_of(settings, folder)}
+    seconds = {stage.name: run_stage(stage, folder, note) for stage in stages_of(settings, folder)}
     output, took = {}, {}
     for system in systems_of(settings):
         output[system.name], took[system.name] = _evaluated(system, settings, folder, note)
@@ -66,17 +66,21 @@ def run_pipeline(
     return result
 
 
-def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], None]) -> float:
-    """Runs one stage unless it is done; the seconds that it took. Its stamp, and those of what it needs, are kept."""
+def run_stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], None]) -> float:
+    """Runs one stage unless it is done; the seconds that it took. Its stamp, and those of what it needs, are kept.
+
+    Raises:
+      train.loop.RunRefused: its folder was made from what is no longer there, or what it needs is not.
+    """
     name, own = stage.name, folder(stage.name)
     path, wanted = own / DONE, to_dict(stage.options)
-    made_from = {need: _saved(folder(need) / DONE, "stamp")["stamp"] for need in stage.needs}
+    made_from = {need: saved(folder(need) / DONE, "stamp")["stamp"] for need in stage.needs}
     begun = own / BEGUN
     if own.is_dir() and any(own.iterdir()):
-        if not begun.is_file() or _saved(begun) != made_from:
+        if not begun.is_file() or saved(begun) != made_from:
             raise RunRefused(f"{own} was made from another {' or '.join(stage.needs)}; delete it, and it is made anew")
     if path.is_file():
-        done = _saved(path, "options", "seconds")
+        done = saved(path, "options", "seconds")
         if done["options"] == wanted:
             note(f"{name}: done already in {own}")
             return done["seconds"]
@@ -92,7 +96,7 @@ def _stage(stage: Stage, folder: Callable[[str], Path], note: Callable[[str], No
     return seconds
 
 
-def _saved(path: Path, *keys: str) -> dict[str, Any]:
+def saved(path: Path, *keys: str) -> dict[str, Any]:
     """What an earlier run wrote, with these keys in it."""
     try:
         content = json_files.read_object(path)
@@ -121,7 +125,7 @@ def _evaluated(
     )
     wanted = {
         "options": to_dict(options),
-        "stamp": _saved(folder(system.stage) / DONE, "stamp")["stamp"],
+        "stamp": saved(folder(system.stage) / DONE, "stamp")["stamp"],
         "source": settings.source,
         "questions": settings.questions,
         "profiled": settings.profiled,
@@ -130,10 +134,10 @@ def _evaluated(
     }
     path = own / "scores.json"
     if path.is_file():
-        saved = _saved(path, "of", "scores", "seconds")
-        if saved["of"] == wanted:
+        found = saved(path, "of", "scores", "seconds")
+        if found["of"] == wanted:
             note(f"evaluate {system.name}: done already")
-            return saved["scores"], saved["seconds"]
+            return found["scores"], found["seconds"]
     note(f"evaluate {system.name}")
     begin = time.perf_counter()
     runtime, params = build(options.inference)

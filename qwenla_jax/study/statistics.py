@@ -153,7 +153,7 @@ def _pooled(parts: Sequence[Ratio]) -> tuple[np.ndarray, np.ndarray]:
     drawn_over = drawn_under = 0.0
     for index, part in enumerate(parts):
         top, bottom = (np.reshape(x, (len(x), -1)).astype(np.float64) for x in part)
-        weights = _weights(len(top), index)
+        weights = scene_weights(len(top), index)
         over, under = over + top.sum(0), under + bottom.sum(0)
         drawn_over, drawn_under = drawn_over + weights @ top, drawn_under + weights @ bottom
     assert isinstance(over, np.ndarray) and isinstance(drawn_over, np.ndarray)  # there is a part
@@ -162,7 +162,7 @@ def _pooled(parts: Sequence[Ratio]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=32)  # a pure function of its arguments, and the same one for every number of a seed
-def _weights(questions: int, index: int) -> np.ndarray:
+def scene_weights(questions: int, index: int) -> np.ndarray:
     """How often each question is drawn: float [DRAWS, Q]."""
     return np.random.default_rng([questions, index]).multinomial(questions, np.ones(questions) / questions, DRAWS) * 1.0
 

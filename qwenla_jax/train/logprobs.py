@@ -117,7 +117,7 @@ def response_states(
     B, R = ids_BxR.shape
     G = B // prompts.ids_QxP.shape[0]
     variables = {"params": params}
-    last_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
+    last_QxD, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts, reattention.content)
     last_Bx1xD = jnp.repeat(last_QxD, G, axis=0)[:, None]
     if not reattention.inserts:
         x_BxTxD = model.apply(variables, ids_BxR[:, :-1], None, None, method="embed")
@@ -149,7 +149,7 @@ def response_selection(
     See `reattention.splice.replay_selection`. No gradient flows.
     """
     params = jax.lax.stop_gradient(params)
-    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts)
+    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts, reattention.content)
     # The last token is never run: the sampler did not need it either.
     return replay_selection(
         reattention, model, params, prompts, prefix, prompt_QxPxD, ids_BxR[:, :-1], length_B, max_insertions

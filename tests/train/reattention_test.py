@@ -325,3 +325,38 @@ def test_attention_mass_is_that_of_the_attention_matrices(reattention):
         assert not mass.inserted_BxExR[b, len(row.shown) :, :n].any()
         assert not mass.even_inserted_BxExR[b, len(row.shown) :, :n].any()
     assert bool(inserted) == reattention.inserts
+
+
+@pytest.mark.parametrize("content", ["blank", "other", "pause"])
+def test_controls_show_something_else_in_the_same_place(content):
+    """Whole sequences with other visual tokens where the image would stand again: of empty patches, of the next frame,
+    or none, so that the image's token itself is embedded."""
+    net, params = model()
+    vision, prompts, _, ids_BxR, length_B = case()
+    (ids, pos, visual), pred, inserted = written(None)
+    tokens = vision.gather_IxM.size
+    shown = {"blank": visual + tokens, "other": (visual + vision.gather_IxM.shape[1]) % tokens, "pause": visual * 0 - 1}
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), vision)
+    twice = dataclasses.replace(twice, patches_IxSxC=np.concatenate([vision.patches_IxSxC, 0 * vision.patches_IxSxC]))
+    hidden = net.apply({"params": params}, twice, ids, pos, np.where(inserted, shown[content], visual))
+    logits = logits_of(params, jnp.take_along_axis(hidden, pred[..., None], axis=1)) + BIAS
+    want = jnp.take_along_axis(jax.nn.log_softmax(logits), ids_BxR[..., None], axis=2)[..., 0]
+    reattention = dataclasses.replace(COPY, content=content)
+    got, _ = jax.jit(
+        lambda *args: response_logprobs(net, *args[:3], ids_BxR, BIAS, 1.0, reattention, length_B, args[3])
+    )(params, vision, prompts, as_slots([[range(99)] * CAP] * B))
+    counted = np.arange(R) < length_B[:, None]
+    np.testing.assert_allclose(np.where(counted, got, 0), np.where(counted, want, 0), atol=2e-5)
+    same = plain_logprobs(params, None)
+    assert np.abs(np.where(counted, same - want, 0)).max() > 0.01
+
+
+def test_no_control_shows_the_image_itself():
+    """A batch of one image has no other one: what is predicted then is no number."""
+    net, params = model()
+    vision, prompts, _ = looking_questions(1, images=1)
+    responses = np.array([[OPEN, 1, CLOSE, 2]], np.int32)
+    reattention = dataclasses.replace(COPY, content="other")
+    kept = np.ones((1, CAP, prompts.block.source_QxX.shape[1]), bool)
+    args = net, params, vision, prompts, responses, BIAS, 1.0, reattention, np.array([4], np.int32), kept
+    assert np.isnan(response_logprobs(*args)[0][0, 1:]).all()

@@ -192,7 +192,8 @@ def collate_prompts(
       block: options of the insertions; None where nothing is inserted.
 
     Raises:
-      ValueError: no or too many examples, an example with a response, or one that fits no bucket, named by its record.
+      ValueError: no or too many examples, an example with a response, or one that fits no bucket, named by its record;
+        other images are to be shown, and there are none or of other sizes.
     """
     for example in examples:
         if example.prompt_length != len(example.ids_T):
@@ -202,8 +203,22 @@ def collate_prompts(
     next_pos[: len(examples)] = [example.next_pos for example in examples]
     images = None
     if block is not None:
+        if block.content == "other":
+            _check_others(examples, buckets, len(length))
         images = _collate_blocks(examples, buckets.images, ids.shape, vision.gather_IxM.shape[1], block)
     return vision, PromptBatch(ids, pos, visual, length, next_pos, images)
+
+
+def _check_others(examples: Sequence[Example], buckets: Buckets, rows: int) -> None:
+    """Raises ValueError where an insertion cannot show the next image of the batch in the place of its own."""
+    per_shard = rows // buckets.shards_of(rows)
+    for first in range(0, len(examples), per_shard):
+        frames = [frame for example in examples[first : first + per_shard] for frame in example.frames]
+        if len(frames) == 1 or len({(frame.rows, frame.cols) for frame in frames}) > 1:
+            raise ValueError(
+                f"reattention.content=other: {_named(examples[first])} and what is batched with it have {len(frames)} "
+                "image(s); expected at least two of one size, of which each is shown in another's place"
+            )
 
 
 def collate_sft(

@@ -21,6 +21,7 @@ from qwenla_jax.data.synthetic.scene_questions import (
     Objects,
     SceneQuestion,
     caption_of,
+    listing_with_marks,
     near_number,
     write,
 )
@@ -57,7 +58,7 @@ def ask(
     # Drawn in every case, so that the shares do not change the scene's question.
     reflects, corrects = rng.random() < reflection_share, rng.random() < correction_share
     # The base model learns to read marks from responses that list them all; with one mark a response it learned none.
-    working = ", ".join(map(_marked, things)) if kind in MARK_KINDS else draft.check
+    working = listing_with_marks(things) if kind in MARK_KINDS else draft.check
     if style == "plain":
         draft = dataclasses.replace(draft, check=working)
     # The working is where the base model has it: verdicts without it were not learned in hundreds of steps.

@@ -255,6 +255,11 @@ def listing(things: Objects, word: str = "") -> str:
     return ", ".join(_short(thing, word) for thing in things) or "none"
 
 
+def listing_with_marks(things: Objects) -> str:
+    """Objects by name, each with its mark behind it."""
+    return ", ".join(f"{thing} {thing.mark}" for thing in things)
+
+
 def near_number(number: int, most: int, rng: np.random.Generator) -> int:
     """A number one off, from 0 to `most`."""
     offered = [n for n in (number - 1, number + 1) if 0 <= n <= most]

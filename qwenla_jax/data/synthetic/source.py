@@ -6,9 +6,10 @@ import functools
 from typing import Any
 
 from qwenla_jax.data.record import Record, Split
-from qwenla_jax.data.synthetic import marked_questions
+from qwenla_jax.data.synthetic import length_questions, marked_questions
+from qwenla_jax.data.synthetic.length_options import LengthOptions
 from qwenla_jax.data.synthetic.marked_scenes import make_marked_scene
-from qwenla_jax.data.synthetic.scene_questions import ask, caption_of
+from qwenla_jax.data.synthetic.scene_questions import SceneQuestion, ask, caption_of
 from qwenla_jax.data.synthetic.scenes import Scene, make_scene
 
 _SPLIT_NUMBER: dict[str, int] = {"cold_start": 0, "held_out": 1, "train": 2}
@@ -47,7 +48,11 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> Record:
         scene = self.scene(index)
-        asked = self._ask(scene, self._seed, _SPLIT_NUMBER[self._split], index, *self._written)
+        return self._record(
+            index, scene, self._ask(scene, self._seed, _SPLIT_NUMBER[self._split], index, *self._written)
+        )
+
+    def _record(self, index: int, scene: Scene, asked: SceneQuestion) -> Record:
         name = f"{self._name}-{self._seed}-{self._split}-{index}"
         return Record(name, (scene.image,), asked.question, asked.answer, asked.response, asked.kind)
 
@@ -70,6 +75,24 @@ class MarkedSceneSource(SceneSource):
     _name = "marked-scene"
     _make = staticmethod(functools.lru_cache(_CACHED)(make_marked_scene))
     _ask = staticmethod(marked_questions.ask)
+
+
+class LengthSceneSource(SceneSource):
+    """Scenes with marks and questions whose reasoning has a chosen length, see `length_questions`."""
+
+    _name = "length-scene"
+    _make = staticmethod(functools.lru_cache(_CACHED)(make_marked_scene))
+
+    def __init__(
+        self, seed: int, split: Split, size: int | None, options: LengthOptions, style: str = "structured"
+    ) -> None:
+        super().__init__(seed, split, size)
+        self._length_options, self._style = options, style
+
+    def __getitem__(self, index: int) -> Record:
+        scene, split = self.scene(index), _SPLIT_NUMBER[self._split]
+        asked = length_questions.ask(scene, self._seed, split, index, self._length_options, self._style)
+        return self._record(index, scene, asked)
 
 
 _SCENE_SOURCES: dict[str, type[SceneSource]] = {"scenes": SceneSource, "marked_scenes": MarkedSceneSource}

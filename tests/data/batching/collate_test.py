@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, collate_sft, ladder, make_buckets
 from qwenla_jax.data.batching.example import to_prompt_example, to_sft_example
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, image_to_patches, smart_resize
@@ -145,6 +146,24 @@ def test_wrong_examples_are_refused(tok):
         collate_sft([sft, sft], BUCKETS, batch_size=1)
     with pytest.raises(ValueError, match="got 0"):
         collate_sft([], BUCKETS, batch_size=1)
+
+
+def test_another_image_has_to_be_there(tok):
+    other = ReattentionOptions(mode="copy", content="other")
+    one, two, wide = (
+        to_prompt_example(_record(name, [size]), tok, SETTINGS, LAYOUT)
+        for name, size in (("a", (56, 56)), ("b", (56, 56)), ("c", (56, 84)))
+    )
+    buckets = Buckets((2, 4), (64, 128, 256), (8, 32), (64,), (256,), patch_values=one.frames[0].patches_SxC.shape[1])
+    collate_prompts([one, two], buckets, 2, other)
+    for examples, count in (([one], 1), ([one, wide], 2)):
+        with pytest.raises(ValueError, match=rf"'a' and what .* have {count} image.* at least two of one size"):
+            collate_prompts(examples, buckets, 2, other)
+    # Of each shard of rows: four rows on two devices are two and two.
+    sharded = dataclasses.replace(buckets, shards=2)
+    collate_prompts([one, two] * 2, sharded, 4, other)
+    with pytest.raises(ValueError, match="have 1 image"):
+        collate_prompts([one, two, one], sharded, 4, other)
 
 
 def test_ladder_by_hand():

@@ -1,0 +1,71 @@
+"""What a source of questions with reasoning of a chosen length holds; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+WORKINGS, ORDERS = ("chain", "filler"), ("after", "paper")
+STEP_TOKENS, LAST_TOKENS = 7, 4  # of a step of a reasoning, and of what ends it
+FEWEST, MOST = 1, 80  # steps; the numbers counted down have two digits
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthOptions:
+    """What a source of these questions holds; each question is drawn evenly among what is allowed.
+
+    Attributes:
+      low, high: tokens of the reasoning, in the embedded tokenizer; `steps_of` rounds them to steps.
+      workings: out of WORKINGS.
+      orders: out of ORDERS. "after": summary, reasoning, reflection, caption with marks, conclusion, so that all that
+        is seen is told after the reflection. "paper": summary, caption without marks, reasoning, reflection with the
+        marks, conclusion.
+      words: whether reflections have words; without, they are empty, and in order "paper" no mark is told.
+
+    Raises:
+      ValueError: a value that is none of these.
+    """
+
+    low: int = 16
+    high: int = 16
+    workings: tuple[str, ...] = ("chain",)
+    orders: tuple[str, ...] = ("after",)
+    words: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not FEWEST <= steps_of(self.low) <= steps_of(self.high) <= MOST:
+            most = MOST * STEP_TOKENS + LAST_TOKENS
+            raise ValueError(f"tokens={self.low}-{self.high}: expected LOW-HIGH, from {STEP_TOKENS} to {most}")
+        for name, known in (("workings", WORKINGS), ("orders", ORDERS)):
+            if not set(getattr(self, name)) <= set(known) or not getattr(self, name):
+                raise ValueError(
+                    f"{name.removesuffix('s')}={'|'.join(getattr(self, name))}: expected {'|'.join(known)}"
+                )
+
+    @classmethod
+    def of(cls, keys: Mapping[str, str]) -> LengthOptions:
+        """From the keys of a source's name, such as `tokens=16-32`, `working=chain|filler`, `order=paper`, `words=no`.
+
+        Raises:
+          ValueError: an unknown key or value; the message names it.
+        """
+        fields: dict[str, object] = {}
+        for key, value in keys.items():
+            if key == "tokens" and all(part.isdigit() for part in value.split("-", 1)):
+                fields["low"], fields["high"] = int(value.split("-")[0]), int(value.split("-")[-1])
+            elif key in ("working", "order"):
+                fields[f"{key}s"] = tuple(value.split("|"))
+            elif key == "words" and value in ("yes", "no"):
+                fields["words"] = value == "yes"
+            else:
+                raise ValueError(
+                    f"{key}={value}: expected tokens=LOW-HIGH, working={'|'.join(WORKINGS)}, "
+                    f"order={'|'.join(ORDERS)} or words=yes"
+                )
+        return cls(**fields)  # pyright: ignore[reportArgumentType]
+
+
+def steps_of(tokens: int) -> int:
+    """Steps of a reasoning of about so many tokens."""
+    return round((tokens - LAST_TOKENS) / STEP_TOKENS)

@@ -1,0 +1,93 @@
+"""The server's process: listens, loads, serves, and ends in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from qwenla_jax.serve.app import make_app
+from qwenla_jax.serve.engine_loop import EngineLoop, Served
+from qwenla_jax.serve.serve_options import ServeOptions
+
+CLOSING_SECONDS = 10  # for clients to read what has been answered
+
+
+class HttpServer(uvicorn.Server):
+    """Serves until SIGTERM or SIGINT: then /health says 503, and it ends once all answers have, or at a second signal.
+
+    Args:
+      options: of the server.
+      load: gives the model, in a thread.
+    """
+
+    def __init__(self, options: ServeOptions, load: Callable[[], Served]) -> None:
+        self.engine = EngineLoop(load, options, self._exit)
+        self._options, self._signals = options, 0
+        config = uvicorn.Config(
+            make_app(options, self.engine),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=CLOSING_SECONDS,
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drains at the first signal, and ends at once at the second."""
+        self._signals += 1
+        if self._signals > 1 or self.engine.state == "failed":
+            self.should_exit = self.force_exit = True
+        else:
+            asyncio.get_event_loop().call_soon_threadsafe(self._drain_soon)
+
+    def _drain_soon(self) -> None:
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        loaded = self.engine.state == "ready"
+        self.engine.state = "draining"
+        ends = time.monotonic() + (self._options.grace_seconds if loaded else 0)
+        while time.monotonic() < ends or not self.engine.idle:
+            await asyncio.sleep(0.05)
+        self._exit()
+
+    def _exit(self) -> None:
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def serve(options: ServeOptions, load: Callable[[], Served], listening: socket.socket) -> BaseException | None:
+    """Serves until a signal.
+
+    Args:
+      options: of the server.
+      load: gives the model.
+      listening: from `bind`.
+
+    Returns:
+      why the model could not be loaded or has failed; None after a signal.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("qwenla_jax.serve").setLevel(logging.INFO)
+    server = HttpServer(options, load)
+    server.run([listening])
+    return server.engine.failure

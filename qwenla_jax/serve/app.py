@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -28,32 +29,32 @@ from starlette.types import Receive, Scope, Send
 
 from qwenla_jax.serve.chat_answer import ChatAnswer
 from qwenla_jax.serve.chat_prompt import to_example
-from qwenla_jax.serve.engine_loop import EngineLoop, Question, Served, check_offered, to_question
+from qwenla_jax.serve.engine_loop import EngineLoop, Question, check_offered, to_question
 from qwenla_jax.serve.prometheus import ServerMetrics
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, parse_request, unknown_model
 from qwenla_jax.serve.serve_options import ServeOptions
 
 BODY_SECONDS = 60.0  # within which a body has to arrive
-PREPARING = 2  # requests whose images are decoded at a time
+HELD_BODIES = 8  # all bodies that wait together may be so many times as large as one
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("qwenla_jax.serve")
 
 
-def make_app(options: ServeOptions, engine: EngineLoop) -> Starlette:
+def make_app(options: ServeOptions, engine: EngineLoop, version: str) -> Starlette:
     """The application; it starts the engine's thread when it starts itself.
 
     Args:
       options: of the server.
       engine: not started yet.
+      version: of the package.
     """
-    server = _Server(options, engine)
+    server = _Server(options, engine, version)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
         engine.stop()
-        server.preparing.shutdown(wait=False, cancel_futures=True)
         server.measuring.shutdown(wait=False, cancel_futures=True)
 
     routes = [
@@ -114,16 +115,22 @@ class _Events(StreamingResponse):
             self._closed()
 
 
+class _Held:
+    """Bytes of a body that are kept."""
+
+    size = 0
+
+
 class _Server:
     """The handlers and what they share."""
 
-    def __init__(self, options: ServeOptions, engine: EngineLoop) -> None:
-        self._options, self._engine = options, engine
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
-        self._metrics = ServerMetrics(options.names[0], lambda: engine.running, lambda: engine.waiting)
+    def __init__(self, options: ServeOptions, engine: EngineLoop, version: str) -> None:
+        self._options, self._engine, self._version = options, engine, version
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
+        self._metrics = ServerMetrics(options.served_model_name[0], lambda: engine.running, lambda: engine.waiting)
         self._random = random.Random(options.seed)
         self._created = int(time.time())
-        self.preparing = ThreadPoolExecutor(PREPARING, "prepare")
+        self._held = 0  # bytes of bodies that are not prompts yet
         self.measuring = ThreadPoolExecutor(1, "attention")
 
     def guarded(self, handler: Handler) -> Handler:
@@ -131,9 +138,11 @@ class _Server:
 
         async def guard(request: Request) -> Response:
             if self._keys:
-                given = request.headers.get("authorization", "").removeprefix("Bearer ")
+                scheme, _, given = request.headers.get("authorization", "").partition(" ")
                 digest = hashlib.sha256(given.encode("latin-1", "replace")).digest()
-                if not any([hmac.compare_digest(digest, key) for key in self._keys]):  # a list: all are compared
+                if scheme.lower() != "bearer" or not any(
+                    [hmac.compare_digest(digest, key) for key in self._keys]
+                ):  # a list: all are compared
                     raise ApiError(
                         401, "expected Authorization: Bearer KEY with a key of this server", code="invalid_api_key"
                     )
@@ -148,7 +157,7 @@ class _Server:
 
     async def version(self, request: Request) -> Response:
         """The package's version."""
-        return _json({"version": self._options.version})
+        return _json({"version": self._version})
 
     async def metrics_page(self, request: Request) -> Response:
         """For Prometheus."""
@@ -163,11 +172,11 @@ class _Server:
                 "object": "model",
                 "created": self._created,
                 "owned_by": "qwenla_jax",
-                "root": options.names[0],
+                "root": options.served_model_name[0],
                 "parent": None,
                 "max_model_len": options.max_model_len,
             }
-            for name in options.names
+            for name in options.served_model_name
             if wanted in (None, name)
         ]
         if not cards:
@@ -176,54 +185,68 @@ class _Server:
 
     async def chat(self, request: Request) -> Response:
         """Chat completions."""
-        arrived, loop = time.perf_counter(), asyncio.get_running_loop()
+        arrived, held = time.perf_counter(), _Held()
         self._engine.ready()
         try:
-            data = await asyncio.wait_for(self._body(request), BODY_SECONDS)
+            data = await asyncio.wait_for(self._body(request, held), BODY_SECONDS)
+            chat = await asyncio.to_thread(parse_request, data, self._options)
+            del data
+            check_offered(chat)
+            return await self._while_connected(request, self._answer(chat, held, arrived))
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
         except TimeoutError as error:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
-        chat = await loop.run_in_executor(self.preparing, parse_request, data, self._options)
-        del data
-        check_offered(chat)
-        served = self._engine.ready()
-        self._engine.admit(chat.n)
-        try:
-            question = await loop.run_in_executor(self.preparing, self._prepare, chat, served)
-        except BaseException:
-            self._engine.release(chat.n)
-            raise
-        self._engine.submit(question)
-        self._metrics.prompt_tokens.inc(len(question.example.ids_T))
-        answer = ChatAnswer(chat, served, question, self._options.answer)
-        number = f"chatcmpl-{uuid.uuid4().hex}"
-        base = {"id": number, "created": int(time.time()), "model": chat.model}
-        if chat.stream:
-            return _Events(self._stream(base, answer, arrived), lambda: self._closed(number, question, answer, arrived))
-        try:
-            return await self._while_connected(request, self._whole(base, answer, arrived))
         finally:
-            self._closed(number, question, answer, arrived)
+            self._release(held)
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, held: _Held) -> bytes:
         """The body; one that is too large is read to its end but not kept, so that the client gets the error."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "expected Content-Type: application/json", code="unsupported_media_type")
-        most, size, chunks = self._options.max_body_bytes, 0, []
+        most, size, chunks = self._options.max_body_mb << 20, 0, []
         async for chunk in request.stream():
             size += len(chunk)
-            if size <= most:
-                chunks.append(chunk)
-            else:
+            if size > most:
                 chunks.clear()
+                self._release(held)
+                continue
+            chunks.append(chunk)
+            held.size += len(chunk)
+            self._held += len(chunk)
+            if self._held > HELD_BODIES * most:
+                raise ApiError(429, "too many large requests are waiting", code="queue_full", retry_after=5)
         if size > most:
             raise ApiError(413, f"the body has {size} bytes, at most {most} are read", code="request_too_large")
         return b"".join(chunks)
 
-    def _prepare(self, chat: ChatRequest, served: Served) -> Question:
-        parts = (served.tok, served.processor, served.layout, self._options.max_images)
-        return to_question(chat, to_example(chat.messages, *parts), served, self._random)
+    def _release(self, held: _Held) -> None:
+        self._held -= held.size
+        held.size = 0
+
+    async def _answer(self, chat: ChatRequest, held: _Held, arrived: float) -> Response:
+        """The answer, or its stream."""
+        served = self._engine.ready()
+
+        def prepare() -> Question:
+            parts = (served.tok, served.processor, served.layout, self._options.limit_mm_per_prompt)
+            return to_question(chat, to_example(chat.messages, *parts), served, self._random)
+
+        question = await self._engine.ask(chat.n, prepare)
+        chat.messages.clear()
+        self._release(held)
+        self._metrics.prompt_tokens.inc(len(question.example.ids_T))
+        answer = ChatAnswer(chat, served, question, self._options.answer)
+        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.model}
+        closed = functools.partial(self._closed, base["id"], question, answer, arrived)
+        if chat.stream:
+            return _Events(self._stream(base, answer, arrived), closed)
+        try:
+            async for _ in self._parts(answer, arrived):
+                pass
+            return _json(base | {"object": "chat.completion", "choices": answer.choices(), "usage": answer.usage()})
+        finally:
+            closed()
 
     async def _while_connected(self, request: Request, answer: Any) -> Response:
         """The answer, which is cancelled where the client has gone."""
@@ -255,11 +278,6 @@ class _Server:
                 await loop.run_in_executor(self.measuring, answer.measure, part)
             answer.add(part)
             yield part.choice
-
-    async def _whole(self, base: dict[str, Any], answer: ChatAnswer, arrived: float) -> Response:
-        async for _ in self._parts(answer, arrived):
-            pass
-        return _json(base | {"object": "chat.completion", "choices": answer.choices(), "usage": answer.usage()})
 
     async def _stream(self, base: dict[str, Any], answer: ChatAnswer, arrived: float) -> AsyncIterator[str]:
         base = base | {"object": "chat.completion.chunk"}

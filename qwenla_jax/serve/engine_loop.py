@@ -9,6 +9,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buckets
@@ -29,6 +30,8 @@ from qwenla_jax.types import Rollout
 from qwenla_jax.weights.hf import Checkpoint
 
 STEPS = 8  # tokens between two reports to the clients
+PREPARING = 2  # requests whose images are decoded at a time
+STOP_SECONDS = 30  # that the end waits for a compilation or a loop
 # What a request may set where the engine's `Request` has a field for it; the value that changes nothing.
 _WHERE_OFFERED = {"top_k": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 
@@ -86,9 +89,11 @@ def build(checkpoint: Checkpoint, options: ServeOptions) -> Served:
     """
     tok, processor = check_checkpoint(checkpoint)
     layout, length, slots = layout_of(checkpoint.config), options.max_model_len, options.max_num_seqs
-    most = options.max_pixels or max(length // 2, 1) * layout.token_pixels**2
+    most = options.mm_processor_kwargs or max(length // 2, 1) * layout.token_pixels**2
     processor = with_max_pixels(processor, most)
-    sizes = make_buckets(layout, 1, processor.min_pixels, processor.max_pixels, length, length, options.max_images)
+    sizes = make_buckets(
+        layout, 1, processor.min_pixels, processor.max_pixels, length, length, options.limit_mm_per_prompt
+    )
     # Each size is a program that is compiled before the first request.
     buckets = dataclasses.replace(
         sizes,
@@ -218,6 +223,9 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[tuple[str, Question | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._questions: set[Question] = set()
+        # A prepared question holds its images as float32: few are, beside those that are decoded.
+        self._prepared = asyncio.Semaphore(2 * options.max_num_seqs)
+        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._places = self._submitted = 0
         self._seconds = 1.0  # of an answer, a running mean
 
@@ -250,30 +258,41 @@ class EngineLoop:
             raise ApiError(503, f"the server is {self.state}", code=self.state, retry_after=5)
         return self.served
 
-    def admit(self, answers: int) -> None:
-        """Takes places for answers, which `submit` and then their ends, or `release`, give back.
+    async def ask(self, answers: int, prepare: Callable[[], Question]) -> Question:
+        """Asks, in the order of the calls; the answers' tokens come in the question's `parts`.
+
+        Args:
+          answers: how many.
+          prepare: makes the question, in a thread, once its turn is near.
 
         Raises:
-          ApiError: 429 where too many answers wait.
+          ApiError: 429 where too many answers wait; what `prepare` raises.
         """
-        options = self._options
-        if answers > options.max_queued + options.max_num_seqs:
-            raise invalid("n", f"at most {options.max_queued + options.max_num_seqs} answers can wait")
-        if self._places + answers > options.max_queued + options.max_num_seqs:
-            wait = math.ceil(self._seconds * (1 + self.waiting / options.max_num_seqs))
-            message = f"{self.waiting} answers are waiting, at most {options.max_queued} may"
-            raise ApiError(429, message, code="queue_full", retry_after=min(max(wait, 1), 60))
-        self._places += answers
-
-    def release(self, answers: int) -> None:
-        """Gives back places of answers that were not submitted."""
-        self._places -= answers
-
-    def submit(self, question: Question) -> None:
-        """Asks; the answers' tokens come in `question.parts`."""
-        self._submitted += len(question.open)
+        self._admit(answers)
+        try:
+            await self._prepared.acquire()
+            try:
+                question = await self._loop.run_in_executor(self._preparing, prepare)
+            except BaseException:
+                self._prepared.release()
+                raise
+        except BaseException:
+            self._places -= answers
+            raise
+        self._submitted += answers
         self._questions.add(question)
         self._commands.put(("submit", question))
+        return question
+
+    def _admit(self, answers: int) -> None:
+        options = self._options
+        if answers > options.max_queued_requests + options.max_num_seqs:
+            raise invalid("n", f"at most {options.max_queued_requests + options.max_num_seqs} answers can wait")
+        if self._places + answers > options.max_queued_requests + options.max_num_seqs:
+            wait = math.ceil(self._seconds * (1 + self.waiting / options.max_num_seqs))
+            message = f"{self.waiting} answers are waiting, at most {options.max_queued_requests} may"
+            raise ApiError(429, message, code="queue_full", retry_after=min(max(wait, 1), 60))
+        self._places += answers
 
     def cancel(self, question: Question) -> int:
         """Cancels what has not ended; returns how many answers that was."""
@@ -289,13 +308,16 @@ class EngineLoop:
         self._seconds += 0.1 * (seconds - self._seconds)
 
     def stop(self) -> None:
-        """Ends the thread after its current loop."""
+        """Ends the threads after what they are at."""
         self._commands.put(("stop", None))
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(STOP_SECONDS)
 
     def _end(self, question: Question, choice: int) -> None:
         question.open.discard(choice)
         if not question.open:
             self._questions.discard(question)
+            self._prepared.release()
         self._places -= 1
         self._submitted -= 1
 

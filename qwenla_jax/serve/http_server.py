@@ -24,13 +24,14 @@ class HttpServer(uvicorn.Server):
     Args:
       options: of the server.
       load: gives the model, in a thread.
+      version: of the package.
     """
 
-    def __init__(self, options: ServeOptions, load: Callable[[], Served]) -> None:
+    def __init__(self, options: ServeOptions, load: Callable[[], Served], version: str) -> None:
         self.engine = EngineLoop(load, options, self._exit)
         self._options, self._signals = options, 0
         config = uvicorn.Config(
-            make_app(options, self.engine),
+            make_app(options, self.engine, version),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -53,7 +54,7 @@ class HttpServer(uvicorn.Server):
     async def _drain(self) -> None:
         loaded = self.engine.state == "ready"
         self.engine.state = "draining"
-        ends = time.monotonic() + (self._options.grace_seconds if loaded else 0)
+        ends = time.monotonic() + (self._options.grace_period if loaded else 0)
         while time.monotonic() < ends or not self.engine.idle:
             await asyncio.sleep(0.05)
         self._exit()
@@ -75,19 +76,24 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(options: ServeOptions, load: Callable[[], Served], listening: socket.socket) -> BaseException | None:
+def serve(
+    options: ServeOptions, load: Callable[[], Served], listening: socket.socket, version: str
+) -> BaseException | None:
     """Serves until a signal.
 
     Args:
       options: of the server.
       load: gives the model.
       listening: from `bind`.
+      version: of the package.
 
     Returns:
       why the model could not be loaded or has failed; None after a signal.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger("qwenla_jax.serve").setLevel(logging.INFO)
-    server = HttpServer(options, load)
+    handler, log = logging.StreamHandler(), logging.getLogger("qwenla_jax.serve")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    server = HttpServer(options, load, version)
     server.run([listening])
     return server.engine.failure

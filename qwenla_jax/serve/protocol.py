@@ -110,8 +110,8 @@ def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
     for name, neutral in _REFUSED.items():
         if body.get(name) not in neutral:
             raise invalid(name, "it is not supported; leave it out", "unsupported_parameter")
-    model = body.get("model") or options.names[0]
-    if model not in options.names:
+    model = body.get("model") or options.served_model_name[0]
+    if model not in options.served_model_name:
         raise unknown_model(model)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:

@@ -79,22 +79,21 @@ def client(url):
     return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0).chat.completions.create
 
 
-COPY = {"reattention": {"mode": "copy"}}
-ROUTE = {"reattention": {"mode": "route", "keep_ratio": 0.25}}
+ROUTE = {"mode": "route", "keep_ratio": 0.25}
 
 
 def test_answers_are_those_of_ask(server, scene):
     """Content, reasoning, sections, insertions with their attention, and counts, at once and in a stream."""
     _, url, _ = server
     checkpoint, theirs = qwenla_jax.load(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
-    inserted = 0
-    for temperature, seed, images, look in ((0.0, 0, 1, COPY), (1.0, 11, 1, COPY), (1.0, 2, 2, ROUTE)):
-        shown = [scene, make_scene(0, 1, 8).image][:images]
-        mode = {"reattention": look["reattention"]["mode"], "keep_ratio": look["reattention"].get("keep_ratio", 0.5)}
-        want = qwenla_jax.ask(checkpoint, shown, QUESTION, temperature=temperature, seed=seed, max_new_tokens=64, **mode)
-        given = {"model": "qwenla", "messages": messages(shown), "temperature": temperature, "seed": seed}
-        extra = look | {"return_reattention": True}
-        got = client(url)(**given, max_tokens=64, extra_body=extra)
+    images, look, inserted = [scene, make_scene(0, 1, 8).image], {"reattention": ROUTE}, []
+    for temperature, seed in ((0.0, 0), (1.0, 2), (1.0, 4)):
+        drawn = {"temperature": temperature, "seed": seed}
+        want = qwenla_jax.ask(
+            checkpoint, images, QUESTION, max_new_tokens=64, reattention="route", keep_ratio=0.25, **drawn
+        )
+        given = {"model": "qwenla", "messages": messages(images), **drawn}
+        got = client(url)(**given, max_tokens=64, extra_body=look | {"return_reattention": True})
         message, conclusion = got.choices[0].message, extract_conclusion(want.text)
         assert conclusion and message.content == conclusion and got.choices[0].finish_reason == "stop"
         assert message.reasoning == want.text.partition("<CONCLUSION>")[0].strip()
@@ -105,9 +104,9 @@ def test_answers_are_those_of_ask(server, scene):
         short = ("position", "offset", "selected_tokens", "visual_tokens")
         assert message.insertions == [{name: one[name] for name in short} for one in insertions]
         assert got.usage.completion_tokens == len(want.token_ids)
-        turn = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": QUESTION}]}
+        turn = {"role": "user", "content": [*[{"type": "image"}] * len(images), {"type": "text", "text": QUESTION}]}
         prompt = theirs(theirs.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))["input_ids"]
-        assert got.usage.prompt_tokens == len(prompt) + 15 * images  # an image has 16 tokens
+        assert got.usage.prompt_tokens == len(prompt) + 15 * len(images)  # an image has 16 tokens
         chunks = list(client(url)(**given, max_tokens=64, stream=True, extra_body=look))
         deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
         reasoning = "".join(delta.model_extra.get("reasoning") or "" for delta in deltas)
@@ -117,8 +116,24 @@ def test_answers_are_those_of_ask(server, scene):
         cut = client(url)(**given, max_tokens=9, extra_body=look).choices[0]
         assert cut.message.content == checkpoint.tokenizer.decode(want.token_ids[:9]) and cut.finish_reason == "length"
         assert cut.message.reasoning is None
-        inserted += len(insertions)
-    assert inserted >= 2
+        inserted += [one["selected_tokens"] for one in insertions]
+    assert len(inserted) >= 2 and set(inserted) == {8}
+
+
+def test_the_modes_of_reattention(server, scene):
+    """Each by what it alone does, with the seed of an answer that reflects."""
+    _, url, _ = server
+    given = {"model": "qwenla", "messages": messages([scene]), "temperature": 1, "seed": 11, "max_tokens": 64}
+    shown = {}
+    for mode in ("none", "copy", "route", "vision_only", None):
+        extra = {"reattention": {"mode": mode}} if mode else None
+        message = client(url)(**given, extra_body=extra).choices[0].message
+        assert "<REFLECTION>" in message.reasoning
+        assert ("<REFLECTION></REFLECTION>" in message.reasoning) == (mode == "vision_only")
+        shown[mode] = [one["selected_tokens"] for one in message.insertions]
+    assert shown == {"none": [], "copy": [16], "route": [8], "vision_only": [16], None: [16]}
+    fewer = client(url)(**given, extra_body={"reattention": {"max_insertions": 0}}).choices[0].message
+    assert "<REFLECTION>" in fewer.reasoning and fewer.insertions == []
 
 
 def rounded(value):
@@ -145,7 +160,8 @@ def test_requests_as_harnesses_send_them(server, scene):
     again = ask(model="qwenla", messages=asked, max_completion_tokens=150, temperature=0.7, seed=7, top_p=0.9, n=3)
     assert again.choices[0].message == one.choices[0].message
     assert len({choice.message.reasoning for choice in again.choices}) > 1
-    assert one.choices[0].finish_reason == "stop" and one.choices[0].message.content
+    assert one.choices[0].message.content and one.usage.total_tokens <= 160
+    assert (one.choices[0].finish_reason == "length") == (one.usage.total_tokens == 160)
     text = ask(model="qwenla", messages=messages([scene]), temperature=0, logprobs=True)
     tokens = text.choices[0].logprobs.content
     whole = text.choices[0].message.reasoning + f"<CONCLUSION>{text.choices[0].message.content}</CONCLUSION>"

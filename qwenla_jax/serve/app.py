@@ -54,7 +54,6 @@ def make_app(options: ServeOptions, engine: EngineLoop, version: str) -> Starlet
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.stop()
         server.measuring.shutdown(wait=False, cancel_futures=True)
 
     routes = [

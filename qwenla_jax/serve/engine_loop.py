@@ -31,7 +31,7 @@ from qwenla_jax.weights.hf import Checkpoint
 
 STEPS = 8  # tokens between two reports to the clients
 PREPARING = 2  # requests whose images are decoded at a time
-STOP_SECONDS = 30  # that the end waits for a compilation or a loop
+STOP_SECONDS = 5  # that the end waits for a loop of decoding
 # What a request may set where the engine's `Request` has a field for it; the value that changes nothing.
 _WHERE_OFFERED = {"top_k": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 
@@ -307,11 +307,12 @@ class EngineLoop:
         """Notes how long an answer took."""
         self._seconds += 0.1 * (seconds - self._seconds)
 
-    def stop(self) -> None:
-        """Ends the threads after what they are at."""
+    def stop(self) -> bool:
+        """Ends the threads after what they are at; returns whether the engine's has ended."""
         self._commands.put(("stop", None))
         self._preparing.shutdown(wait=False, cancel_futures=True)
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(0 if self.served is None else STOP_SECONDS)
+        return not self._thread.is_alive()
 
     def _end(self, question: Question, choice: int) -> None:
         question.open.discard(choice)

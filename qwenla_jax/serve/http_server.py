@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -70,6 +72,7 @@ def bind(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(2048)
     except OSError:
         listening.close()
         raise
@@ -96,4 +99,8 @@ def serve(
     log.setLevel(logging.INFO)
     server = HttpServer(options, load, version)
     server.run([listening])
+    if not server.engine.stop():
+        # It is compiling, which nothing interrupts; the interpreter must not end under it.
+        sys.stdout.flush()
+        os._exit(0)
     return server.engine.failure

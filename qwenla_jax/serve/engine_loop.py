@@ -227,7 +227,7 @@ class EngineLoop:
         self._prepared = asyncio.Semaphore(2 * options.max_num_seqs)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._places = self._submitted = 0
-        self._seconds = 1.0  # of an answer, a running mean
+        self._seconds = 1.0  # of an answer, its waiting included; a running mean
 
     served: Served | None
     failure: BaseException | None
@@ -273,6 +273,8 @@ class EngineLoop:
             await self._prepared.acquire()
             try:
                 question = await self._loop.run_in_executor(self._preparing, prepare)
+                if self.state == "failed":
+                    raise ApiError(500, "the model has failed", code="failed")
             except BaseException:
                 self._prepared.release()
                 raise
@@ -289,7 +291,7 @@ class EngineLoop:
         if answers > options.max_queued_requests + options.max_num_seqs:
             raise invalid("n", f"at most {options.max_queued_requests + options.max_num_seqs} answers can wait")
         if self._places + answers > options.max_queued_requests + options.max_num_seqs:
-            wait = math.ceil(self._seconds * (1 + self.waiting / options.max_num_seqs))
+            wait = math.ceil(self._seconds)
             message = f"{self.waiting} answers are waiting, at most {options.max_queued_requests} may"
             raise ApiError(429, message, code="queue_full", retry_after=min(max(wait, 1), 60))
         self._places += answers

@@ -168,7 +168,7 @@ def body(text, **more):
 
 
 def client(url, key="k2"):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 def data_url(size=(40, 30), kind="PNG", color=(9, 99, 199)):
@@ -332,6 +332,7 @@ ERRORS = [
     ({"presence_penalty": 3}, 400, "presence_penalty"),
     ({"reattention": {"mode": "twice"}}, 400, "reattention.mode"),
     ({"reattention": {"keep": 1}}, 400, "reattention.keep"),
+    ({"reattention": {"\ud800": 1}}, 400, "reattention.\ud800"),
     ({"reattention": {"keep_ratio": 2}}, 400, "reattention.keep_ratio"),
     ({"reattention": {"max_insertions": 3}}, 400, "reattention.max_insertions"),
 ]

@@ -39,6 +39,7 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import build, leaves
 from qwenla_jax.distill.distill_options import DistillOptions
 from qwenla_jax.evals.generate_options import GenerateOptions
+from qwenla_jax.serve.serve_options import ServeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -179,7 +180,7 @@ def check(words: list[str]) -> None:
 
 def known_flags() -> set[str]:
     """Names that programs of this checkout define as flags, and flags that their help tells of."""
-    names = {leaf.key for leaf in leaves(GenerateOptions)}
+    names = {leaf.key for cls in (GenerateOptions, ServeOptions) for leaf in leaves(cls)}
     for folder in ("qwenla_jax/cli", "launch", "convert", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix == ".py" and path != Path(__file__):

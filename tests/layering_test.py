@@ -29,6 +29,7 @@ ROOMS = (
     "reattention",
     "sampling",
     "inference",
+    "serve",
     "run",
     "train",
     "tools",

@@ -2,8 +2,8 @@
 for the longest response of a batch.
 
 Called by `main.py --suite=lengths`: `--prompts` slots of `--responses` rows, of the model of suite `model`. Each row
-ends at a length of its own: lognormal, half below 200 tokens and one in twenty above 1,000, at most `--tokens`. The gain
-that the lengths alone allow is the ratio of the two ways' numbers of steps; a step's cost differs too."""
+ends at a length of its own: lognormal, half below 200 tokens and one in twenty above 1,000, at most `--tokens`. The
+gain that the lengths alone allow is the ratio of the two ways' numbers of steps; a step's cost differs too."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports for a program whose out
 COMMANDS = {
     "train": "train one stage: cold start, BRPO, SFT with COPY or ROUTE",
     "generate": "ask a model about images, with re-attention",
+    "serve": "answer over HTTP, as OpenAI's chat completions",
     "evaluate": "answer a benchmark's questions and score the answers",
     "distill": "sample answers, verify them, keep what passes",
     "analyze": "measure attention on visual tokens, and what an image swap costs",
@@ -101,6 +102,8 @@ def _run(argv: Sequence[str] | None) -> int:
         from qwenla_jax.cli import train as command
     elif name == "generate":
         from qwenla_jax.cli import generate as command
+    elif name == "serve":
+        from qwenla_jax.cli import serve as command
     elif name == "evaluate":
         from qwenla_jax.cli import evaluate as command
     elif name == "distill":

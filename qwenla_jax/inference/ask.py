@@ -130,7 +130,7 @@ class Asker:
             raise ValueError(f"seed: got {seed}, expected a whole number from 0 to 4294967295")
         self._checkpoint, self._seed, self._system = checkpoint, seed, system
         self._tok, processor = check_checkpoint(checkpoint)
-        self._processor = processor if max_pixels is None else _with_max_pixels(processor, max_pixels)
+        self._processor = processor if max_pixels is None else with_max_pixels(processor, max_pixels)
         ids = self._tok.ids
         self._reattention = ReattentionConfig(
             mode=reattention,
@@ -175,7 +175,7 @@ class Asker:
             text=text,
             token_ids=ids,
             sections=list(parse(text).sections),
-            reattention=_insertions(self._checkpoint, tok, reattention, *batch, rollout, example),
+            reattention=insertions_of(self._checkpoint, tok, reattention, *batch, rollout, example),
             skipped=int(rollout.skipped_B[0]),
             stopped=bool(rollout.stopped_B[0]),
             seconds=time.perf_counter() - started,
@@ -274,7 +274,7 @@ def _received(
     )
 
 
-def _insertions(
+def insertions_of(
     checkpoint: Checkpoint,
     tok: Tokenizer,
     reattention: ReattentionConfig,
@@ -283,7 +283,15 @@ def _insertions(
     rollout: Rollout,
     example: Example,
 ) -> list[Insertion]:
-    """The insertions of the response, which is run once more for its attention."""
+    """The insertions of a response, which is run once more for its attention.
+
+    Args:
+      checkpoint, tok: the model, and its tokenizer as `check_checkpoint` gives it.
+      reattention: as the response was sampled with. Compiled programs are cached by it: a server passes the same one,
+        `by_row`, with as many `max_insertions` as there were, for any mode and kept share.
+      vision, prompts, rollout: of the question alone, with one response.
+      example: the question.
+    """
     turns, length = int(rollout.inserted_B[0]), int(rollout.length_B[0])
     if not turns:
         return []
@@ -319,7 +327,7 @@ def _insertions(
             Insertion(
                 position=position,
                 offset=len(tok.decode(ids_R[:position].tolist())),
-                images=_selected_cells(selected_BxExX[0, turn], vision, prompts, example),
+                images=selected_cells(selected_BxExX[0, turn], vision, prompts, example),
                 before=mean(since, position) if position > since else None,
                 after=mean(position, min(ends)),
             )
@@ -328,10 +336,10 @@ def _insertions(
     return insertions
 
 
-def _selected_cells(
+def selected_cells(
     selected_X: np.ndarray, vision: VisionBatch, prompts: PromptBatch, example: Example
 ) -> tuple[SelectedTokens, ...]:
-    """The selected slots of an insertion as cells of the images' grids."""
+    """The selected slots of an insertion (bool [X], see `Rollout.selected_BxExX`) as cells of the images' grids."""
     assert prompts.block is not None
     token_X = prompts.visual_QxP[0, prompts.block.source_QxX[0, np.flatnonzero(selected_X)]]
     number_X, cell_X = np.divmod(token_X[token_X >= 0], vision.gather_IxM.shape[1])  # delimiters are no visual tokens
@@ -362,7 +370,8 @@ def _images(
     return tuple(converted)
 
 
-def _with_max_pixels(processor: ProcessorSettings, max_pixels: int) -> ProcessorSettings:
+def with_max_pixels(processor: ProcessorSettings, max_pixels: int) -> ProcessorSettings:
+    """The processor with a lower bound on an image's pixels. Raises ValueError where it is below 1."""
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
     most = min(max_pixels, processor.max_pixels)

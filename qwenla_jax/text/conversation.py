@@ -1,8 +1,10 @@
 """Questions and responses as token ids in Qwen2.5-VL's chat layout."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwenla_jax.text.tag_pieces import split_tags
 from qwenla_jax.text.tokenizer import Tokenizer
 
 
@@ -74,7 +76,12 @@ class Conversation:
 
 
 def build_conversation(
-    turns: Sequence[Turn], tok: Tokenizer, *, open_answer: bool = True, number_visuals: bool = False
+    turns: Sequence[Turn],
+    tok: Tokenizer,
+    *,
+    open_answer: bool = True,
+    number_visuals: bool = False,
+    control_as_text: bool = False,
 ) -> Conversation:
     """Ids of several turns, equal to those of the text that Qwen2.5-VL's chat template renders.
 
@@ -87,10 +94,12 @@ def build_conversation(
       tok: the tokenizer, with all special tokens.
       open_answer: end with the start of an assistant turn (the template's `add_generation_prompt`).
       number_visuals: write "Picture 1: ", "Video 1: " before each (the template's `add_vision_id`).
+      control_as_text: strings of control tokens in assistant turns stay ordinary text too; only the ten tags are tokens
+        there.
 
     Raises:
-      ValueError: no turn, an unknown role, a system turn that is not the first, a visual without a token, or an
-        assistant turn with a control token in it; the message names the turn.
+      ValueError: no turn, an unknown role, a system turn that is not the first, a visual without a token, or
+        (unless `control_as_text`) an assistant turn with a control token in it; the message names the turn.
     """
     if not turns:
         raise ValueError("a conversation needs at least one turn")
@@ -103,6 +112,7 @@ def build_conversation(
             raise ValueError(f"{where}: role is {turn.role!r}; expected 'system', 'user' or 'assistant'")
         if turn.role == "system" and number:
             raise ValueError(f"{where}: a system turn can only be the first")
+        say = functools.partial(_say, turn.role, tok=tok, control_as_text=control_as_text)
         out.append(ids.im_start)
         start = len(out) + len(tok.encode_plain(f"{turn.role}\n"))
         # Adjacent texts are one piece to the tokenizer, since blanks at the start of one join the role's line break.
@@ -117,9 +127,9 @@ def build_conversation(
             if number_visuals:
                 text += f"{'Video' if part.video else 'Picture'} {seen[part.video]}: "
             pad = ids.video_pad if part.video else ids.image_pad
-            out += [*_say(turn.role, text, tok, where), ids.vision_start, *[pad] * part.num_tokens, ids.vision_end]
+            out += [*say(text, where), ids.vision_start, *[pad] * part.num_tokens, ids.vision_end]
             text = ""
-        out += [*_say(turn.role, text, tok, where), ids.im_end]
+        out += [*say(text, where), ids.im_end]
         if turn.role == "assistant":
             responses.append((start, len(out)))
         out += tok.encode_plain("\n")
@@ -128,10 +138,13 @@ def build_conversation(
     return Conversation(out, responses)
 
 
-def _say(role: str, text: str, tok: Tokenizer, where: str) -> list[int]:
+def _say(role: str, text: str, where: str, tok: Tokenizer, control_as_text: bool) -> list[int]:
     """Ids of a piece of a turn's text; only the assistant's tags are tokens of their own."""
     if role != "assistant":
         return tok.encode_plain(text)
+    if control_as_text:
+        pieces, tags = split_tags(text), tok.ids.tags
+        return [i for n, piece in enumerate(pieces) for i in ([tags[piece]] if n % 2 else tok.encode_plain(piece))]
     try:
         return encode_response(text, tok)[:-1]
     except ValueError as error:

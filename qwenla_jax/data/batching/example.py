@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.images.preprocess import FramePatches, ImageLayout, ProcessorSettings, image_to_patches
-from qwenla_jax.data.images.video import video_to_patches
+from qwenla_jax.data.images.video import VideoPatches, video_to_patches
 from qwenla_jax.data.record import Record
 from qwenla_jax.text.conversation import Turn, Visual, build_conversation, encode_response
 from qwenla_jax.text.tokenizer import Tokenizer
@@ -62,6 +63,29 @@ def to_sft_example(
     return _to_example(record, tok, settings, layout, system, with_response=True)
 
 
+def to_chat_example(
+    turns: Sequence[tuple[str, Sequence[str | FramePatches]]], tok: Tokenizer, layout: ImageLayout, name: str
+) -> Example:
+    """The prompt of a conversation, for its next assistant turn.
+
+    Args:
+      turns: (role, texts and images in their order), oldest first; see `text.conversation.build_conversation`.
+        Strings of special tokens stay ordinary text in all of them, an assistant's ten tags excepted.
+      tok: the tokenizer, with all special tokens.
+      layout: the vision tower's numbers.
+      name: of the conversation, for errors.
+
+    Raises:
+      ValueError: the turns are in no order that a conversation has; the message names the turn.
+    """
+    frames = tuple(part for _, parts in turns for part in parts if not isinstance(part, str))
+    parts = lambda content: [p if isinstance(p, str) else Visual(p.num_visual_tokens) for p in content]  # noqa: E731
+    said = [Turn(role, parts(content)) for role, content in turns]
+    ids = build_conversation(said, tok, control_as_text=True).ids
+    record = Record(name, (), "", "", None, "chat")
+    return _placed(ids, [], frames, [], tok, layout, record)
+
+
 def _to_example(
     record: Record,
     tok: Tokenizer,
@@ -84,13 +108,24 @@ def _to_example(
         turns = [] if system is None else [Turn("system", system)]
         prompt = build_conversation([*turns, Turn("user", [*visuals, record.question])], tok).ids
         response = encode_response(record.response, tok) if with_response and record.response is not None else []
-        ids_T = np.array(prompt + response, np.int32)
-        grids = [*((frame.rows, frame.cols) for frame in frames), *(clip.grid for clip in clips)]
-        pos_Tx3, next_pos = visual_positions(
-            ids_T, tok.ids.image_pad, tok.ids.video_pad, grids, layout.tokens_per_second
-        )
+        return _placed(prompt, response, frames, clips, tok, layout, record)
     except ValueError as error:
         raise ValueError(f"record {record.id!r}: {error}") from error
+
+
+def _placed(
+    prompt: list[int],
+    response: list[int],
+    frames: tuple[FramePatches, ...],
+    clips: list[VideoPatches],
+    tok: Tokenizer,
+    layout: ImageLayout,
+    record: Record,
+) -> Example:
+    """Ids with their positions and visual tokens."""
+    ids_T = np.array(prompt + response, np.int32)
+    grids = [*((frame.rows, frame.cols) for frame in frames), *(clip.grid for clip in clips)]
+    pos_Tx3, next_pos = visual_positions(ids_T, tok.ids.image_pad, tok.ids.video_pad, grids, layout.tokens_per_second)
     is_visual_T = (ids_T == tok.ids.image_pad) | (ids_T == tok.ids.video_pad)
     frames += tuple(step for clip in clips for step in clip.steps)
     visual_T = np.where(is_visual_T, np.cumsum(is_visual_T) - 1, -1).astype(np.int32)

@@ -19,14 +19,15 @@ from qwenla_jax.inference.answer import Insertion
 from qwenla_jax.inference.ask import check_checkpoint, insertions_of, selected_cells, with_max_pixels
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.reattention.options import ReattentionConfig
-from qwenla_jax.sampling.engine import Engine, Request
+from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.serve.content import without_stop_tokens
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, invalid
 from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.types import Rollout
+from qwenla_jax.types import Rollout, VisionBatch
 from qwenla_jax.weights.hf import Checkpoint
 
 STEPS = 8  # tokens between two reports to the clients
@@ -115,7 +116,7 @@ def build(checkpoint: Checkpoint, options: ServeOptions) -> Served:
     bias_V = suppression_bias(checkpoint.config.text.vocab_size, tok.vocab_size, ids.suppressed())
     decode = lambda ids: without_stop_tokens(tok, ids)  # noqa: E731
     model, params = checkpoint
-    engine = Engine(model, params, sampling, buckets, slots, bias_V, STEPS, decode)
+    engine = Engine(model, params, sampling, buckets, slots, bias_V, STEPS, decode=decode)
     return Served(checkpoint, tok, processor, layout, buckets, reattention, engine)
 
 
@@ -182,6 +183,7 @@ def insertion_summary(served: Served, question: Question, part: Part, tok: Token
     tags = [at for at, token in enumerate(ids) if token == served.reattention.open_id]
     result = []
     for turn, position in enumerate(tags[: int(rollout.inserted_B[0])]):
+        assert isinstance(request.vision, VisionBatch)  # as `to_question` makes it
         cells = selected_cells(rollout.selected_BxExX[0, turn], request.vision, request.prompts, question.example)
         result.append(
             {
@@ -201,6 +203,7 @@ def insertions_in_full(served: Served, question: Question, part: Part) -> list[I
         return []
     # Nothing but the number of insertions differs between requests: few programs serve all of them.
     options = dataclasses.replace(served.reattention, max_insertions=int(rollout.inserted_B[0]))
+    assert isinstance(request.vision, VisionBatch)  # as `to_question` makes it
     inputs = (request.vision, request.prompts, rollout, question.example)
     return insertions_of(served.checkpoint, served.tok, options, *inputs)
 

@@ -22,8 +22,9 @@ from qwenla_jax.data.synthetic.scenes import COLORS
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.evals.benchmarks.rendered_scenes import judge_answer, said_details
 from qwenla_jax.inference.attention_mass import PARTS, attention_mass, parts_of
-from qwenla_jax.inference.runtime import Runtime, Sampler
+from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import sample_batches
+from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix, logits_of
 from qwenla_jax.reattention.options import allowed_insertions, find_insertions
 from qwenla_jax.rewards.accuracy import accuracy_reward
@@ -88,10 +89,19 @@ def generated(
     return Measured(numbers, tuple(texts), time.perf_counter() - begin)
 
 
-def answer_sampler(runtime: Runtime, most_tokens: int) -> Sampler:
-    """A compiled greedy sampler of one response a question, of at most so many tokens."""
+def answer_sampler(runtime: Runtime, most_tokens: int, given: bool) -> Sampler:
+    """A greedy sampler of one response a question, of at most so many tokens; for `given` see `generated`."""
+    runtime = _asked_with(runtime, given)
     options = runtime.sample_options(group_size=1, temperature=0.0)
-    return runtime.sampler(dataclasses.replace(options, max_new_tokens=most_tokens))
+    return Sampler(runtime, dataclasses.replace(options, max_new_tokens=most_tokens))
+
+
+def _asked_with(runtime: Runtime, given: bool) -> Runtime:
+    """The given part counts as the question, so a question may be as long as both."""
+    if not given:
+        return runtime
+    longest = runtime.config.max_prompt_tokens + runtime.config.max_response_tokens
+    return dataclasses.replace(runtime, config=dataclasses.replace(runtime.config, max_prompt_tokens=longest))
 
 
 def _answers(
@@ -103,11 +113,8 @@ def _answers(
     """
     rows, make = runtime.config.batch_size, runtime.example(with_response=given)
     examples = (make(source[index]) for index in range(len(source)))
+    runtime = _asked_with(runtime, given)
     if given:
-        # The given part counts as the question, so a question may be as long as both.
-        longest = runtime.config.max_prompt_tokens + runtime.config.max_response_tokens
-        config = dataclasses.replace(runtime.config, max_prompt_tokens=longest)
-        runtime = dataclasses.replace(runtime, config=config)
         examples = (continued(example, runtime.tokenizer) for example in examples)
     numbers = np.arange(rows, dtype=np.uint32)
     batches = ((batch, numbers) for batch in iter(lambda: list(itertools.islice(examples, rows)), []))

@@ -207,7 +207,7 @@ def measure(
         reattention=arm.reattention,
     )
     runtime, params = build(config)
-    programs, continuing = forced_programs(runtime, arm.squeezed), answer_sampler(runtime, AFTER)
+    programs, continuing = forced_programs(runtime, arm.squeezed), answer_sampler(runtime, AFTER, given=True)
     cells, answers, asked, visual = {}, {}, hashlib.blake2b(digest_size=8), 0
     for working, tokens in cells_of(size):
         source = _source(arm, condition, size, seed, working, tokens)
@@ -220,7 +220,9 @@ def measure(
         if not arm.squeezed:
             ways[CONTINUED] = generated(runtime, params, source, True, continuing)
             if working == "chain":  # words between numbers are no task
-                ways[FREE] = generated(runtime, params, source, False, answer_sampler(runtime, tokens + REST))
+                ways[FREE] = generated(
+                    runtime, params, source, False, answer_sampler(runtime, tokens + REST, given=False)
+                )
         name = f"{working}/{tokens}"
         cells[name] = {way: encode(kinds | one.numbers) for way, one in ways.items()}
         answers[name] = {way: list(one.answers) for way, one in ways.items() if one.answers}

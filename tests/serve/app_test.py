@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 import qwenla_jax
 from qwenla_jax.inference.ask import check_checkpoint
-from qwenla_jax.sampling.engine import Update
+from qwenla_jax.sampling.request import Update
 from qwenla_jax.serve import engine_loop
 from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.content import answer_so_far, whole_answer
@@ -94,7 +94,7 @@ class EchoEngine:
             one = np.ones(1, np.int32)
             logp = np.full((1, len(ids)), -0.5, np.float32)
             rollout = Rollout(np.array([ids]), logp, one * len(ids), one == stopped, one * 0, one, np.zeros((1, 2, 18)))
-        return Update(ticket, [ids[at : at + 4]], rollout)
+        return Update(ticket, 0, [ids[at : at + 4]], rollout)
 
 
 ENGINE = {}

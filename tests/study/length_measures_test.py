@@ -22,6 +22,7 @@ from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.study import length_run
 from qwenla_jax.study.length_arms import ARMS, CONDITIONS, COPY, SIZES, TEXT, base_options, stage_options
 from qwenla_jax.study.length_measures import (
+    answer_sampler,
     answer_tokens,
     continued,
     forced_programs,
@@ -122,7 +123,7 @@ def test_answers_are_judged(model, given):
     texts = [written[0], written[1].replace(str(seen[1]), painted), written[2].replace("boxed{", "boxed{x"), ""]
     cut = [text.partition("</REASONING>")[2] if given else text for text in texts]
 
-    def sampler(params, vision, prompts, step, sample_B):
+    def respond(prompts):
         ids = [[*tok.encode(text), tok.ids.im_end] for text in cut]
         ids_BxR = np.array([row + [0] * (200 - len(row)) for row in ids], np.int32)
         length_B = np.array([len(row) for row in ids], np.int32)
@@ -131,6 +132,8 @@ def test_answers_are_judged(model, given):
         none = np.zeros(ROWS, np.int32)
         return Rollout(ids_BxR, ids_BxR * 0.0, length_B, none == 0, none, none, np.ones((ROWS, 1, 18), bool))
 
+    sampler = answer_sampler(runtime, 200, given)
+    sampler.run = lambda params, batches: (respond(batch.prompts) for batch in batches)
     one = generated(runtime, params, records, given, sampler)
     got = one.numbers
     assert got["right"].tolist() == [1, 1, 0, 0]

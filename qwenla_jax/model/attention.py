@@ -78,12 +78,7 @@ def attention_with_weights(
 
     def block(q: jax.Array, segments: tuple[Segment, ...], first: Any) -> tuple[jax.Array, ...]:
         out, lse = _attend_block(q, segments, first)
-        received = []
-        for segment in (segments[number] for number in return_attention):
-            lay = _layout(q, segment)
-            p = jnp.exp(_scores(q, segment, first) - lay.group(lse)[..., None])
-            received.append(lay.ungroup(p).mean(2))
-        return out, *received
+        return out, *(segment_weights(q, segments[number], lse, first) for number in return_attention)
 
     out, *received = _in_blocks(block, q_BxTxNxH, segments)
     return out, tuple(received)
@@ -120,6 +115,13 @@ def attend_segment(q_BxTxNxH: jax.Array, segment: Segment) -> Partial:
     e = jnp.exp(s - top[..., None])
     out = jnp.einsum("qkms,qskh->qkmh", e.astype(segment.v.dtype), segment.v, preferred_element_type=jnp.float32)
     return Partial(lay.ungroup(top), lay.ungroup(e.sum(-1)), lay.ungroup(out))
+
+
+def segment_weights(q_BxTxNxH: jax.Array, segment: Segment, lse_BxTxN: jax.Array, first: Any = 0) -> jax.Array:
+    """The attention that a segment's keys received: float32 [B, T, S], the mean of the probabilities over the heads."""
+    lay = _layout(q_BxTxNxH, segment)
+    p = jnp.exp(_scores(q_BxTxNxH, segment, first) - lay.group(lse_BxTxN)[..., None])
+    return lay.ungroup(p).mean(2)
 
 
 class RowLayout(NamedTuple):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
-from qwenla_jax.model.attention import Segment, attend_segment, attention_with_weights, joined
+from qwenla_jax.model.attention import Partial, Segment, attend_segment, attention_with_weights, joined, segment_weights
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
@@ -96,10 +96,10 @@ def _attend(
         if return_attention:
             return attention_with_weights(q_BxTxNxH, whole, return_attention)
         return attend(choice, q_BxTxNxH, whole), ()
-    parts, scores = [], {}
+    parts: list[Partial] = []
+    scores: dict[int, Any] = {}
     for number, segment in enumerate(segments):
         if isinstance(segment, Segment):
-            assert number not in return_attention  # only pages keep their scores
             parts.append(attend_segment(q_BxTxNxH, segment))
         else:
             part, scores[number] = attend_pages(q_BxTxNxH, segment, layer, number in return_attention)
@@ -107,9 +107,11 @@ def _attend(
     out, lse_BxTxN = joined(parts)
     received = []
     for number in return_attention:
-        segment, kept = segments[number], scores[number]
-        assert isinstance(segment, PageReads) and kept is not None
-        received.append(page_weights(q_BxTxNxH, segment, kept, lse_BxTxN))
+        segment = segments[number]
+        if isinstance(segment, Segment):
+            received.append(segment_weights(q_BxTxNxH, segment, lse_BxTxN))
+        else:
+            received.append(page_weights(q_BxTxNxH, segment, scores[number], lse_BxTxN))
     return out.astype(q_BxTxNxH.dtype), tuple(received)
 
 
@@ -206,7 +208,7 @@ class Decoder(nn.Module):
           cache: keys and values of the row's own earlier tokens.
           bias_BxT: float32, added to every score of a new token's key; None for none.
           return_attention: for which of the segments "prefix", "cache" and "new" the received attention is returned;
-            for passes without a gradient. Of rows of several pages, only that of pages can be.
+            for passes without a gradient.
         """
         cfg = self.config.text
         T = x_BxTxD.shape[1]

@@ -24,7 +24,7 @@ from qwenla_jax.train.logprobs import response_states
 from qwenla_jax.types import VisionBatch
 from qwenla_jax.utils.compile_counter import CompileCounter
 
-QUESTIONS, IMAGES, G, R, SLOTS, STEPS = 8, 2, 2, 24, 3, 5
+QUESTIONS, IMAGES, G, R, SLOTS, STEPS = 8, 2, 2, 26, 3, 5
 BIAS = suppression_bias(VOCAB, VOCAB, [IMAGE, VIDEO, START, END])
 BIAS[OPEN] += 3.0
 COPY = ReattentionConfig("copy", max_insertions=2, rows_at_once=2, open_id=OPEN, close_id=CLOSE)
@@ -167,9 +167,10 @@ def agrees(got, want):
     return equal and np.abs(got.logp_BxR - want.logp_BxR).max() < 1e-5
 
 
-@pytest.mark.parametrize("slots", [2, 7])
-def test_other_numbers_of_slots_and_other_pages_give_the_same_rows(slots):
-    one = engine(slots, page=64 if slots == 2 else 16)
+@pytest.mark.parametrize(("slots", "page"), [(2, 64), (7, 16), (3, 24)])
+def test_other_numbers_of_slots_and_other_pages_give_the_same_rows(slots, page):
+    """Of 64 slots prompts and responses are one page each; of 24 prompts alone, so whole rows stand beside pages."""
+    one = engine(slots, page)
     got = {number: rollout for number, _, rollout in one.run(map(request, range(REQUESTS)))}
     assert all(agrees(got[number], want) for number, want in enumerate(reference()))
 
@@ -272,6 +273,23 @@ def test_a_mistake_changes_bits(mistake, monkeypatch):
     which = "insert" if mistake in (slot_off_by_one, stale_cache_row) else "decode"
     one._programs = one._programs._replace(**{which: getattr(broken, which)})
     assert wrong()
+
+
+def test_memory_is_that_of_slots_and_buckets():
+    """By hand; and the loop over tokens writes keys and values in place: it has no room for a second copy of them."""
+    slots, most = 16, 256
+    one = Engine(*model(), dataclasses.replace(OPTIONS, max_new_tokens=most), BUCKETS, slots, BIAS)
+    layers, heads, size, width, prompt = 2, 2, 8, 32, 24
+    row = -(-(most + 2 * 12) // 64) * 64  # two insertions of 12 slots; pages of 64
+    keys = 2 * layers * heads * size * 4 * (slots * prompt + slots * G * row)
+    known = keys + slots * prompt * width * 4
+    assert known < one.state_bytes < 1.1 * known
+    flags = lambda n: jax.ShapeDtypeStruct((n,), bool)  # noqa: E731
+    state, steps = jax.eval_shape(one._programs.empty), jax.ShapeDtypeStruct((), np.int32)
+    program = one._programs.decode.lower(one.params, state, BIAS, flags(slots * G), steps, flags(slots))
+    memory = program.compile().memory_analysis()
+    assert memory.alias_size_in_bytes == pytest.approx(one.state_bytes, rel=0.01)
+    assert memory.temp_size_in_bytes < keys / 2
 
 
 def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():

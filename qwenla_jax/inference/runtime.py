@@ -129,6 +129,7 @@ class Runtime:
             self.tokenizer.ids.stop(),
             self.reattention(),
             self.row_shards,
+            cuts=top_p < 1,
         )
 
     def reattention(self) -> ReattentionConfig:

@@ -64,6 +64,14 @@ class PageReads:
         """int32 [E], the row of each reader."""
         return jnp.arange(len(self.pages.length_R)) if self.row_E is None else self.row_E
 
+    def take(self, x: jax.Array) -> jax.Array:
+        """The readers' lines of an array whose first axis is rows; each device takes from its own."""
+        if self.row_E is None:
+            return x
+        row_UxE = self.row_E.reshape(self.shards, -1) % (len(x) // self.shards)
+        split = x.reshape(self.shards, -1, *x.shape[1:])
+        return jax.vmap(lambda x, row: jnp.take(x, row, axis=0))(split, row_UxE).reshape(-1, *x.shape[1:])
+
 
 def empty_pages(
     num_layers: int, rows: int, pages: int, slots: int, heads: int, head_dim: int, dtype: str, biased: bool = False
@@ -80,7 +88,7 @@ def reads(pages: Pages, row_E: jax.Array | None = None, shards: int = 1) -> Page
     F, W = pages.row_pages, pages.k_LxAxKxWxH.shape[3]
     if F == 1:
         return read
-    count_E = -(-pages.length_R[read.rows()] // W)
+    count_E = -(-read.take(pages.length_R) // W)
     filled_N = (jnp.arange(F) < count_E[:, None]).reshape(-1)
     page_N = jnp.argsort(~filled_N, stable=True).astype(jnp.int32)
     return dataclasses.replace(read, page_N=page_N, count_E=count_E)
@@ -101,7 +109,7 @@ def append(
     R, F, W = len(pages.length_R), pages.row_pages, pages.k_LxAxKxWxH.shape[3]
     T = k_LxExTxKxH.shape[2]
     row_E = read.rows()
-    first_E = pages.length_R[row_E]
+    first_E = read.take(pages.length_R)
     offset_T = jnp.arange(T, dtype=jnp.int32)
     slot_ExT = jnp.where(offset_T < length_E[:, None], first_E[:, None] + offset_T, F * W)
     # By shards, so that rows are written without communication.
@@ -144,15 +152,7 @@ def _write_lines(old_LxAxKxWxH: jax.Array, new: jax.Array, page_ExT: jax.Array, 
 
 def whole_rows(read: PageReads, layer: jax.Array) -> Segment:
     """A layer's keys and values of rows of one page, as a segment with a line for each reader."""
-    pages, U = read.pages, read.shards
-
-    def take(x: jax.Array) -> jax.Array:
-        if read.row_E is None:
-            return x
-        pick = lambda x, row: jnp.take(x, row, axis=0)  # noqa: E731
-        row_UxE = read.row_E.reshape(U, -1) % (len(x) // U)
-        return jax.vmap(pick)(x.reshape(U, -1, *x.shape[1:]), row_UxE).reshape(-1, *x.shape[1:])
-
+    pages, take = read.pages, read.take
     one = lambda x: take(jnp.swapaxes(jax.lax.dynamic_index_in_dim(x, layer, 0, False), 1, 2))  # noqa: E731
     bias_QxS = None if pages.bias_RxS is None else take(pages.bias_RxS)
     return Segment(one(pages.k_LxAxKxWxH), one(pages.v_LxAxKxWxH), bias=bias_QxS, length_Q=take(pages.length_R))

@@ -25,7 +25,7 @@ from qwenla_jax.sampling.request import Request, Update, check_request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import RowSettings, SampleState
 from qwenla_jax.sampling.slot_sizes import empty_prompts, sizes_for
-from qwenla_jax.sampling.slots import Prefilled, no_rows, slot_programs
+from qwenla_jax.sampling.slots import FOREVER, Prefilled, no_rows, slot_programs
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 KEPT = 4  # requests whose visual tokens and prompts are kept for a later request with the same
@@ -236,7 +236,7 @@ class Engine:
                 if not any(self._running):
                     return
                 stops = any(one is not None and one.request.stop for one in self._running)
-                steps = self._steps if stops else self.options.max_new_tokens
+                steps = self._steps if stops else FOREVER
                 report = self._decode_loop(steps, until_one_ends=more or self._queued() > 0)
                 if more and not self._submitted:
                     read()  # collated by the host while the device decodes

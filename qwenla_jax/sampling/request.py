@@ -82,6 +82,8 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
         raise ValueError(f"count: got {request.count}, expected 1 to {Q}, the engine's questions of a request")
     if request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
         raise ValueError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
+    if not options.cuts and (request.top_p < 1 or request.top_k):
+        raise ValueError("top_p and top_k: expected an engine that `cuts`")
     limit_B = np.asarray(options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens)
     if limit_B.min() < 1 or limit_B.max() > options.max_new_tokens or limit_B.shape not in ((), (given,)):
         raise ValueError(

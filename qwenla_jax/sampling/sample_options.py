@@ -18,6 +18,7 @@ class SampleOptions:
       top_p: nucleus; 1 is the whole distribution.
       stop_ids: any of these ends a response.
       reattention: whether and how images are re-inserted before a reflection.
+      cuts: whether rows may cut the distribution, by top_p or top_k; where none does, no program sorts the vocabulary.
       page: slots of a page of keys and values, see `model.pages`; None: a row is one page, and is read whole.
       shards: equal shards of rows, each on its own devices; an insertion takes as many rows of each.
     """
@@ -29,6 +30,7 @@ class SampleOptions:
     stop_ids: tuple[int, ...]
     reattention: ReattentionConfig = TEXT_ONLY
     shards: int = 1
+    cuts: bool = True
     page: int | None = None
 
     def pages(self, slots: int) -> tuple[int, int]:

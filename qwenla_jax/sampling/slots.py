@@ -43,6 +43,7 @@ class Prefilled:
     prompt_QxPxD: jax.Array
 
 
+FOREVER = 2**31 - 1  # tokens of a loop that ends by its rows: one that waits for its insertion takes more than its own
 PAGE_HEADS, PROMPT_HEADS = 2, 3  # the axis of the heads in `Pages` and in `KeyValues`
 
 
@@ -139,8 +140,8 @@ def rollout_program(
         state = jax.lax.with_sharding_constraint(make.empty(), places)
         slot_Q = jnp.arange(Q) % (Q // options.shards)
         state = make.insert(state, make.prefill(cast, visual, prompts), settings, each(True, bool), slot_Q)
-        limit = jnp.int32(options.max_new_tokens)
-        return make.decode(cast, state, logit_bias_V, each(False, bool), limit, jnp.zeros((Q,), bool))[1]
+        forever = jnp.int32(FOREVER)
+        return make.decode(cast, state, logit_bias_V, each(False, bool), forever, jnp.zeros((Q,), bool))[1]
 
     return jax.jit(
         run,

@@ -36,7 +36,8 @@ def decode_step(
     reattention, rows, rollout = options.reattention, state.rows, state.rollout
     logits_BxV = logits_of(params, state.hidden_BxD)
     keys_B = token_keys(rows.seed_B, rows.step_B, rows.sample_B, rollout.length_B)
-    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, rows.temperature_B, rows.top_p_B, rows.top_k_B, keys_B)
+    draws = rows.temperature_B, rows.top_p_B, rows.top_k_B, keys_B
+    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, *draws, options.cuts)
     active_B = state.live_B & ~state.pending_B
     forced_B = active_B & state.closing_B
     ids_B = jnp.where(forced_B, reattention.close_id, ids_B)

@@ -143,6 +143,7 @@ def sample_token(
     top_p_B: jax.Array,
     top_k_B: jax.Array,
     keys_B: jax.Array,
+    cuts: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
 
@@ -153,6 +154,7 @@ def sample_token(
       top_p_B: float32, 1 samples from the whole distribution.
       top_k_B: int32, so many of the most likely tokens, before top_p; 0: all.
       keys_B: one key a row.
+      cuts: static; False: top_p and top_k are 1 and 0 in all rows.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
@@ -167,9 +169,10 @@ def sample_token(
 
     def drawn_B(logits_BxV: jax.Array) -> jax.Array:
         # Sorting the vocabulary is left out where no row asks for it; a row's own result is the same either way.
-        some_cut = jnp.any(~greedy_B & ((top_p_B < 1) | (top_k_B > 0)))
-        open_BxV = jax.lax.cond(some_cut, cut, lambda x: x, logits_BxV)
-        return draw(open_BxV, uniforms(keys_B))
+        if cuts:
+            some_cut = jnp.any(~greedy_B & ((top_p_B < 1) | (top_k_B > 0)))
+            logits_BxV = jax.lax.cond(some_cut, cut, lambda x: x, logits_BxV)
+        return draw(logits_BxV, uniforms(keys_B))
 
     best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     sampled_B = jax.lax.cond(jnp.all(greedy_B), lambda x: best_B, drawn_B, logits_BxV)

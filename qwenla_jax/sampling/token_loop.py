@@ -59,7 +59,8 @@ def decode_tokens(
         return goes_on(carry) & ~full & jnp.any(state.live_B & ~state.pending_B)
 
     def insert(number: int, state: SampleState) -> SampleState:
-        return run_insertions(model, options, params, state, wanted(number, state), sizes[number])
+        with jax.named_scope("insertions"):
+            return run_insertions(model, options, params, state, wanted(number, state), sizes[number])
 
     def wanted(number: int, state: SampleState) -> jax.Array:
         return state.pending_B & (size_B == number)

@@ -134,7 +134,7 @@ def check_sampler(text, runtime, params):
     check_layers(result, runtime)
     # What looks again copies from the row's own prompt: beside the layers' own traffic only embeddings are looked up.
     for one in result:
-        if "branch_1_fun" in one.where and "QwenVL.decode" not in one.where:
+        if "insertions/" in one.where and "QwenVL.decode" not in one.where:
             assert "embed/embed/dot_general" in one.where or math.prod(one.shape) <= 1, f"rows that wait: {one}"
     # Between devices that have other rows nothing is summed; they only agree on when a loop ends.
     rows = runtime.mesh.shape["data"] * runtime.mesh.shape["fsdp"]

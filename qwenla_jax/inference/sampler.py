@@ -62,8 +62,13 @@ class Sampler:
         """Responses to batches, on the host, in the batches' order.
 
         Rows that only fill a batch have a response of one stop token.
+
+        Raises:
+          RuntimeError: an earlier call has not ended.
         """
         engine, options = self.engine, self._options
+        if engine.busy:
+            raise RuntimeError("the sampler is running already; take another one for batches within its loop")
         engine.params = self._runtime.sampling_params(params)
         asked: list[tuple[int, int]] = []  # of each batch: its questions, and the slots of its images' blocks
 

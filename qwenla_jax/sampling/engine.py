@@ -412,8 +412,10 @@ class Engine:
         assert like is not None and prompts.block is not None
 
         def to(x: Any, like: np.ndarray) -> Any:
-            wide = [(0, 0)] + [(0, n - own) for n, own in zip(like.shape[1:], x.shape[1:], strict=True)]
-            return np.pad(x, wide) if any(more for _, more in wide) else x
+            if x.ndim == 1 or x.shape[1] == like.shape[1]:
+                return x
+            x = x[:, : like.shape[1]]  # what is cut is padding, see `check_request`
+            return np.pad(x, [(0, 0), (0, like.shape[1] - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
         return dataclasses.replace(prompts, block=jax.tree.map(to, prompts.block, like))
 

@@ -10,6 +10,7 @@ import numpy as np
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.slot_sizes import sizes_for
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 
@@ -99,6 +100,9 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
         raise ValueError(f"reattention: max_insertions: expected at most {own.max_insertions}, and not by_row")
     if own.inserts and prompts.block is None:
         raise ValueError("prompts: expected them with their `block`; collate them with re-attention options")
+    slots = sizes_for(own, b, 1).block[0]
+    if own.inserts and prompts.block is not None and (longest := int(np.max(prompts.block.length_Q))) > slots:
+        raise ValueError(f"prompts: an insertion of {longest} slots, expected at most {slots}, what the buckets hold")
     known, sizes = (b.prompts,), (prompts.ids_QxP.shape[1],)
     if isinstance(vision, VisionBatch):
         known = (b.frames, b.slots, b.visual, *known)

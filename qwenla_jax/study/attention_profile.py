@@ -105,6 +105,7 @@ def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, siz
     rows = runtime.config.batch_size
     logprobs = _compiled_logprobs(runtime)
     sampler = Sampler(runtime, runtime.sample_options(group_size=1, temperature=0.0))
+    blinded = Sampler(runtime, runtime.sample_options(group_size=1, temperature=0.0))
     drop, tokens, right, wrong, count = 0.0, 0, 0, 0, 0
     for batch in answer(runtime, params, source, size, sampler):
         n = len(batch.records)
@@ -117,7 +118,7 @@ def image_swap_probe(runtime: Runtime, params: Params, source: RecordSource, siz
         own_BxR, other_BxR = (logprobs(params, vision, *said)[0] for vision in (batch.vision, swapped))
         counted_BxR = np.arange(own_BxR.shape[1]) < r.length_B[:n, None]
         drop += float(((own_BxR - other_BxR)[:n] * counted_BxR).sum())
-        blind = sampler(params, swapped, batch.prompts, 0, np.arange(rows, dtype=np.uint32))
+        blind = blinded(params, swapped, batch.prompts, 0, np.arange(rows, dtype=np.uint32))
         tokens, count = tokens + int(r.length_B[:n].sum()), count + n
         for record, a, b in zip(batch.records, batch.texts, texts_of(blind, runtime.tokenizer), strict=False):
             right += accuracy_reward(a, record.answer, record.options) == 1.0

@@ -162,7 +162,7 @@ def test_the_curve_is_part_of_the_second_stage_alone(monkeypatch, tmp_path):
             seen[one.name] = one.options
             return 0.0
 
-        monkeypatch.setattr(pipeline, "_stage", stage)
+        monkeypatch.setattr(pipeline, "run_stage", stage)
         monkeypatch.setattr(pipeline, "_evaluated", lambda *args: ({}, 0.0))
         monkeypatch.setattr(pipeline, "table", lambda result: "")
         settings = Settings(*[RunOptions()] * 3, DistillOptions(), *[RunOptions()] * 2, curve_every=every)

@@ -66,7 +66,7 @@ def test_every_command_that_runs_jax_calls_it():
     folders = ("launch/bench", "convert", "qwenla_jax/cli")
     scripts = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
     mains = [path for path in scripts if "\ndef main(" in path.read_text() and "/".join(path.parts[-2:]) not in OTHERS]
-    assert len(mains) == 12
+    assert len(mains) == 13
     assert [path.name for path in mains if "\n    skip_without_tpu()\n" not in path.read_text()] == []
 
 

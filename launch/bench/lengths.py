@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         seconds["refilled"].append(time.perf_counter() - begin)
     waiting, refilled = steps_of(length_QxG, slots)
     return {
-        "rows": slots * rows,
+        "at_once": slots * rows,
         "tokens": int(length_QxG.sum()),
         "longest": most,
         "steps": {"waiting": waiting, "refilled": refilled},
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> Iterator[str]:
     """The lines that a person reads."""
-    yield f"{result['rows']} rows, {result['tokens']:,} tokens, at most {result['longest']} a response"
+    yield f"{result['at_once']} rows, {result['tokens']:,} tokens, at most {result['longest']} a response"
     for name, times in result["seconds"].items():
         second = statistics.median(times)
         yield f"{name:<12}{result['steps'][name]:>8} steps{second:>10.1f} s{result['tokens'] / second:>10.0f} tokens/s"

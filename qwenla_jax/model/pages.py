@@ -119,7 +119,7 @@ def append(
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
         page_UxExT = jnp.where(slot_UxExT < F * W, row_UxE[..., None] * F + slot_UxExT // W, R // U * F)
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:  # lines would lie across the devices that have the heads
+        if U == 1 and (mesh.empty or mesh.size == 1):  # lines would lie across the devices that have the heads
             return _write_lines(old, new, page_UxExT[0], slot_ExT % W)
         new_UxExTxLxKxH = by_shard(jnp.moveaxis(new.astype(old.dtype), 0, 2))
         put = lambda old, page, slot, new: old.at[:, page, :, slot].set(new, mode="drop")  # noqa: E731

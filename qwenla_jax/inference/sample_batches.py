@@ -53,7 +53,7 @@ def sample_batches(
         [batch_size * G].
       sampler: see there; its buckets are the shapes that batches may have.
     """
-    rows, buckets = runtime.config.batch_size, sampler.engine.buckets
+    rows, buckets = runtime.config.batch_size, sampler.buckets
     waiting: collections.deque[tuple[list[Record], VisionBatch, PromptBatch]] = collections.deque()
 
     def asked() -> Iterator[Asked]:

@@ -49,12 +49,12 @@ def sizes_of_batch(reattention: ReattentionConfig, prompts: PromptBatch) -> Slot
 
 def sizes_for(reattention: ReattentionConfig, buckets: Buckets, slots: int) -> SlotSizes:
     """The sizes of a state of so many slots for requests of the given buckets."""
-    X, N = _block_sizes(reattention, buckets)
+    X, N = block_sizes(reattention, buckets)
     visual = buckets.frames[-1] * buckets.visual[-1]
     return SlotSizes(slots, buckets.prompts[-1], visual, (X, N), _insertion_sizes(reattention, buckets, X, N))
 
 
-def _block_sizes(options: ReattentionConfig, buckets: Buckets) -> tuple[int, int]:
+def block_sizes(options: ReattentionConfig, buckets: Buckets) -> tuple[int, int]:
     """X and N that hold the insertion of any question, as `collate_prompts` makes it; 0 where nothing is inserted."""
     if not options.inserts:
         return 0, 0

@@ -12,7 +12,10 @@ from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import SampleState
 from qwenla_jax.sampling.step import decode_step, insertion_rows, run_insertions
 
-Carry = tuple[SampleState, jax.Array]
+Carry = tuple[SampleState, jax.Array, jax.Array]
+
+# Reading the weights costs a step as much as this many tokens' products, roughly: fewer rows are not cheaper.
+STEP_TOKENS = 64
 
 
 def decode_tokens(
@@ -27,9 +30,9 @@ def decode_tokens(
 ) -> SampleState:
     """Decodes until all rows have ended, `steps` tokens have been, or an awaited question has ended.
 
-    A row that samples `<REFLECTION>` and may insert becomes pending; once enough are, to fill a chunk, or no other row
-    is left, the insertions run. Which rows share a call does not change what a row gets: an insertion's size depends
-    on its own row alone.
+    A row that samples `<REFLECTION>` and may insert becomes pending. The insertions run once enough rows are, to fill
+    a chunk, or no other row is left, or the first of them has waited for as many steps as the call costs. Which rows
+    share a call does not change what a row gets: an insertion's size depends on its own row alone.
 
     Args:
       model, options: static.
@@ -41,22 +44,25 @@ def decode_tokens(
       awaited_Q: bool, questions whose end ends the loop.
     """
     chunk = insertion_rows(options, len(state.pending_B)) // options.shards
+    call_tokens = chunk * options.shards * (max(sizes, default=0) + 1)
+    patience = -(-call_tokens // max(STEP_TOKENS, len(state.pending_B)))
     size_B = jnp.searchsorted(jnp.asarray(sizes, jnp.int32), state.rows.reattention.slots_B)
 
     def goes_on(carry: Carry) -> jax.Array:
-        state, n = carry
+        state, n, _ = carry
         live_B = state.live_B
         ended_Q = ~live_B.reshape(len(awaited_Q), -1).any(1)
         return live_B.any() & (n < steps) & ~jnp.any(awaited_Q & ended_Q)
 
     def token(carry: Carry) -> Carry:
-        state, n = carry
-        return decode_step(model, options, params, logit_bias_V, state), n + 1
+        state, n, waited = carry
+        waited = waited + state.pending_B.any()
+        return decode_step(model, options, params, logit_bias_V, state), n + 1, waited
 
     def takes_token(carry: Carry) -> jax.Array:
-        state, _ = carry
+        state, _, waited = carry
         full = state.pending_B.reshape(options.shards, -1).sum(1).max() >= chunk
-        return goes_on(carry) & ~full & jnp.any(state.live_B & ~state.pending_B)
+        return goes_on(carry) & ~full & (waited < patience) & jnp.any(state.live_B & ~state.pending_B)
 
     def insert(number: int, state: SampleState) -> SampleState:
         with jax.named_scope("insertions"):
@@ -66,12 +72,12 @@ def decode_tokens(
         return state.pending_B & (size_B == number)
 
     def turn(carry: Carry) -> Carry:
-        state, n = jax.lax.while_loop(takes_token, token, carry)
+        state, n, _ = jax.lax.while_loop(takes_token, token, carry)
         for number in range(len(sizes)):
             left = functools.partial(lambda number, state: wanted(number, state).any(), number)
             state = jax.lax.while_loop(left, functools.partial(insert, number), state)
-        return state, n
+        return state, n, jnp.int32(0)
 
-    start = (state, jnp.int32(0))
-    state, _ = jax.lax.while_loop(goes_on, turn if sizes else token, start)
+    start = (state, jnp.int32(0), jnp.int32(0))
+    state, *_ = jax.lax.while_loop(goes_on, turn if sizes else token, start)
     return state

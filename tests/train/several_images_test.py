@@ -17,7 +17,7 @@ from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.inference.read_examples import fitting
-from qwenla_jax.inference.sampler import Sampler
+from qwenla_jax.inference.sampler import Asked, Sampler
 from qwenla_jax.train.brpo.update import RolloutBatch
 from qwenla_jax.train.programs import gradient_of
 from qwenla_jax.train.train_runtime import build, for_training
@@ -71,6 +71,7 @@ def samplers(runtimes):
             batch = runtime.collate_prompts([runtime.example(False)(one) for one in records], runtime.buckets(4))
             return batch, jax.device_get(call(params, *batch, 0, np.arange(4 * G, dtype=np.uint32)))
 
+        run.sampler = call
         return run
 
     return {mode: sampler(runtime) for mode, runtime in made.items()}
@@ -206,3 +207,26 @@ def test_limits_count_all_images(runtimes):
     message = rf"record '3 of 0': its prompt has {n} tokens, {visual} of them visual \(3 images\); config.data.max_prom"
     with pytest.raises(ValueError, match=message):
         limited(max_prompt_tokens=n - 1)
+
+
+def test_a_run_takes_larger_images_after_smaller_ones(runtimes, samplers):
+    """Each batch gets what it gets alone, though an engine for small images leaves no room for the larger ones."""
+    made, params = runtimes
+    runtime = made["copy"]
+    sampler = samplers["copy"].sampler
+    small = [
+        Record(str(n), (record(1, n).images[0].crop((0, 0, 56, 56)),), "How many?", "2", None, "") for n in range(4)
+    ]
+    numbers = np.arange(4 * G, dtype=np.uint32)
+    batches = [
+        runtime.collate_prompts([runtime.example(False)(one) for one in records], runtime.buckets(4))
+        for records in (small, RECORDS, small[::-1])
+    ]
+    together = list(sampler.run(params, [Asked(*batch, step, numbers) for step, batch in enumerate(batches)]))
+    assert len(sampler._engines) == 2
+    for step, (batch, rollout) in enumerate(zip(batches, together, strict=True)):
+        alone = sampler(params, *batch, step, numbers)
+        np.testing.assert_array_equal(rollout.ids_BxR, alone.ids_BxR)
+        np.testing.assert_array_equal(rollout.selected_BxExX, alone.selected_BxExX)
+        np.testing.assert_allclose(rollout.logp_BxR, alone.logp_BxR, atol=1e-5)
+        assert rollout.inserted_B.max() == CAP

@@ -20,10 +20,10 @@ from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import activation_rules, batch_sharding
-from qwenla_jax.reattention.options import row_reattention
-from qwenla_jax.sampling.request import Request, Update, check_request
+from qwenla_jax.sampling.recent_logprobs import RecentLogprobs
+from qwenla_jax.sampling.request import Request, Update, check_request, row_settings
 from qwenla_jax.sampling.sample_options import SampleOptions
-from qwenla_jax.sampling.sample_state import RowSettings, SampleState
+from qwenla_jax.sampling.sample_state import SampleState
 from qwenla_jax.sampling.slot_sizes import empty_prompts, sizes_for
 from qwenla_jax.sampling.slots import FOREVER, Prefilled, no_rows, slot_programs
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
@@ -31,6 +31,7 @@ from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 KEPT = 4  # requests whose visual tokens and prompts are kept for a later request with the same
 NEED_IMAGES = ("blank", "other")  # what insertions show (`ReattentionOptions.content`) that visual tokens do not tell
 PAGE = 64  # slots of a page where pages are read one by one
+_Report = tuple[Rollout, jax.Array, RecentLogprobs | None]  # of all rows; and which of them go on
 
 
 @dataclasses.dataclass
@@ -103,7 +104,8 @@ class Engine:
         self.buckets, self.slots, self.questions = buckets, slots, questions
         self._model, self._bias_V, self._decode, self._steps = model, logit_bias_V, decode, steps
         self._mesh = mesh
-        self._sizes = sizes_for(options.reattention, buckets, slots)
+        sizes = sizes_for(options.reattention, buckets, slots)
+        self._sizes = sizes if options.top_logprobs is None else dataclasses.replace(sizes, reported=steps)
         one_core = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
         if one_core and max(self._sizes.cache(options), self._sizes.prompt) > 2 * PAGE:
             options = dataclasses.replace(options, page=PAGE)
@@ -176,7 +178,7 @@ class Engine:
             for P in b.prompts:
                 prompts = empty_prompts(dataclasses.replace(self._sizes, prompt=P), Q)
                 prefilled = self._programs.prefill(self._params, visual, self._placed(prompts))
-                self._insert(prefilled, no_rows(Q * self.options.group_size), np.full(Q, self.slots))
+                self._insert(prefilled, no_rows(Q * self.options.group_size, self.options), np.full(Q, self.slots))
             jax.block_until_ready(self._decode_loop(1))
         self._visual.clear()
         return time.perf_counter() - started
@@ -214,8 +216,8 @@ class Engine:
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, int, Rollout]]:
         """Responses to questions as they end, each with the number of its request and its own within it.
 
-        Requests are read as slots are free, one ahead. Unless there are stop strings a loop goes on until a question
-        has ended, or all have where none is waiting.
+        Requests are read as slots are free, one ahead. Unless there are stop strings or log-probabilities are asked for
+        a loop goes on until a question has ended, or all have where none is waiting.
         """
         numbers: dict[int, int] = {}
         asked = enumerate(requests)
@@ -235,8 +237,9 @@ class Engine:
                 self._fill()
                 if not any(self._running):
                     return
-                stops = any(one is not None and one.request.stop for one in self._running)
-                steps = self._steps if stops else FOREVER
+                running = [one.request for one in self._running if one is not None]
+                read_often = any(one.stop or one.top_logprobs is not None for one in running)
+                steps = self._steps if read_often else FOREVER
                 report = self._decode_loop(steps, until_one_ends=more or self._queued() > 0)
                 if more and not self._submitted:
                     read()  # collated by the host while the device decodes
@@ -261,8 +264,8 @@ class Engine:
     def _placed(self, tree: Any) -> Any:
         return tree if self._mesh is None else place(tree, batch_sharding(self._mesh))
 
-    def _decode_loop(self, steps: int, until_one_ends: bool = False) -> tuple[Rollout, jax.Array]:
-        """All rows' responses so far, and which of them go on; on the device."""
+    def _decode_loop(self, steps: int, until_one_ends: bool = False) -> _Report:
+        """All rows' responses so far, which of them go on, and log-probabilities; on the device."""
         awaited_Q = np.array([until_one_ends and one is not None for one in self._running])
         cancelled_B, self._cancelled_B = self._cancelled_B, np.zeros_like(self._cancelled_B)
         rows = self._placed((cancelled_B, awaited_Q))
@@ -270,7 +273,7 @@ class Engine:
         self._state, *report = self._programs.decode(
             self._params, state, self._bias_V, rows[0], np.int32(steps), rows[1]
         )
-        return report[0], report[1]
+        return report[0], report[1], report[2]
 
     def _insert(self, prefilled: Prefilled, rows: Any, slot_Q: np.ndarray, used_B: np.ndarray | None = None) -> None:
         state = self._programs.empty() if self._state is None else self._state
@@ -301,31 +304,15 @@ class Engine:
         """Puts some questions of a request into slots."""
         request, Q, G = item.request, self.questions, self.options.group_size
         width = self.slots // self.options.shards
-        most = self.options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-        reattention = request.reattention or dataclasses.replace(self.options.reattention, by_row=False)
-        each = lambda value, dtype: np.full(Q * G, value, dtype)  # noqa: E731
-        samples = np.asarray(request.samples, np.uint32)
-        own = min(len(samples), G)  # rows of a question
-        sample_B, used_B, limit_B = each(0, np.uint32), each(False, bool), each(1, np.int32)
-        sample_B[: len(samples)], limit_B[: len(samples)] = samples, most
-        slot_Q = np.full(Q, self.slots)
+        own = min(len(request.samples), G)  # rows of a question
+        used_B, slot_Q = np.zeros(Q * G, bool), np.full(Q, self.slots)
         for question, slot in placed.items():
             slot_Q[question] = slot % width
             used_B[question * G : question * G + own] = True
             self._running[slot] = _Running(item.ticket, question, request, [0] * own, [None] * own)
             self._cancelled_B[self._rows(slot)] = False
         item.left = [question for question in item.left if question not in placed]
-        rows = RowSettings(
-            each(request.seed, np.uint32),
-            each(request.step, np.uint32),
-            sample_B,
-            each(request.temperature, np.float32),
-            each(request.top_p, np.float32),
-            each(request.top_k, np.int32),
-            limit_B,
-            row_reattention(reattention, request.prompts, G),
-        )
-        self._insert(item.prefilled, rows, slot_Q, used_B)
+        self._insert(item.prefilled, row_settings(request, self.options, Q), slot_Q, used_B)
 
     def _prefill(self, request: Request) -> Prefilled:
         """Runs the prompts; of one question a request, those of the last few are kept."""
@@ -343,18 +330,21 @@ class Engine:
             return self._programs.encode(self._params, self._placed(vision))
         return _kept(self._visual, vision, lambda: self._programs.encode(self._params, self._placed(vision)))
 
-    def _harvest(self, reported: tuple[Rollout, jax.Array]) -> list[Update]:
+    def _harvest(self, reported: _Report) -> list[Update]:
         """What every slot's rows got; frees the slots whose rows have all ended."""
-        report, live_B = jax.device_get(reported)
+        some = any(one is not None and one.request.top_logprobs is not None for one in self._running)
+        report, live_B, recent = jax.device_get(reported if some else (*reported[:2], None))
         updates = []
         for slot, running in enumerate(self._running):
             if running is None:
                 continue
             first, new = slot * self.options.group_size, []
+            top, logprobs = running.request.top_logprobs, []
             for row, said in enumerate(running.said):
                 b, length = first + row, int(report.length_B[first + row])
                 if running.end[row] is not None:
                     new.append([])
+                    logprobs.append([])
                     continue
                 ended = not live_B[b]
                 end = self._stop_end(running.request.stop, report.ids_BxR[b, :length], said)
@@ -362,13 +352,15 @@ class Engine:
                     length, ended = end, True
                     self._cancelled_B[b] = True
                 new.append(report.ids_BxR[b, said:length].tolist())
+                if recent is not None and top is not None:
+                    logprobs.append(recent.of_tokens(b, said, length, top))
                 running.said[row] = length
                 running.end[row] = length if ended else None
             rollout = None
             if None not in running.end:
                 rollout = self._cut(report, first, running.said)
                 self._free(slot)
-            updates.append(Update(running.ticket, running.question, new, rollout))
+            updates.append(Update(running.ticket, running.question, new, rollout, None if top is None else logprobs))
         return updates
 
     def _stop_end(self, stops: Sequence[str], ids_R: np.ndarray, said: int) -> int | None:
@@ -381,15 +373,14 @@ class Engine:
         return next((end for end in range(said + 1, len(ids) + 1) if has(end)), None) if has(len(ids)) else None
 
     def _cut(self, report: Rollout, first: int, ends: list[int]) -> Rollout:
-        """A question's rows, without what was sampled after a stop string."""
+        """A question's rows, without what came after a stop string, be it the insertion at its last token."""
         rollout = jax.tree.map(lambda x: np.array(x[first : first + len(ends)]), report)
         for row, n in enumerate(ends):
-            if n == rollout.length_B[row]:
-                continue
             tags = rollout.ids_BxR[row, : n - 1].tolist().count(self.options.reattention.open_id)
-            rollout.ids_BxR[row, n:] = self.options.stop_ids[0]
-            rollout.logp_BxR[row, n:] = 0
-            rollout.length_B[row], rollout.stopped_B[row] = n, False
+            if n < rollout.length_B[row]:
+                rollout.ids_BxR[row, n:] = self.options.stop_ids[0]
+                rollout.logp_BxR[row, n:] = 0
+                rollout.length_B[row], rollout.stopped_B[row] = n, False
             rollout.inserted_B[row] = min(tags, rollout.inserted_B[row])
             rollout.skipped_B[row] = min(tags - rollout.inserted_B[row], rollout.skipped_B[row])
             rollout.selected_BxExX[row, rollout.inserted_B[row] :] = False

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from qwenla_jax.data.batching.collate import Buckets
-from qwenla_jax.reattention.options import ReattentionConfig
+from qwenla_jax.reattention.options import ReattentionConfig, row_reattention
+from qwenla_jax.sampling.penalties import RowPenalties
+from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.sample_state import RowSettings
 from qwenla_jax.sampling.slot_sizes import sizes_for
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
@@ -30,6 +34,11 @@ class Request:
       max_new_tokens: longest response; one number, or one a row; None: the engine's.
       reattention: of these questions; None: the engine's. Only an engine whose options are `by_row` takes another.
       stop: a response ends where its text first has one of these.
+      presence_penalty, frequency_penalty: -2 to 2, subtracted from the logit of every token that the response has, once
+        and for each time; the logits then go through temperature, top_k and top_p. 0: nothing.
+      repetition_penalty: above 0, divides the logit of every token that prompt or response has where it is positive,
+        else multiplies it, before the other two. 1: nothing.
+      top_logprobs: updates have each token's log-probability, and so many of the most likely tokens; None: neither.
     """
 
     vision: VisionBatch | VisualTokens
@@ -44,6 +53,10 @@ class Request:
     max_new_tokens: int | np.ndarray | None = None
     reattention: ReattentionConfig | None = None
     stop: Sequence[str] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    top_logprobs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +69,14 @@ class Update:
       ids: new tokens of each row.
       rollout: all of the responses, on the host, once every row has ended; else None. A row that a stop string ended
         has `stopped_B` False, and its last token completes the string.
+      logprobs: of the new tokens of each row, where the request asks for them; else None.
     """
 
     ticket: int
     question: int
     ids: list[list[int]]
     rollout: Rollout | None
+    logprobs: list[list[TokenLogprob]] | None = None
 
 
 def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, decodes: bool) -> None:
@@ -85,6 +100,7 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
         raise ValueError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
     if not options.cuts and (request.top_p < 1 or request.top_k):
         raise ValueError("top_p and top_k: expected an engine that `cuts`")
+    _check_extras(request, options)
     limit_B = np.asarray(options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens)
     if limit_B.min() < 1 or limit_B.max() > options.max_new_tokens or limit_B.shape not in ((), (given,)):
         raise ValueError(
@@ -112,3 +128,46 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
             f"{len(prompts.length_Q)} questions of {sizes} images, patch slots, visual and prompt tokens: expected"
             f" {Q} of {known}"
         )
+
+
+def _check_extras(request: Request, options: SampleOptions) -> None:
+    """Penalties and log-probabilities, which only some engines have."""
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not -2 <= (value := getattr(request, name)) <= 2:
+            raise ValueError(f"{name}: got {value}, expected -2 to 2")
+    if not 0 < request.repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty: got {request.repetition_penalty}, expected a number above 0")
+    neutral = (request.presence_penalty, request.frequency_penalty, request.repetition_penalty) == (0, 0, 1)
+    if not options.penalties and not neutral:
+        raise ValueError("presence_penalty, frequency_penalty, repetition_penalty: expected an engine with `penalties`")
+    asked, most = request.top_logprobs, options.top_logprobs
+    if asked is not None and (most is None or not 0 <= asked <= most):
+        expected = "None from this engine" if most is None else f"0 to {most}, or None"
+        raise ValueError(f"top_logprobs: got {asked}, expected {expected}")
+
+
+def row_settings(request: Request, options: SampleOptions, questions: int) -> RowSettings:
+    """What a request sets for each row of as many questions; on the host. It has been checked, see `check_request`."""
+    G, samples, top = options.group_size, np.asarray(request.samples, np.uint32), request.top_logprobs
+    reattention = request.reattention or dataclasses.replace(options.reattention, by_row=False)
+    each = lambda value, dtype: np.full(questions * G, value, dtype)  # noqa: E731
+    sample_B, limit_B = each(0, np.uint32), each(1, np.int32)
+    sample_B[: len(samples)] = samples
+    limit_B[: len(samples)] = options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+    penalties = (
+        each(request.presence_penalty, np.float32),
+        each(request.frequency_penalty, np.float32),
+        each(min(request.repetition_penalty, 1e30), np.float32),  # finite in float32
+    )
+    return RowSettings(
+        each(request.seed, np.uint32),
+        each(request.step, np.uint32),
+        sample_B,
+        each(request.temperature, np.float32),
+        each(request.top_p, np.float32),
+        each(min(request.top_k, 2**31 - 1), np.int32),
+        limit_B,
+        row_reattention(reattention, request.prompts, G),
+        RowPenalties(*penalties) if options.penalties else None,
+        None if options.top_logprobs is None else each(-1 if top is None else top, np.int32),
+    )

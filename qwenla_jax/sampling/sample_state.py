@@ -10,6 +10,8 @@ from flax import struct
 
 from qwenla_jax.model.pages import Pages
 from qwenla_jax.reattention.options import RowReattention
+from qwenla_jax.sampling.penalties import RowPenalties, TokenCounts
+from qwenla_jax.sampling.recent_logprobs import RecentLogprobs
 from qwenla_jax.types import PromptBatch, Rollout
 
 
@@ -23,6 +25,9 @@ class RowSettings:
       top_k_B: int32, 0 for the whole vocabulary.
       limit_B: int32, most tokens of the row's response.
       reattention: of each row.
+      penalties: of each row; None in programs without them.
+      top_logprobs_B: int32, alternatives that the row's tokens are reported with; -1: no log-probabilities are; None in
+        programs without them.
     """
 
     seed_B: Any
@@ -33,6 +38,8 @@ class RowSettings:
     top_k_B: Any
     limit_B: Any
     reattention: RowReattention
+    penalties: RowPenalties | None = None
+    top_logprobs_B: Any = None
 
 
 @struct.dataclass
@@ -53,6 +60,8 @@ class SampleState:
       pending_B: bool, the row has sampled a tag whose insertion is yet to run.
       closing_B: bool, the row's next token is forced to be `</REFLECTION>`.
       rollout: the growing responses. A row that is not in use has stopped.
+      counts: which tokens have been; None without penalties.
+      logprobs: of the last tokens; None where none are reported.
     """
 
     prompts: PromptBatch
@@ -66,6 +75,8 @@ class SampleState:
     pending_B: jax.Array
     closing_B: jax.Array
     rollout: Rollout
+    counts: TokenCounts | None = None
+    logprobs: RecentLogprobs | None = None
 
     @property
     def live_B(self) -> jax.Array:

@@ -24,6 +24,7 @@ class SlotSizes:
       visual: Z, most visual tokens of a request.
       block: X and N of `ReinsertedImages`; 0 where nothing is inserted.
       insertions: ascending slots that insertions are padded to; the last is enough for all. Empty: nothing is inserted.
+      reported: most tokens of a row in one loop; 0 where no log-probabilities are reported.
     """
 
     questions: int
@@ -31,6 +32,7 @@ class SlotSizes:
     visual: int
     block: tuple[int, int] = (0, 0)
     insertions: tuple[int, ...] = ()
+    reported: int = 0
 
     def cache(self, options: SampleOptions) -> int:
         """Slots of a row's own tokens: the longest response with all its insertions."""

@@ -18,7 +18,9 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.parallel.distributed import is_multiprocess
 from qwenla_jax.parallel.sharding import batch_sharding, replicated
 from qwenla_jax.reattention.options import RowReattention, row_reattention
+from qwenla_jax.sampling.penalties import RowPenalties, first_counts
 from qwenla_jax.sampling.prefill import encode_prompts
+from qwenla_jax.sampling.recent_logprobs import RecentLogprobs, no_logprobs
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import RowSettings, SampleState
 from qwenla_jax.sampling.slot_sizes import SlotSizes, empty_prompts
@@ -56,7 +58,8 @@ class SlotPrograms(NamedTuple):
       prefill: (params, vision or VisualTokens, prompts) -> Prefilled.
       insert: (state, Prefilled, RowSettings and used_B of its rows, slot_Q) -> state; slot_Q int32 is the slot of each
         question within its shard, or a number beyond them for none.
-      decode: (params, state, bias, cancelled_B, steps, awaited_Q) -> state, Rollout of all rows, live_B.
+      decode: (params, state, bias, cancelled_B, steps, awaited_Q) -> state, Rollout of all rows, live_B, and their
+        RecentLogprobs, or None where none are reported.
     """
 
     empty: Any
@@ -92,7 +95,7 @@ def slot_programs(
         jax.jit(
             make.decode,
             in_shardings=(params, state, whole, rows, whole, rows),
-            out_shardings=(state, *[whole if is_multiprocess() else rows] * 2),  # every process reads all rows
+            out_shardings=(state, *[whole if is_multiprocess() else rows] * 3),  # every process reads all rows
             donate_argnums=1,
         ),
     )
@@ -194,18 +197,18 @@ class _Functions:
         cancelled_B: jax.Array,
         steps: jax.Array,
         awaited_Q: jax.Array,
-    ) -> tuple[SampleState, Rollout, jax.Array]:
+    ) -> tuple[SampleState, Rollout, jax.Array, RecentLogprobs | None]:
         rollout = dataclasses.replace(state.rollout, stopped_B=state.rollout.stopped_B | cancelled_B)
         state = dataclasses.replace(state, pending_B=state.pending_B & ~cancelled_B, rollout=rollout)
         sizes = self._sizes.insertions
         state = decode_tokens(self._model, self._options, sizes, params, logit_bias_V, state, steps, awaited_Q)
-        return state, state.rollout, state.live_B
+        return state, state.rollout, state.live_B, state.logprobs
 
     def empty(self) -> SampleState:
         config, options, sizes = self._model.config, self._options, self._sizes
         B = sizes.questions * options.group_size
         first = functools.partial(first_state, config, options, sizes)
-        shapes = jax.eval_shape(lambda: first(_no_questions(config, sizes), no_rows(B), jnp.zeros((B,), bool)))
+        shapes = jax.eval_shape(lambda: first(_no_questions(config, sizes), no_rows(B, options), jnp.zeros((B,), bool)))
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # of limit 0: no row is live
 
 
@@ -226,10 +229,12 @@ def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
     return Prefilled(empty_prompts(sizes, Q), zeros(Q, text.hidden_size), prefix, zeros(Q, P, text.hidden_size))
 
 
-def no_rows(rows: int) -> RowSettings:
+def no_rows(rows: int, options: SampleOptions) -> RowSettings:
     """Settings of rows that are not used."""
     u, i, f, no = (jnp.zeros((rows,), dtype) for dtype in (jnp.uint32, jnp.int32, jnp.float32, bool))
-    return RowSettings(u, u, u, f, f, i, i, RowReattention(i, i, i, no))
+    penalties = RowPenalties(f, f, f) if options.penalties else None
+    top = None if options.top_logprobs is None else i
+    return RowSettings(u, u, u, f, f, i, i, RowReattention(i, i, i, no), penalties, top)
 
 
 def first_state(
@@ -275,6 +280,8 @@ def first_state(
             skipped_B=zero_B,
             selected_BxExX=jnp.zeros((B, E, X), bool),
         ),
+        counts=first_counts(prefilled.prompts, G, text.vocab_size, R) if options.penalties else None,
+        logprobs=None if options.top_logprobs is None else no_logprobs(B, sizes.reported, options.top_logprobs),
     )
 
 

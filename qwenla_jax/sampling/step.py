@@ -13,7 +13,9 @@ from qwenla_jax.reattention.block import Inserted
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.reattention.route import select
 from qwenla_jax.reattention.splice import embed_with_sources, insertion
+from qwenla_jax.sampling.penalties import counted, penalized
 from qwenla_jax.sampling.prefill import text_positions
+from qwenla_jax.sampling.recent_logprobs import with_logprobs
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import RowSubset, SampleState
 from qwenla_jax.sampling.token import sample_token, token_keys
@@ -37,10 +39,18 @@ def decode_step(
     logits_BxV = logits_of(params, state.hidden_BxD)
     keys_B = token_keys(rows.seed_B, rows.step_B, rows.sample_B, rollout.length_B)
     draws = rows.temperature_B, rows.top_p_B, rows.top_k_B, keys_B
-    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, *draws, options.cuts)
+    counts, recent, penalized_BxV = state.counts, state.logprobs, None
+    if counts is not None and rows.penalties is not None:
+        penalized_BxV = penalized(logits_BxV, counts, rows.penalties, state.live_B)
+    ids_B, logp_B = sample_token(logits_BxV, logit_bias_V, *draws, options.cuts, penalized_BxV)
     active_B = state.live_B & ~state.pending_B
     forced_B = active_B & state.closing_B
     ids_B = jnp.where(forced_B, reattention.close_id, ids_B)
+    if counts is not None:
+        counts = counted(counts, ids_B, active_B)
+    if recent is not None:
+        own_BxV = logits_BxV + logit_bias_V
+        recent = with_logprobs(recent, own_BxV, ids_B, rollout.length_B, rows.top_logprobs_B, active_B)
     here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == rollout.length_B[:, None])
     length_B = rollout.length_B + active_B
     more_B = length_B < rows.limit_B
@@ -79,6 +89,8 @@ def decode_step(
             stopped_B=rollout.stopped_B | stops_B,
             skipped_B=rollout.skipped_B + (tag_B & ~pending_B & (rows.reattention.allowed_B >= 0)),
         ),
+        counts=counts,
+        logprobs=recent,
     )
 
 

@@ -144,6 +144,7 @@ def sample_token(
     top_k_B: jax.Array,
     keys_B: jax.Array,
     cuts: bool = True,
+    penalized_BxV: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token a row.
 
@@ -155,13 +156,17 @@ def sample_token(
       top_k_B: int32, so many of the most likely tokens, before top_p; 0: all.
       keys_B: one key a row.
       cuts: static; False: top_p and top_k are 1 and 0 in all rows.
+      penalized_BxV: float32, the logits after penalties, which the token is drawn from; None: those without.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
-      top-k and top-p; at temperature 0 under temperature 1.
+      penalties, top-k and top-p; at temperature 0 under temperature 1.
     """
     greedy_B = temperature_B == 0
-    logits_BxV = (logits_BxV + logit_bias_V) / jnp.where(greedy_B, 1.0, temperature_B)[:, None]
+    scaled = lambda x: (x + logit_bias_V) / jnp.where(greedy_B, 1.0, temperature_B)[:, None]  # noqa: E731
+    own_BxV = logits_BxV = scaled(logits_BxV)
+    if penalized_BxV is not None:
+        logits_BxV = scaled(penalized_BxV)
 
     def cut(logits_BxV: jax.Array) -> jax.Array:
         kept_BxV = most_likely(logits_BxV, top_k_B[:, None])
@@ -177,5 +182,5 @@ def sample_token(
     best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     sampled_B = jax.lax.cond(jnp.all(greedy_B), lambda x: best_B, drawn_B, logits_BxV)
     token_B = jnp.where(greedy_B, best_B, sampled_B)
-    chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, chosen_B - jax.nn.logsumexp(logits_BxV, axis=-1)
+    chosen_B = jnp.take_along_axis(own_BxV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, chosen_B - jax.nn.logsumexp(own_BxV, axis=-1)

@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 
 from qwenla_jax.serve.chat_answer import ChatAnswer
 from qwenla_jax.serve.chat_prompt import to_example
-from qwenla_jax.serve.engine_loop import EngineLoop, Question, check_offered, to_question
+from qwenla_jax.serve.engine_loop import EngineLoop, Question, to_question
 from qwenla_jax.serve.prometheus import ServerMetrics
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, parse_request, unknown_model
 from qwenla_jax.serve.serve_options import ServeOptions
@@ -190,7 +190,6 @@ class _Server:
             data = await asyncio.wait_for(self._body(request, held), BODY_SECONDS)
             chat = await asyncio.to_thread(parse_request, data, self._options)
             del data
-            check_offered(chat)
             return await self._while_connected(request, self._answer(chat, held, arrived))
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
+from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.serve.content import AnswerText, answer_so_far, whole_answer
 from qwenla_jax.serve.engine_loop import Part, Question, Served, insertion_summary, insertions_in_full
 from qwenla_jax.serve.protocol import ChatRequest
 from qwenla_jax.text.response_format import parse
+from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import Rollout
 
 _CONCLUSION = "<CONCLUSION>"
@@ -22,6 +25,8 @@ class _Choice:
         self.text = AnswerText(served.tok, chat.stop)
         self.rollout: Rollout | None = None
         self.extras: dict[str, Any] = {}
+        self.logprobs: list[dict[str, Any]] = []  # of the tokens before the stop token
+        self.reported = 0  # of those, in parts of a stream
         self.sent: tuple[str, str] = ("", "")  # reasoning and content
 
     @property
@@ -62,6 +67,8 @@ class ChatAnswer:
         """Adds what an answer got."""
         choice = self._choices[part.choice]
         choice.text.add(part.ids, part.rollout is not None)
+        if part.logprobs is not None:
+            choice.logprobs += self._logprobs(part.ids, part.logprobs)
         choice.rollout = part.rollout
         if part.rollout is None:
             return
@@ -78,7 +85,7 @@ class ChatAnswer:
             reasoning, content = whole_answer(choice.text.text, self._form)
             message = {"role": "assistant", "content": content or choice.text.raw(), "refusal": None}
             message |= _reasoning(reasoning or None) | choice.extras
-            logprobs = self._logprobs(choice) if self.chat.logprobs else None
+            logprobs = _content(choice.logprobs) if self.chat.logprobs else None
             result.append({"index": number, "message": message, "logprobs": logprobs, "finish_reason": choice.reason})
         return result
 
@@ -88,7 +95,7 @@ class ChatAnswer:
             yield _chunk(number, {"role": "assistant", "content": ""})
 
     def chunks(self, number: int) -> Iterator[dict[str, Any]]:
-        """What is new of one answer."""
+        """What is new of one answer. The first has the log-probabilities of all tokens since those before."""
         choice = self._choices[number]
         ended = choice.rollout is not None
         now = answer_so_far(choice.text.text, self._form, ended)
@@ -96,12 +103,17 @@ class ChatAnswer:
             now = now[0], choice.text.raw()
         reasoning, content = (new[len(old) :] for new, old in zip(now, choice.sent, strict=True))
         choice.sent = now
+        chunks = []
         if reasoning:
-            yield _chunk(number, _reasoning(reasoning))
+            chunks.append(_chunk(number, _reasoning(reasoning)))
         if content:
-            yield _chunk(number, {"content": content})
+            chunks.append(_chunk(number, {"content": content}))
         if ended:
-            yield _chunk(number, choice.extras, choice.reason)
+            chunks.append(_chunk(number, choice.extras, choice.reason))
+        if chunks and choice.reported < len(choice.logprobs):
+            chunks[0]["logprobs"] = _content(choice.logprobs[choice.reported :])
+            choice.reported = len(choice.logprobs)
+        yield from chunks
 
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompt and of all answers; inserted tokens do not count."""
@@ -132,17 +144,28 @@ class ChatAnswer:
         ended = [choice.rollout for choice in self._choices if choice.rollout is not None]
         return sum(int(one.inserted_B[0]) for one in ended), sum(int(one.skipped_B[0]) for one in ended)
 
-    def _logprobs(self, choice: _Choice) -> dict[str, Any]:
-        assert choice.rollout is not None
-        tok, content = self._served.tok, []
-        for i, logp in zip(choice.text.ids, choice.rollout.logp_BxR[0].tolist(), strict=False):
+    def _logprobs(self, ids: list[int], logprobs: list[TokenLogprob]) -> Iterator[dict[str, Any]]:
+        """Of tokens up to a stop token, which has none."""
+        tok = self._served.tok
+        for i, token in zip(ids, logprobs, strict=True):
             if i in tok.ids.stop():
-                break
-            token = tok.decode([i])
-            whole = "\N{REPLACEMENT CHARACTER}" not in token
-            data = list(token.encode()) if whole else None
-            content.append({"token": token, "logprob": logp, "bytes": data, "top_logprobs": []})
-        return {"content": content, "refusal": None}
+                return
+            top = [_token(tok, other, logprob) for other, logprob in token.top]
+            yield _token(tok, i, token.logprob) | {"top_logprobs": top}
+
+
+def _token(tok: Tokenizer, index: int, logprob: float) -> dict[str, Any]:
+    text, data = _texts(tok, index)
+    return {"token": text, "logprob": logprob, "bytes": list(data)}
+
+
+@functools.lru_cache(maxsize=2**18)  # every token of the vocabulary comes again and again
+def _texts(tok: Tokenizer, index: int) -> tuple[str, bytes]:
+    return tok.decode([index]), tok.token_bytes(index)
+
+
+def _content(logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"content": logprobs, "refusal": None}
 
 
 def _reasoning(text: str | None) -> dict[str, Any]:

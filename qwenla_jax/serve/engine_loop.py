@@ -20,6 +20,7 @@ from qwenla_jax.inference.ask import check_checkpoint, insertions_of, selected_c
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.recent_logprobs import MOST_TOP_LOGPROBS, TokenLogprob
 from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
@@ -33,8 +34,6 @@ from qwenla_jax.weights.hf import Checkpoint
 STEPS = 8  # tokens between two reports to the clients
 PREPARING = 2  # requests whose images are decoded at a time
 STOP_SECONDS = 5  # that the end waits for a loop of decoding
-# What a request may set where the engine's `Request` has a field for it; the value that changes nothing.
-_WHERE_OFFERED = {"top_k": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 
 
 class Part(NamedTuple):
@@ -44,12 +43,14 @@ class Part(NamedTuple):
       choice: its number.
       ids: new tokens.
       rollout: of this answer alone, once it has ended; else None.
+      logprobs: of the new tokens, where they are asked for; else None.
       error: why there will be no more.
     """
 
     choice: int
     ids: list[int]
     rollout: Rollout | None
+    logprobs: list[TokenLogprob] | None = None
     error: Exception | None = None
 
 
@@ -112,25 +113,14 @@ def build(checkpoint: Checkpoint, options: ServeOptions) -> Served:
         close_id=ids.reflection_close,
         by_row=True,
     )
-    sampling = SampleOptions(1, length, 0.0, 1.0, ids.stop(), reattention)
+    sampling = SampleOptions(
+        1, length, 0.0, 1.0, ids.stop(), reattention, penalties=True, top_logprobs=MOST_TOP_LOGPROBS
+    )
     bias_V = suppression_bias(checkpoint.config.text.vocab_size, tok.vocab_size, ids.suppressed())
     decode = lambda ids: without_stop_tokens(tok, ids)  # noqa: E731
     model, params = checkpoint
     engine = Engine(model, params, sampling, buckets, slots, bias_V, STEPS, decode=decode)
     return Served(checkpoint, tok, processor, layout, buckets, reattention, engine)
-
-
-def check_offered(chat: ChatRequest) -> None:
-    """Raises ApiError for a setting that the engine cannot honour yet."""
-    offered = {field.name for field in dataclasses.fields(Request)}
-    for name, neutral in _WHERE_OFFERED.items():
-        no_effect = getattr(chat, name) == neutral or (name == "top_k" and chat.temperature == 0)
-        if name not in offered and not no_effect:
-            raise invalid(name, f"only {neutral:g} is supported", "unsupported_parameter")
-    if chat.top_logprobs:
-        raise invalid("top_logprobs", "only 0 is supported", "unsupported_parameter")
-    if chat.logprobs and chat.stream:
-        raise invalid("logprobs", "it is not supported in a stream", "unsupported_parameter")
 
 
 def to_question(chat: ChatRequest, example: Example, served: Served, rng: random.Random) -> Question:
@@ -147,7 +137,6 @@ def to_question(chat: ChatRequest, example: Example, served: Served, rng: random
         vision, prompts = collate_prompts([example], served.buckets, 1, _block(served))
     except ValueError as error:
         raise invalid("messages", str(error)) from error
-    offered = {field.name for field in dataclasses.fields(Request)}
     asked = dataclasses.replace(
         served.reattention,
         by_row=False,
@@ -162,10 +151,14 @@ def to_question(chat: ChatRequest, example: Example, served: Served, rng: random
         seed=seed,
         temperature=chat.temperature,
         top_p=chat.top_p,
+        top_k=chat.top_k,
         max_new_tokens=min(chat.max_tokens or most, most - length),
         reattention=asked,
         stop=chat.stop,
-        **{name: getattr(chat, name) for name in _WHERE_OFFERED if name in offered},
+        presence_penalty=chat.presence_penalty,
+        frequency_penalty=chat.frequency_penalty,
+        repetition_penalty=chat.repetition_penalty,
+        top_logprobs=chat.top_logprobs if chat.logprobs else None,
     )
     return Question([dataclasses.replace(request, samples=(number,)) for number in range(chat.n)], example)
 
@@ -341,7 +334,9 @@ class EngineLoop:
         self.served, self.failure = served, failure
         if state == "failed":
             gone = ApiError(500, "the model has failed", code="failed")
-            self._deliver([(q, Part(choice, [], None, gone)) for q in list(self._questions) for choice in list(q.open)])
+            self._deliver(
+                [(q, Part(choice, [], None, error=gone)) for q in list(self._questions) for choice in list(q.open)]
+            )
             self._on_failed()
 
     # From here on: the engine's thread.
@@ -357,7 +352,8 @@ class EngineLoop:
                 parts = []
                 for update in updates:
                     question, choice = owners[update.ticket]
-                    parts.append((question, Part(choice, update.ids[0], update.rollout)))
+                    logprobs = None if update.logprobs is None else update.logprobs[0]
+                    parts.append((question, Part(choice, update.ids[0], update.rollout, logprobs)))
                     if update.rollout is not None:
                         del owners[update.ticket]
                 self._call(self._deliver, parts)
@@ -384,7 +380,7 @@ class EngineLoop:
                     ticket = engine.submit(request)
                 except ValueError as error:
                     refused = invalid("messages", str(error))
-                    self._call(self._deliver, [(question, Part(choice, [], None, refused))])
+                    self._call(self._deliver, [(question, Part(choice, [], None, error=refused))])
                 else:
                     question.tickets.append(ticket)
                     owners[ticket] = question, choice

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from qwenla_jax.config.shared_options import MODES
+from qwenla_jax.sampling.recent_logprobs import MOST_TOP_LOGPROBS
 from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.utils.unicode import half_character
 
@@ -63,11 +65,11 @@ class ChatRequest:
       n: answers.
       max_tokens: longest answer; None: as long as the context allows.
       temperature, top_p: as in `sampling.engine.Request`.
-      top_k: 0: all tokens.
+      top_k: 0 for all tokens.
       presence_penalty, frequency_penalty, repetition_penalty: 0, 0 and 1 change nothing.
       seed: 0 to 2**32 - 1, or None.
       stop: texts.
-      logprobs: whether log-probabilities are asked for, and `top_logprobs` of how many other tokens.
+      logprobs: whether log-probabilities are asked for, and `top_logprobs` of how many of the most likely tokens.
       stream, include_usage: whether the answer is streamed, and the usage with it.
       mode, keep_ratio, max_insertions: of re-attention.
       return_reattention: whether the answer has its insertions in full.
@@ -125,10 +127,13 @@ def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
     top_k = _number(body, "top_k", 0, -1, whole=True)
     seed = _number(body, "seed", None, whole=True)
     logprobs = _flag(body, "logprobs")
-    top_logprobs = _number(body, "top_logprobs", 0, 0, 20, whole=True)
+    top_logprobs = _number(body, "top_logprobs", 0, 0, MOST_TOP_LOGPROBS, whole=True)
     if top_logprobs and not logprobs:
         raise invalid("top_logprobs", "expected logprobs: true with it")
     temperature = _number(body, "temperature", 1.0, 0, 1e6)
+    repetition_penalty = _number(body, "repetition_penalty", 1.0, 0)
+    if repetition_penalty == 0:
+        raise invalid("repetition_penalty", "expected a number above 0")
     return ChatRequest(
         model=model,
         messages=messages,
@@ -139,7 +144,7 @@ def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
         top_k=max(top_k, 0),
         presence_penalty=_number(body, "presence_penalty", 0.0, -2, 2),
         frequency_penalty=_number(body, "frequency_penalty", 0.0, -2, 2),
-        repetition_penalty=_number(body, "repetition_penalty", 1.0, 1e-3, 1e3),
+        repetition_penalty=repetition_penalty,
         seed=None if seed is None else seed % 2**32,
         stop=_stops(body.get("stop")),
         logprobs=logprobs,
@@ -193,7 +198,7 @@ def _number(
     inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if whole and inside and isinstance(value, float):
         inside, value = value.is_integer(), int(value) if math.isfinite(value) else value
-    if not inside or (isinstance(value, float) and not math.isfinite(value)):
+    if not inside or (not whole and abs(value) > sys.float_info.max):  # a whole number may be, and infinity is
         bounds = (
             f"{'' if low == -math.inf else f' of at least {low:g}'}{'' if high == math.inf else f', at most {high:g}'}"
         )

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -19,6 +20,11 @@ from qwenla_jax.utils.json_files import read_bytes, read_object
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+# How byte-level BPE writes bytes: those that print as themselves, the others, in order, as characters from U+0100 on.
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTED)
+_BYTES = MappingProxyType({**{chr(b): b for b in _PRINTED}, **{chr(256 + n): b for n, b in enumerate(_OTHERS)}})
 
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.json")
 _TEXT_FILES = ("merges.txt", "chat_template.jinja")
@@ -43,6 +49,7 @@ class Tokenizer:
         self._backend = backend
         self._config = dict(config or {})
         spec = json.loads(backend.to_str())
+        self._added = frozenset(token["id"] for token in spec["added_tokens"])
         spec["added_tokens"] = []
         # Without its added tokens the same BPE takes "<|image_pad|>" for eleven ordinary characters or so.
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -110,6 +117,14 @@ class Tokenizer:
         """
         kept = [int(index) for index in ids if not (skip_special and int(index) in self._control)]
         return self._backend.decode(kept, skip_special_tokens=False)
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of a token, which may be some of a character's; joined they are the text of the tokens.
+
+        An id beyond the vocabulary gives nothing.
+        """
+        token = self._backend.id_to_token(index) or ""
+        return token.encode() if index in self._added else bytes(_BYTES[char] for char in token)
 
     def with_tags(self) -> "Tokenizer":
         """This tokenizer with the ten tags as single tokens at the next free ids (a tag that is there keeps its id).

@@ -1,5 +1,6 @@
 """The engine: a row's bits under any schedule, the trainer's draws, no compilation, and what a mistake would do."""
 
+import collections
 import dataclasses
 import functools
 import os
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, VOCAB, looking_questions, small_model
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model import pages
@@ -36,7 +39,10 @@ MODES = (
     dataclasses.replace(COPY, mode="route", keep_ratio=0.3, max_inserted_tokens=8),
 )
 DRAWS = ((0.0, 1.0), (0.7, 0.9), (1.0, 1.0))
-OPTIONS = SampleOptions(G, R, 0.0, 1.0, (STOP, 95), dataclasses.replace(COPY, mode="route", by_row=True))
+PENALTIES = ((0.0, 0.0, 1.0), (0.7, 0.4, 1.0), (0.0, 0.0, 1.5), (-0.3, -0.2, 0.8))  # presence, frequency, repetition
+TOP = (None, 3, 0, 5)
+BY_ROW = dataclasses.replace(COPY, mode="route", by_row=True)
+OPTIONS = SampleOptions(G, R, 0.0, 1.0, (STOP, 95), BY_ROW, penalties=True, top_logprobs=5)
 BUCKETS = Buckets((IMAGES,), (16,), (4,), (24,), (48,), images=IMAGES, patch_values=96)
 
 
@@ -65,6 +71,7 @@ def request(number):
     q = number % QUESTIONS
     temperature, top_p = DRAWS[number % len(DRAWS)]
     rows = 1 + number % G
+    presence, frequency, repetition = PENALTIES[number // 2 % len(PENALTIES)]
     return Request(
         *alone(q),
         samples=[q * G + row for row in range(rows)],
@@ -73,6 +80,10 @@ def request(number):
         top_p=top_p,
         max_new_tokens=(R, 9, 17)[number // 3 % 3],
         reattention=MODES[number // 2 % len(MODES)],
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        repetition_penalty=repetition,
+        top_logprobs=TOP[number // 3 % len(TOP)],
     )
 
 
@@ -98,11 +109,32 @@ def few_pages_a_round():
         yield
 
 
+def until_it_ends(one, asked):
+    """What a request's updates come to: its rollout, and the log-probabilities of its rows."""
+    one.submit(asked)
+    logprobs = None
+    while True:
+        (update,) = one.step()
+        logprobs = joined(logprobs, update.logprobs)
+        if update.rollout is not None:
+            return update.rollout, logprobs
+
+
+def joined(rows, new):
+    """The log-probabilities of rows with what is new of them; None where none were asked for."""
+    return new if new is None or rows is None else [old + more for old, more in zip(rows, new, strict=True)]
+
+
 @functools.cache
-def reference(page=8):
+def told(page=8):
     """Every request by itself, one after the other."""
     one = engine(page=page)
-    return [next(one.run([request(n)]))[2] for n in range(REQUESTS)]
+    return [until_it_ends(one, request(n)) for n in range(REQUESTS)]
+
+
+@functools.cache
+def reference(page=8):
+    return [rollout for rollout, _ in told(page)]
 
 
 def same_bits(got, want):
@@ -112,7 +144,7 @@ def same_bits(got, want):
 def run_schedule(one, rng):
     """Requests that arrive at random times; some are cancelled. Returns ended ones by number, and the cancelled."""
     order = rng.permutation(REQUESTS).tolist()
-    tickets, ended, cancelled, streamed = {}, {}, set(), {}
+    tickets, ended, cancelled, streamed, logprobs = {}, {}, set(), {}, {}
     while order or one.busy:
         for _ in range(min(len(order), int(rng.integers(0, 4)))):
             number = order.pop()
@@ -128,8 +160,9 @@ def run_schedule(one, rng):
             rows = streamed.setdefault(number, [[] for _ in update.ids])
             for row, ids in zip(rows, update.ids, strict=True):
                 row += ids
+            logprobs[number] = joined(logprobs.get(number), update.logprobs)
             if update.rollout is not None:
-                ended[number] = update.rollout
+                ended[number] = update.rollout, logprobs[number]
                 for row, ids, n in zip(rows, update.rollout.ids_BxR, update.rollout.length_B, strict=True):
                     assert row == ids[:n].tolist()
     return ended, cancelled
@@ -139,7 +172,7 @@ def differing(one, seed, page=8):
     """Requests whose bits are not those of the reference, and how many ended."""
     ended, cancelled = run_schedule(one, np.random.default_rng(seed))
     assert set(ended) | cancelled == set(range(REQUESTS)) and not set(ended) & cancelled
-    return {number for number, got in ended.items() if not same_bits(got, reference(page)[number])}, len(ended)
+    return {number for number, got in ended.items() if not same_bits(got, told(page)[number])}, len(ended)
 
 
 @pytest.mark.parametrize("page", [8, 64], ids=["pages", "whole rows"])
@@ -206,21 +239,38 @@ def drawn(logits_NxV, one, uniform_Nx2):
     return np.asarray(draw(logits_NxV if one.top_p == 1 else nucleus(logits_NxV, one.top_p), uniform_Nx2))
 
 
+def penalized(logits_NxV, one, row_R):
+    """The logits that each of a row's tokens is drawn by: transformers' processor, then OpenAI's formula."""
+    prompt, out_NxV = one.prompts.ids_QxP[0, : one.prompts.length_Q[0]], np.array(logits_NxV)
+    repetition = RepetitionPenaltyLogitsProcessor(one.repetition_penalty)
+    for n, logits_V in enumerate(out_NxV):
+        before = np.concatenate([prompt, row_R[:n]]).astype(np.int64)
+        logits_V[:] = repetition(torch.tensor(before[None]), torch.tensor(logits_V[None]))[0]
+        for token, count in collections.Counter(row_R[:n].tolist()).items():
+            logits_V[token] -= one.presence_penalty + count * one.frequency_penalty
+    return out_NxV
+
+
 def test_the_trainers_pass_and_the_rows_keys_give_every_draw():
-    """But at ties: where a random number that differs by 1e-5 of itself draws the sampled token."""
+    """But at ties: where a random number that differs by 1e-5 of itself draws the sampled token.
+
+    Log-probabilities are those before the penalties; in updates of the model's own distribution, with the most likely.
+    """
     params = model()[1]
-    sampled = ties = forced = insertions = 0
+    sampled = ties = forced = insertions = moved = alternatives = 0
     for number in range(REQUESTS):
-        one, rollout = request(number), reference()[number]
+        one, (rollout, reported) = request(number), told()[number]
         length_B, ids_BxR = rollout.length_B, rollout.ids_BxR
         given = (one.vision, one.prompts, ids_BxR)
         own = {"length_B": length_B, "selected_BxExX": rollout.selected_BxExX} if one.reattention.inserts else {}
-        logits_BxRxV = np.asarray(logits_of(params, states(one.reattention)(params, *given, **own))) + BIAS
+        logits_BxRxV = np.asarray(logits_of(params, states(one.reattention)(params, *given, **own)))
         forced_BxR = np.asarray(forced_tokens(one.reattention, one.prompts, ids_BxR, length_B))
         insertions += int(rollout.inserted_B.sum())
         for row, sample in enumerate(one.samples):
             t = np.arange(length_B[row])
-            ids, logits = ids_BxR[row, t], jnp.asarray(logits_BxRxV[row, t])
+            ids, own_RxV = ids_BxR[row, t], jnp.asarray(logits_BxRxV[row, t] + BIAS)
+            logits = jnp.asarray(penalized(logits_BxRxV[row, t], one, ids) + BIAS)
+            moved += int((np.argmax(logits, -1) != np.argmax(own_RxV, -1)).sum())
             keys = token_keys(*(np.full(len(t), x, np.uint32) for x in (one.seed, one.step, sample)), t)
             u = uniforms(keys)
             draws = [drawn(logits, one, u * factor) for factor in (1, 1 - 1e-5, 1 + 1e-5)]
@@ -229,9 +279,19 @@ def test_the_trainers_pass_and_the_rows_keys_give_every_draw():
             ties += int((draws[0] != ids)[free].sum())
             sampled, forced = sampled + int(free.sum()), forced + int((~free).sum())
             scale = one.temperature or 1.0
-            logp = np.asarray(jax.nn.log_softmax(logits / scale))[t, ids]
+            logp = np.asarray(jax.nn.log_softmax(own_RxV / scale))[t, ids]
             np.testing.assert_allclose(rollout.logp_BxR[row, t][free], logp[free], atol=1e-5)
-    assert sampled > 250 and ties <= 1 and forced > 0 and insertions > 20
+            assert (reported is None) == (one.top_logprobs is None)
+            if reported is not None:
+                model_RxV = np.asarray(jax.nn.log_softmax(own_RxV))
+                np.testing.assert_allclose([each.logprob for each in reported[row]], model_RxV[t, ids], atol=1e-5)
+                for each, logp_V in zip(reported[row], model_RxV, strict=True):
+                    top, values = ([pair[i] for pair in each.top] for i in (0, 1))
+                    assert len(set(top)) == one.top_logprobs
+                    np.testing.assert_allclose(values, logp_V[top], atol=1e-5)
+                    np.testing.assert_allclose(values, np.sort(logp_V)[::-1][: one.top_logprobs], atol=1e-5)
+                    alternatives += len(top)
+    assert sampled > 250 and ties <= 1 and forced > 0 and insertions > 20 and moved > 50 and alternatives > 300
 
 
 def neighbours_keys(monkeypatch):
@@ -263,14 +323,22 @@ def stale_cache_row(monkeypatch):
     monkeypatch.setattr(slots, "put_slots", stale)
 
 
-@pytest.mark.parametrize("mistake", [neighbours_keys, insertion_of_another_row, slot_off_by_one, stale_cache_row])
+def stale_counts(monkeypatch):
+    put = slots.put_slots
+    monkeypatch.setattr(slots, "put_slots", lambda state, *rest: put(state, *rest).replace(counts=state.counts))
+
+
+INSERTED = (slot_off_by_one, stale_cache_row, stale_counts)
+
+
+@pytest.mark.parametrize("mistake", [neighbours_keys, insertion_of_another_row, *INSERTED])
 def test_a_mistake_changes_bits(mistake, monkeypatch):
     one = engine()
     wrong = lambda: {n for n, _, got in one.run(map(request, range(REQUESTS))) if not same_bits(got, reference()[n])}  # noqa: E731
     assert not wrong()
     mistake(monkeypatch)
     broken = slots._programs_alone.__wrapped__(model()[0].config, one.options, one._sizes)
-    which = "insert" if mistake in (slot_off_by_one, stale_cache_row) else "decode"
+    which = "insert" if mistake in INSERTED else "decode"
     one._programs = one._programs._replace(**{which: getattr(broken, which)})
     assert wrong()
 
@@ -282,7 +350,13 @@ def test_memory_is_that_of_slots_and_buckets():
     layers, heads, size, width, prompt = 2, 2, 8, 32, 24
     row = -(-(most + 2 * 12) // 64) * 64  # two insertions of 12 slots; pages of 64
     keys = 2 * layers * heads * size * 4 * (slots * prompt + slots * G * row)
-    known = keys + slots * prompt * width * 4
+    counts = slots * VOCAB + slots * G * VOCAB * 2  # a byte of each prompt's tokens, two of each row's
+    reported = slots * G * one._steps * (4 + 5 * 8)
+    known = keys + slots * prompt * width * 4 + counts + reported
+    without = dataclasses.replace(OPTIONS, max_new_tokens=most, penalties=False, top_logprobs=None)
+    fields = slots * G * 4 * 4  # three penalties and the number of alternatives
+    smaller = Engine(*model(), without, BUCKETS, slots, BIAS).state_bytes
+    assert one.state_bytes - smaller == counts + reported + fields
     assert known < one.state_bytes < 1.1 * known
     flags = lambda n: jax.ShapeDtypeStruct((n,), bool)  # noqa: E731
     state, steps = jax.eval_shape(one._programs.empty), jax.ShapeDtypeStruct((), np.int32)
@@ -293,20 +367,27 @@ def test_memory_is_that_of_slots_and_buckets():
 
 
 def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():
-    numbers = [n for n in range(REQUESTS) if reference()[n].inserted_B[0] == 2]
-    want, number = reference()[numbers[0]], numbers[0]
-    ids = want.ids_BxR[0, : want.length_B[0]].tolist()
-    second = [i for i, token in enumerate(ids) if token == OPEN][1]
-    end = next(i for i in range(second - 1, 0, -1) if ids[i] not in ids[:i]) + 1  # its last token is new
-    one = engine()
-    stop = f",{ids[end - 1]},"
-    ((_, _, got),) = one.run([dataclasses.replace(request(number), stop=("never", stop))])
-    assert got.length_B[0] == end and not got.stopped_B[0]
-    for name in ("ids_BxR", "logp_BxR"):
-        assert np.array_equal(getattr(got, name)[0, :end], getattr(want, name)[0, :end])
-    assert (got.ids_BxR[0, end:] == STOP).all() and not got.logp_BxR[0, end:].any()
-    assert got.inserted_B[0] == ids[: end - 1].count(OPEN) < 2
-    assert not got.selected_BxExX[0, got.inserted_B[0] :].any()
+    """Between two insertions; and at a tag, whose insertion has run although nothing comes after it."""
+    one, inserted = engine(), []
+    for number, want in enumerate(reference()):
+        ids = want.ids_BxR[0, : want.length_B[0]].tolist()
+        tags = [i for i, token in enumerate(ids) if token == OPEN]
+        new = [end for end in range(2, len(ids)) if ids[end - 1] not in ids[: end - 1]]  # the last token of these is
+        ends = [end for end in new if want.inserted_B[0] == 2 and tags[0] < end <= tags[1]]
+        if not ends or len(inserted) > 3:
+            continue
+        end = ends[-1]
+        changes = {"stop": ("never", f",{ids[end - 1]},"), "top_logprobs": 2}
+        got, logprobs = until_it_ends(one, dataclasses.replace(request(number), **changes))
+        assert [len(row) for row in logprobs] == got.length_B.tolist()
+        assert got.length_B[0] == end and not got.stopped_B[0]
+        for name in ("ids_BxR", "logp_BxR"):
+            assert np.array_equal(getattr(got, name)[0, :end], getattr(want, name)[0, :end])
+        assert (got.ids_BxR[0, end:] == STOP).all() and not got.logp_BxR[0, end:].any()
+        assert got.inserted_B[0] == ids[: end - 1].count(OPEN) < 2
+        assert not got.selected_BxExX[0, got.inserted_B[0] :].any()
+        inserted.append(int(got.inserted_B[0]))
+    assert set(inserted) == {0, 1}
     assert not one.busy and not differing(one, 1)[0]
 
 
@@ -320,6 +401,11 @@ def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():
         ({"top_p": 0.0}, "top_p above 0"),
         ({"max_new_tokens": R + 1}, f"max_new_tokens: got {R + 1}, expected 1 to {R}"),
         ({"stop": ("",)}, "stop: expected texts"),
+        ({"presence_penalty": 2.1}, "presence_penalty: got 2.1, expected -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty: got nan, expected -2 to 2"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0, expected a number above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty: got inf, expected a number above 0"),
+        ({"top_logprobs": 6}, "top_logprobs: got 6, expected 0 to 5, or None"),
         (
             {"reattention": dataclasses.replace(COPY, form="bias")},
             "reattention: expected an engine by_row with the same form",
@@ -332,3 +418,14 @@ def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():
 def test_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         engine().submit(dataclasses.replace(request(0), **changes))
+
+
+def test_an_engine_without_them_refuses_penalties_and_logprobs():
+    plain = Engine(*model(), dataclasses.replace(OPTIONS, penalties=False, top_logprobs=None), BUCKETS, SLOTS, BIAS)
+    for changes in ({"presence_penalty": 0.1}, {"frequency_penalty": 0.1}, {"repetition_penalty": 1.1}):
+        with pytest.raises(ValueError, match=r"expected an engine with `penalties`"):
+            plain.submit(dataclasses.replace(request(0), **changes))
+    with pytest.raises(ValueError, match="top_logprobs: got 0, expected None from this engine"):
+        plain.submit(dataclasses.replace(request(0), top_logprobs=0))
+    with pytest.raises(ValueError, match="top_logprobs: got 21, expected 0 to 20, or None"):
+        dataclasses.replace(OPTIONS, top_logprobs=21)

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 import qwenla_jax
 from qwenla_jax.inference.ask import check_checkpoint
+from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.request import Update
 from qwenla_jax.serve import engine_loop
 from qwenla_jax.serve.chat_prompt import to_example
@@ -51,9 +52,10 @@ class EchoEngine:
     """In place of `sampling.engine.Engine`."""
 
     def __init__(self, model, params, options, buckets, slots, bias, steps, decode):
+        assert options.penalties and options.top_logprobs == 20
         self.slots, self.asked, self.cancelled, self.gate = slots, {}, [], threading.Event()
         self.gate.set()
-        self.tickets = itertools.count()
+        self.tickets, self.requests = itertools.count(), {}
         self.loading = threading.Event()
 
     def warm_up(self):
@@ -72,6 +74,7 @@ class EchoEngine:
         ids = [*tok.encode(said.rpartition("<|vision_end|>")[2]), tok.ids.im_end][: request.max_new_tokens]
         ticket = next(self.tickets)
         self.asked[ticket] = [ids, 0]
+        self.requests[ticket] = request
         return ticket
 
     def cancel(self, ticket):
@@ -94,7 +97,11 @@ class EchoEngine:
             one = np.ones(1, np.int32)
             logp = np.full((1, len(ids)), -0.5, np.float32)
             rollout = Rollout(np.array([ids]), logp, one * len(ids), one == stopped, one * 0, one, np.zeros((1, 2, 18)))
-        return Update(ticket, 0, [ids[at : at + 4]], rollout)
+        top, logprobs = self.requests[ticket].top_logprobs, None
+        if top is not None:  # the most likely ones are the token's neighbours
+            others = lambda i: [((i + n) % 256, -1.0 - n) for n in range(top)]  # noqa: E731
+            logprobs = [[TokenLogprob(-0.25 * (at + n), others(i)) for n, i in enumerate(ids[at : at + 4])]]
+        return Update(ticket, 0, [ids[at : at + 4]], rollout, logprobs)
 
 
 ENGINE = {}
@@ -265,7 +272,7 @@ def test_a_stream_only_grows_and_ends_with_the_whole_answer(form):
 
 
 def test_several_answers_logprobs_and_names(echo):
-    url, _ = echo
+    url, engine = echo
     one = client(url)
     assert [model.id for model in one.models.list()] == ["echo", "echo-2"]
     assert one.models.retrieve("echo-2").id == "echo-2"
@@ -275,7 +282,30 @@ def test_several_answers_logprobs_and_names(echo):
     for choice in answer.choices:
         tokens = choice.logprobs.content
         assert "".join(token.token for token in tokens) == choice.message.content == "a b c"
-        assert b"".join(bytes(token.bytes) for token in tokens) == b"a b c" and tokens[0].logprob == -0.5
+        assert [token.logprob for token in tokens] == [-0.25 * n for n in range(len(tokens))]
+        assert all(token.top_logprobs == [] for token in tokens)
+    plain = one.chat.completions.create(model="echo", messages=given["messages"])
+    assert plain.choices[0].logprobs is None and engine.requests[max(engine.requests)].top_logprobs is None
+
+
+@pytest.mark.parametrize("text", ["just text", SECTIONS, "", "a \u6c49\U0001f642 b"])
+def test_logprobs_cover_every_token_in_a_stream_too(echo, text):
+    """Reasoning, tags and tokens of a part of a character; the stop token has none."""
+    url, _ = echo
+    tok = ENGINE["tok"]
+    given = {"model": "echo", "messages": body(text)["messages"], "logprobs": True, "top_logprobs": 3}
+    create = client(url).chat.completions.create
+    tokens = create(**given).choices[0].logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == text
+    ids = tok.encode(text)
+    assert [token.token for token in tokens] == [tok.decode([i]) for i in ids]
+    for i, token in zip(ids, tokens, strict=True):
+        assert [each.token for each in token.top_logprobs] == [tok.decode([(i + n) % 256]) for n in range(3)]
+        assert [each.logprob for each in token.top_logprobs] == [-1.0, -2.0, -3.0]
+    assert [token.logprob for token in tokens] == [-0.25 * n for n in range(len(tokens))]
+    parts = [choice for chunk in create(**given, stream=True) for choice in chunk.choices]
+    assert [token for part in parts if part.logprobs for token in part.logprobs.content] == tokens
+    assert all(part.logprobs is None or part.logprobs.content for part in parts)
 
 
 ERRORS = [
@@ -326,10 +356,20 @@ ERRORS = [
     ({"stop": [""]}, 400, "stop"),
     ({"stop": 3}, 400, "stop"),
     ({"top_logprobs": 3}, 400, "top_logprobs"),
-    ({"top_logprobs": 3, "logprobs": True}, 400, "top_logprobs"),
-    ({"logprobs": True, "stream": True}, 400, "logprobs"),
+    ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
+    ({"top_logprobs": -1, "logprobs": True}, 400, "top_logprobs"),
+    ({"logprobs": 5}, 400, "logprobs"),
     ({"stream": 1}, 400, "stream"),
-    ({"presence_penalty": 3}, 400, "presence_penalty"),
+    ({"presence_penalty": 2.1}, 400, "presence_penalty"),
+    ({"frequency_penalty": -2.1}, 400, "frequency_penalty"),
+    ({"frequency_penalty": float("nan")}, 400, "frequency_penalty"),
+    ({"repetition_penalty": 0}, 400, "repetition_penalty"),
+    ({"repetition_penalty": -1}, 400, "repetition_penalty"),
+    ({"repetition_penalty": float("inf")}, 400, "repetition_penalty"),
+    ({"repetition_penalty": 10**400}, 400, "repetition_penalty"),
+    ({"repetition_penalty": 1e-300}, 200, None),
+    ({"top_k": -2}, 400, "top_k"),
+    ({"top_k": 10**400}, 200, None),
     ({"reattention": {"mode": "twice"}}, 400, "reattention.mode"),
     ({"reattention": {"keep": 1}}, 400, "reattention.keep"),
     ({"reattention": {"\ud800": 1}}, 400, "reattention.\ud800"),
@@ -364,10 +404,14 @@ def test_errors_name_the_field(echo):
             assert set(error) == {"message", "type", "param", "code"} and error["message"] and error["code"], changes
             assert param is None or error["param"] == param, (changes, error)
             assert "thumb" not in error["message"] and len(error["message"]) < 400
-    for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "top_k"):
-        offered = name in engine_loop.Request.__dataclass_fields__
-        got = post(url, json.dumps(body("fine", **{name: 1.5 if name != "top_k" else 5})))
-        assert (got.status_code, got.json().get("error", {}).get("param")) == ((200, None) if offered else (400, name))
+    given = {"presence_penalty": 1.5, "frequency_penalty": -2, "repetition_penalty": 1.05, "top_k": 5, "top_p": 0.9}
+    given |= {"logprobs": True, "top_logprobs": 20, "temperature": 0.7}
+    assert post(url, json.dumps(body("fine", **given))).status_code == 200
+    asked = engine.requests[max(engine.requests)]
+    assert {name: getattr(asked, name, True) for name in given} == given
+    assert post(url, json.dumps(body("fine", top_k=-1, logprobs=True))).status_code == 200
+    asked = engine.requests[max(engine.requests)]
+    assert (asked.top_k, asked.top_logprobs, asked.repetition_penalty) == (0, 0, 1.0)
     for content in (b"", b"{", b"[1]", b'"x"', b"[" * 100_000, b"\xff"):
         assert post(url, content).status_code == 400
     assert not engine.busy

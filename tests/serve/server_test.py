@@ -4,6 +4,7 @@ Oracle: the official openai client; `inference.ask`, which knows nothing of the 
 """
 
 import base64
+import collections
 import io
 import os
 import signal
@@ -167,8 +168,23 @@ def test_requests_as_harnesses_send_them(server, scene):
     whole = text.choices[0].message.reasoning + f"<CONCLUSION>{text.choices[0].message.content}</CONCLUSION>"
     assert "".join(token.token for token in tokens) == whole
     assert len(tokens) == text.usage.completion_tokens - 1 and all(token.logprob <= 0 for token in tokens)
+    settings = {"model": "qwenla", "messages": messages([scene]), "logprobs": True}
+    likely = {"temperature": 1, "seed": 3, "extra_body": {"top_k": 1}, "top_logprobs": 4}
+    same = ask(**settings, **likely).choices[0].logprobs.content  # the most likely token at any temperature
+    assert [(token.token, token.logprob) for token in same] == [(token.token, token.logprob) for token in tokens]
+    for token in same:
+        assert (token.token, token.logprob) == (token.top_logprobs[0].token, token.top_logprobs[0].logprob)
+        likelihoods = [each.logprob for each in token.top_logprobs]
+        assert likelihoods == sorted(likelihoods, reverse=True) and len(likelihoods) == 4
+    stream = [choice for chunk in ask(**settings, **likely, stream=True) for choice in chunk.choices]
+    assert [token for choice in stream if choice.logprobs for token in choice.logprobs.content] == same
+    often = collections.Counter(token.token for token in tokens).most_common(1)[0]
+    for name, value in (("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 5)):
+        other = ask(**settings, temperature=0, max_tokens=len(tokens), extra_body={name: value})
+        assert sum(token.token == often[0] for token in other.choices[0].logprobs.content) < often[1]
     stops = ["</CAPTION>", "never"]
-    cut = ask(model="qwenla", messages=messages([scene]), temperature=0, stop=stops)
+    cut = ask(model="qwenla", messages=messages([scene]), temperature=0, stop=stops, logprobs=True)
+    assert len(cut.choices[0].logprobs.content) == cut.usage.completion_tokens
     assert cut.choices[0].finish_reason == "stop" and cut.usage.completion_tokens < text.usage.completion_tokens
     assert cut.choices[0].message.content == whole.partition("</CAPTION>")[0]
     with pytest.raises(openai.BadRequestError) as error:

@@ -47,6 +47,8 @@ def same_as_transformers(tok, folder):
         ids = theirs.encode(text, add_special_tokens=False)
         assert tok.encode(text) == ids, text
         assert tok.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False), text
+        assert b"".join(map(tok.token_bytes, ids)).decode() == unicodedata.normalize("NFC", text)
+        assert all(tok.token_bytes(i).decode(errors="replace") == tok.decode([i]) for i in ids)
     again = Tokenizer.from_folder(folder)
     assert [again.encode(text) for text in TEXTS] == [tok.encode(text) for text in TEXTS]
     return theirs

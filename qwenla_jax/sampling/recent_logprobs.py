@@ -1,0 +1,98 @@
+"""Log-probabilities of the tokens of a loop, and of the most likely ones in their places."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+MOST_TOP_LOGPROBS = 20  # alternatives of a token that a request may ask for; OpenAI's bound
+
+
+class TokenLogprob(NamedTuple):
+    """What the model made of a token and of the others that could have stood there, on the host.
+
+    Natural logarithms under softmax(logits) with the suppressed tokens masked: before penalties, temperature, top-k and
+    top-p, whatever drew or forced the token.
+
+    Attributes:
+      logprob: of the token.
+      top: ids and log-probabilities of the most likely tokens, the most likely first; the token may be among them.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@struct.dataclass
+class RecentLogprobs:
+    """Of the last S tokens of each row; token t stands at t % S.
+
+    Attributes:
+      logp_BxS: float32, of the token.
+      top_ids_BxSxK, top_logp_BxSxK: int32 and float32, the K most likely tokens, the most likely first.
+    """
+
+    logp_BxS: jax.Array
+    top_ids_BxSxK: jax.Array
+    top_logp_BxSxK: jax.Array
+
+    def of_tokens(self, row: int, first: int, end: int, top: int) -> list[TokenLogprob]:
+        """Those of some tokens of a row; on the host.
+
+        Args:
+          row: its number.
+          first, end: numbers of the tokens, of the last S.
+          top: how many of the most likely ones.
+        """
+        S = self.logp_BxS.shape[1]
+        result = []
+        for at in (t % S for t in range(first, end)):
+            ids, logp = (x[row, at, :top].tolist() for x in (self.top_ids_BxSxK, self.top_logp_BxSxK))
+            result.append(TokenLogprob(float(self.logp_BxS[row, at]), list(zip(ids, logp, strict=True))))
+        return result
+
+
+def no_logprobs(rows: int, tokens: int, top: int) -> RecentLogprobs:
+    """Of so many rows and tokens with so many alternatives; all 0."""
+    shape = (rows, tokens, top)
+    return RecentLogprobs(jnp.zeros(shape[:2], jnp.float32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+
+
+def with_logprobs(
+    recent: RecentLogprobs,
+    logits_BxV: jax.Array,
+    ids_B: jax.Array,
+    number_B: jax.Array,
+    top_B: jax.Array,
+    active_B: jax.Array,
+) -> RecentLogprobs:
+    """Those of one token more in the active rows that ask for them.
+
+    Args:
+      recent: of the tokens before.
+      logits_BxV: float32, with the bias that suppresses tokens.
+      ids_B: int32, the tokens.
+      number_B: int32, how many each row has had before.
+      top_B: int32, how many alternatives each row asks for; -1: no log-probabilities at all.
+      active_B: bool, rows that get a token.
+    """
+    (B, S, K), wanted_B = recent.top_ids_BxSxK.shape, active_B & (top_B >= 0)
+
+    def measured(recent: RecentLogprobs) -> RecentLogprobs:
+        total_Bx1 = jax.nn.logsumexp(logits_BxV, axis=-1, keepdims=True)
+        own_Bx1 = jnp.take_along_axis(logits_BxV, ids_B[:, None], axis=-1)
+        none = jnp.zeros((B, K), logits_BxV.dtype), jnp.zeros((B, K), jnp.int32)
+        some = jnp.any(wanted_B & (top_B > 0))
+        top_BxK, top_ids_BxK = jax.lax.cond(some, lambda x: tuple(jax.lax.top_k(x, K)), lambda x: none, logits_BxV)
+        here_BxS = wanted_B[:, None] & (jnp.arange(S) == number_B[:, None] % S)
+        here_BxSx1 = here_BxS[..., None]
+        return RecentLogprobs(
+            jnp.where(here_BxS, own_Bx1 - total_Bx1, recent.logp_BxS),
+            jnp.where(here_BxSx1, top_ids_BxK[:, None], recent.top_ids_BxSxK),
+            jnp.where(here_BxSx1, (top_BxK - total_Bx1)[:, None], recent.top_logp_BxSxK),
+        )
+
+    return jax.lax.cond(jnp.any(wanted_B), measured, lambda x: x, recent)

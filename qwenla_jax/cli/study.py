@@ -199,8 +199,9 @@ def run_released_study(args: flags.FlagValues, workdir: Path) -> None:
             sys.exit(f"--{name}={','.join(texts)}: expected whole numbers, of --size above 0")
     results = Path(args.results).absolute() if args.results else workdir / "results"
     names = ("seed", "temperature", "batch_size", "max_pixels", "dtype", "tensor")
-    own = {name: getattr(args, name) for name in names} | {"lengths": tuple(map(int, args.lengths))}
-    settings = Released(args.model or "", args.source or "", int(args.size or SCENES), **own)
+    own: dict[str, Any] = {name: getattr(args, name) for name in names}
+    lengths = tuple(map(int, args.lengths))
+    settings = Released(args.model or "", args.source or "", int(args.size or SCENES), lengths, **own)
     try:
         if args.plan:
             return print_plan(settings)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from qwenla_jax.config.shared_options import ReattentionOptions
+from qwenla_jax.config.shared_options import MOST_PIXELS, ReattentionOptions
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.images.preprocess import FramePatches, image_to_patches, to_rgb
@@ -162,11 +162,12 @@ def control_frame(content: str, own: FramePatches, other: Image.Image | None, ru
         return dataclasses.replace(own, patches_SxC=np.zeros_like(own.patches_SxC))
     if content != "other" or other is None:
         raise ValueError(f"content: got {content!r} with other image {other}; expected image, blank, or other with one")
-    side, layout = runtime.layout.token_pixels, runtime.layout
-    frame = image_to_patches(to_rgb(other).resize((own.cols * side, own.rows * side)), runtime.processor, layout)
-    if (frame.rows, frame.cols) != (own.rows, own.cols):
-        raise ValueError(f"other image: {frame.rows} x {frame.cols} visual tokens, expected {own.rows} x {own.cols}")
-    return frame
+    side = runtime.layout.token_pixels
+    # Of the right size already; the bounds would change that of an image which their rounding lets exceed them.
+    unbounded = dataclasses.replace(runtime.processor, min_pixels=1, max_pixels=MOST_PIXELS)
+    resample = Image.Resampling(unbounded.resample)
+    resized = to_rgb(other).resize((own.cols * side, own.rows * side), resample)
+    return image_to_patches(resized, unbounded, runtime.layout)
 
 
 def shown(example: Example, prompt_tokens: int) -> tuple[int, str]:

@@ -98,7 +98,7 @@ def _tables(model: str, study: Study) -> Iterator[str]:
 def _try(study: Study, arms: tuple[str, ...], of: Measure) -> Contrast | None:
     """A share, or a difference of two arms; None where it was not measured."""
     try:
-        return study.share(RELEASED, *arms, of) if len(arms) == 1 else study.difference(RELEASED, *arms, of)
+        return study.weighed([(sign, RELEASED, arm, of) for sign, arm in zip((1.0, -1.0), arms, strict=False)])
     except StudyError:
         return None
 

@@ -89,11 +89,11 @@ def read_released(path: Path) -> ReleasedResult:
     if saved["version"] != VERSION:
         raise StudyError(f"{path}: version {saved['version']}, expected {VERSION}; delete it, and it is made anew")
     try:
-        values = {name: np.array(saved[name], float) for name in _ARRAYS}
+        values: dict[str, Any] = {name: np.array(saved[name], float) for name in _ARRAYS}
     except (TypeError, ValueError) as error:
         raise StudyError(f"{path}: {error}; expected numbers by question") from error
-    rest = {name: saved[name] for name in names if name not in values}
-    return ReleasedResult(**rest | values | {name: tuple(saved[name]) for name in ("shown", "answers")})
+    texts: dict[str, Any] = {name: tuple(saved[name]) for name in ("shown", "answers")}
+    return ReleasedResult(**{name: saved[name] for name in names} | values | texts)
 
 
 def read_all_released(folder: Path) -> list[ReleasedResult]:

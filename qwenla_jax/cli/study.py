@@ -16,6 +16,10 @@ Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is ab
 --size=quick or --size=full. Every training is in DIR, every arm's result a small file in DIR/results (or --results),
 and DIR/report.md is made of these files alone; what is there is kept, so a run that was stopped is resumed by the same
 command. With --report it trains nothing.
+
+--protocol=released asks the same of a released model, without training: --model and --source name the model and the
+questions, each with one image. Its reasoning is made as long as --lengths says; then it looks again, or not, or at a
+blank or another image, and answers. --plan prints what that costs on two machines, and runs nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from qwenla_jax.utils.libtpu import skip_without_tpu
 
 if TYPE_CHECKING:
     from qwenla_jax.study.arms import Settings
+    from qwenla_jax.study.released_run import Released
 
 SEEDS = 3
 SCENES = 1000  # of the evaluation
@@ -107,15 +112,25 @@ def define_flags(values: flags.FlagValues) -> None:
     there: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage", **there)
     flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", 0, **there)
-    flags.DEFINE_enum("protocol", "paper", ["paper", "length"], "which study", **there)
-    flags.DEFINE_string(
-        "size", None, f"paper: fresh scenes of the evaluation ({SCENES}); length: quick (the default) or full", **there
-    )
-    flags.DEFINE_string("results", None, "length: folder of the results; WORKDIR/results if not given", **there)
+    flags.DEFINE_enum("protocol", "paper", ["paper", "length", "released"], "which study", **there)
+    size = f"paper: fresh scenes of the evaluation ({SCENES}); length: quick (the default) or full; released: questions"
+    flags.DEFINE_string("size", None, f"{size} ({SCENES})", **there)
+    results = "length, released: folder of the results; WORKDIR/results if not given"
+    flags.DEFINE_string("results", None, results, **there)
     flags.DEFINE_integer("divide_steps", 1, "make every stage so many times shorter, for a trial", 1, **there)
     flags.DEFINE_bool("study", False, "run several seeds and every arm on marked scenes, and write the report", **there)
     flags.DEFINE_integer("seeds", None, f"of a study: how many ({SEEDS} where it is not given)", 1, **there)
-    flags.DEFINE_bool("report", False, "write DIR/report.html from what is there, and train nothing", **there)
+    flags.DEFINE_bool("report", False, "write the report from what is there, and train nothing", **there)
+    flags.DEFINE_string("model", None, "released: folder of a checkpoint, or a model of the Hub", **there)
+    flags.DEFINE_string("source", None, "released: the questions, such as questions.jsonl", **there)
+    lengths = ["0", "256", "1024", "4096"]
+    flags.DEFINE_list("lengths", lengths, "released: tokens of reasoning before the look", **there)
+    flags.DEFINE_integer("batch_size", 8, "released: questions at once", 1, **there)
+    flags.DEFINE_integer("max_pixels", 512 * 512, "released: larger images are shrunk to so many", 1, **there)
+    flags.DEFINE_float("temperature", 0.7, "released: of the reasoning; answers are greedy", 0, **there)
+    flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "released: of the model", **there)
+    flags.DEFINE_integer("tensor", 1, "released: devices that split heads; the others split the batch", 1, **there)
+    flags.DEFINE_bool("plan", False, "released: print what it costs, and run nothing; --model may be 3b or 7b", **there)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,12 +141,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     workdir = Path(args.workdir).absolute()
     if args.seeds is not None and not args.study:
         sys.exit("--seeds is of a study; expected --study beside it")
+    if args.protocol == "released":
+        return run_released_study(args, workdir)
+    if args.model or args.source or args.plan:
+        sys.exit("--model, --source and --plan are of --protocol=released")
     if args.protocol == "length":
         if args.study or args.seed:
             sys.exit("--study and --seed are of --protocol=paper; a length study's seeds follow from its --size")
         return run_length_study(args, workdir)
     if args.results is not None:
-        sys.exit("--results is of --protocol=length")
+        sys.exit("--results is of --protocol=length and --protocol=released")
     if args.size is not None and not (args.size.isdecimal() and int(args.size)):
         sys.exit(f"--size={args.size}: expected a number of scenes above 0; quick and full are of --protocol=length")
     if args.report and args.study:
@@ -163,6 +182,46 @@ def run_length_study(args: flags.FlagValues, workdir: Path) -> None:
         print(write_length_report(results, workdir / "report.md"))
     except (StudyError, OSError) as error:
         sys.exit(str(error))
+
+
+def run_released_study(args: flags.FlagValues, workdir: Path) -> None:
+    """Runs what the study of a released model lacks, and writes its report; ends the process where it cannot."""
+    from qwenla_jax.study.collect import StudyError
+    from qwenla_jax.study.released_report import write_released_report
+    from qwenla_jax.study.released_run import Released, run_released
+
+    if args.study:
+        sys.exit("--study is of --protocol=paper")
+    if not args.report and not (args.model and (args.source or args.plan)):
+        sys.exit("--protocol=released: expected --model and --source, or --model and --plan, or --report")
+    for name, texts in (("size", [args.size or str(SCENES)]), ("lengths", args.lengths)):
+        if not all(text.isdecimal() for text in texts) or (name == "size" and not int(texts[0])):
+            sys.exit(f"--{name}={','.join(texts)}: expected whole numbers, of --size above 0")
+    results = Path(args.results).absolute() if args.results else workdir / "results"
+    names = ("seed", "temperature", "batch_size", "max_pixels", "dtype", "tensor")
+    own: dict[str, Any] = {name: getattr(args, name) for name in names}
+    lengths = tuple(map(int, args.lengths))
+    settings = Released(args.model or "", args.source or "", int(args.size or SCENES), lengths, **own)
+    try:
+        if args.plan:
+            return print_plan(settings)
+        if not args.report:
+            run_released(settings, results, lambda line: print(line, flush=True))
+        print(write_released_report(results, workdir / "report.md"))
+    except (StudyError, ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+def print_plan(settings: Released) -> None:
+    """What the study of a released model costs; a model may be one of the published sizes."""
+    from qwenla_jax.model.config import ModelConfig
+    from qwenla_jax.planner.published import published_config, published_sizes
+    from qwenla_jax.study.released_plan import describe_plan
+    from qwenla_jax.weights.hub import local_folder
+
+    known = settings.model in published_sizes()
+    config = published_config(settings.model) if known else ModelConfig.from_hf(local_folder(settings.model, False))
+    print("\n".join(describe_plan(settings, config)))
 
 
 def ended(work: Callable[[], Any]) -> Any:

@@ -172,18 +172,29 @@ class Verdict:
     differences: Mapping[str, Contrast]
 
 
-def verdict(study: Study, condition: str = SHORT.name, tokens: int = PRIMARY_TOKENS) -> Verdict:
+def verdict(
+    study: Study,
+    condition: str = SHORT.name,
+    tokens: int = PRIMARY_TOKENS,
+    learned: tuple[int, float] = (TRAINED_TOKENS, FLOOR),
+) -> Verdict:
     """Whether COPY helps at a length.
+
+    Args:
+      study: checked results.
+      condition, tokens: which.
+      learned: N, and how often text-only has to be right there for the model to have learned the task.
 
     Raises:
       StudyError: an arm that the verdict needs was not measured.
     """
     of = right(tokens)
     differences = {name: study.difference(condition, COPY, name, of) for name in (TEXT, BLANK, OTHER)}
-    floor = study.share(condition, TEXT, right(TRAINED_TOKENS)).value
+    near, least = learned
+    floor = study.share(condition, TEXT, right(near)).value
     ceiling = study.share(condition, TEXT, of).value
-    if floor < FLOOR:
-        return Verdict(UNKNOWN, f"{TEXT} is right in {floor:.0%} at {TRAINED_TOKENS} tokens: not learned", differences)
+    if floor < least:
+        return Verdict(UNKNOWN, f"{TEXT} is right in {floor:.0%} at {near} tokens: not learned", differences)
     if ceiling > CEILING:
         return Verdict(UNKNOWN, f"{TEXT} is right in {ceiling:.0%} at {tokens} tokens: nothing to gain", differences)
     failing = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.figures import STYLE, WIDE, require_matplotlib
@@ -61,17 +61,7 @@ def length_figure(study: Study) -> Figure:
         axes = figure.subplots(len(conditions), len(PANELS), squeeze=False, sharex=True)
         for row, condition in zip(axes, conditions, strict=True):
             for axis, (over, under, way, label) in zip(row, PANELS, strict=True):
-                for number, arm in enumerate(ARMS):
-                    points = _points(study, condition, arm, (way, over, under))
-                    if not points:
-                        continue
-                    color, marker, dash = LINES[arm]
-                    # Moved aside by a little, so that intervals do not cover each other.
-                    x = [tokens * (1 + 0.012 * (number - len(ARMS) / 2)) for tokens in points]
-                    y = [100 * one.value for one in points.values()]
-                    ends = [[100 * (one.value - one.low) for one in points.values()]]
-                    ends.append([100 * (one.high - one.value) for one in points.values()])
-                    axis.errorbar(x, y, ends, color=color, marker=marker, ls=dash, label=arm, capsize=2, elinewidth=0.8)
+                draw_arms(axis, study, condition, (over, under, way))
                 lengths = sorted({tokens for result in study.results.values() for _, tokens in result.cells})
                 axis.set_xscale("log", base=2)
                 axis.set_xticks(lengths, [str(tokens) for tokens in lengths])
@@ -86,12 +76,45 @@ def length_figure(study: Study) -> Figure:
     return figure
 
 
-def _points(study: Study, condition: str, arm: str, of: tuple[str, str, str | None]) -> dict[int, Contrast]:
+def draw_arms(
+    axis: Any,
+    study: Study,
+    condition: str,
+    of: tuple[str, str | None, str],
+    working: str = "chain",
+    scale: float = 100,
+) -> None:
+    """Draws a measure of every arm with its intervals against N.
+
+    Args:
+      axis: matplotlib's.
+      study, condition, working: what is drawn.
+      of: a measure, what it is divided by, and the way of measuring; see `Result.ratio`.
+      scale: of the values.
+    """
+    for number, arm in enumerate(ARMS):
+        points = _points(study, condition, arm, of, working)
+        if not points:
+            continue
+        color, marker, dash = LINES[arm]
+        # Moved aside by a little, so that intervals do not cover each other.
+        x = [tokens * (1 + 0.012 * (number - len(ARMS) / 2)) for tokens in points]
+        y = [scale * one.value for one in points.values()]
+        ends = [[scale * (one.value - one.low) for one in points.values()]]
+        ends.append([scale * (one.high - one.value) for one in points.values()])
+        axis.errorbar(x, y, ends, color=color, marker=marker, ls=dash, label=arm, capsize=2, elinewidth=0.8)
+
+
+def _points(
+    study: Study, condition: str, arm: str, of: tuple[str, str | None, str], working: str
+) -> dict[int, Contrast]:
     """By N; the lengths at which the arm was measured so."""
+    over, under, way = of
     found = {}
     for tokens in sorted({tokens for result in study.results.values() for _, tokens in result.cells}):
         try:
-            found[tokens] = study.share(condition, arm, lambda result, n=tokens: result.ratio("chain", n, *of))
+            measure = lambda result, n=tokens: result.ratio(working, n, way, over, under)  # noqa: E731
+            found[tokens] = study.share(condition, arm, measure)
         except StudyError:
             continue
     return found

@@ -322,7 +322,8 @@ def _collate(
         counts = [frame.num_visual_tokens for frame in example.frames]
         flat = [(first + number) * M + np.arange(count) for number, count in enumerate(counts)]
         if flat:
-            visual_BxT[row, np.flatnonzero(example.visual_T >= 0)] = np.concatenate(flat)
+            at = np.flatnonzero(example.visual_T >= 0)  # an image may stand more than once, or in part
+            visual_BxT[row, at] = np.concatenate(flat)[example.visual_T[at]]
     return vision, ids_BxT, pos_BxTx3, visual_BxT, length_B
 
 

@@ -16,7 +16,8 @@ from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buck
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.inference.answer import Insertion
-from qwenla_jax.inference.ask import check_checkpoint, insertions_of, selected_cells, with_max_pixels
+from qwenla_jax.inference.ask import check_checkpoint, with_max_pixels
+from qwenla_jax.inference.response_attention import ResponseAttention, attention_of, insertions_of, selected_cells
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
@@ -27,7 +28,7 @@ from qwenla_jax.serve.content import without_stop_tokens
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, invalid
 from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.types import Rollout, VisionBatch
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.weights.hf import Checkpoint
 
 STEPS = 8  # tokens between two reports to the clients
@@ -196,16 +197,21 @@ def insertion_summary(served: Served, question: Question, part: Part, tok: Token
     return result
 
 
+def run_again(served: Served, vision: VisionBatch, prompts: PromptBatch, rollout: Rollout) -> ResponseAttention:
+    """An answer's attention, from one more pass over it; few programs serve all answers."""
+    # Nothing but the number of insertions differs between requests.
+    options = dataclasses.replace(served.reattention, max_insertions=int(rollout.inserted_B[0]))
+    return attention_of(served.checkpoint, options, vision, prompts, rollout)
+
+
 def insertions_in_full(served: Served, question: Question, part: Part) -> list[Insertion]:
     """An answer's insertions with their cells and attention, from one more pass over the answer."""
     request, rollout = question.requests[part.choice], part.rollout
-    if rollout is None:
+    if rollout is None or not rollout.inserted_B[0]:
         return []
-    # Nothing but the number of insertions differs between requests: few programs serve all of them.
-    options = dataclasses.replace(served.reattention, max_insertions=int(rollout.inserted_B[0]))
     assert isinstance(request.vision, VisionBatch)  # as `to_question` makes it
-    inputs = (request.vision, request.prompts, rollout, question.example)
-    return insertions_of(served.checkpoint, served.tok, options, *inputs)
+    inputs = (request.vision, request.prompts, rollout)
+    return insertions_of(run_again(served, *inputs), served.tok, *inputs, question.example)
 
 
 class EngineLoop:

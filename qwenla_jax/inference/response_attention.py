@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -154,6 +155,24 @@ def selected_cells(
         positions = tuple(divmod(cell, frame.cols) for cell in cells)
         selected.append(SelectedTokens(number, frame.rows, frame.cols, positions))
     return tuple(selected)
+
+
+def selected_slots(
+    cells: Sequence[Collection[tuple[int, int]]], vision: VisionBatch, prompts: PromptBatch, example: Example
+) -> np.ndarray:
+    """The slots of an insertion that shows these (row, col) of each image, delimiters included: bool [X].
+
+    It is the inverse of `selected_cells`.
+    """
+    assert prompts.block is not None
+    source_X, most = prompts.block.source_QxX[0], vision.gather_IxM.shape[1]
+    token_X = prompts.visual_QxP[0, np.maximum(source_X, 0)]
+    shown = [
+        number * most + row * frame.cols + col
+        for number, (frame, chosen) in enumerate(zip(example.frames, cells, strict=True))
+        for row, col in chosen
+    ]
+    return (source_X >= 0) & ((token_X < 0) | np.isin(token_X, shown))
 
 
 def power_of_two(size: int, least: int = 1) -> int:

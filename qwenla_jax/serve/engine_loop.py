@@ -10,7 +10,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import Example
@@ -145,7 +145,7 @@ def to_question(chat: ChatRequest, example: Example, served: Served, rng: random
         message = f"the prompt has {length} tokens, images included; at most {most - 1} leave room for an answer"
         raise invalid("messages", message, "context_length_exceeded")
     try:
-        vision, prompts = collate_prompts([example], served.buckets, 1, _block(served))
+        vision, prompts = collate_prompts([example], served.buckets, 1, block_of(served))
     except ValueError as error:
         raise invalid("messages", str(error)) from error
     offered = {field.name for field in dataclasses.fields(Request)}
@@ -171,12 +171,13 @@ def to_question(chat: ChatRequest, example: Example, served: Served, rng: random
     return Question([dataclasses.replace(request, samples=(number,)) for number in range(chat.n)], example)
 
 
-def _block(served: Served) -> ReattentionConfig | None:
+def block_of(served: Served) -> ReattentionConfig | None:
+    """The options for `collate_prompts`, where the engine inserts anything."""
     return served.reattention if served.reattention.inserts else None
 
 
-def insertion_summary(served: Served, question: Question, part: Part, tok: Tokenizer) -> list[dict[str, int]]:
-    """Where an answer's insertions stand, and how many visual tokens they show."""
+def insertion_summary(served: Served, question: Question, part: Part, with_cells: bool) -> list[dict[str, Any]]:
+    """Where an answer's insertions stand, how many visual tokens they show, and `with_cells` which ones."""
     rollout, request = part.rollout, question.requests[part.choice]
     if rollout is None:
         return []
@@ -186,14 +187,13 @@ def insertion_summary(served: Served, question: Question, part: Part, tok: Token
     for turn, position in enumerate(tags[: int(rollout.inserted_B[0])]):
         assert isinstance(request.vision, VisionBatch)  # as `to_question` makes it
         cells = selected_cells(rollout.selected_BxExX[0, turn], request.vision, request.prompts, question.example)
-        result.append(
-            {
-                "position": position,
-                "offset": len(tok.decode(ids[:position])),
-                "selected_tokens": sum(len(image.selected) for image in cells),
-                "visual_tokens": sum(image.rows * image.cols for image in cells),
-            }
-        )
+        summary = {
+            "position": position,
+            "offset": len(served.tok.decode(ids[:position])),
+            "selected_tokens": sum(len(image.selected) for image in cells),
+            "visual_tokens": sum(image.rows * image.cols for image in cells),
+        }
+        result.append(summary | ({"images": [dataclasses.asdict(image) for image in cells]} if with_cells else {}))
     return result
 
 

@@ -50,12 +50,12 @@ class PageExample(NamedTuple):
     seed: int
 
 
-# The first is what a visitor sees: the reasoning is wrong, and the reflection corrects it.
+# Chosen so that the reasoning is wrong and the reflection corrects it, which is not the rule.
 EXAMPLES = (
-    PageExample(26, "What shape is the big purple shape?", 4),
-    PageExample(20, "Are there more triangles than circles?", 2),
+    PageExample(29, "Is there a purple circle?", 0),
+    PageExample(40, "What color is the big circle?", 0),
     PageExample(36, "How many yellow shapes are there?", 2),
-    PageExample(8, "Is there a purple square?", 1),
+    PageExample(20, "Are there more triangles than circles?", 2),
 )
 
 

@@ -44,8 +44,8 @@ export class Brush {
       context.strokeStyle = color;
       context.lineWidth = size * Math.max(width, height);
       context.beginPath();
-      context.moveTo(points[0].x * width, points[0].y * height);
-      for (const { x, y } of points) context.lineTo(x * width, y * height); // a line to itself is a dab
+      context.moveTo(points[0].x * width - 0.01, points[0].y * height); // a line of no length would leave no dab
+      for (const { x, y } of points) context.lineTo(x * width, y * height);
       context.stroke();
     }
   }

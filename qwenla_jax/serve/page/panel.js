@@ -56,7 +56,7 @@ export class Panel {
     if (answer.reason === "length") parts.push("cut off at the most tokens allowed");
     this.footer.textContent = parts.join(", ");
     if (this.looks.length) this.choose(0);
-    else this.caption.textContent = this.reflects() ? "The reflection is text alone: nothing stands again." : NO_REFLECTION;
+    else this.showImage();
   }
 
   reflects() {
@@ -114,7 +114,7 @@ export class Panel {
         ],
         most,
       );
-      caption += ` Of its attention, ${percent(after.original)} goes to the original and ${percent(after.inserted)} to the inserted tokens.`;
+      caption += ` While it reflects, ${percent(after.original)} of its attention goes to the original tokens and ${percent(after.inserted)} to the inserted ones.`;
     }
     this.caption.textContent = caption;
     this.stage.setAttribute("aria-label", `The image with the tokens that stand again: ${kept} of ${all}`);
@@ -125,8 +125,8 @@ export class Panel {
     drawPlain(this.stage, this.picture);
     this.stage.setAttribute("aria-label", "The image");
     this.pair.hidden = true;
-    if (this.attention) this.caption.textContent = "Choose a word to see where it looks.";
-    return this.caption.textContent;
+    const seen = this.reflects() ? "The reflection is text alone: nothing stands again." : NO_REFLECTION;
+    return (this.caption.textContent = seen + (this.attention ? " Choose a word to see where it looks." : ""));
   }
 
   showWord(word, focused) {

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-import jax
-import numpy as np
 from PIL import Image
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buckets
@@ -18,12 +14,10 @@ from qwenla_jax.data.batching.example import Example, to_prompt_example
 from qwenla_jax.data.images.decode import open_image
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings, smart_resize, to_rgb
 from qwenla_jax.data.record import Clip, Record
-from qwenla_jax.inference.answer import Answer, Insertion, SelectedTokens, VisualAttention
-from qwenla_jax.inference.attention_mass import attention_mass
+from qwenla_jax.inference.answer import Answer
+from qwenla_jax.inference.response_attention import attention_of, insertions_of, power_of_two
 from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import layout_of
-from qwenla_jax.model.config import ModelConfig
-from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.request import Request
@@ -171,11 +165,15 @@ class Asker:
         rollout = self._respond(*batch, buckets, on_text)
         ids = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
         text = texts_of(rollout, tok)[0]
+        insertions = []
+        if rollout.inserted_B[0]:
+            attention = attention_of(self._checkpoint, reattention, *batch, rollout)
+            insertions = insertions_of(attention, tok, *batch, rollout, example)
         return Answer(
             text=text,
             token_ids=ids,
             sections=list(parse(text).sections),
-            reattention=insertions_of(self._checkpoint, tok, reattention, *batch, rollout, example),
+            reattention=insertions,
             skipped=int(rollout.skipped_B[0]),
             stopped=bool(rollout.stopped_B[0]),
             seconds=time.perf_counter() - started,
@@ -244,113 +242,6 @@ def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettin
     return tok, processor
 
 
-class _Received(NamedTuple):
-    """Attention of each response token; see `attention_mass.AttentionMass`. Insertions are summed."""
-
-    original_R: jax.Array
-    inserted_R: jax.Array
-    even_original_R: jax.Array
-    even_inserted_R: jax.Array
-
-
-# JAX caches compiled programs by the static arguments: the model's configuration and the options, compared by value.
-@functools.partial(jax.jit, static_argnames=("config", "reattention"))
-def _received(
-    config: ModelConfig,
-    reattention: ReattentionConfig,
-    params: Params,
-    vision: VisionBatch,
-    prompts: PromptBatch,
-    ids_BxR: jax.Array,
-    length_B: jax.Array,
-    selected_BxExX: jax.Array,
-) -> _Received:
-    mass = attention_mass(QwenVL(config), params, vision, prompts, ids_BxR, length_B, reattention, selected_BxExX)
-    return _Received(
-        mass.original_BxR[0],
-        mass.inserted_BxExR[0].sum(0),
-        mass.even_original_BxR[0],
-        mass.even_inserted_BxExR[0].sum(0),
-    )
-
-
-def insertions_of(
-    checkpoint: Checkpoint,
-    tok: Tokenizer,
-    reattention: ReattentionConfig,
-    vision: VisionBatch,
-    prompts: PromptBatch,
-    rollout: Rollout,
-    example: Example,
-) -> list[Insertion]:
-    """The insertions of a response, which is run once more for its attention.
-
-    Args:
-      checkpoint, tok: the model, and its tokenizer as `check_checkpoint` gives it.
-      reattention: as the response was sampled with. Compiled programs are cached by it: a server passes the same one,
-        `by_row`, with as many `max_insertions` as there were, for any mode and kept share.
-      vision, prompts, rollout: of the question alone, with one response.
-      example: the question.
-    """
-    turns, length = int(rollout.inserted_B[0]), int(rollout.length_B[0])
-    if not turns:
-        return []
-    ids_R = rollout.ids_BxR[0, :length]
-    open_R = np.flatnonzero(ids_R == reattention.open_id)
-    close_R = np.flatnonzero(ids_R == reattention.close_id)
-    # Padded to few sizes, since each is compiled; most are shorter than the room that sampling needed.
-    padded_BxR = np.zeros((1, _power_of_two(length, 64)), np.int32)
-    padded_BxR[0, :length] = ids_R
-    assert prompts.block is not None  # there was an insertion
-    selected_BxExX = rollout.selected_BxExX[:, : _power_of_two(turns), : prompts.block.source_QxX.shape[1]]
-    received = jax.device_get(
-        _received(
-            checkpoint.config,
-            reattention,
-            checkpoint.params,
-            vision,
-            prompts,
-            padded_BxR,
-            rollout.length_B,
-            selected_BxExX,
-        )
-    )
-
-    def mean(first: int, end: int) -> VisualAttention:
-        return VisualAttention(*(float(values_R[first:end].mean()) for values_R in received))
-
-    insertions = []
-    since = 0
-    for turn, position in enumerate(open_R[:turns].tolist()):
-        ends = [length, *(close_R[close_R > position] + 1)[:1], *open_R[open_R > position][:1]]
-        insertions.append(
-            Insertion(
-                position=position,
-                offset=len(tok.decode(ids_R[:position].tolist())),
-                images=selected_cells(selected_BxExX[0, turn], vision, prompts, example),
-                before=mean(since, position) if position > since else None,
-                after=mean(position, min(ends)),
-            )
-        )
-        since = position
-    return insertions
-
-
-def selected_cells(
-    selected_X: np.ndarray, vision: VisionBatch, prompts: PromptBatch, example: Example
-) -> tuple[SelectedTokens, ...]:
-    """The selected slots of an insertion (bool [X], see `Rollout.selected_BxExX`) as cells of the images' grids."""
-    assert prompts.block is not None
-    token_X = prompts.visual_QxP[0, prompts.block.source_QxX[0, np.flatnonzero(selected_X)]]
-    number_X, cell_X = np.divmod(token_X[token_X >= 0], vision.gather_IxM.shape[1])  # delimiters are no visual tokens
-    selected = []
-    for number, frame in enumerate(example.frames):
-        cells = sorted(cell_X[number_X == number].tolist())
-        positions = tuple(divmod(cell, frame.cols) for cell in cells)
-        selected.append(SelectedTokens(number, frame.rows, frame.cols, positions))
-    return tuple(selected)
-
-
 def _images(
     images: RawImage | Sequence[RawImage], processor: ProcessorSettings, layout: ImageLayout
 ) -> tuple[Image.Image, ...]:
@@ -380,10 +271,5 @@ def with_max_pixels(processor: ProcessorSettings, max_pixels: int) -> ProcessorS
 
 def _buckets(example: Example, processor: ProcessorSettings, layout: ImageLayout) -> Buckets:
     """Buckets of few sizes, so that similar examples share a program."""
-    prompt, images = _power_of_two(len(example.ids_T), 64), _power_of_two(len(example.frames))
+    prompt, images = power_of_two(len(example.ids_T), 64), power_of_two(len(example.frames))
     return make_buckets(layout, 1, processor.min_pixels, processor.max_pixels, prompt, prompt, images)
-
-
-def _power_of_two(size: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `size` and `least`."""
-    return 1 << (max(size, least) - 1).bit_length()

@@ -33,6 +33,7 @@ class AttentionMass:
       even_original_BxR, even_inserted_BxExR: float32, the share of the tokens that the response token sees which those
         visual tokens are: what they would get if attention were spread evenly (theorems 3.1 and 3.2 are about it).
       image_BxRxP: float32, received by each slot of the prompt.
+      again_BxRxP: float32, received by that slot's visual token where insertions show it, all of them together.
     """
 
     original_BxR: jax.Array
@@ -40,6 +41,7 @@ class AttentionMass:
     even_original_BxR: jax.Array
     even_inserted_BxExR: jax.Array
     image_BxRxP: jax.Array
+    again_BxRxP: jax.Array
 
 
 def attention_mass(
@@ -70,16 +72,17 @@ def attention_mass(
         tokens = splice(reattention, prompts, ids_BxR, length_B, selected_BxExX)
         pos, bias = tokens.pos_BxTx3, tokens.bias_BxT
         x = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
-        slot_BxR, shown_BxExT = tokens.slot_BxR, tokens.shown_BxExT
+        slot_BxR, shown_BxExT, source_BxT = tokens.slot_BxR, tokens.shown_BxExT, tokens.source_BxT
     else:
         x, bias = model.apply(variables, ids_BxR, None, None, method="embed"), None
         pos = text_positions(jnp.repeat(prompts.next_pos_Q, G), R)
         slot_BxR = jnp.broadcast_to(jnp.arange(R), (B, R))
-        shown_BxExT = jnp.zeros((B, 0, R), bool)
+        shown_BxExT, source_BxT = jnp.zeros((B, 0, R), bool), jnp.full((B, R), -1)
     received = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").received
     at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
     image_BxRxP, new_BxRxT = at_response(received["prefix"]), at_response(received["new"])
     visual_BxP = jnp.repeat(prompts.visual_QxP >= 0, G, axis=0)
+    repeats_BxTxP = jax.nn.one_hot(jnp.where(shown_BxExT.any(1), source_BxT, -1), image_BxRxP.shape[2])
     masked_BxT = jnp.zeros(x.shape[:2], jnp.int32) if bias is None else (bias != 0).astype(jnp.int32)
     # What a token sees: its prompt, and of the spliced response everything up to itself that is not masked.
     masked_before_BxR = jnp.take_along_axis(jnp.cumsum(masked_BxT, axis=1), slot_BxR, axis=1)
@@ -93,6 +96,7 @@ def attention_mass(
         even_original_BxR=visual_BxP.sum(1)[:, None] / seen_BxR,
         even_inserted_BxExR=shown_before_BxExR / seen_BxR[:, None],
         image_BxRxP=image_BxRxP,
+        again_BxRxP=jnp.einsum("brt,btp->brp", new_BxRxT, repeats_BxTxP),
     )
 
 

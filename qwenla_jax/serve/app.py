@@ -27,14 +27,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from qwenla_jax.serve.attention_request import AttentionRequest, attention_answer, parse_attention
 from qwenla_jax.serve.chat_answer import ChatAnswer
 from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.engine_loop import EngineLoop, Question, to_question
+from qwenla_jax.serve.page_routes import page_routes
 from qwenla_jax.serve.prometheus import ServerMetrics
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, parse_request, unknown_model
 from qwenla_jax.serve.serve_options import ServeOptions
 
 BODY_SECONDS = 60.0  # within which a body has to arrive
+MOST_PASSES = 16  # over answers, for their attention, that may wait
 HELD_BODIES = 8  # all bodies that wait together may be so many times as large as one
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("qwenla_jax.serve")
@@ -58,11 +61,13 @@ def make_app(options: ServeOptions, engine: EngineLoop, version: str) -> Starlet
 
     routes = [
         Route("/v1/chat/completions", server.guarded(server.chat), methods=["POST"]),
+        Route("/v1/reattention/attention", server.guarded(server.attention), methods=["POST"]),
         Route("/v1/models", server.guarded(server.models)),
         Route("/v1/models/{name:path}", server.guarded(server.models)),
         Route("/health", server.health),
         Route("/version", server.version),
         Route("/metrics", server.metrics_page),
+        *page_routes(options, version),
     ]
     middleware = []
     if options.allowed_origins:
@@ -129,6 +134,7 @@ class _Server:
         self._metrics = ServerMetrics(options.served_model_name[0], lambda: engine.running, lambda: engine.waiting)
         self._random = random.Random(options.seed)
         self._created = int(time.time())
+        self._passes = 0  # requests for attention that have no answer yet
         self._held = 0  # bytes of bodies that are not prompts yet
         self.measuring = ThreadPoolExecutor(1, "attention")
 
@@ -184,13 +190,41 @@ class _Server:
 
     async def chat(self, request: Request) -> Response:
         """Chat completions."""
-        arrived, held = time.perf_counter(), _Held()
-        self._engine.ready()
-        try:
-            data = await asyncio.wait_for(self._body(request, held), BODY_SECONDS)
+        arrived = time.perf_counter()
+
+        async def answer(data: bytes, held: _Held) -> Response:
             chat = await asyncio.to_thread(parse_request, data, self._options)
             del data
             return await self._while_connected(request, self._answer(chat, held, arrived))
+
+        return await self._with_body(request, answer)
+
+    async def attention(self, request: Request) -> Response:
+        """Attention of an answer on its images, from one more pass over it."""
+
+        async def answer(data: bytes, held: _Held) -> Response:
+            asked = await asyncio.to_thread(parse_attention, data, self._options)
+            return await self._while_connected(request, self._attention(asked))
+
+        return await self._with_body(request, answer)
+
+    async def _attention(self, asked: AttentionRequest) -> Response:
+        if self._passes >= MOST_PASSES:
+            raise ApiError(429, f"{self._passes} passes over answers are waiting", code="queue_full", retry_after=5)
+        self._passes += 1
+        try:
+            inputs = (asked, self._engine.ready(), self._options.limit_mm_per_prompt)
+            loop = asyncio.get_running_loop()
+            return _json(await loop.run_in_executor(self.measuring, attention_answer, *inputs))
+        finally:
+            self._passes -= 1
+
+    async def _with_body(self, request: Request, answer: Callable[[bytes, _Held], Awaitable[Response]]) -> Response:
+        """The answer to a request with a body, whose bytes are counted until it is there."""
+        held = _Held()
+        self._engine.ready()
+        try:
+            return await answer(await asyncio.wait_for(self._body(request, held), BODY_SECONDS), held)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
         except TimeoutError as error:

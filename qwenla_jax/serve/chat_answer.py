@@ -49,7 +49,7 @@ class ChatAnswer:
 
     def __init__(self, chat: ChatRequest, served: Served, question: Question, form: str) -> None:
         self.chat, self.question = chat, question
-        self._served, self._form = served, form
+        self._served, self._form = served, form if chat.separate_reasoning else "sections"
         self._choices = [_Choice(served, chat) for _ in range(chat.n)]
 
     @property
@@ -72,11 +72,11 @@ class ChatAnswer:
         choice.rollout = part.rollout
         if part.rollout is None:
             return
-        text, tok = choice.text.text, self._served.tok
+        text = choice.text.text
         if "reattention" in choice.extras:
             choice.extras["reattention"] |= {"text": text, "skipped": int(part.rollout.skipped_B[0])}
         choice.extras["sections"] = [dataclasses.asdict(section) for section in parse(text).sections]
-        choice.extras["insertions"] = insertion_summary(self._served, self.question, part, tok)
+        choice.extras["insertions"] = insertion_summary(self._served, self.question, part, self.chat.return_selection)
 
     def choices(self) -> list[dict[str, Any]]:
         """All answers, complete."""
@@ -86,7 +86,8 @@ class ChatAnswer:
             message = {"role": "assistant", "content": content or choice.text.raw(), "refusal": None}
             message |= _reasoning(reasoning or None) | choice.extras
             logprobs = _content(choice.logprobs) if self.chat.logprobs else None
-            result.append({"index": number, "message": message, "logprobs": logprobs, "finish_reason": choice.reason})
+            answer = {"index": number, "message": message, "logprobs": logprobs, "finish_reason": choice.reason}
+            result.append(answer | self._tokens(choice))
         return result
 
     def first_chunks(self) -> Iterator[dict[str, Any]]:
@@ -109,7 +110,7 @@ class ChatAnswer:
         if content:
             chunks.append(_chunk(number, {"content": content}))
         if ended:
-            chunks.append(_chunk(number, choice.extras, choice.reason))
+            chunks.append(_chunk(number, choice.extras, choice.reason) | self._tokens(choice))
         if chunks and choice.reported < len(choice.logprobs):
             chunks[0]["logprobs"] = _content(choice.logprobs[choice.reported :])
             choice.reported = len(choice.logprobs)
@@ -143,6 +144,10 @@ class ChatAnswer:
         """Insertions and skipped insertions of all answers that have ended."""
         ended = [choice.rollout for choice in self._choices if choice.rollout is not None]
         return sum(int(one.inserted_B[0]) for one in ended), sum(int(one.skipped_B[0]) for one in ended)
+
+    def _tokens(self, choice: _Choice) -> dict[str, Any]:
+        # vLLM's name and place. Its streams give them by parts, whose concatenation is the same.
+        return {"token_ids": list(choice.text.ids)} if self.chat.return_token_ids else {}
 
     def _logprobs(self, ids: list[int], logprobs: list[TokenLogprob]) -> Iterator[dict[str, Any]]:
         """Of tokens up to a stop token, which has none."""

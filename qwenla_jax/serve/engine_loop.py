@@ -10,13 +10,14 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qwenla_jax.data.batching.collate import Buckets, collate_prompts, make_buckets
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.images.preprocess import ImageLayout, ProcessorSettings
 from qwenla_jax.inference.answer import Insertion
-from qwenla_jax.inference.ask import check_checkpoint, insertions_of, selected_cells, with_max_pixels
+from qwenla_jax.inference.ask import check_checkpoint, with_max_pixels
+from qwenla_jax.inference.response_attention import ResponseAttention, attention_of, insertions_of, selected_cells
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
@@ -28,7 +29,7 @@ from qwenla_jax.serve.content import without_stop_tokens
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, invalid
 from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.types import Rollout, VisionBatch
+from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.weights.hf import Checkpoint
 
 STEPS = 8  # tokens between two reports to the clients
@@ -134,7 +135,7 @@ def to_question(chat: ChatRequest, example: Example, served: Served, rng: random
         message = f"the prompt has {length} tokens, images included; at most {most - 1} leave room for an answer"
         raise invalid("messages", message, "context_length_exceeded")
     try:
-        vision, prompts = collate_prompts([example], served.buckets, 1, _block(served))
+        vision, prompts = collate_prompts([example], served.buckets, 1, block_of(served))
     except ValueError as error:
         raise invalid("messages", str(error)) from error
     asked = dataclasses.replace(
@@ -163,12 +164,13 @@ def to_question(chat: ChatRequest, example: Example, served: Served, rng: random
     return Question([dataclasses.replace(request, samples=(number,)) for number in range(chat.n)], example)
 
 
-def _block(served: Served) -> ReattentionConfig | None:
+def block_of(served: Served) -> ReattentionConfig | None:
+    """The options for `collate_prompts`, where the engine inserts anything."""
     return served.reattention if served.reattention.inserts else None
 
 
-def insertion_summary(served: Served, question: Question, part: Part, tok: Tokenizer) -> list[dict[str, int]]:
-    """Where an answer's insertions stand, and how many visual tokens they show."""
+def insertion_summary(served: Served, question: Question, part: Part, with_cells: bool) -> list[dict[str, Any]]:
+    """Where an answer's insertions stand, how many visual tokens they show, and `with_cells` which ones."""
     rollout, request = part.rollout, question.requests[part.choice]
     if rollout is None:
         return []
@@ -178,27 +180,31 @@ def insertion_summary(served: Served, question: Question, part: Part, tok: Token
     for turn, position in enumerate(tags[: int(rollout.inserted_B[0])]):
         assert isinstance(request.vision, VisionBatch)  # as `to_question` makes it
         cells = selected_cells(rollout.selected_BxExX[0, turn], request.vision, request.prompts, question.example)
-        result.append(
-            {
-                "position": position,
-                "offset": len(tok.decode(ids[:position])),
-                "selected_tokens": sum(len(image.selected) for image in cells),
-                "visual_tokens": sum(image.rows * image.cols for image in cells),
-            }
-        )
+        summary = {
+            "position": position,
+            "offset": len(served.tok.decode(ids[:position])),
+            "selected_tokens": sum(len(image.selected) for image in cells),
+            "visual_tokens": sum(image.rows * image.cols for image in cells),
+        }
+        result.append(summary | ({"images": [dataclasses.asdict(image) for image in cells]} if with_cells else {}))
     return result
+
+
+def run_again(served: Served, vision: VisionBatch, prompts: PromptBatch, rollout: Rollout) -> ResponseAttention:
+    """An answer's attention, from one more pass over it; few programs serve all answers."""
+    # Nothing but the number of insertions differs between requests.
+    options = dataclasses.replace(served.reattention, max_insertions=int(rollout.inserted_B[0]))
+    return attention_of(served.checkpoint, options, vision, prompts, rollout)
 
 
 def insertions_in_full(served: Served, question: Question, part: Part) -> list[Insertion]:
     """An answer's insertions with their cells and attention, from one more pass over the answer."""
     request, rollout = question.requests[part.choice], part.rollout
-    if rollout is None:
+    if rollout is None or not rollout.inserted_B[0]:
         return []
-    # Nothing but the number of insertions differs between requests: few programs serve all of them.
-    options = dataclasses.replace(served.reattention, max_insertions=int(rollout.inserted_B[0]))
     assert isinstance(request.vision, VisionBatch)  # as `to_question` makes it
-    inputs = (request.vision, request.prompts, rollout, question.example)
-    return insertions_of(served.checkpoint, served.tok, options, *inputs)
+    inputs = (request.vision, request.prompts, rollout)
+    return insertions_of(run_again(served, *inputs), served.tok, *inputs, question.example)
 
 
 class EngineLoop:

@@ -73,6 +73,9 @@ class ChatRequest:
       stream, include_usage: whether the answer is streamed, and the usage with it.
       mode, keep_ratio, max_insertions: of re-attention.
       return_reattention: whether the answer has its insertions in full.
+      return_selection: whether `insertions` says which visual tokens each shows.
+      return_token_ids: whether the answer has its tokens.
+      separate_reasoning: False: content is all of the text, whatever the server's `answer`.
     """
 
     model: str
@@ -95,10 +98,13 @@ class ChatRequest:
     keep_ratio: float
     max_insertions: int
     return_reattention: bool
+    return_selection: bool
+    return_token_ids: bool
+    separate_reasoning: bool
 
 
-def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
-    """Checks a body; fields that are not known are ignored.
+def parse_body(data: bytes, options: ServeOptions) -> tuple[dict[str, Any], str, list[Any]]:
+    """What all requests have: the body, the model that it asks for, and the messages, which are not checked yet.
 
     Raises:
       ApiError: 404 for an unknown model, else 400; it names the field.
@@ -109,15 +115,25 @@ def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
         raise ApiError(400, f"the body is no JSON: {type(error).__name__}; expected an object") from error
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a {type(body).__name__}; expected an object")
-    for name, neutral in _REFUSED.items():
-        if body.get(name) not in neutral:
-            raise invalid(name, "it is not supported; leave it out", "unsupported_parameter")
     model = body.get("model") or options.served_model_name[0]
     if model not in options.served_model_name:
         raise unknown_model(model)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "expected a list of at least one message")
+    return body, model, messages
+
+
+def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
+    """Checks a body; fields that are not known are ignored.
+
+    Raises:
+      ApiError: 404 for an unknown model, else 400; it names the field.
+    """
+    body, model, messages = parse_body(data, options)
+    for name, neutral in _REFUSED.items():
+        if body.get(name) not in neutral:
+            raise invalid(name, "it is not supported; leave it out", "unsupported_parameter")
     look = _section(body, "reattention", ("mode", "keep_ratio", "max_insertions"))
     mode = look.get("mode") or options.reattention
     if mode not in MODES:
@@ -157,6 +173,9 @@ def parse_request(data: bytes, options: ServeOptions) -> ChatRequest:
             look, "max_insertions", options.max_insertions, 0, options.max_insertions, "reattention.", whole=True
         ),
         return_reattention=_flag(body, "return_reattention"),
+        return_selection=_flag(body, "return_selection"),
+        return_token_ids=_flag(body, "return_token_ids"),
+        separate_reasoning=_flag(body, "separate_reasoning", True),
     )
 
 
@@ -175,11 +194,11 @@ def _section(body: Mapping[str, Any], name: str, known: tuple[str, ...] | None =
     return value
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
+def _flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise invalid(name, "expected true or false")
-    return bool(value)
+    return default if value is None else value
 
 
 def _number(

@@ -8,22 +8,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.synthetic.scenes import COLORS, SHAPES
 from qwenla_jax.evals.benchmarks.rendered_scenes import message
+from qwenla_jax.inference.attention_mass import compiled_mass
 from qwenla_jax.inference.runtime import Runtime
 from qwenla_jax.inference.sample_batches import answer
 from qwenla_jax.inference.sampler import Sampler
 from qwenla_jax.model.qwen_vl import Params
-from qwenla_jax.reattention.splice import embed_with_sources, splice
-from qwenla_jax.sampling.prefill import encode_prompts, text_positions
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.types import PromptBatch, VisionBatch
 
 _NAMING = re.compile(rf"\b(?:{'|'.join((*COLORS, *SHAPES))})s?\b")
 _BOX = re.compile(r"\\boxed\{")
@@ -93,67 +89,27 @@ def heat_maps(
     Raises:
       ValueError: a question without an image, or with several.
     """
-    mass = jax.jit(lambda *args: _cells(runtime, *args))
+    mass = compiled_mass(runtime, runtime.reattention())
     example, result = runtime.example(with_response=False), []
     for batch in answer(runtime, params, source, size, sampler):
         r = batch.rollout
         for record in batch.records:
             if len(record.images) != 1:
                 raise ValueError(f"record {record.id!r} has {len(record.images)} images; expected one to draw on")
-        with runtime.context():
-            maps = jax.device_get(mass(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX))
+        found = mass(params, batch.vision, batch.prompts, r.ids_BxR, r.length_B, r.selected_BxExX)
         for row, (record, text) in enumerate(zip(batch.records, batch.texts, strict=False)):
             ids = r.ids_BxR[row, : r.length_B[row]].tolist()
             frame = example(record).frames[0]
-            grid = frame.rows, frame.cols
+            image_P = batch.prompts.visual_QxP[row] >= 0
             words = []
             for key in key_words(text):
                 token = token_at(ids, key.start, runtime.tokenizer)
                 if token == 0:
                     continue  # the prompt's last token writes it, which is no token of the response
                 line = {"part": key.part, "word": key.word, "token": token}
-                for name, values_BxRxM in zip(("original", "inserted"), maps, strict=True):
-                    cells = values_BxRxM[row, token - 1, : grid[0] * grid[1]].reshape(grid)
+                for name, values_BxRxP in (("original", found.image_BxRxP), ("inserted", found.again_BxRxP)):
+                    cells = values_BxRxP[row, token - 1, image_P].reshape(frame.rows, frame.cols)
                     line[name] = np.round(cells.astype(np.float64), 6).tolist()
                 words.append(line)
             result.append({"id": record.id, "response": text, "words": words})
     return result
-
-
-def _cells(
-    runtime: Runtime,
-    params: Params,
-    vision: VisionBatch,
-    prompts: PromptBatch,
-    ids_BxR: jax.Array,
-    length_B: jax.Array,
-    selected_BxExX: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Attention of response tokens on visual tokens by their place in the image: (original, inserted), both
-    float32 [B, R, M], the mean over layers and heads; see `inference.attention_mass.attention_mass`, which sums over
-    them.
-    """
-    model, reattention = runtime.model, runtime.reattention()
-    B, R = ids_BxR.shape
-    G = B // len(prompts.length_Q)
-    M = vision.gather_IxM.shape[1]
-    variables = {"params": params}
-    _, prefix, prompt_QxPxD = encode_prompts(model, params, vision, prompts, reattention.content)
-    one_hot = lambda index: jax.nn.one_hot(jnp.where(index >= 0, index % M, -1), M)  # noqa: E731
-    visual_BxP = jnp.repeat(prompts.visual_QxP, G, axis=0)
-    if reattention.inserts:
-        tokens = splice(reattention, prompts, ids_BxR, length_B, selected_BxExX)
-        pos, bias, slot_BxR = tokens.pos_BxTx3, tokens.bias_BxT, tokens.slot_BxR
-        x = embed_with_sources(model, params, tokens.ids_BxT, tokens.source_BxT, prompt_QxPxD)
-        # A token that is put in repeats a slot of the prompt, which says what part of the image it is.
-        visual_BxT = jnp.take_along_axis(visual_BxP, jnp.maximum(tokens.source_BxT, 0), axis=1)
-        cells_BxTxM = one_hot(visual_BxT) * tokens.shown_BxExT.any(1)[..., None]
-    else:
-        x, bias = model.apply(variables, ids_BxR, None, None, method="embed"), None
-        pos = text_positions(jnp.repeat(prompts.next_pos_Q, G), R)
-        slot_BxR = jnp.broadcast_to(jnp.arange(R), (B, R))
-        cells_BxTxM = jnp.zeros((B, R, M))
-    received = model.apply(variables, x, pos, prefix, None, bias, ("prefix", "new"), method="decode").received
-    at_response = lambda x: jnp.take_along_axis(x, slot_BxR[..., None], axis=1)  # noqa: E731
-    original = jnp.einsum("brp,bpm->brm", at_response(received["prefix"]), one_hot(visual_BxP))
-    return original, jnp.einsum("brt,btm->brm", at_response(received["new"]), cells_BxTxM)

@@ -7,10 +7,10 @@ are given once more; attention is its own attention weights.
 import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from official_question import Official
 from PIL import Image
 
 import qwenla_jax
@@ -22,76 +22,6 @@ TINY = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 QUESTIONS = ("How many circles are there?", "What color is the big square?")
 TOKENS = 48
 CAP = 2
-
-
-class Official:
-    """One question through transformers, its tokenizer and its image processor."""
-
-    def __init__(self, folder, images, question):
-        torch = pytest.importorskip("torch")
-        transformers = pytest.importorskip("transformers")
-        pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-        torch.set_num_threads(1)
-        self.torch = torch
-        load = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
-        self.model = load(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.tok = transformers.AutoTokenizer.from_pretrained(folder)
-        self.pixels = pil.Qwen2VLImageProcessorPil.from_pretrained(folder)(images=images, return_tensors="pt")
-        self.grids = [(h // 2, w // 2) for _, h, w in self.pixels["image_grid_thw"].tolist()]
-        self.block = "".join(
-            "<|vision_start|>" + "<|image_pad|>" * (rows * cols) + "<|vision_end|>" for rows, cols in self.grids
-        )
-        text = f"<|im_start|>user\n{self.block}{question}<|im_end|>\n<|im_start|>assistant\n"
-        self.prompt = self.tok(text)["input_ids"]
-        self.image, self.open, self.close = self.tok.convert_tokens_to_ids(
-            ["<|image_pad|>", "<REFLECTION>", "</REFLECTION>"]
-        )
-        vision = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
-        self.unsampled = [
-            *self.tok.convert_tokens_to_ids(vision),
-            *range(len(self.tok), self.model.config.text_config.vocab_size),
-        ]
-        self.stop = self.model.generation_config.eos_token_id
-
-    def inputs(self, ids, times=1):
-        ids_1xT = self.torch.tensor([ids])
-        return {
-            "input_ids": ids_1xT,
-            "attention_mask": self.torch.ones_like(ids_1xT),
-            "mm_token_type_ids": (ids_1xT == self.image).to(self.torch.int32),
-            "pixel_values": self.pixels["pixel_values"].repeat(times, 1),
-            "image_grid_thw": self.pixels["image_grid_thw"].repeat(times, 1),
-        }
-
-    def generate(self, tokens):
-        with self.torch.no_grad():
-            out = self.model.generate(
-                **self.inputs(self.prompt), max_new_tokens=tokens, do_sample=False, suppress_tokens=self.unsampled
-            )
-        return out[0, len(self.prompt) :].tolist()
-
-    def run(self, response, cap):
-        """The expanded prompt, where its response tokens stand, and what the model gives for it."""
-        ids, slots, used = list(self.prompt), [], 0
-        for token in response:
-            if token == self.open and used < cap:
-                ids += self.tok(self.block)["input_ids"]
-                used += 1
-            slots.append(len(ids))
-            ids.append(token)
-        with self.torch.no_grad():
-            out = self.model(**self.inputs(ids, 1 + used), output_attentions=True)
-        attention_TxT = self.torch.stack(out.attentions).mean((0, 2))[0].numpy()
-        return SimpleNamespace(ids=np.array(ids), slots=slots, logits=out.logits[0].numpy(), attention=attention_TxT)
-
-    def greedy(self, tokens, cap):
-        """The images are given again as soon as a tag comes."""
-        response = []
-        while len(response) < tokens and not (response and response[-1] in self.stop):
-            logits_V = self.run(response, cap).logits[-1]
-            logits_V[self.unsampled] = -np.inf
-            response.append(int(np.argmax(logits_V)))
-        return response
 
 
 def opened(files):

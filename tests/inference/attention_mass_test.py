@@ -26,6 +26,7 @@ def test_profile():
         even_original_BxR=np.array([[0.5, 0.25, 9.0]]),
         even_inserted_BxExR=np.array([[[0.0, 0.1, 9.0], [0.0, 0.05, 9.0]]]),
         image_BxRxP=None,
+        again_BxRxP=None,
     )
     got = profile(mass, {"here": where, "nowhere": where & False})
     assert list(got) == ["here"]

@@ -13,6 +13,7 @@ import sys
 import time
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from transformers import AutoTokenizer
@@ -135,6 +136,32 @@ def test_the_modes_of_reattention(server, scene):
     assert shown == {"none": [], "copy": [16], "route": [8], "vision_only": [16], None: [16]}
     fewer = client(url)(**given, extra_body={"reattention": {"max_insertions": 0}}).choices[0].message
     assert "<REFLECTION>" in fewer.reasoning and fewer.insertions == []
+
+
+def test_the_attention_of_an_answer(server, scene):
+    """The insertions are those of return_reattention; maps add up; and a stream gives the same answer in one piece."""
+    _, url, _ = server
+    given = {"model": "qwenla", "messages": messages([scene]), "temperature": 1, "seed": 11, "max_tokens": 64}
+    asked = {"return_token_ids": True, "return_selection": True, "separate_reasoning": False}
+    look = {"reattention": {"mode": "route", "keep_ratio": 0.3}}
+    got = client(url)(**given, extra_body=asked | look | {"return_reattention": True}).choices[0]
+    chunks = list(client(url)(**given, extra_body=asked | look, stream=True))
+    last = chunks[-1].choices[0]
+    content = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert got.message.content == content == got.message.reattention["text"] and got.message.reasoning is None
+    assert last.token_ids == got.token_ids and last.delta.insertions == got.message.insertions
+    full = got.message.reattention["insertions"]
+    assert [one["images"] for one in got.message.insertions] == [one["images"] for one in full]
+    assert [len(one["images"][0]["selected"]) for one in full] == [5]
+    body = {"messages": messages([scene]), "token_ids": last.token_ids, "insertions": last.delta.insertions}
+    found = httpx.post(f"{url}/v1/reattention/attention", headers={"Authorization": f"Bearer {KEY}"}, json=body)
+    attention = found.json()
+    assert found.status_code == 200 and rounded(attention["insertions"]) == rounded(full)
+    assert "".join(attention["tokens"]) == content
+    (image,) = attention["images"]
+    for name in ("original", "inserted"):
+        cells = np.frombuffer(base64.b64decode(image[name]), "<f4").reshape(len(last.token_ids), -1)
+        np.testing.assert_allclose(cells.sum(1), attention[name], atol=1e-4)
 
 
 def rounded(value):

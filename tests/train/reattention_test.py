@@ -316,6 +316,9 @@ def test_attention_mass_is_that_of_the_attention_matrices(reattention):
         close(mass.even_original_BxR[b, :n], len(own) / seen_R)
         rest = [i for i in range(row.prompt, len(row.ids_T)) if row.visual_T[i] < 0]
         total = mass.image_BxRxP[b, :n].sum(1) + mean_TxT[:, rest].sum(1)
+        again = {i: [j for at in row.shown for j in at if row.visual_T[j] == row.visual_T[i]] for i in own}
+        paid = [mean_TxT[:, again.get(i, [])].sum(1) for i in range(row.prompt)]
+        close(mass.again_BxRxP[b, :n, : row.prompt], np.stack(paid, axis=1))
         for e, at in enumerate(row.shown):
             close(mass.inserted_BxExR[b, e, :n], mean_TxT[:, at].sum(1))
             close(mass.even_inserted_BxExR[b, e, :n], [sum(i < s for i in at) / s for s in seen_R])

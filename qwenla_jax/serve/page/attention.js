@@ -1,0 +1,88 @@
+// The attention of an answer's tokens on the image, as the server measures it, by word and by look.
+
+// `found` is the answer of /v1/reattention/attention; only its first image is shown.
+export class Attention {
+  constructor(found) {
+    const [image] = found.images;
+    this.rows = image.rows;
+    this.cols = image.cols;
+    this.original = floats(image.original);
+    this.inserted = floats(image.inserted);
+    this.shares = found.tokens.map((_, token) => ({
+      original: found.original[token],
+      inserted: found.inserted[token],
+      even: found.even_original[token] + found.even_inserted[token],
+    }));
+    this.insertions = found.insertions;
+    this.starts = [];
+    let at = 0;
+    for (const text of found.tokens) {
+      this.starts.push(at);
+      at += text.length;
+    }
+    this.end = at;
+  }
+
+  get tokens() {
+    return this.starts.length;
+  }
+
+  // The tokens that write the characters from `start` to `end`.
+  tokensAt(start, end) {
+    const result = [];
+    this.starts.forEach((from, token) => {
+      const to = this.starts[token + 1] ?? this.end;
+      if (from < end && to > start) result.push(token);
+    });
+    return result;
+  }
+
+  // The query that writes a token is the token before it. The prompt's last token writes the first one, and is no
+  // token of the answer, so that nothing is known of it.
+  writers(tokens) {
+    return tokens.filter((token) => token > 0).map((token) => token - 1);
+  }
+
+  // Means over query tokens: { original, inserted, even, maps: { original, inserted } }, or null of none.
+  mean(queries) {
+    if (!queries.length) return null;
+    const size = this.rows * this.cols;
+    const result = { original: 0, inserted: 0, even: 0, maps: { original: zeros(size), inserted: zeros(size) } };
+    for (const query of queries) {
+      for (const name of ["original", "inserted", "even"]) result[name] += this.shares[query][name] / queries.length;
+      for (const name of ["original", "inserted"]) {
+        const from = query * size;
+        for (let cell = 0; cell < size; cell++) result.maps[name][cell] += this[name][from + cell] / queries.length;
+      }
+    }
+    return result;
+  }
+
+  ofWord(word) {
+    return this.mean(this.writers(this.tokensAt(word.start, word.end)));
+  }
+
+  // Before a look and in its reflection, over the tokens that the server takes for `before` and `after`: since the
+  // look before, and from the tag to the reflection's end.
+  ofLook(number, text) {
+    const at = this.insertions[number].position;
+    const since = number ? this.insertions[number - 1].position : 0;
+    const from = this.starts[at] + "<REFLECTION>".length;
+    const ends = ["</REFLECTION>", "<REFLECTION>"].map((tag) => {
+      const found = text.indexOf(tag, from);
+      return found < 0 ? this.end : found + (tag.startsWith("</") ? tag.length : 0);
+    });
+    const inside = this.tokensAt(this.starts[at], Math.min(...ends));
+    return { before: this.mean(range(since, at)), after: this.mean(inside) };
+  }
+}
+
+function floats(text) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  return new Float32Array(bytes.buffer); // little-endian, as all machines with a browser are
+}
+
+const zeros = (size) => new Float32Array(size);
+const range = (from, to) => Array.from({ length: Math.max(to - from, 0) }, (_, i) => from + i);
+
+export const both = (maps) => maps.original.map((value, cell) => value + maps.inserted[cell]);

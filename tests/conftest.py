@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="qwenla_jax_compiled_")
         config.add_cleanup(folder.cleanup)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder.name)
+        # Where transformers copies the code of an export that it runs; read when it is imported.
+        os.environ.setdefault("HF_MODULES_CACHE", os.path.join(folder.name, "hf_modules"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 

@@ -4,7 +4,8 @@ Oracle: the programs' own parsers, the dataclasses of the settings, and the disk
 
     bash    (or without a language) every command goes through its program's parser; nothing is loaded
     bash    behind the mark `run`: every command really runs
-    python  is executed, in a folder with an image called photo.png, and so are its tests
+    python  is executed, in a folder with an image called photo.png, and so are its tests; behind the mark
+            `needs: PACKAGE` only where there is that package, else it is compiled
     behind the mark `needs: ...`: programs and flags have to exist
 
 What is in no such block, a command of another program for one, fails.
@@ -246,15 +247,19 @@ def test_python(tmp_path, monkeypatch):
     """Every block of Python runs, equal ones once, and so do its tests; one beginning with `# NAME.py` is that file."""
     shutil.copy(DOCS / "figures" / "scene.png", tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
-    texts = {block.text: block.where for block in BLOCKS if block.language == "python"}
+    texts = {block.text: block for block in BLOCKS if block.language == "python"}
     assert len(texts) >= 4
     monkeypatch.syspath_prepend(tmp_path)
-    for text, where in texts.items():
+    for text, block in texts.items():
+        package = block.mark.removeprefix("needs: ")
         names: dict[str, Any] = {"__name__": "documented"}
         if file := re.match(r"# (\w+)\.py\n", text):
             Path(f"{file[1]}.py").write_text(text)
             sys.modules.pop(file[1], None)
-        exec(compile(text, where, "exec"), names)
+        program = compile(text, block.where, "exec")
+        if package and importlib.util.find_spec(package) is None:
+            continue
+        exec(program, names)
         for name in names:
             if name.startswith("test_"):
                 names[name]()

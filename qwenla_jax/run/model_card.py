@@ -12,6 +12,7 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import leaves
 from qwenla_jax.data.sources.spec import parse
 from qwenla_jax.run.metrics import METRICS_FILE, whole_lines
+from qwenla_jax.weights.custom_generate import CODE_FOLDER
 from qwenla_jax.weights.hub import hub_name
 
 # No times: the card of a resumed run is that of an uninterrupted one.
@@ -42,7 +43,14 @@ def model_card(options: RunOptions, workdir: Path, step: int, adapter: bool = Fa
         base_model_relation=repo and ("adapter" if adapter else "finetune"),
         library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",
-        tags=["qwenla_jax", "jax", "qwen2_5_vl", "visual-reasoning", options.stage],
+        tags=[
+            "qwenla_jax",
+            "jax",
+            "qwen2_5_vl",
+            "visual-reasoning",
+            options.stage,
+            *([] if adapter else [CODE_FOLDER]),
+        ],
     )
     link = f"[{repo}](https://huggingface.co/{repo})" + (f", revision `{revision}`" if revision else "")
     sources = parse(options.data.source) if options.data.source else ()

@@ -86,6 +86,7 @@ def export_run(
         dtype=dtype or options.dtype,
         overwrite=overwrite,
         card=card,
+        reattention=options.reattention,
     )
 
 

@@ -172,6 +172,7 @@ def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: P
             dtype=options.dtype,
             overwrite=True,
             card=model_card(options, workdir, options.steps),
+            reattention=options.reattention,
         )
     except OSError as error:
         raise SaveError(

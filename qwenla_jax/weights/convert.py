@@ -21,6 +21,7 @@ from qwenla_jax.text.special_tokens import TAGS
 from qwenla_jax.text.tokenizer import Tokenizer, in_folder
 from qwenla_jax.utils.json_files import read_object
 from qwenla_jax.weights import orbax
+from qwenla_jax.weights.custom_generate import CODE_FOLDER
 from qwenla_jax.weights.hf import check_tensors, weight_files
 
 TAG_MODES = ("none", "mean", "pieces")
@@ -132,8 +133,7 @@ def from_hf(
                 changes[piece.name](changed[piece.name])
             orbax.copy_piece(piece, chunk, dtype, changed.get(piece.name))
         note(piece.size)
-    for file in plan.small:
-        shutil.copyfile(file, work / file.name)
+    _copy(plan.small, plan.source, work)
     if plan.tags != "none":
         Tokenizer.from_folder(plan.source).with_tags().save(work)
     if dtype != ModelConfig.from_hf(plan.source).param_dtype:
@@ -199,8 +199,7 @@ def to_hf(
                 note(size)
         for name, content in layout.index.items():
             (work / name).write_bytes(content)
-        for file in small:
-            shutil.copyfile(file, work / file.name)
+        _copy(small, source, work)
         if target.exists():
             shutil.rmtree(target)
         os.replace(work, target)
@@ -211,23 +210,31 @@ def to_hf(
 
 
 def _small_files(folder: Path) -> list[Path]:
-    """The files beside the weights, which are copied as they are.
+    """The files beside the weights, which are copied as they are, and those of `custom_generate/`.
 
     Raises:
       ValueError: one is a link to something outside, which would be copied for whoever gets the result. Hugging Face's
         cache is made of links to its own store, `../../blobs`: these are followed.
     """
-    inside = [folder.resolve()]
+    code = folder / CODE_FOLDER
+    inside = [folder.resolve(), folder.resolve() / CODE_FOLDER]
     if folder.resolve().parent.name == "snapshots":
         inside.append(folder.resolve().parents[1] / "blobs")
     result = []
-    for file in sorted(folder.iterdir()):
+    for file in sorted([*folder.iterdir(), *(code.iterdir() if code.is_dir() else ())]):
         if not file.is_file() or file.name.endswith(_WEIGHTS) or file.stat().st_size >= _SMALL:
             continue
         if file.resolve().parent not in inside:
             raise ValueError(f"{file}: a link out of the folder, to {file.resolve()}; put a copy of the file there")
         result.append(file)
     return result
+
+
+def _copy(files: Sequence[Path], source: Path, target: Path) -> None:
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def chunk_spans(config: ModelConfig, chunks: Mapping[str, Sequence[int]]) -> dict[str, list[orbax.Span]]:

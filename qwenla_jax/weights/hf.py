@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.images.preprocess import ProcessorSettings
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
@@ -28,6 +29,7 @@ from qwenla_jax.text.tokenizer import Tokenizer, in_folder
 from qwenla_jax.utils.json_files import read_object
 from qwenla_jax.utils.json_section import plain_name
 from qwenla_jax.weights import orbax
+from qwenla_jax.weights.custom_generate import write_custom_generate
 from qwenla_jax.weights.hub import local_folder
 
 Params = dict[str, Any]
@@ -134,6 +136,7 @@ def save(
     dtype: str | None = None,
     overwrite: bool = False,
     card: str | None = None,
+    reattention: ReattentionOptions | None = None,
 ) -> Path:
     """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified, in the
     layout of the released files, which every release since 4.49 reads.
@@ -146,13 +149,14 @@ def save(
       model: the module or its config.
       params: the parameters, as `load` returns them, with or without adapters.
       tokenizer: written with a chat template that gives what it was trained on; see `Tokenizer.save`. Its stop tokens
-        go into generation_config.json.
+        go into generation_config.json. One with the tags brings `custom_generate/`, re-attention for transformers.
       processor: written as preprocessor_config.json.
       system: text of the system turn that the model was trained with; None: it had no such turn.
       max_shard_bytes: a larger checkpoint is written in shards of at most this size (one tensor may exceed it).
       dtype: what the weights are stored in; None: `config.param_dtype`.
       overwrite: replace what stands at `path`.
       card: text of README.md; None: no such file.
+      reattention: what the model was trained with; `custom_generate` takes it as its default. None: text-only.
 
     Returns:
       The folder.
@@ -182,9 +186,10 @@ def save(
     temporary.mkdir()
     try:
         _write_json(temporary / "config.json", config.to_hf(**ids))
-        _write_json(temporary / "generation_config.json", {**ids, "do_sample": False})
         if tokenizer is not None:
             tokenizer.save(temporary, system)
+        again = write_custom_generate(temporary, tokenizer, reattention)
+        _write_json(temporary / "generation_config.json", {**ids, "do_sample": False, **again})
         if processor is not None:
             _write_json(temporary / "preprocessor_config.json", processor.to_dict())
         if card is not None:

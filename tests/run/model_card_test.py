@@ -1,6 +1,7 @@
 """The model card of an export, read back by huggingface_hub, by YAML's own parser and by the command that it names."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -60,6 +61,9 @@ def test_a_person_reads_the_run(workdir):
     given = [make_parser().parse_args(words[2:]) for words in commands]
     assert [args.reattention for args in given] == ["copy", "route"]
     assert all(args.system == OPTIONS.data.system for args in given)
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code and "custom_generate" in code[1] and compile(code[1], "README.md", "exec")
+    assert "custom_generate" in huggingface_hub.ModelCard(text).data.tags
 
 
 def test_without_metrics_there_is_a_card(tmp_path):

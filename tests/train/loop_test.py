@@ -23,6 +23,7 @@ from qwenla_jax.config.run_options import (
     RewardOptions,
     RunOptions,
 )
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.run.checkpoints import Checkpoints
 from qwenla_jax.train.loop import RunRefused, rate_change, run
 
@@ -136,8 +137,11 @@ def test_supervised_training_runs_and_its_export_is_a_start(tmp_path):
         data=DataOptions(batch_size=4, max_prompt_tokens=64, length_group=2),
         optim=OptimOptions(learning_rate=1e-3, accumulation=2),
         eval=EvalOptions(every=0, final_size=0),
+        reattention=ReattentionOptions(max_insertions=1, keep_ratio=0.3),
     )
     run(options, tmp_path / "sft")
+    again = json.loads((tmp_path / "sft" / "hf" / "generation_config.json").read_text())["reattention"]
+    assert again.items() >= {"mode": "none", "max_insertions": 1, "keep_ratio": 0.3}.items()  # as trained
     losses = [line["train/loss"] for line in lines(tmp_path / "sft")]
     assert len(losses) == 4 and losses[-1] < losses[0]
     go_on = replace(SMALL, steps=1, init_from=str(tmp_path / "sft" / "hf"), eval=EvalOptions(every=0, final_size=0))

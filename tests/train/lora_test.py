@@ -321,7 +321,8 @@ def test_the_export_is_the_base_with_what_was_added(finished, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         finished / "hf" / "model.safetensors"
     ).read_bytes()
-    assert (tmp_path / "again" / "README.md").read_bytes() == (finished / "hf" / "README.md").read_bytes()
+    for name in ("README.md", "generation_config.json", "custom_generate/generate.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished / "hf" / name).read_bytes()
     export_run(finished, tmp_path / "adapter", adapter=True)
     assert huggingface_hub.ModelCard.load(tmp_path / "adapter" / "README.md").data.library_name == "peft"
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "base")

@@ -515,7 +515,7 @@ def test_an_engine_that_fails_ends_the_server(start):
     thread.join()
     assert codes == [500]
     ends = time.monotonic() + 60
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(httpx.TransportError):  # at the very end a connection may still be taken
         while time.monotonic() < ends:
             assert httpx.get(f"{url}/health").status_code == 503
 

@@ -132,7 +132,7 @@ class Rollout:
     Attributes:
       ids_BxR: int32, response tokens, the stop token included; padding after `length_B`.
       logp_BxR: float32, natural log-probability of each token under softmax(logits / temperature) with the suppressed
-        tokens masked and before top-p; 0 in padding.
+        tokens masked and before penalties, top-k and top-p; 0 in padding and for forced tokens.
       length_B: int32, tokens in the response, the stop token included.
       stopped_B: bool, True where a stop token ended the response, False where the length did.
       inserted_B: int32, insertions.

@@ -19,6 +19,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from qwenla_jax.data.synthetic.scenes import Scene
 
 _SCENE = "scene:"
+_TIMES = MappingProxyType({"presence": "once", "frequency": "for each time they have been"})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,6 +151,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="with a temperature: sample from the most likely tokens that hold this probability, above 0 to 1; "
         "default: %(default)s",
     )
+    for name in ("presence", "frequency"):
+        add(
+            f"--{name}_penalty",
+            metavar="X",
+            type=number(float, -2, 2),
+            default=0.0,
+            help=f"subtracted from the logits of tokens of the response, {_TIMES[name]}, -2 to 2; default: %(default)s",
+        )
+    add(
+        "--repetition_penalty",
+        metavar="X",
+        type=number(float, 0, 1e6, above=True),
+        default=1.0,
+        help="divides positive logits, and multiplies negative ones, of tokens of prompt and response, above 0; "
+        "default: %(default)s",
+    )
     add(
         "--seed",
         metavar="N",
@@ -216,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(f"--video: {error}")
     options = ("reattention", "keep_ratio", "max_insertions", "temperature", "top_p", "seed", "max_new_tokens")
-    options += ("max_pixels", "system")
+    options += ("max_pixels", "system", "presence_penalty", "frequency_penalty", "repetition_penalty")
     try:
         asker = Asker(qwenla_jax.load(folder), **{name: getattr(args, name) for name in options})
     except (ValueError, OSError) as error:

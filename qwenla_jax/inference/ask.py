@@ -46,6 +46,9 @@ def ask(
     max_insertions: int = 2,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     max_new_tokens: int = 1024,
     max_pixels: int | None = None,
@@ -56,8 +59,9 @@ def ask(
 
     Compiled programs are cached for the process: a later call with the same model configuration, re-attention, longest
     response and buckets of prompt and images compiles nothing, whatever its temperature; only an answer that outgrows
-    the cache of all before it compiles a program for a larger one. An answer with insertions needs one more program,
-    for its attention. `Asker` asks several questions on the same images.
+    the cache of all before it compiles a program for a larger one, and the first with a penalty one that counts tokens.
+    An answer with insertions needs one more program, for its attention. `Asker` asks several questions on the same
+    images.
 
     Args:
       checkpoint: from `qwenla_jax.load`.
@@ -70,6 +74,8 @@ def ask(
       max_insertions: most insertions of a response; later reflections are text alone (paper silent).
       temperature: 0 is greedy.
       top_p: nucleus, above 0 and at most 1; 1 is the whole distribution.
+      presence_penalty, frequency_penalty: -2 to 2, against tokens that the response has, as OpenAI's; 0 is none.
+      repetition_penalty: above 0, against tokens that prompt or response has, as transformers'; 1 is none.
       seed: 0 to 2**32 - 1; the answer is a function of it (and of nothing at temperature 0).
       max_new_tokens: longest response in tokens (paper: 1024 in its reinforcement learning).
       max_pixels: larger images are shrunk to so many pixels; None takes the checkpoint's own bound (paper: 262,144
@@ -87,6 +93,9 @@ def ask(
         max_insertions=max_insertions,
         temperature=temperature,
         top_p=top_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
         seed=seed,
         max_new_tokens=max_new_tokens,
         max_pixels=max_pixels,
@@ -113,6 +122,9 @@ class Asker:
         max_insertions: int = 2,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
         max_new_tokens: int = 1024,
         max_pixels: int | None = None,
@@ -134,7 +146,15 @@ class Asker:
             open_id=ids.reflection_open,
             close_id=ids.reflection_close,
         )
-        self._options = SampleOptions(1, max_new_tokens, temperature, top_p, ids.stop(), self._reattention)
+        self._penalties = {
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repetition_penalty": repetition_penalty,
+        }
+        penalized = tuple(self._penalties.values()) != (0, 0, 1)
+        self._options = SampleOptions(
+            1, max_new_tokens, temperature, top_p, ids.stop(), self._reattention, penalties=penalized
+        )
         self._engine: Engine | None = None
 
     def ask(
@@ -197,9 +217,8 @@ class Asker:
             logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
             model, params = self._checkpoint
             self._engine = Engine(model, params, options, own, 1, logit_bias_V, STEPS)
-        self._engine.submit(
-            Request(vision, prompts, seed=self._seed, temperature=options.temperature, top_p=options.top_p)
-        )
+        draws = {"seed": self._seed, "temperature": options.temperature, "top_p": options.top_p}
+        self._engine.submit(Request(vision, prompts, **draws, **self._penalties))
         ids, shown = [], ""
         while True:
             (update,) = self._engine.step()

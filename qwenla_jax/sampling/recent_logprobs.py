@@ -64,6 +64,7 @@ def no_logprobs(rows: int, tokens: int, top: int) -> RecentLogprobs:
 def with_logprobs(
     recent: RecentLogprobs,
     logits_BxV: jax.Array,
+    logit_bias_V: jax.Array,
     ids_B: jax.Array,
     number_B: jax.Array,
     top_B: jax.Array,
@@ -73,7 +74,7 @@ def with_logprobs(
 
     Args:
       recent: of the tokens before.
-      logits_BxV: float32, with the bias that suppresses tokens.
+      logits_BxV, logit_bias_V: float32, and the bias that suppresses tokens.
       ids_B: int32, the tokens.
       number_B: int32, how many each row has had before.
       top_B: int32, how many alternatives each row asks for; -1: no log-probabilities at all.
@@ -82,11 +83,12 @@ def with_logprobs(
     (B, S, K), wanted_B = recent.top_ids_BxSxK.shape, active_B & (top_B >= 0)
 
     def measured(recent: RecentLogprobs) -> RecentLogprobs:
-        total_Bx1 = jax.nn.logsumexp(logits_BxV, axis=-1, keepdims=True)
-        own_Bx1 = jnp.take_along_axis(logits_BxV, ids_B[:, None], axis=-1)
-        none = jnp.zeros((B, K), logits_BxV.dtype), jnp.zeros((B, K), jnp.int32)
+        own_BxV = logits_BxV + logit_bias_V
+        total_Bx1 = jax.nn.logsumexp(own_BxV, axis=-1, keepdims=True)
+        own_Bx1 = jnp.take_along_axis(own_BxV, ids_B[:, None], axis=-1)
+        none = jnp.zeros((B, K), own_BxV.dtype), jnp.zeros((B, K), jnp.int32)
         some = jnp.any(wanted_B & (top_B > 0))
-        top_BxK, top_ids_BxK = jax.lax.cond(some, lambda x: tuple(jax.lax.top_k(x, K)), lambda x: none, logits_BxV)
+        top_BxK, top_ids_BxK = jax.lax.cond(some, lambda x: tuple(jax.lax.top_k(x, K)), lambda x: none, own_BxV)
         here_BxS = wanted_B[:, None] & (jnp.arange(S) == number_B[:, None] % S)
         here_BxSx1 = here_BxS[..., None]
         return RecentLogprobs(

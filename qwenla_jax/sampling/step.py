@@ -49,8 +49,8 @@ def decode_step(
     if counts is not None:
         counts = counted(counts, ids_B, active_B)
     if recent is not None:
-        own_BxV = logits_BxV + logit_bias_V
-        recent = with_logprobs(recent, own_BxV, ids_B, rollout.length_B, rows.top_logprobs_B, active_B)
+        given = logits_BxV, logit_bias_V, ids_B, rollout.length_B, rows.top_logprobs_B, active_B
+        recent = with_logprobs(recent, *given)
     here_BxR = active_B[:, None] & (jnp.arange(options.max_new_tokens) == rollout.length_B[:, None])
     length_B = rollout.length_B + active_B
     more_B = length_B < rows.limit_B

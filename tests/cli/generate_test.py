@@ -175,6 +175,8 @@ def test_a_tokenizer_as_released_gets_the_tags(tmp_path, images, capsys):
         ("--system=\udc80", ["--system: it holds half of a character ('\\udc80' at 0); expected UTF-8 text"]),
         ("--temperature=-1", ["--temperature", "'-1'", "of at least 0"]),
         ("--top_p=0", ["--top_p", "'0'", "above 0 and at most 1"]),
+        ("--frequency_penalty=3", ["--frequency_penalty", "'3'", "of at least -2 and at most 2"]),
+        ("--repetition_penalty=0", ["--repetition_penalty", "'0'", "above 0"]),
         ("--seed=1.5", ["--seed", "'1.5'", "a whole number"]),
         ("--max_new_tokens=0", ["--max_new_tokens", "'0'", "of at least 1"]),
         ("--max_new_tokens=100000000000", ["--max_new_tokens", "'100000000000'", "at most 262144"]),

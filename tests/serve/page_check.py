@@ -293,6 +293,30 @@ def exported(check: Check, browser: Browser, folder: Path) -> None:
     context.close()
 
 
+def hostile(check: Check, folder: Path) -> None:
+    """Whatever a model writes is text, on the page and in the file."""
+    page = check.page
+    said = f"{EVIL}<SUMMARY>{EVIL}</SUMMARY><REFLECTION>&lt;b&gt;{EVIL}"
+    last = {"index": 0, "delta": {"insertions": []}, "finish_reason": "stop", "token_ids": [1, 2, 3]}
+    events = [{"choices": [{"index": 0, "delta": {"content": said}, "finish_reason": None}]}, {"choices": [last]}]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.check("[value=copy]")
+    check.ask()
+    page.unroute("**/v1/chat/completions")
+    shown = "".join(page.locator(".panel .card .text").all_text_contents())
+    assert shown.count(EVIL) == 3 and "&lt;b&gt;" in shown
+    assert page.locator(".panel :is(img, script, b)").count() == 0 and page.title() == "Qwen Look Again"
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as(folder / "hostile.html")
+    opened = page.context.browser.new_page()
+    opened.goto((folder / "hostile.html").as_uri())
+    assert opened.locator("script, img[src=x], .card b").count() == 0 and "hacked" not in opened.title()[:20]
+    assert "".join(opened.locator(".card .text").all_text_contents()).count(EVIL) == 3
+    opened.close()
+
+
 def stopping(check: Check) -> None:
     """Stop ends the answer on the server too; too long a question is refused in the server's words."""
     page = check.page
@@ -419,6 +443,8 @@ def main() -> int:
             print(f"  code: {code.__doc__}")
             exported(check, browser, folder)
             print(f"  exported: {exported.__doc__}")
+            hostile(check, folder)
+            print(f"  hostile: {hostile.__doc__}")
             stopping(check)
             print(f"  stopping: {stopping.__doc__}")
             check.quiet()

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 from transformers import AutoTokenizer
 
 import qwenla_jax
@@ -162,6 +163,24 @@ def test_the_attention_of_an_answer(server, scene):
     for name in ("original", "inserted"):
         cells = np.frombuffer(base64.b64decode(image[name]), "<f4").reshape(len(last.token_ids), -1)
         np.testing.assert_allclose(cells.sum(1), attention[name], atol=1e-4)
+
+
+def test_the_page_and_its_examples(server):
+    """With their seeds the embedded checkpoint reflects, and what is shown stands again."""
+    _, url, _ = server
+    assert "Qwen Look Again" in httpx.get(url).text
+    settings = httpx.get(f"{url}/page/settings.json").json()
+    assert settings["model"] == "qwenla" and settings["key"] and settings["embedded"]
+    for example in settings["examples"]:
+        image = Image.open(io.BytesIO(httpx.get(f"{url}/{example['image']}").content))
+        given = {"temperature": example["temperature"], "seed": example["seed"], "max_tokens": 100}
+        for mode, tokens in (("route", 8), ("copy", 16)):
+            extra = {"reattention": {"mode": mode, "keep_ratio": 0.5}, "separate_reasoning": False}
+            asked = messages([image], example["question"])
+            message = client(url)(model="qwenla", messages=asked, **given, extra_body=extra).choices[0].message
+            names = [section["name"] for section in message.sections]
+            assert names == ["SUMMARY", "CAPTION", "REASONING", "REFLECTION", "CONCLUSION"], (example, message)
+            assert [one["selected_tokens"] for one in message.insertions] == [tokens], "choose another seed"
 
 
 def rounded(value):

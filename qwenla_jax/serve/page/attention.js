@@ -37,10 +37,10 @@ export class Attention {
     return result;
   }
 
-  // The query that writes a token is the token before it. The prompt's last token writes the first one, and is no
+  // The queries that write a word: the tokens before its own. The prompt's last token writes the first token, and is no
   // token of the answer, so that nothing is known of it.
-  writers(tokens) {
-    return tokens.filter((token) => token > 0).map((token) => token - 1);
+  writersOf(word) {
+    return this.tokensAt(word.start, word.end).filter((token) => token > 0).map((token) => token - 1);
   }
 
   // Means over query tokens: { original, inserted, even, maps: { original, inserted } }, or null of none.
@@ -56,10 +56,6 @@ export class Attention {
       }
     }
     return result;
-  }
-
-  ofWord(word) {
-    return this.mean(this.writers(this.tokensAt(word.start, word.end)));
   }
 
   // Before a look and in its reflection, over the tokens that the server takes for `before` and `after`: since the

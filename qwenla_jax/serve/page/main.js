@@ -263,22 +263,18 @@ function listen() {
     if (file) take(file, file.name);
     byId("file").value = "";
   });
-  const dropped = (event) => [...event.dataTransfer.files].find(Boolean);
+  const withFiles = (event) => event.dataTransfer.types.includes("Files") && (event.preventDefault(), true);
   for (const name of ["dragenter", "dragover"]) {
-    document.addEventListener(name, (event) => {
-      event.preventDefault();
-      byId("drop").classList.add("over");
-    });
+    document.addEventListener(name, (event) => withFiles(event) && byId("drop").classList.add("over"));
   }
   for (const name of ["dragleave", "drop"]) document.addEventListener(name, () => byId("drop").classList.remove("over"));
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    const file = dropped(event);
+    const [file] = withFiles(event) ? event.dataTransfer.files : [];
     if (file) take(file, file.name);
   });
   document.addEventListener("paste", (event) => {
     const [file] = event.clipboardData.files;
-    if (!file) return;
+    if (!file || event.clipboardData.types.includes("text/plain")) return; // a text with an image of itself
     event.preventDefault();
     take(file, "What was pasted");
   });
@@ -308,6 +304,7 @@ async function start() {
   settings = await api.settings();
   byId("key-row").hidden = !settings.key;
   byId("embedded-note").hidden = !settings.embedded;
+  if (!settings.embedded) byId("tokens").value = 1024;
   byId("looks").max = settings.max_insertions;
   byId("looks").value = settings.max_insertions;
   const buttons = settings.examples.map((example) => {

@@ -88,7 +88,7 @@ export class Panel {
       ),
     );
     this.cards.enable((word) => {
-      const found = attention.ofWord(word);
+      const found = attention.mean(attention.writersOf(word));
       return found && found.original + found.inserted;
     });
     this.choose(this.look);
@@ -136,9 +136,9 @@ export class Panel {
       if (!held) return this.choose(this.look);
       word = held;
     }
-    const tokens = this.attention.tokensAt(word.start, word.end);
-    const found = this.attention.ofWord(word);
-    this.mark(Math.min(...tokens) - 1, Math.max(...tokens) - 1);
+    const writers = this.attention.writersOf(word);
+    this.mark(writers[0], writers.at(-1));
+    const found = this.attention.mean(writers);
     if (!found) return;
     const { original, inserted } = found.maps;
     const sum = both(found.maps);

@@ -19,7 +19,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwenla_jax.config.shared_options import MODES, MODES_HELP
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from qwenla_jax.data.synthetic.scenes import Scene
 
 _SCENE = "scene:"
-_TIMES = MappingProxyType({"presence": "once", "frequency": "for each time they have been"})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,14 +149,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="with a temperature: sample from the most likely tokens that hold this probability, above 0 to 1; "
         "default: %(default)s",
     )
-    for name in ("presence", "frequency"):
-        add(
-            f"--{name}_penalty",
-            metavar="X",
-            type=number(float, -2, 2),
-            default=0.0,
-            help=f"subtracted from the logits of tokens of the response, {_TIMES[name]}, -2 to 2; default: %(default)s",
-        )
+    add(
+        "--presence_penalty",
+        metavar="X",
+        type=number(float, -2, 2),
+        default=0.0,
+        help="subtracted from the logits of tokens of the response, once, -2 to 2; default: %(default)s",
+    )
+    add(
+        "--frequency_penalty",
+        metavar="X",
+        type=number(float, -2, 2),
+        default=0.0,
+        help="subtracted from the logits of tokens of the response, for each time they have been, -2 to 2; default: %(default)s",
+    )
     add(
         "--repetition_penalty",
         metavar="X",

@@ -217,8 +217,8 @@ class Asker:
             logit_bias_V = suppression_bias(config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
             model, params = self._checkpoint
             self._engine = Engine(model, params, options, own, 1, logit_bias_V, STEPS)
-        draws = {"seed": self._seed, "temperature": options.temperature, "top_p": options.top_p}
-        self._engine.submit(Request(vision, prompts, **draws, **self._penalties))
+        request = Request(vision, prompts, seed=self._seed, temperature=options.temperature, top_p=options.top_p)
+        self._engine.submit(dataclasses.replace(request, **self._penalties))
         ids, shown = [], ""
         while True:
             (update,) = self._engine.step()

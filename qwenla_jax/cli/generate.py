@@ -161,7 +161,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         type=number(float, -2, 2),
         default=0.0,
-        help="subtracted from the logits of tokens of the response, for each time they have been, -2 to 2; default: %(default)s",
+        help="subtracted from the logits of tokens of the response, for each time they have been, -2 to 2; "
+        "default: %(default)s",
     )
     add(
         "--repetition_penalty",

@@ -83,7 +83,7 @@ def test_long_answers(part, start, end):
     text = start + part * (20_000 // len(part)) + end
     for name, parser in PARSERS.items():
         assert parser(text) or name == "mmmu_open", (name, part)
-        assert least_seconds(lambda parser=parser: parser(text), 1, time.thread_time) < 1, (name, part)
+        assert least_seconds(lambda parser=parser: parser(text), 2, time.thread_time) < 2, (name, part)
 
 
 def test_values_of_random_latex():

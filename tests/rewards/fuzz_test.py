@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from measure import slower_than
+from measure import seconds, slower_than
 from rewards.records import record
 
 from qwenla_jax.rewards import RewardSettings, format_reward, score
@@ -300,16 +300,6 @@ def test_soup(part):
     assert CASES < 5000 or 0.1 < formed / (CASES // PARTS) < 0.9 and accurate / (CASES // PARTS) > 0.05
 
 
-def seconds(function, *arguments, limit=1.0):
-    """Processor time of a call; beyond the limit the least of three calls, because the machine has other work."""
-    took = []
-    while len(took) < 3 and (not took or min(took) > limit):
-        start = time.thread_time()
-        function(*arguments)
-        took.append(time.thread_time() - start)
-    return min(took)
-
-
 # For each regular expression of text/answers/match.py and text/response_format.py what makes it go back and forth.
 HOSTILE = {
     "tags": [
@@ -408,7 +398,7 @@ def test_megabyte_of_soup(part):
     pieces = [piece(rng) for _ in range(100)]
     body = "".join(rng.choice(pieces) for _ in range(2 * 10**5))[: 10**6]
     for response in (body, "<CONCLUSION>" + body.replace("CONCLUSION", "conclusion") + "</CONCLUSION>"):
-        assert seconds(parse, response) < 1
-        assert seconds(extract_conclusion, response) < 1
-        assert seconds(score, record(response, "B"), SETTINGS) < 1
+        assert seconds(parse, response, limit=1) < 1
+        assert seconds(extract_conclusion, response, limit=1) < 1
+        assert seconds(score, record(response, "B"), SETTINGS, limit=1) < 1
         assert parse(response).ok == slow_format(response)

@@ -1,8 +1,7 @@
 """Right answers as datasets write them. Oracle: each taken apart by hand, and what a response with the answer gets."""
 
-import time
-
 import pytest
+from measure import seconds
 
 from qwenla_jax.text.answers.gold import unmatchable, unwrap_gold
 from qwenla_jax.text.answers.match import matches
@@ -52,6 +51,5 @@ def test_what_a_response_can_match_is_not(gold):
     "part", ["<answer>", "</answer>", "<answer>3</answer>", "<think>", "\n#### ", "\nAnswer: ", "<", "<a "]
 )
 def test_time_is_linear(part):
-    start = time.process_time()
-    unmatchable(unwrap_gold(part * (400_000 // len(part))))
-    assert time.process_time() - start < 2
+    text = part * (400_000 // len(part))
+    assert seconds(lambda: unmatchable(unwrap_gold(text)), limit=2) <= 2

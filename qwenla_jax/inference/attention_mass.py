@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,9 @@ class AttentionMass:
       inserted_BxExR: float32, received by the visual tokens that insertion E shows.
       even_original_BxR, even_inserted_BxExR: float32, the share of the tokens that the response token sees which those
         visual tokens are: what they would get if attention were spread evenly (theorems 3.1 and 3.2 are about it).
-      image_BxRxP: float32, received by each slot of the prompt.
-      again_BxRxP: float32, received by that slot's visual token where insertions show it, all of them together.
+      image_BxRxP: float32, received by each slot of the prompt; None from a `compiled_mass` without it.
+      again_BxRxP: float32, received by that slot's visual token where insertions show it, all of them together; None
+        as above.
     """
 
     original_BxR: jax.Array
@@ -100,18 +102,22 @@ def attention_mass(
     )
 
 
-def compiled_mass(runtime: Runtime, reattention: ReattentionConfig) -> Callable[..., AttentionMass]:
+def compiled_mass(
+    runtime: Runtime, reattention: ReattentionConfig, by_slot: bool = False
+) -> Callable[..., AttentionMass]:
     """`attention_mass` compiled: (params, vision, prompts, ids, lengths, selected) -> AttentionMass on the host.
 
     Args:
       runtime: the run.
       reattention: the mode and options of the responses' insertions.
+      by_slot: whether the result has the attention of each slot of the prompt too.
     """
     whole = replicated(runtime.mesh)  # where each of several processes is to see all of it
 
     @functools.partial(jax.jit, out_shardings=whole if is_multiprocess() else None)
     def run(params: Params, vision: Any, prompts: Any, ids: Any, lengths: Any, selected: Any) -> AttentionMass:
-        return attention_mass(runtime.model, params, vision, prompts, ids, lengths, reattention, selected)
+        mass = attention_mass(runtime.model, params, vision, prompts, ids, lengths, reattention, selected)
+        return mass if by_slot else dataclasses.replace(mass, image_BxRxP=None, again_BxRxP=None)
 
     def call(params: Params, *args: Any) -> AttentionMass:
         args = place(args, whole)

@@ -89,7 +89,7 @@ def heat_maps(
     Raises:
       ValueError: a question without an image, or with several.
     """
-    mass = compiled_mass(runtime, runtime.reattention())
+    mass = compiled_mass(runtime, runtime.reattention(), by_slot=True)
     example, result = runtime.example(with_response=False), []
     for batch in answer(runtime, params, source, size, sampler):
         r = batch.rollout

@@ -61,7 +61,7 @@ def attention_sums(
         counted = np.arange(len(r.length_B)) < len(batch.records)
         lengths.append(np.where(counted, r.length_B, 0))
         names += [record.id for record in batch.records]
-    whole = jax.tree.map(lambda *x: np.concatenate(x), *(m.replace(image_BxRxP=None, again_BxRxP=None) for m in masses))
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *masses)
     ids_BxR, length_B = np.concatenate(responses), np.concatenate(lengths)
     parts = parts_of(ids_BxR, length_B, ids.reflection_open, ids.reflection_close)
     edges = np.linspace(0, ids_BxR.shape[1], bins + 1).astype(int)

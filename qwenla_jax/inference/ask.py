@@ -20,6 +20,7 @@ from qwenla_jax.inference.responses import texts_of
 from qwenla_jax.inference.runtime import layout_of
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.penalties import NEUTRAL
 from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
@@ -151,7 +152,7 @@ class Asker:
             "frequency_penalty": frequency_penalty,
             "repetition_penalty": repetition_penalty,
         }
-        penalized = tuple(self._penalties.values()) != (0, 0, 1)
+        penalized = tuple(self._penalties.values()) != NEUTRAL
         self._options = SampleOptions(
             1, max_new_tokens, temperature, top_p, ids.stop(), self._reattention, penalties=penalized
         )

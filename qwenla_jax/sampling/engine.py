@@ -270,10 +270,10 @@ class Engine:
         cancelled_B, self._cancelled_B = self._cancelled_B, np.zeros_like(self._cancelled_B)
         rows = self._placed((cancelled_B, awaited_Q))
         state = self._programs.empty() if self._state is None else self._state
-        self._state, *report = self._programs.decode(
+        self._state, rollout, live_B, recent = self._programs.decode(
             self._params, state, self._bias_V, rows[0], np.int32(steps), rows[1]
         )
-        return report[0], report[1], report[2]
+        return rollout, live_B, recent
 
     def _insert(self, prefilled: Prefilled, rows: Any, slot_Q: np.ndarray, used_B: np.ndarray | None = None) -> None:
         state = self._programs.empty() if self._state is None else self._state

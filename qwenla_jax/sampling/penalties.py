@@ -11,6 +11,7 @@ from flax import struct
 
 from qwenla_jax.types import PromptBatch
 
+NEUTRAL = (0.0, 0.0, 1.0)  # presence, frequency and repetition penalty of a row without any
 LARGEST = 1e20  # of a penalized logit: far above any other, far below what suppresses a token
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.reattention.options import ReattentionConfig, row_reattention
-from qwenla_jax.sampling.penalties import RowPenalties
+from qwenla_jax.sampling.penalties import NEUTRAL, RowPenalties
 from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import RowSettings
@@ -137,7 +137,7 @@ def _check_extras(request: Request, options: SampleOptions) -> None:
             raise ValueError(f"{name}: got {value}, expected -2 to 2")
     if not 0 < request.repetition_penalty < math.inf:
         raise ValueError(f"repetition_penalty: got {request.repetition_penalty}, expected a number above 0")
-    neutral = (request.presence_penalty, request.frequency_penalty, request.repetition_penalty) == (0, 0, 1)
+    neutral = (request.presence_penalty, request.frequency_penalty, request.repetition_penalty) == NEUTRAL
     if not options.penalties and not neutral:
         raise ValueError("presence_penalty, frequency_penalty, repetition_penalty: expected an engine with `penalties`")
     asked, most = request.top_logprobs, options.top_logprobs

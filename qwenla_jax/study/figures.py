@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qwenla_jax.study import statistics as st
 from qwenla_jax.study.collect import BASE, COPY, ROUTE, ROUTE_25, ROUTE_75, TEXT, Curve, Measured, Study, StudyError
+from qwenla_jax.utils.atomic_files import write_text
 
 if TYPE_CHECKING:  # the package does without it
     from matplotlib.figure import Figure
@@ -69,6 +71,17 @@ def to_bytes(figure: Figure, form: str = "svg") -> bytes:
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
+
+
+def beside(report: Path, draw: Callable[[], Figure], caption: str) -> Iterator[str]:
+    """Writes accuracy.svg beside a report; its line in Markdown, or how to get it where matplotlib is not installed."""
+    file = report.with_name("accuracy.svg")
+    try:
+        write_text(file, to_bytes(draw()).decode())
+    except NoMatplotlib as error:
+        yield f"No figure: {error}.\n"
+        return
+    yield f"![{caption}]({file.name})\n"
 
 
 def figure_1(study: Study) -> Figure:

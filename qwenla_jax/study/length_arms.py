@@ -6,6 +6,7 @@ Paper silent: of these it has text-only, COPY, ROUTE and vision-only, and no con
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from qwenla_jax.config.run_options import (
     CheckpointOptions,
@@ -16,6 +17,7 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.config.shared_options import ReattentionOptions
+from qwenla_jax.reattention.options import exact_ratio
 
 TEXT, PAUSE, BLANK, COPY = "text-only", "pause", "blank", "COPY"
 ROUTE_25, ROUTE_50, ROUTE_75, VISION = "ROUTE 25", "ROUTE 50", "ROUTE 75", "vision-only"
@@ -44,6 +46,13 @@ class Arm:
     def trained(self) -> bool:
         """Whether it has a model of its own."""
         return not self.model
+
+    def inserted(self, visual: int) -> int:
+        """Tokens that an insertion of so many visual tokens has, delimiters included."""
+        if self.reattention.mode == "none":
+            return 0
+        ratio = exact_ratio(self.reattention.keep_ratio) if self.reattention.mode == "route" else 1
+        return math.ceil(ratio * visual) + 2 * self.reattention.delimiters
 
 
 def _copy(content: str = "image", mode: str = "copy", keep_ratio: float = 0.5) -> ReattentionOptions:

@@ -10,7 +10,7 @@ from qwenla_jax.data.synthetic.length_options import WORKINGS
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
 from qwenla_jax.inference.attention_mass import PARTS
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.figures import NoMatplotlib, to_bytes
+from qwenla_jax.study.figures import beside
 from qwenla_jax.study.length_analysis import Contrast, Measure, Study, Weighed, right, verdict
 from qwenla_jax.study.length_arms import (
     ARMS,
@@ -35,6 +35,8 @@ from qwenla_jax.study.length_results import CONTINUED, FORCED, FREE, Result, rea
 from qwenla_jax.study.statistics import Ratio
 from qwenla_jax.utils.atomic_files import write_text
 
+CAPTION = "Right answers and colour words against the tokens of reasoning, by arm"
+
 
 def write_length_report(results: Path, path: Path) -> str:
     """Writes the report, and beside it its figure where matplotlib is installed.
@@ -52,7 +54,13 @@ def write_length_report(results: Path, path: Path) -> str:
     found = read_results(results)
     study = Study.of(found)
     head = list(_head(study, found))
-    parts = [*head, *_figure(study, path), *_hypotheses(study), *_tables(study), *_answers(found)]
+    parts = [
+        *head,
+        *beside(path, lambda: length_figure(study), CAPTION),
+        *_hypotheses(study),
+        *_tables(study),
+        *_answers(found),
+    ]
     write_text(path, "\n".join(parts) + "\n")
     return "\n".join([*head, f"{path}: {len(found)} results"])
 
@@ -76,17 +84,6 @@ def _head(study: Study, results: Sequence[Result]) -> Iterator[str]:
     yield f"Base models {models}. Stage 4 and measuring took {hours:.2f} h, base models aside."
     yield "Points of 100 percent, with 95% intervals of the two-level bootstrap (seeds, scenes); behind it the value in"
     yield "every seed, the standard deviation between seeds, and that of one seed which its scenes alone explain.\n"
-
-
-def _figure(study: Study, path: Path) -> Iterator[str]:
-    """The figure beside the report, or how to get it."""
-    file = path.with_name("accuracy.svg")
-    try:
-        write_text(file, to_bytes(length_figure(study)).decode())
-    except NoMatplotlib as error:
-        yield f"No figure: {error}.\n"
-        return
-    yield f"![Right answers and colour words against the tokens of reasoning, by arm]({file.name})\n"
 
 
 def text_of(one: Contrast, scale: float = 100.0, places: int = 1) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from qwenla_jax.config.shared_options import ReattentionOptions
-from qwenla_jax.reattention.options import exact_ratio
 from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.length_arms import ARMS, CONDITIONS, FRESH_SEED, Arm
 from qwenla_jax.study.statistics import Ratio
@@ -89,10 +87,33 @@ def encode(numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return result
 
 
-def write_result(path: Path, content: Mapping[str, Any]) -> None:
+def write_result(path: Path, content: Mapping[str, Any], version: int = VERSION) -> None:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"version": VERSION, **content}, separators=(",", ":")) + "\n")
+    write_text(path, json.dumps({"version": version, **content}, separators=(",", ":")) + "\n")
+
+
+def read_content(path: Path, keys: Sequence[str], what: str, version: int = VERSION) -> dict[str, Any]:
+    """What `write_result` has written.
+
+    Args:
+      path: of the file.
+      keys: what it has to have.
+      what: whose result it should be, for messages.
+      version: of what it holds.
+
+    Raises:
+      StudyError: it cannot be read, lacks a key or is of another version; the message names file and key.
+    """
+    try:
+        saved = json_files.read_object(path)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: not readable as JSON: {str(error).removeprefix(f'{path}: ')}") from error
+    if lacking := [key for key in keys if key not in saved]:
+        raise StudyError(f"{path}: no {', '.join(lacking)}; expected a result of {what}")
+    if saved["version"] != version:
+        raise StudyError(f"{path}: version {saved['version']}, expected {version}; delete it, and it is made anew")
+    return saved
 
 
 def read_result(path: Path) -> Result:
@@ -101,14 +122,7 @@ def read_result(path: Path) -> Result:
     Raises:
       StudyError: it cannot be read or lacks something; the message names file and key.
     """
-    try:
-        saved = json_files.read_object(path)
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: not readable as JSON: {str(error).removeprefix(f'{path}: ')}") from error
-    if lacking := [key for key in TOP if key not in saved]:
-        raise StudyError(f"{path}: no {', '.join(lacking)}; expected a result of the length study")
-    if saved["version"] != VERSION:
-        raise StudyError(f"{path}: version {saved['version']}, expected {VERSION}; delete it, and it is made anew")
+    saved = read_content(path, TOP, "the length study")
     cells = {}
     try:
         for name, ways in saved["cells"].items():
@@ -205,11 +219,7 @@ def _labels(result: Result, arm: Arm) -> Iterable[str]:
 
 def _looks(result: Result, arm: Arm) -> Iterable[str]:
     """Inserted slots of a written response, which has one reflection: those of the arm, in every block."""
-    want = 0
-    if arm.reattention.mode != "none":
-        share = exact_ratio(arm.reattention.keep_ratio) if arm.reattention.mode == "route" else 1
-        tokens = int(result.used.get("visual_tokens", 0))
-        want = math.ceil(share * tokens) + 2 * arm.reattention.delimiters
+    want = arm.inserted(int(result.used.get("visual_tokens", 0)))
     for (working, tokens), ways in result.cells.items():
         got = ways.get(FORCED, {}).get("inserted_tokens")
         if got is None:

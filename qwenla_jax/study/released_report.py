@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qwenla_jax.data.synthetic.length_options import WORKINGS
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.figures import STYLE, WIDE, NoMatplotlib, require_matplotlib, to_bytes
+from qwenla_jax.study.figures import STYLE, WIDE, beside, require_matplotlib
 from qwenla_jax.study.length_analysis import Contrast, Measure, Study, right, verdict
 from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, ROUTE_50, TEXT
 from qwenla_jax.study.length_figure import draw_arms
@@ -20,6 +20,7 @@ from qwenla_jax.utils.atomic_files import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CAPTION = "Right answers against the tokens of reasoning, by arm"
 DIFFERENCES = ((COPY, TEXT), (COPY, BLANK), (COPY, OTHER), (BLANK, TEXT), (ROUTE_50, COPY))
 
 
@@ -45,7 +46,7 @@ def write_released_report(results: Path, path: Path) -> str:
         size = len(own[0].right)
         head.append(f"{_judged(model, study, own)} {size} questions; measuring took {hours:.2f} h, reasoning aside.\n")
     head.append("In brackets 95% intervals: questions are drawn with replacement, the same draw for all arms.\n")
-    parts = [*head, *_figure(by_model, path)]
+    parts = [*head, *beside(path, lambda: released_figure(by_model), CAPTION)]
     for model, study in by_model.items():
         parts += _tables(model, study)
     parts += ["## Answers\n", *(f"* {r.model}, {r.working}, N = {r.tokens}, {r.arm}: `{r.answers[0]}`" for r in found)]
@@ -108,17 +109,6 @@ def _row(name: str, what: str, cells: Sequence[Contrast | None], scale: float, p
     texts = ["" if c is None or math.isnan(c.value) else f"{number(c.value)} [{number(c.low)}, {number(c.high)}]"
              for c in cells]  # fmt: skip
     return f"| {name} | {what} | " + " | ".join(texts) + " |"
-
-
-def _figure(by_model: dict[str, Study], path: Path) -> Iterator[str]:
-    """The figure beside the report, or how to get it."""
-    file = path.with_name("accuracy.svg")
-    try:
-        write_text(file, to_bytes(released_figure(by_model)).decode())
-    except NoMatplotlib as error:
-        yield f"No figure: {error}.\n"
-        return
-    yield f"![Right answers against the tokens of reasoning, by arm]({file.name})\n"
 
 
 def released_figure(by_model: dict[str, Study]) -> Figure:

@@ -6,8 +6,6 @@ From these files alone the report is made again; the model is not needed.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,10 @@ from typing import Any
 import numpy as np
 
 from qwenla_jax.config.schema import to_dict
-from qwenla_jax.reattention.options import exact_ratio
 from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.length_analysis import Study
-from qwenla_jax.study.length_arms import ARMS, Arm
-from qwenla_jax.study.length_results import CONTINUED, FORCED, Result
-from qwenla_jax.utils import json_files
-from qwenla_jax.utils.atomic_files import write_text
+from qwenla_jax.study.length_arms import ARMS
+from qwenla_jax.study.length_results import CONTINUED, FORCED, Result, read_content, write_result
 
 VERSION = 1
 RELEASED = "released"  # in the place of a condition of training
@@ -69,8 +64,7 @@ def write_released(path: Path, result: ReleasedResult) -> None:
     for name, places in _ARRAYS.items():
         values = content[name].astype(float)
         content[name] = np.round(values, places).tolist() if places else values.astype(int).tolist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"version": VERSION, **content}, separators=(",", ":")) + "\n")
+    write_result(path, content, VERSION)
 
 
 def read_released(path: Path) -> ReleasedResult:
@@ -79,15 +73,8 @@ def read_released(path: Path) -> ReleasedResult:
     Raises:
       StudyError: it cannot be read or lacks something; the message names file and key.
     """
-    try:
-        saved = json_files.read_object(path)
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: not readable as JSON: {str(error).removeprefix(f'{path}: ')}") from error
     names = [field.name for field in dataclasses.fields(ReleasedResult)]
-    if lacking := [name for name in ("version", *names) if name not in saved]:
-        raise StudyError(f"{path}: no {', '.join(lacking)}; expected a result of --protocol=released")
-    if saved["version"] != VERSION:
-        raise StudyError(f"{path}: version {saved['version']}, expected {VERSION}; delete it, and it is made anew")
+    saved = read_content(path, ("version", *names), "--protocol=released", VERSION)
     try:
         values: dict[str, Any] = {name: np.array(saved[name], float) for name in _ARRAYS}
     except (TypeError, ValueError) as error:
@@ -139,20 +126,13 @@ def _problems(path: Path, result: ReleasedResult) -> Iterator[str]:
     if len(lengths) > 1 or not len(result.right):
         yield f"{path}: {sorted(lengths)} values; expected one a question, in every measure"
         return
-    if wrong := int((result.inserted != _inserted(arm, result.visual)).sum()):
+    demanded = np.array([arm.inserted(int(count)) for count in result.visual])
+    if wrong := int((result.inserted != demanded).sum()):
         mean = f"{result.inserted.mean():g} of {result.visual.mean():g}"
         yield f"{path}: {wrong} answers with other tokens put in than {arm.name} demands ({mean} in the mean)"
     want = "nothing" if arm.reattention.mode == "none" else _SHOWN.get(arm.reattention.content)
     if others := {what for what in result.shown if what != want}:
         yield f"{path}: {arm.name} showed {', '.join(sorted(others))}, expected {want}"
-
-
-def _inserted(arm: Arm, visual: np.ndarray) -> np.ndarray:
-    """Tokens that an arm has to insert, by the visual tokens of each question's image."""
-    if arm.reattention.mode == "none":
-        return np.zeros_like(visual)
-    share = exact_ratio(arm.reattention.keep_ratio) if arm.reattention.mode == "route" else 1
-    return np.array([math.ceil(share * int(count)) + 2 for count in visual])
 
 
 def studies(results: Sequence[ReleasedResult]) -> dict[str, Study]:

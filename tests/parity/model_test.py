@@ -1,6 +1,10 @@
-"""The model against transformers: positions, visual tokens, logits, greedy continuations, in float32 and bfloat16."""
+"""The model against transformers: positions, visual tokens, logits, greedy continuations, in float32 and bfloat16.
+
+`QWENLA_ARCHITECTURES=24` tries more random architectures than the nine that cover what differs.
+"""
 
 import functools
+import os
 
 import jax
 import numpy as np
@@ -12,8 +16,8 @@ from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 
-COUNT = 24
-SEEDS = [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(COUNT)]
+COUNT = int(os.environ.get("QWENLA_ARCHITECTURES", "8"))
+SEEDS = [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.slow) for seed in sorted({*range(COUNT), 12})]
 TOLERANCE = 1e-4  # of visual tokens and logits in float32, absolute; both are of order 1
 # bfloat16: root mean square distance of our logits from transformers' float32 logits, as a share of the logits'
 # standard deviation, and over the distance of transformers' own bfloat16 logits. Orders of rounding differ by chance:
@@ -150,7 +154,7 @@ def test_the_architectures_cover_what_differs(oracle):
     assert any(not arch.full for arch in archs) and any(len(arch.full) == arch.vision_depth for arch in archs)
 
 
-@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (5, 8, 11, 12, 13))])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (5, 12))])
 def test_bfloat16(oracle, saved, seed):
     """As close to the float32 logits as transformers in bfloat16 is."""
     import torch

@@ -124,7 +124,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "released: folder of a checkpoint, or a model of the Hub", **there)
     flags.DEFINE_string("source", None, "released: the questions, such as questions.jsonl", **there)
     lengths = ["0", "256", "1024", "4096"]
-    flags.DEFINE_list("lengths", lengths, "released: tokens of reasoning before the look", **there)
+    flags.DEFINE_list("lengths", lengths, "released: tokens of reasoning before the insertion", **there)
     flags.DEFINE_integer("batch_size", 8, "released: questions at once", 1, **there)
     flags.DEFINE_integer("max_pixels", 512 * 512, "released: larger images are shrunk to so many", 1, **there)
     flags.DEFINE_float("temperature", 0.7, "released: of the reasoning; answers are greedy", 0, **there)

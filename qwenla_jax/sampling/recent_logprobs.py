@@ -83,16 +83,16 @@ def with_logprobs(
     (B, S, K), wanted_B = recent.top_ids_BxSxK.shape, active_B & (top_B >= 0)
 
     def measured(recent: RecentLogprobs) -> RecentLogprobs:
-        own_BxV = logits_BxV + logit_bias_V
-        total_Bx1 = jax.nn.logsumexp(own_BxV, axis=-1, keepdims=True)
-        own_Bx1 = jnp.take_along_axis(own_BxV, ids_B[:, None], axis=-1)
-        none = jnp.zeros((B, K), own_BxV.dtype), jnp.zeros((B, K), jnp.int32)
+        masked_BxV = logits_BxV + logit_bias_V
+        total_Bx1 = jax.nn.logsumexp(masked_BxV, axis=-1, keepdims=True)
+        logit_Bx1 = jnp.take_along_axis(masked_BxV, ids_B[:, None], axis=-1)
+        none = jnp.zeros((B, K), masked_BxV.dtype), jnp.zeros((B, K), jnp.int32)
         some = jnp.any(wanted_B & (top_B > 0))
-        top_BxK, top_ids_BxK = jax.lax.cond(some, lambda x: tuple(jax.lax.top_k(x, K)), lambda x: none, own_BxV)
+        top_BxK, top_ids_BxK = jax.lax.cond(some, lambda x: tuple(jax.lax.top_k(x, K)), lambda x: none, masked_BxV)
         here_BxS = wanted_B[:, None] & (jnp.arange(S) == number_B[:, None] % S)
         here_BxSx1 = here_BxS[..., None]
         return RecentLogprobs(
-            jnp.where(here_BxS, own_Bx1 - total_Bx1, recent.logp_BxS),
+            jnp.where(here_BxS, logit_Bx1 - total_Bx1, recent.logp_BxS),
             jnp.where(here_BxSx1, top_ids_BxK[:, None], recent.top_ids_BxSxK),
             jnp.where(here_BxSx1, (top_BxK - total_Bx1)[:, None], recent.top_logp_BxSxK),
         )

@@ -122,8 +122,8 @@ def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
     logits_BxWxN = logits_BxV.reshape(-1, W, N)
     weight_BxN = jnp.sum(jnp.exp(logits_BxWxN - logits_BxWxN.max((1, 2), keepdims=True)), axis=1)
     group_B = drawn(weight_BxN, uniform_Bx2[:, 0])
-    own_BxW = jnp.take_along_axis(logits_BxWxN, group_B[:, None, None], axis=2)[..., 0]
-    return drawn(jnp.exp(own_BxW - own_BxW.max(-1, keepdims=True)), uniform_Bx2[:, 1]) * N + group_B
+    of_group_BxW = jnp.take_along_axis(logits_BxWxN, group_B[:, None, None], axis=2)[..., 0]
+    return drawn(jnp.exp(of_group_BxW - of_group_BxW.max(-1, keepdims=True)), uniform_Bx2[:, 1]) * N + group_B
 
 
 def group_sizes(vocab_size: int) -> tuple[int, int]:
@@ -164,13 +164,13 @@ def sample_token(
     """
     greedy_B = temperature_B == 0
     scaled = lambda x: (x + logit_bias_V) / jnp.where(greedy_B, 1.0, temperature_B)[:, None]  # noqa: E731
-    own_BxV = logits_BxV = scaled(logits_BxV)
+    unpenalized_BxV = logits_BxV = scaled(logits_BxV)
     if penalized_BxV is not None:
         logits_BxV = scaled(penalized_BxV)
 
     def cut(logits_BxV: jax.Array) -> jax.Array:
-        kept_BxV = most_likely(logits_BxV, top_k_B[:, None])
-        return jnp.where(top_p_B[:, None] < 1, nucleus(kept_BxV, top_p_B[:, None]), kept_BxV)
+        likely_BxV = most_likely(logits_BxV, top_k_B[:, None])
+        return jnp.where(top_p_B[:, None] < 1, nucleus(likely_BxV, top_p_B[:, None]), likely_BxV)
 
     def drawn_B(logits_BxV: jax.Array) -> jax.Array:
         # Sorting the vocabulary is left out where no row asks for it; a row's own result is the same either way.
@@ -182,5 +182,5 @@ def sample_token(
     best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     sampled_B = jax.lax.cond(jnp.all(greedy_B), lambda x: best_B, drawn_B, logits_BxV)
     token_B = jnp.where(greedy_B, best_B, sampled_B)
-    chosen_B = jnp.take_along_axis(own_BxV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, chosen_B - jax.nn.logsumexp(own_BxV, axis=-1)
+    logit_B = jnp.take_along_axis(unpenalized_BxV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, logit_B - jax.nn.logsumexp(unpenalized_BxV, axis=-1)

@@ -145,8 +145,8 @@ class Study:
             for condition, arm in sorted(wanted):
                 if (base, seed, condition, arm) not in self.results:
                     raise StudyError(f"base {base}, seed {seed}, {condition}: no result of {arm}")
-            found = [(weight, of(self.results[base, seed, name, arm])) for weight, name, arm, of in terms]
-            models.setdefault(base, []).append(found)
+            weighted = [(weight, of(self.results[base, seed, name, arm])) for weight, name, arm, of in terms]
+            models.setdefault(base, []).append(weighted)
         return contrast(list(models.values()))
 
     def share(self, condition: str, arm: str, of: Measure) -> Contrast:

@@ -110,11 +110,11 @@ def _points(
 ) -> dict[int, Contrast]:
     """By N; the lengths at which the arm was measured so."""
     over, under, way = of
-    found = {}
+    points = {}
     for tokens in sorted({tokens for result in study.results.values() for _, tokens in result.cells}):
         try:
             measure = lambda result, n=tokens: result.ratio(working, n, way, over, under)  # noqa: E731
-            found[tokens] = study.share(condition, arm, measure)
+            points[tokens] = study.share(condition, arm, measure)
         except StudyError:
             continue
-    return found
+    return points

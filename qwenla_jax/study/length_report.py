@@ -51,18 +51,18 @@ def write_length_report(results: Path, path: Path) -> str:
     Raises:
       StudyError: results are missing, or one of the analysis's checks fails.
     """
-    found = read_results(results)
-    study = Study.of(found)
-    head = list(_head(study, found))
+    all_results = read_results(results)
+    study = Study.of(all_results)
+    head = list(_head(study, all_results))
     parts = [
         *head,
         *beside(path, lambda: length_figure(study), CAPTION),
         *_hypotheses(study),
         *_tables(study),
-        *_answers(found),
+        *_answers(all_results),
     ]
     write_text(path, "\n".join(parts) + "\n")
-    return "\n".join([*head, f"{path}: {len(found)} results"])
+    return "\n".join([*head, f"{path}: {len(all_results)} results"])
 
 
 def _head(study: Study, results: Sequence[Result]) -> Iterator[str]:

@@ -152,15 +152,15 @@ def read_results(folder: Path) -> list[Result]:
     if not paths:
         raise StudyError(f"{folder}: holds no results; expected files that qwenla study --protocol=length has written")
     results = [read_result(path) for path in paths]
-    if found := list(problems(results)):
-        raise StudyError("\n".join(found))
+    if invalid := list(problems(results)):
+        raise StudyError("\n".join(invalid))
     return results
 
 
 def problems(results: Sequence[Result]) -> Iterable[str]:
     """What is wrong with results: the analysis's own checks, one line each.
 
-    A label that is another arm's, a look that did not happen, test scenes that were trained on, and arms that did not
+    A label that is another arm's, a missing insertion, test scenes that were trained on, and arms that did not
     answer the same questions or do not share a base model.
     """
     for result in results:
@@ -169,7 +169,7 @@ def problems(results: Sequence[Result]) -> Iterable[str]:
             continue
         arm = ARMS[result.arm]
         yield from _labels(result, arm)
-        yield from _looks(result, arm)
+        yield from _insertions(result, arm)
         shared = result.images.get("shared")
         if shared != 0:
             yield f"{result.path}: {shared} of {result.images.get('tested')} test images were trained on; expected 0"
@@ -217,7 +217,7 @@ def _labels(result: Result, arm: Arm) -> Iterable[str]:
             yield f"{result.path}: {name} is {got!r}, expected {want!r}"
 
 
-def _looks(result: Result, arm: Arm) -> Iterable[str]:
+def _insertions(result: Result, arm: Arm) -> Iterable[str]:
     """Inserted slots of a written response, which has one reflection: those of the arm, in every block."""
     want = arm.inserted(int(result.used.get("visual_tokens", 0)))
     for (working, tokens), ways in result.cells.items():

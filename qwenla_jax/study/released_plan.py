@@ -55,7 +55,7 @@ def plan(settings: Released, config: ModelConfig, topology: Topology, question_t
     """The study's costs on a machine.
 
     Args:
-      settings: what is run; `tensor` is chosen.
+      settings: what is run; `tensor` is not read, the plan sets it.
       config: the model.
       topology: the machine.
       question_tokens: of a question without its image.
@@ -75,8 +75,8 @@ def plan(settings: Released, config: ModelConfig, topology: Topology, question_t
     room = chip.hbm_bytes * (1 - HEADROOM)
     for tensor in splits:
         # Keys and values of heads that do not divide are repeated. A batch's prefill needs about as much again.
-        shards, own = topology.chips // tensor, row / (tensor if text.num_kv_heads % tensor == 0 else 1)
-        fit = math.floor((room - weights / tensor) / (2 * own))
+        shards, row_bytes = topology.chips // tensor, row / (tensor if text.num_kv_heads % tensor == 0 else 1)
+        fit = math.floor((room - weights / tensor) / (2 * row_bytes))
         if fit > 0 and fit * shards >= min(shards, settings.batch_size):
             break
     else:
@@ -94,20 +94,20 @@ def plan(settings: Released, config: ModelConfig, topology: Topology, question_t
     def generate(prompt: int, tokens: int) -> Work:
         return decode(text, np.full(rows, prompt), np.full(rows, tokens), 1, _VALUE) + head(text, rows, _VALUE) * tokens
 
-    reasoning, look = Work(), Work()
+    reasoning, answers = Work(), Work()
     if longest:
         reasoning = sum((prefill(question + at) for at in range(0, longest, CHUNK)), generate(question, longest))
     for _, tokens in settings.cells():
         for arm in RELEASED_ARMS:
             end = question + tokens + visual
             # Prefilled for the greedy answer, and once more for the right answer's log-probability.
-            look += prefill(end, 2) * 2 + generate(end, ANSWER_TOKENS)
-            look += prefill(question + tokens) if arm == ROUTE_50 else Work()
+            answers += prefill(end, 2) * 2 + generate(end, ANSWER_TOKENS)
+            answers += prefill(question + tokens) if arm == ROUTE_50 else Work()
     timed = {}
-    for name, work in (("reasoning", reasoning * batches), ("looks and answers", look * batches)):
+    for name, work in (("reasoning", reasoning * batches), ("insertions and answers", answers * batches)):
         seconds, bound = roofline(chip, work * (1 / tensor), 0.0)
         timed[name] = (work.flops * shards, work.bytes * shards, seconds, bound)
-    return Plan(topology.name, tensor, rows * shards, weights / tensor, rows * own, timed)
+    return Plan(topology.name, tensor, rows * shards, weights / tensor, rows * row_bytes, timed)
 
 
 def _parameters(config: ModelConfig) -> int:

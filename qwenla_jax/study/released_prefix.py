@@ -30,7 +30,7 @@ LEAD = "Let me think step by step.\n\n"  # of every response, so that ROUTE has 
 WAIT = "\n\nWait"  # in the place of an end that comes too early
 OPENER = "\n\nWait, let me look at the image again.\n\n"
 ANSWER = "So the final answer is \\boxed{"
-CHUNK = 512  # tokens of reasoning between two looks for an early end
+CHUNK = 512  # tokens of reasoning between two checks for an early end
 _FORM = "\nThink step by step, then put the final answer into \\boxed{}."
 _LETTER = "\nThink step by step, then put the letter of the right option into \\boxed{}."
 
@@ -42,8 +42,8 @@ def asked(record: Record) -> Record:
       StudyError: it has not exactly one image, or has a video.
     """
     if len(record.images) != 1 or record.videos:
-        found = f"{len(record.images)} image(s) and {len(record.videos)} video(s)"
-        raise StudyError(f"record {record.id!r}: {found}; expected one image (in --source: #images=1)")
+        got = f"{len(record.images)} image(s) and {len(record.videos)} video(s)"
+        raise StudyError(f"record {record.id!r}: {got}; expected one image (in --source: #images=1)")
     return dataclasses.replace(record, question=record.question + (_LETTER if record.options else _FORM))
 
 
@@ -71,19 +71,19 @@ def reasoned(
       sampler: with one response a question; of so many tokens at once.
     """
     rows, tok = runtime.config.batch_size, runtime.tokenizer
-    lead, wait, found = tok.encode_plain(LEAD), tok.encode_plain(WAIT), [list[int]() for _ in examples]
+    lead, wait, responses = tok.encode_plain(LEAD), tok.encode_plain(WAIT), [list[int]() for _ in examples]
     for turn in itertools.count():
-        short = [i for i, ids in enumerate(found) if len(ids) < tokens]
+        short = [i for i, ids in enumerate(responses) if len(ids) < tokens]
         if not short:
-            return [ids[:tokens] for ids in found]
-        batch = [responded(examples[i], [*lead, *found[i]], tok, runtime) for i in short]
+            return [ids[:tokens] for ids in responses]
+        batch = [responded(examples[i], [*lead, *responses[i]], tok, runtime) for i in short]
         vision, prompts = runtime.collate_prompts(batch, sampler.buckets, rows)
         sample_B = np.zeros(rows, np.uint32)
         sample_B[: len(short)] = [numbers[i] for i in short]
         rollout = next(sampler.run(params, [Asked(vision, prompts, turn, sample_B, len(short))]))
         for row, i in enumerate(short):
             ids = rollout.ids_BxR[row, : rollout.length_B[row]].tolist()
-            found[i] += [*ids[:-1], *wait] if rollout.stopped_B[row] else ids
+            responses[i] += [*ids[:-1], *wait] if rollout.stopped_B[row] else ids
     raise AssertionError  # the loop has no end
 
 
@@ -113,43 +113,45 @@ def responded(
 
     Args:
       example: a prompt with one image.
-      response: ids before the look.
+      response: ids before the insertion.
       tok, runtime: tokenizer, and the layout of images.
       reattention: the arm's; with mode "none" or None nothing is inserted.
       control: what is shown in the image's place, of its grid; None: the image itself.
       selected_M: bool, the visual tokens that are shown; None: all.
-      after: ids behind the look.
+      after: ids after the insertion.
     """
-    (own,), ids = example.frames, tok.ids
-    M, looks = own.num_visual_tokens, reattention is not None and reattention.mode != "none"
-    block = [ids.vision_start, *[ids.image_pad] * M, ids.vision_end] if looks else []
+    (image,), ids = example.frames, tok.ids
+    M, inserts = image.num_visual_tokens, reattention is not None and reattention.mode != "none"
+    block = [ids.vision_start, *[ids.image_pad] * M, ids.vision_end] if inserts else []
     ids_T = np.concatenate([example.ids_T, response, block, after]).astype(np.int32)
-    grids = [(own.rows, own.cols)] * (2 if looks else 1)
+    grids = [(image.rows, image.cols)] * (2 if inserts else 1)
     layout = runtime.layout
     pos_Tx3, next_pos = visual_positions(ids_T, ids.image_pad, ids.video_pad, grids, layout.tokens_per_second)
     at = np.flatnonzero(ids_T == ids.image_pad)
-    visual_T, kept_T = np.full(len(ids_T), -1, np.int32), np.ones(len(ids_T), bool)
+    visual_T, present_T = np.full(len(ids_T), -1, np.int32), np.ones(len(ids_T), bool)
     visual_T[at[:M]] = np.arange(M)
-    if looks:
+    if inserts:
         visual_T[at[M:]] = np.arange(M) + (0 if control is None else M)
-        kept_T[at[M:]] = True if selected_M is None else selected_M
+        present_T[at[M:]] = True if selected_M is None else selected_M
     return dataclasses.replace(
         example,
-        ids_T=ids_T[kept_T],
-        pos_Tx3=pos_Tx3[kept_T],
-        visual_T=visual_T[kept_T],
-        frames=(own,) if control is None else (own, control),
-        prompt_length=int(kept_T.sum()),
+        ids_T=ids_T[present_T],
+        pos_Tx3=pos_Tx3[present_T],
+        visual_T=visual_T[present_T],
+        frames=(image,) if control is None else (image, control),
+        prompt_length=int(present_T.sum()),
         next_pos=next_pos,
     )
 
 
-def control_frame(content: str, own: FramePatches, other: Image.Image | None, runtime: Runtime) -> FramePatches | None:
+def control_frame(
+    content: str, image: FramePatches, other: Image.Image | None, runtime: Runtime
+) -> FramePatches | None:
     """What is shown in an image's place, as many visual tokens as it has; None: the image itself.
 
     Args:
       content: of `ReattentionOptions`: image, blank or other.
-      own: the image.
+      image: the question's image.
       other: another question's image, which is resized to the grid of this one.
       runtime: image processor and layout.
 
@@ -159,14 +161,14 @@ def control_frame(content: str, own: FramePatches, other: Image.Image | None, ru
     if content == "image":
         return None
     if content == "blank":  # patches are normalized: zero is the processor's mean
-        return dataclasses.replace(own, patches_SxC=np.zeros_like(own.patches_SxC))
+        return dataclasses.replace(image, patches_SxC=np.zeros_like(image.patches_SxC))
     if content != "other" or other is None:
         raise ValueError(f"content: got {content!r} with other image {other}; expected image, blank, or other with one")
     side = runtime.layout.token_pixels
     # Of the right size already; the bounds would change that of an image which their rounding lets exceed them.
     unbounded = dataclasses.replace(runtime.processor, min_pixels=1, max_pixels=MOST_PIXELS)
     resample = Image.Resampling(unbounded.resample)
-    resized = to_rgb(other).resize((own.cols * side, own.rows * side), resample)
+    resized = to_rgb(other).resize((image.cols * side, image.rows * side), resample)
     return image_to_patches(resized, unbounded, runtime.layout)
 
 
@@ -184,6 +186,6 @@ def shown(example: Example, prompt_tokens: int) -> tuple[int, str]:
     at = np.flatnonzero(visual_T >= 0)
     if not len(at):
         return 0, "nothing"
-    own, frame = example.frames[0], example.frames[int(visual_T[at[0]]) // example.frames[0].num_visual_tokens]
-    same = np.array_equal(frame.patches_SxC, own.patches_SxC)
+    image, frame = example.frames[0], example.frames[int(visual_T[at[0]]) // example.frames[0].num_visual_tokens]
+    same = np.array_equal(frame.patches_SxC, image.patches_SxC)
     return len(at) + 2, "own" if same else "other" if frame.patches_SxC.any() else "blank"

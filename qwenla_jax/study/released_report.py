@@ -37,21 +37,26 @@ def write_released_report(results: Path, path: Path) -> str:
     Raises:
       StudyError: there are no results, or one of the analysis's checks fails.
     """
-    found = read_all_released(results)
-    by_model = studies(found)
-    head = ["# Does looking again pay a released model where its reasoning is long?\n"]
+    all_results = read_all_released(results)
+    by_model = studies(all_results)
+    head = ["# Does re-attention help a released model where its reasoning is long?\n"]
     for model, study in by_model.items():
-        own = [result for result in found if result.model == model]
-        hours = sum(result.seconds for result in own) / 3600
-        size = len(own[0].right)
-        head.append(f"{_judged(model, study, own)} {size} questions; measuring took {hours:.2f} h, reasoning aside.\n")
+        of_model = [result for result in all_results if result.model == model]
+        hours = sum(result.seconds for result in of_model) / 3600
+        size = len(of_model[0].right)
+        head.append(
+            f"{_judged(model, study, of_model)} {size} questions; measuring took {hours:.2f} h, reasoning aside.\n"
+        )
     head.append("In brackets 95% intervals: questions are drawn with replacement, the same draw for all arms.\n")
     parts = [*head, *beside(path, lambda: released_figure(by_model), CAPTION)]
     for model, study in by_model.items():
         parts += _tables(model, study)
-    parts += ["## Answers\n", *(f"* {r.model}, {r.working}, N = {r.tokens}, {r.arm}: `{r.answers[0]}`" for r in found)]
+    parts += [
+        "## Answers\n",
+        *(f"* {r.model}, {r.working}, N = {r.tokens}, {r.arm}: `{r.answers[0]}`" for r in all_results),
+    ]
     write_text(path, "\n".join(parts) + "\n")
-    return "\n".join([*head, f"{path}: {len(found)} results"])
+    return "\n".join([*head, f"{path}: {len(all_results)} results"])
 
 
 def _judged(model: str, study: Study, results: Sequence[ReleasedResult]) -> str:
@@ -131,6 +136,6 @@ def released_figure(by_model: dict[str, Study]) -> Figure:
                 axis.set_title(f"{model}, {'its own reasoning' if working == 'chain' else working}")
             row[0].set_ylabel("right answers (%)")
         for axis in axes[-1]:
-            axis.set_xlabel("tokens of reasoning before the look")
+            axis.set_xlabel("tokens of reasoning before the insertion")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure

@@ -31,7 +31,7 @@ class ReleasedResult:
       of: the settings that it depends on.
       model, working, tokens, arm: which.
       reattention: what it was measured with.
-      prefix: digest of everything before the look; the same in all arms.
+      prefix: digest of everything before the insertion; the same in all arms.
       right, logp_answer: by question; the latter in nats.
       inserted, visual: by question, tokens that were inserted, and visual tokens of its image.
       shown: by question, which image the inserted tokens show: own, blank, other or nothing.
@@ -95,13 +95,15 @@ def read_all_released(folder: Path) -> list[ReleasedResult]:
             f"{folder}: holds no results; expected files that qwenla study --protocol=released has written"
         )
     results = [read_released(path) for path in paths]
-    if found := [problem for path, result in zip(paths, results, strict=True) for problem in _problems(path, result)]:
-        raise StudyError("\n".join(found))
+    if invalid := [problem for path, result in zip(paths, results, strict=True) for problem in _problems(path, result)]:
+        raise StudyError("\n".join(invalid))
     first: dict[Any, tuple[Path, ReleasedResult]] = {}
     for path, result in zip(paths, results, strict=True):
         alike = {
             ("the same settings and questions", result.model): lambda one: one.of,
-            ("the same reasoning before the look", result.model, result.working, result.tokens): lambda one: one.prefix,
+            ("the same reasoning before the insertion", result.model, result.working, result.tokens): lambda one: (
+                one.prefix
+            ),
         }
         for key, of in alike.items():
             other_path, other = first.setdefault(key, (path, result))
@@ -114,7 +116,7 @@ def read_all_released(folder: Path) -> list[ReleasedResult]:
 
 
 def _problems(path: Path, result: ReleasedResult) -> Iterator[str]:
-    """A label that is another arm's, and a look that did not happen or showed something else."""
+    """A label of another arm, and insertions that are missing or show another image."""
     arm = ARMS.get(result.arm)
     if arm is None:
         yield f"{path}: arm {result.arm!r}; expected one of {', '.join(ARMS)}"
@@ -137,11 +139,11 @@ def _problems(path: Path, result: ReleasedResult) -> Iterator[str]:
 
 def studies(results: Sequence[ReleasedResult]) -> dict[str, Study]:
     """Results as the length study's analysis takes them, by model. Models are not pooled: they answer the same."""
-    found: dict[str, dict[str, list[ReleasedResult]]] = {}
+    by_model: dict[str, dict[str, list[ReleasedResult]]] = {}
     for result in results:
-        found.setdefault(result.model, {}).setdefault(result.arm, []).append(result)
+        by_model.setdefault(result.model, {}).setdefault(result.arm, []).append(result)
     return {model: Study.of([_as_length(model, arm, cells) for arm, cells in arms.items()])
-            for model, arms in found.items()}  # fmt: skip
+            for model, arms in by_model.items()}  # fmt: skip
 
 
 def _as_length(model: str, arm: str, cells: Sequence[ReleasedResult]) -> Result:

@@ -1,7 +1,7 @@
-"""The length study at full size, without training: a released model reasons at length, and looks again or does not.
+"""The length study at full size, without training: a released model reasons at length, with and without insertions.
 
 Every question's reasoning is generated once; shorter ones are its beginning. Every (working, N, arm) is a file; what is
-there and was made with the same settings is kept.
+there and was made with the same settings is not measured again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Released:
       model: a folder in Hugging Face format, or another name that `hub.local_folder` takes.
       source: the questions, see `data.sources.spec`; each with one image.
       size: most questions.
-      lengths: N, tokens of reasoning before the look.
+      lengths: N, tokens of reasoning before the insertion.
       seed: of the sampled reasoning, and of sources that draw.
       temperature: of the reasoning; answers are greedy.
       batch_size: questions at once.
@@ -163,9 +163,9 @@ def _same(path: Path, of: dict[str, Any]) -> bool:
     Raises:
       StudyError: with others.
     """
-    found = read_released(path).of
-    if found != of:
-        wrong = [key for key in of if found.get(key) != of[key]]
+    saved = read_released(path).of
+    if saved != of:
+        wrong = [key for key in of if saved.get(key) != of[key]]
         raise StudyError(f"{path}: made with another {', '.join(wrong)}; expected the same, or another --results")
     return True
 
@@ -185,9 +185,9 @@ def _stamp(settings: Released, source: RecordSource) -> dict[str, Any]:
     for record in (source[i] for i in range(len(source))):
         asked_for.update("\0".join((record.id, record.question, record.answer, *record.options)).encode())
     names = ("source", "seed", "temperature", "max_pixels", "dtype")
-    own = {name: getattr(settings, name) for name in names}
+    values = {name: getattr(settings, name) for name in names}
     texts = hashlib.blake2b("\0".join((LEAD, WAIT, OPENER, ANSWER)).encode(), digest_size=8).hexdigest()
-    return own | {
+    return values | {
         "longest": max(settings.lengths),
         "model": model.hexdigest(),
         "questions": asked_for.hexdigest(),
@@ -241,32 +241,32 @@ class _Study:
 
     def reasoning(self, log: Path, note: Callable[[str], None]) -> list[list[int]]:
         """Every question's reasoning of the largest N, from the log as far as it is there."""
-        longest, found = max(self.settings.lengths), list[list[int]]()
+        longest, reasoning = max(self.settings.lengths), list[list[int]]()
         if not longest:
             return [[] for _ in range(len(self.source))]
         mend(log)
         for number, row in read_rows(log):
             if number == 1 and row.get("of") != self.of:
                 raise StudyError(f"{log}: made with other settings; expected the same, or another --results")
-            found += [row["ids"]] if number > 1 else []
+            reasoning += [row["ids"]] if number > 1 else []
         if not log.is_file() or not log.stat().st_size:
             append(log, [{"of": self.of}])
         options = self.runtime.sample_options(group_size=1, temperature=self.settings.temperature)
         sampler = Sampler(self.runtime, dataclasses.replace(options, max_new_tokens=min(longest, CHUNK)))
         begin = time.perf_counter()
-        for numbers, examples in self.batches(len(found)):
+        for numbers, examples in self.batches(len(reasoning)):
             new = reasoned(self.runtime, self.params, examples, numbers, longest, sampler)
             append(log, [{"id": e.record.id, "ids": ids} for e, ids in zip(examples, new, strict=True)])
-            found += new
-            note(f"reasoning of {len(found)} of {len(self.source)} questions, {time.perf_counter() - begin:.0f} s")
-        return found
+            reasoning += new
+            note(f"reasoning of {len(reasoning)} of {len(self.source)} questions, {time.perf_counter() - begin:.0f} s")
+        return reasoning
 
     def other(self, number: int) -> Record:
         """The next question whose image is another one."""
-        own = self.source[number].images[0]
+        image = self.source[number].images[0]
         for step in range(1, len(self.source)):
             record = self.source[(number + step) % len(self.source)]
-            if record.images and record.images[0].tobytes() != own.tobytes():
+            if record.images and record.images[0].tobytes() != image.tobytes():
                 return record
         raise StudyError("source: all questions have the same image; expected another one to show in its place")
 
@@ -281,10 +281,10 @@ class _Study:
             prefix.update(json.dumps(said).encode())
             selected = self._selected(prompts, said) if options.mode == "route" else [None] * len(said)
             examples = []
-            for i, prompt, response, chosen in zip(numbers, prompts, said, selected, strict=True):
-                picture = self.other(i).images[0] if options.content == "other" and options.mode != "none" else None
-                control = control_frame(options.content, prompt.frames[0], picture, self.runtime)
-                example = responded(prompt, response, tok, self.runtime, options, control, chosen, self.after)
+            for i, prompt, response, selected_M in zip(numbers, prompts, said, selected, strict=True):
+                other = self.other(i).images[0] if options.content == "other" and options.mode != "none" else None
+                control = control_frame(options.content, prompt.frames[0], other, self.runtime)
+                example = responded(prompt, response, tok, self.runtime, options, control, selected_M, self.after)
                 examples.append(example)
                 count, what = shown(example, len(prompt.ids_T))
                 inserted.append(count)

@@ -209,7 +209,7 @@ def test_what_is_there_is_kept_and_other_settings_are_refused(study, tmp_path, m
         ("copy", {"inserted": [0, 0, 0], "shown": ["nothing"] * 3}, "3 answers with other tokens put in than COPY"),
         ("blank", {"shown": ["own"] * 3}, "blank showed own, expected blank"),
         ("another-image", {"shown": ["other", "own", "other"]}, "another image showed own, expected other"),
-        ("copy", {"prefix": "0"}, "expected the same reasoning before the look"),
+        ("copy", {"prefix": "0"}, "expected the same reasoning before the insertion"),
         ("copy", {"of": {}}, "expected the same settings and questions"),
         ("copy", {"right": [1]}, "expected one a question"),
     ],

@@ -81,7 +81,15 @@ def make_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = _Parser("qwenla generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.allow_abbrev = False
-    add = parser.add_argument
+    _add_question(parser.add_argument_group("model, images and question").add_argument)
+    _add_reattention(parser.add_argument_group("re-attention").add_argument)
+    _add_sampling(parser.add_argument_group("sampling").add_argument)
+    _add_output(parser.add_argument_group("output").add_argument)
+    return parser
+
+
+def _add_question(add: Callable[..., Any]) -> None:
+    """Model, images and question."""
     add(
         "--model",
         metavar="MODEL",
@@ -112,9 +120,26 @@ def make_parser() -> argparse.ArgumentParser:
         default=2.0,
         help="frames a second that are taken of a video file, and of a folder's images; default: %(default)s",
     )
+    add(
+        "--max_pixels",
+        metavar="N",
+        type=number(int, 1, 2**26),
+        default=None,
+        help="larger images are shrunk to so many pixels; default: the checkpoint's own bound",
+    )
     add("--question", metavar="TEXT", type=not_empty, help="what to ask; needed, but with --interactive")
     add("--interactive", action="store_true", help="read questions from the input, one a line; an empty line ends")
-    add("--stream", action="store_true", help="print the text while it is generated, not by sections at the end")
+    add(
+        "--system",
+        metavar="TEXT",
+        type=text_argument,
+        default=None,
+        help="text of a system turn; default: no such turn",
+    )
+
+
+def _add_reattention(add: Callable[..., Any]) -> None:
+    """Which insertions, and how many."""
     add(
         "--reattention",
         choices=MODES,
@@ -122,10 +147,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--keep_ratio",
-        metavar="SHARE",
+        metavar="RATIO",
         type=number(float, 0, 1),
         default=0.5,
-        help="route: share of the visual tokens that is kept, 0 to 1; default: %(default)s",
+        help="route: ratio of the visual tokens that are selected, 0 to 1; default: %(default)s",
     )
     add(
         "--max_insertions",
@@ -134,6 +159,10 @@ def make_parser() -> argparse.ArgumentParser:
         default=2,
         help="most insertions of a response; later reflections are text alone; default: %(default)s",
     )
+
+
+def _add_sampling(add: Callable[..., Any]) -> None:
+    """How tokens are sampled."""
     add(
         "--temperature",
         metavar="T",
@@ -186,17 +215,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=1024,
         help="longest response in tokens; default: %(default)s",
     )
-    add(
-        "--max_pixels",
-        metavar="N",
-        type=number(int, 1, 2**26),
-        default=None,
-        help="larger images are shrunk to so many pixels; default: the checkpoint's own bound",
-    )
-    said = "text of a system turn; default: no such turn"
-    add("--system", metavar="TEXT", type=text_argument, default=None, help=said)
+
+
+def _add_output(add: Callable[..., Any]) -> None:
+    """The form in which the answer is printed."""
+    add("--stream", action="store_true", help="print the text while it is generated, not by sections at the end")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

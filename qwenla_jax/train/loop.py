@@ -15,6 +15,7 @@ import optax
 
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import to_dict, to_json
+from qwenla_jax.data.batching.loader import RecordSource
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
 from qwenla_jax.model.kernels import describe, kernel_here
 from qwenla_jax.model.lora import only_adapters
@@ -113,31 +114,13 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         compile_notes = CompileNotes(phases, compiled, progress)
         stack.callback(compile_notes.end)
         watchdog = stack.enter_context(Watchdog(workdir, options.guard.stall_s))
-        try:
-            writer = stack.enter_context(
-                MetricWriter(
-                    workdir,
-                    resume_step=done or None,
-                    progress=progress,
-                    primary=is_primary(),
-                    sinks=options.log.sinks,
-                    settings=to_dict(options),
-                )
-            )
-        except (ValueError, OSError) as error:
-            raise RunRefused(f"{type(error).__name__}: {error}") from error
+        writer = stack.enter_context(_metric_writer(options, workdir, done, progress))
         write_optional(lambda: write_text(workdir / SETTINGS_FILE, to_json(options)), progress)
         progress.note(_headline(runtime, workdir, done, params))
         del params
         guard = Guard(options, workdir, hold, interrupt, watchdog, done, compile_notes.begin)
         evaluator = Evaluator(runtime, held_out, workdir, writer, progress, checkpoints, guard.check_stop)
-        try:
-            if options.stage == "sft":
-                stage: Stage = SftStage(runtime, optimizer, shardings, source, done, progress.note)
-            else:
-                stage = BrpoStage(runtime, optimizer, shardings, source, done, reference, progress.note)
-        except ValueError as error:
-            raise RunRefused(str(error)) from error
+        stage = _make_stage(options, runtime, optimizer, shardings, source, done, reference, progress.note)
         stack.callback(stage.close)
         try:
             state = _train(options, workdir, state, done, stage, writer, progress, checkpointer, evaluator, guard)
@@ -155,6 +138,48 @@ def run(options: RunOptions, workdir: Path) -> dict[str, Any]:
         publish = f" (hf upload ORG/NAME {export} publishes it)" if isinstance(export, Path) else ""
         progress.note(f"done in {duration(seconds)}; the model is in {export}{publish}")
     return summary | {"seconds": seconds, "export": export}
+
+
+def _metric_writer(options: RunOptions, workdir: Path, done: int, progress: Progress) -> MetricWriter:
+    """The writer of the run's metrics.
+
+    Raises:
+      RunRefused: a sink is unknown or cannot be opened, or the files of metrics cannot be used.
+    """
+    try:
+        return MetricWriter(
+            workdir,
+            resume_step=done or None,
+            progress=progress,
+            primary=is_primary(),
+            sinks=options.log.sinks,
+            settings=to_dict(options),
+        )
+    except (ValueError, OSError) as error:
+        raise RunRefused(f"{type(error).__name__}: {error}") from error
+
+
+def _make_stage(
+    options: RunOptions,
+    runtime: TrainRuntime,
+    optimizer: optax.GradientTransformation,
+    shardings: train_state.TrainState,
+    source: RecordSource,
+    done: int,
+    reference: Params | None,
+    note: Callable[[str], None],
+) -> Stage:
+    """The stage that the settings ask for, to be closed by the caller.
+
+    Raises:
+      RunRefused: its settings or records cannot be used.
+    """
+    try:
+        if options.stage == "sft":
+            return SftStage(runtime, optimizer, shardings, source, done, note)
+        return BrpoStage(runtime, optimizer, shardings, source, done, reference, note)
+    except ValueError as error:
+        raise RunRefused(str(error)) from error
 
 
 def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: Params) -> Path | str:

@@ -28,15 +28,21 @@ from qwenla_jax.sampling.slot_sizes import empty_prompts, sizes_for
 from qwenla_jax.sampling.slots import FOREVER, Prefilled, no_rows, slot_programs
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
-KEPT = 4  # requests whose visual tokens and prompts are kept for a later request with the same
-NEED_IMAGES = ("blank", "other")  # what insertions show (`ReattentionOptions.content`) that visual tokens do not tell
-PAGE = 64  # slots of a page where pages are read one by one
-_Report = tuple[Rollout, jax.Array, RecentLogprobs | None]  # of all rows; and which of them go on
+KEPT = 4  # requests whose visual tokens and prefilled prompts are cached for later requests with the same ones
+NEED_IMAGES = ("blank", "other")  # contents of insertions (`ReattentionOptions.content`) that are made from images
+PAGE = 64  # cache slots of a page, where attention reads pages one by one
+_Report = tuple[Rollout, jax.Array, RecentLogprobs | None]  # of all rows; the array says which rows are live
 
 
 @dataclasses.dataclass
 class _Running:
-    """A question in a slot: how many of each row's tokens have been reported, and which rows have ended, where."""
+    """A question in a slot.
+
+    Attributes:
+      ticket, question, request: the request, and the question's number within it.
+      said: how many tokens of each row have been reported.
+      end: the length of each row that has ended; None for the others.
+    """
 
     ticket: int
     question: int
@@ -56,24 +62,25 @@ class _Waiting:
 
 
 class Engine:
-    """Samples responses to questions that come at any time.
+    """Samples responses to questions that may be submitted at any time: continuous batching, as in vLLM.
 
     Questions wait until slots are free. `step` fills the free slots, decodes up to `steps` tokens of every row in one
-    compiled loop, insertions included, and frees the slots of questions whose rows have all ended. The host reads once
-    a loop, not once a token. No setting of a request is a compile-time constant: after `warm_up` nothing compiles.
+    compiled loop, insertions included, and frees the slots of questions whose rows have all ended. The host reads
+    results once a loop, not once a token. No setting of a request is a compile-time constant: nothing compiles after
+    `warm_up`.
 
-    A request is prefilled at its bucket. The rows of a question share the prompt's keys and values.
+    A request is prefilled at the shapes of its bucket. The rows of a question share the prompt's keys and values.
 
     Args:
       model: the model.
       params: its parameters; `params` may be set again later.
       options: rows of a slot, longest response, stop tokens and re-attention; temperature and top_p are the requests'.
-        With a re-attention that is `by_row`, requests may choose mode and kept share.
+        If `reattention.by_row` is set, each request may choose its mode and keep_ratio.
       buckets: sizes that requests may have.
       slots: questions that are decoded at once.
       logit_bias_V: float32, see `token.suppression_bias`.
-      steps: tokens of a row in one loop.
-      questions: of a request. On a mesh each shard of rows has as many of them, and as many slots.
+      steps: most tokens that one loop decodes for a row.
+      questions: number of questions in a request. On a mesh, questions and slots are split equally over the shards.
       decode: ids to text, for stop strings.
       mesh, shardings: the devices, and the parameters' shardings on them; None for the default device.
 
@@ -130,7 +137,7 @@ class Engine:
 
     @params.setter
     def params(self, params: Params) -> None:
-        """Casts them; what was kept of earlier ones is dropped."""
+        """Casts the parameters, and drops what is cached from earlier ones."""
         dtype = jnp.dtype(self._model.config.dtype)
         self._params = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
         self._visual.clear()
@@ -138,7 +145,7 @@ class Engine:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state: keys and values of all slots above all."""
+        """Bytes of the state; most of them are keys and values of the slots."""
         shapes = jax.eval_shape(self._programs.empty)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
@@ -148,7 +155,7 @@ class Engine:
         return bool(self._submitted) or bool(self._waiting) or any(self._running)
 
     def release(self) -> None:
-        """Drops parameters and state, and with them every question; their memory is free for others."""
+        """Frees the memory of parameters and state, and drops all questions."""
         self._submitted.clear()
         self._waiting.clear()
         self._running = [None] * self.slots
@@ -187,10 +194,11 @@ class Engine:
         """Puts a request at the end of the queue.
 
         Returns:
-          its ticket.
+          the request's ticket, which its updates carry.
 
         Raises:
-          ValueError: a setting is out of its range or needs another engine, or the questions fit no bucket; named.
+          ValueError: a setting is out of range or not supported by this engine, or the questions fit no bucket; the
+            message names it.
         """
         check_request(request, self.options, self.buckets, self.questions, self._decode is not None)
         ticket = next(self._tickets)
@@ -198,7 +206,7 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Removes a request, waiting or running, and frees its slots. One that has ended is left alone."""
+        """Removes a request, waiting or running, and frees its slots. Does nothing if it has ended."""
         self._submitted = collections.deque(item for item in self._submitted if item[0] != ticket)
         self._waiting = collections.deque(item for item in self._waiting if item.ticket != ticket)
         for slot, running in enumerate(self._running):
@@ -206,7 +214,7 @@ class Engine:
                 self._free(slot)
 
     def step(self) -> list[Update]:
-        """Fills free slots, runs one loop, and reports every question that was running, by slot."""
+        """Fills free slots, runs one decode loop, and returns an update for every running question, in slot order."""
         with self._context():
             self._fill()
             if not any(self._running):
@@ -214,10 +222,10 @@ class Engine:
             return self._harvest(self._decode_loop(self._steps))
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, int, Rollout]]:
-        """Responses to questions as they end, each with the number of its request and its own within it.
+        """Yields (number of the request, number of the question within it, rollout) as questions end.
 
-        Requests are read as slots are free, one ahead. Unless there are stop strings or log-probabilities are asked for
-        a loop goes on until a question has ended, or all have where none is waiting.
+        Requests are read as slots become free, one in advance. A loop runs until a question ends, or, if no question is
+        waiting, until all have ended. With stop strings or log-probabilities it runs for `steps` tokens, as in `step`.
         """
         numbers: dict[int, int] = {}
         asked = enumerate(requests)
@@ -265,7 +273,7 @@ class Engine:
         return tree if self._mesh is None else place(tree, batch_sharding(self._mesh))
 
     def _decode_loop(self, steps: int, until_one_ends: bool = False) -> _Report:
-        """All rows' responses so far, which of them go on, and log-probabilities; on the device."""
+        """Runs one loop; returns all responses so far, which rows are live, and log-probabilities, on the device."""
         awaited_Q = np.array([until_one_ends and one is not None for one in self._running])
         cancelled_B, self._cancelled_B = self._cancelled_B, np.zeros_like(self._cancelled_B)
         rows = self._placed((cancelled_B, awaited_Q))
@@ -281,7 +289,7 @@ class Engine:
         self._state = self._programs.insert(state, prefilled, *self._placed((rows, used_B, slot_Q.astype(np.int32))))
 
     def _fill(self) -> None:
-        """Puts waiting questions into free slots, and prefills further ones as long as there are any."""
+        """Puts waiting questions into free slots, and prefills submitted requests while slots are free."""
         U, width = self.options.shards, self.slots // self.options.shards
         while True:
             for item in list(self._waiting):
@@ -293,7 +301,7 @@ class Engine:
                 if placed:
                     self._start(item, placed)
             self._waiting = collections.deque(item for item in self._waiting if item.left)
-            # Of several shards one may have no free slot while another has no question: then one request more.
+            # One shard may have no free slot while another has no question: then one more request is prefilled.
             if None not in self._running or not self._submitted or len(self._waiting) > 1:
                 return
             ticket, request = self._submitted.popleft()
@@ -315,7 +323,7 @@ class Engine:
         self._insert(item.prefilled, row_settings(request, self.options, Q), slot_Q, used_B)
 
     def _prefill(self, request: Request) -> Prefilled:
-        """Runs the prompts; of one question a request, those of the last few are kept."""
+        """Prefills a request. If requests have one question each, the last few results are cached."""
         prompts = self._padded(request.prompts)
         make = lambda: self._programs.prefill(self._params, self._encode(request.vision), self._placed(prompts))  # noqa: E731
         if self.questions > 1 or not isinstance(request.vision, VisionBatch):
@@ -323,7 +331,7 @@ class Engine:
         return _kept(self._prompts, (request.vision, prompts), make)
 
     def _encode(self, vision: VisionBatch | VisualTokens) -> VisionBatch | VisualTokens:
-        """Visual tokens; of one question a request, the last few are kept. Controls need the images themselves."""
+        """Encodes images, cached as in `_prefill`; returns the images themselves if insertions are made from them."""
         if isinstance(vision, VisualTokens) or self.options.reattention.content in NEED_IMAGES:
             return vision
         if self.questions > 1:
@@ -331,7 +339,7 @@ class Engine:
         return _kept(self._visual, vision, lambda: self._programs.encode(self._params, self._placed(vision)))
 
     def _harvest(self, reported: _Report) -> list[Update]:
-        """What every slot's rows got; frees the slots whose rows have all ended."""
+        """Makes the updates of all running questions, and frees the slots whose rows have all ended."""
         some = any(one is not None and one.request.top_logprobs is not None for one in self._running)
         report, live_B, recent = jax.device_get(reported if some else (*reported[:2], None))
         updates = []
@@ -364,7 +372,7 @@ class Engine:
         return updates
 
     def _stop_end(self, stops: Sequence[str], ids_R: np.ndarray, said: int) -> int | None:
-        """How many tokens it takes until the text has a stop string; None: it has none."""
+        """The number of tokens after which the text first contains a stop string; None if it contains none."""
         decode = self._decode
         if not stops or decode is None:
             return None
@@ -373,7 +381,7 @@ class Engine:
         return next((end for end in range(said + 1, len(ids) + 1) if has(end)), None) if has(len(ids)) else None
 
     def _cut(self, report: Rollout, first: int, ends: list[int]) -> Rollout:
-        """A question's rows, without what came after a stop string, be it the insertion at its last token."""
+        """A question's rows without what follows a stop string; an insertion at its last token is removed too."""
         rollout = jax.tree.map(lambda x: np.array(x[first : first + len(ends)]), report)
         for row, n in enumerate(ends):
             tags = rollout.ids_BxR[row, : n - 1].tolist().count(self.options.reattention.open_id)
@@ -395,7 +403,7 @@ class Engine:
         return slice(slot * G, (slot + 1) * G)
 
     def _padded(self, prompts: PromptBatch) -> PromptBatch:
-        """The questions with their insertions in the engine's sizes, or without where nothing is inserted."""
+        """Pads or cuts the questions' insertions to the engine's sizes; removes them if nothing is inserted."""
         X, N = self._sizes.block
         if not X:
             return dataclasses.replace(prompts, block=None)
@@ -412,7 +420,7 @@ class Engine:
 
 
 def _kept(store: collections.OrderedDict[bytes, Any], of: Any, make: Callable[[], Any]) -> Any:
-    """What was made of the same arrays before, if it is among the last few; else it is made."""
+    """The cached result for the same arrays, or a new one; at most KEPT are cached, the most recently used."""
     digest = hashlib.sha256()
     for array in jax.tree.leaves(of):
         digest.update(repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes())

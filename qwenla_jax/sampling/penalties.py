@@ -1,4 +1,4 @@
-"""Penalties on tokens that have been before: repetition, frequency and presence, in vLLM's sense."""
+"""Repetition, frequency and presence penalties, as in vLLM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from flax import struct
 
 from qwenla_jax.types import PromptBatch
 
-NEUTRAL = (0.0, 0.0, 1.0)  # presence, frequency and repetition penalty of a row without any
-LARGEST = 1e20  # of a penalized logit: far above any other, far below what suppresses a token
+NEUTRAL = (0.0, 0.0, 1.0)  # presence, frequency and repetition penalties that change nothing
+LARGEST = 1e20  # bound on penalized logits: far above real ones, far below `layers.MASK_VALUE` in magnitude
 
 
 @struct.dataclass
@@ -20,10 +20,10 @@ class RowPenalties:
     """What a request sets for its rows; all arrays are float32 [B].
 
     Attributes:
-      presence_B, frequency_B: subtracted from the logit of a token of the response, once and for each time that it has
-        been; 0: nothing.
-      repetition_B: divides the logit of a token of prompt or response where it is positive, else multiplies it; 1:
-        nothing.
+      presence_B: subtracted once from the logit of every token that is in the response; 0: no penalty.
+      frequency_B: the same, but once for each occurrence; 0: no penalty.
+      repetition_B: of every token that is in the prompt or the response, a positive logit is divided by it and a
+        negative one multiplied; 1: no penalty.
     """
 
     presence_B: Any
@@ -33,11 +33,11 @@ class RowPenalties:
 
 @struct.dataclass
 class TokenCounts:
-    """Which tokens have been.
+    """The tokens of prompts and responses.
 
     Attributes:
-      prompt_QxV: bool, whether the prompt has the token.
-      response_BxV: int16 or int32, how often the response has it; inserted tokens are none of it, forced ones are.
+      prompt_QxV: bool, whether the token is in the prompt.
+      response_BxV: int16 or int32, occurrences in the response; forced tokens count, inserted tokens do not.
     """
 
     prompt_QxV: jax.Array
@@ -45,7 +45,7 @@ class TokenCounts:
 
 
 def first_counts(prompts: PromptBatch, group: int, vocab_size: int, most: int) -> TokenCounts:
-    """The counts of rows before their first token.
+    """The counts before the first token.
 
     Args:
       prompts: Q questions.
@@ -55,7 +55,7 @@ def first_counts(prompts: PromptBatch, group: int, vocab_size: int, most: int) -
     """
     Q, P = prompts.ids_QxP.shape
     real_QxP = jnp.arange(P) < jnp.asarray(prompts.length_Q)[:, None]
-    at_QxP = jnp.where(real_QxP, prompts.ids_QxP, vocab_size)  # beyond the last: dropped
+    at_QxP = jnp.where(real_QxP, prompts.ids_QxP, vocab_size)  # out of range: dropped
     mark = lambda row_V, at_P: row_V.at[at_P].set(True, mode="drop")  # noqa: E731
     dtype = jnp.int16 if most < 2**15 else jnp.int32
     return TokenCounts(
@@ -64,21 +64,21 @@ def first_counts(prompts: PromptBatch, group: int, vocab_size: int, most: int) -
 
 
 def counted(counts: TokenCounts, ids_B: jax.Array, active_B: jax.Array) -> TokenCounts:
-    """The counts with one token more in the active rows."""
+    """The counts with one more token in the active rows."""
     add = lambda row_V, token, one: row_V.at[token].add(one)  # noqa: E731
     response_BxV = jax.vmap(add)(counts.response_BxV, ids_B, active_B.astype(counts.response_BxV.dtype))
     return dataclasses.replace(counts, response_BxV=response_BxV)
 
 
 def penalized(logits_BxV: jax.Array, counts: TokenCounts, penalties: RowPenalties, live_B: jax.Array) -> jax.Array:
-    """Logits after the penalties: repetition first, as transformers has it, then OpenAI's frequency and presence.
+    """Logits after the repetition penalty of transformers, and then OpenAI's frequency and presence penalties.
 
-    A row without penalties keeps its bits.
+    The logits of a row with neutral penalties are bit-identical.
 
     Args:
       logits_BxV: float32, without any bias.
       counts, penalties: of the rows.
-      live_B: bool, rows that go on; where none of them has a penalty nothing is computed.
+      live_B: bool, rows that have not ended; if none of them has a penalty, the computation is skipped.
     """
     presence_Bx1, frequency_Bx1, repetition_Bx1 = (
         x[:, None] for x in (penalties.presence_B, penalties.frequency_B, penalties.repetition_B)

@@ -1,4 +1,4 @@
-"""Prefill: images and prompts are run once, before the first token."""
+"""Prefill: runs images and prompts before the first token."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def encode_prompts(
 
     Returns:
       the hidden state [Q, D] of each prompt's last token, the prompts' keys and values, and the embeddings [Q, P, D]
-      that insertions repeat: the prompts' own, but for the images where `content` is a control.
+      that insertions repeat: those of the prompts, with other images if `content` is a control.
 
     Raises:
-      ValueError: a blank image is to be shown, and the images are encoded already.
+      ValueError: `content` needs the images (blank, other), but `vision` has encoded ones.
     """
     variables = {"params": params}
     visual_ZxD = model.apply(variables, vision, method="encode")
@@ -51,9 +51,9 @@ def _control_embeddings(
     prompts: PromptBatch,
     content: str,
 ) -> jax.Array:
-    """Embeddings of the prompts with something else in the place of their images, see `encode_prompts`."""
+    """Embeddings of the prompts with their images replaced by a control, see `encode_prompts`."""
     variables, ids_QxP = {"params": params}, prompts.ids_QxP
-    if content == "pause":  # the row of the image token, which otherwise stands nowhere
+    if content == "pause":  # the embedding of the image token, which nothing else uses
         return model.apply(variables, ids_QxP, None, None, method="embed")
     if isinstance(vision, VisualTokens):
         raise ValueError(f"reattention.content={content}: needs the images, but they are encoded already")
@@ -67,7 +67,7 @@ def _control_embeddings(
         frame_I = jnp.arange(I)
         first_I = frame_I - frame_I % (I // shards)
         other_I = first_I + (frame_I - first_I + 1) % jnp.maximum(count_I, 1)
-        # Where there is no other image, an index outside, which gives nan: a control must not show its own image.
+        # Without another image the index is out of range, which gives nan: a control must not show its own image.
         other_I = jnp.where(count_I > 1, other_I, I)
         visual_QxP = jnp.where(visual_QxP >= 0, other_I[visual_QxP // M] * M + visual_QxP % M, -1)
     return model.apply(variables, ids_QxP, visual_QxP, visual_ZxD, shards, method="embed")

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of a loop, and of the most likely ones in their places."""
+"""Log-probabilities of recent tokens, and of the most likely alternatives to them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-MOST_TOP_LOGPROBS = 20  # alternatives of a token that a request may ask for; OpenAI's bound
+MOST_TOP_LOGPROBS = 20  # largest `top_logprobs` of a request; OpenAI's bound
 
 
 class TokenLogprob(NamedTuple):
-    """What the model made of a token and of the others that could have stood there, on the host.
+    """The log-probability of a token, and those of the most likely tokens at its position; on the host.
 
-    Natural logarithms under softmax(logits) with the suppressed tokens masked: before penalties, temperature, top-k and
-    top-p, whatever drew or forced the token.
+    Natural logarithms of softmax(logits) with suppressed tokens masked, before penalties, temperature, top-k and top-p;
+    for sampled and forced tokens alike.
 
     Attributes:
       logprob: of the token.
@@ -28,10 +28,12 @@ class TokenLogprob(NamedTuple):
 
 @struct.dataclass
 class RecentLogprobs:
-    """Of the last S tokens of each row; token t stands at t % S.
+    """Log-probabilities of the last S tokens of each row, a ring buffer: token t of a row is at index t % S.
+
+    While a row asks for them, a loop decodes at most S tokens, so the host reads every entry before it is overwritten.
 
     Attributes:
-      logp_BxS: float32, of the token.
+      logp_BxS: float32, of the row's tokens.
       top_ids_BxSxK, top_logp_BxSxK: int32 and float32, the K most likely tokens, the most likely first.
     """
 
@@ -40,12 +42,12 @@ class RecentLogprobs:
     top_logp_BxSxK: jax.Array
 
     def of_tokens(self, row: int, first: int, end: int, top: int) -> list[TokenLogprob]:
-        """Those of some tokens of a row; on the host.
+        """The entries of tokens `first` to `end` - 1 of a row; on the host.
 
         Args:
-          row: its number.
-          first, end: numbers of the tokens, of the last S.
-          top: how many of the most likely ones.
+          row: number of the row.
+          first, end: token numbers; the tokens have to be among the row's last S.
+          top: how many of the most likely tokens each entry has.
         """
         S = self.logp_BxS.shape[1]
         result = []
@@ -56,7 +58,7 @@ class RecentLogprobs:
 
 
 def no_logprobs(rows: int, tokens: int, top: int) -> RecentLogprobs:
-    """Of so many rows and tokens with so many alternatives; all 0."""
+    """An empty buffer of B = `rows`, S = `tokens` and K = `top`; all zeros."""
     shape = (rows, tokens, top)
     return RecentLogprobs(jnp.zeros(shape[:2], jnp.float32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
@@ -70,14 +72,15 @@ def with_logprobs(
     top_B: jax.Array,
     active_B: jax.Array,
 ) -> RecentLogprobs:
-    """Those of one token more in the active rows that ask for them.
+    """The buffer with the entry of one more token in each active row that asks for log-probabilities.
 
     Args:
-      recent: of the tokens before.
-      logits_BxV, logit_bias_V: float32, and the bias that suppresses tokens.
-      ids_B: int32, the tokens.
-      number_B: int32, how many each row has had before.
-      top_B: int32, how many alternatives each row asks for; -1: no log-probabilities at all.
+      recent: the buffer so far.
+      logits_BxV: float32, before penalties and temperature.
+      logit_bias_V: float32, see `token.suppression_bias`.
+      ids_B: int32, the new tokens.
+      number_B: int32, how many tokens each row had before.
+      top_B: int32, `top_logprobs` of each row; -1: the row asks for no log-probabilities.
       active_B: bool, rows that get a token.
     """
     (B, S, K), wanted_B = recent.top_ids_BxSxK.shape, active_B & (top_B >= 0)

@@ -1,4 +1,4 @@
-"""What an engine is asked, and what it answers."""
+"""Requests to an engine, and the updates that it returns."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ class Request:
     Attributes:
       vision, prompts: as many questions as the engine's `questions`, as `collate_prompts` makes them with its buckets;
         with their `block` where anything is inserted.
-      samples: the numbers of the responses, G of each question, one a row; of a single question fewer too.
-      count: questions that are asked; the others only fill the batch. None: all.
+      samples: the sample number of each row, G rows a question; a request of a single question may have fewer rows.
+      count: how many of the questions are sampled; the others are padding. None: all.
       seed, step: a row's randomness is a function of (seed, step, its number, its token) alone.
       temperature: 0 is greedy.
       top_p: nucleus; 1 is the whole distribution.
-      top_k: so many of the most likely tokens; 0 for all.
+      top_k: sample from this many of the most likely tokens; 0: from all.
       max_new_tokens: longest response; one number, or one a row; None: the engine's.
       reattention: of these questions; None: the engine's. Only an engine whose options are `by_row` takes another.
-      stop: a response ends where its text first has one of these.
-      presence_penalty, frequency_penalty: -2 to 2, subtracted from the logit of every token that the response has, once
-        and for each time; the logits then go through temperature, top_k and top_p. 0: nothing.
-      repetition_penalty: above 0, divides the logit of every token that prompt or response has where it is positive,
-        else multiplies it, before the other two. 1: nothing.
-      top_logprobs: updates have each token's log-probability, and so many of the most likely tokens; None: neither.
+      stop: strings; a response ends as soon as its text contains one of them.
+      presence_penalty, frequency_penalty: -2 to 2, 0 for none; subtracted from the logit of every token that is in the
+        response, once and for each occurrence respectively. Applied before temperature, top_k and top_p.
+      repetition_penalty: above 0, 1 for none; of every token that is in the prompt or the response, a positive logit is
+        divided by it and a negative one multiplied. Applied before the other two.
+      top_logprobs: updates report the log-probability of each token and of this many of the most likely tokens at its
+        position; None: no log-probabilities.
     """
 
     vision: VisionBatch | VisualTokens
@@ -61,15 +62,15 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What a question's rows got in one loop.
+    """The new tokens of a question's rows after one decode loop.
 
     Attributes:
       ticket: from `Engine.submit`.
       question: its number within the request.
       ids: new tokens of each row.
-      rollout: all of the responses, on the host, once every row has ended; else None. A row that a stop string ended
+      rollout: the complete responses, on the host, once every row has ended; else None. A row that a stop string ended
         has `stopped_B` False, and its last token completes the string.
-      logprobs: of the new tokens of each row, where the request asks for them; else None.
+      logprobs: an entry for each of `ids`, if the request asks for them; else None.
     """
 
     ticket: int
@@ -88,7 +89,8 @@ def check_request(request: Request, options: SampleOptions, b: Buckets, Q: int, 
       decodes: whether the engine can turn ids into text.
 
     Raises:
-      ValueError: a setting is out of its range or needs another engine, or the questions fit no bucket; named.
+      ValueError: a setting is out of range or not supported by the engine, or the questions fit no bucket; the message
+        names it.
     """
     own, prompts, vision = options.reattention, request.prompts, request.vision
     most, given = Q * options.group_size, len(request.samples)
@@ -147,7 +149,7 @@ def _check_extras(request: Request, options: SampleOptions) -> None:
 
 
 def row_settings(request: Request, options: SampleOptions, questions: int) -> RowSettings:
-    """What a request sets for each row of as many questions; on the host. It has been checked, see `check_request`."""
+    """The settings of each row of a request that `check_request` has checked; on the host."""
     G, samples, top = options.group_size, np.asarray(request.samples, np.uint32), request.top_logprobs
     reattention = request.reattention or dataclasses.replace(options.reattention, by_row=False)
     each = lambda value, dtype: np.full(questions * G, value, dtype)  # noqa: E731

@@ -19,13 +19,13 @@ class SampleOptions:
       top_p: nucleus; 1 is the whole distribution.
       stop_ids: any of these ends a response.
       reattention: whether and how images are re-inserted before a reflection.
-      cuts: whether rows may cut the distribution, by top_p or top_k; where none does, no program sorts the vocabulary.
-      penalties: whether rows may have presence, frequency and repetition penalties; where none does, no tokens are
-        counted.
-      top_logprobs: most alternatives of a token that rows may ask for, with the log-probabilities of their tokens, 0 to
-        20; None: rows may ask for neither, and no program computes them.
-      page: slots of a page of keys and values, see `model.pages`; None: a row is one page, and is read whole.
-      shards: equal shards of rows, each on its own devices; an insertion takes as many rows of each.
+      cuts: whether requests may set top_p or top_k; if False, no program sorts the vocabulary.
+      penalties: whether requests may set presence, frequency and repetition penalties; if False, no program counts
+        tokens.
+      top_logprobs: the largest `top_logprobs` that requests may set, 0 to 20; None: they may ask for no
+        log-probabilities, and no program computes them.
+      page: cache slots of a page of keys and values, see `model.pages`; None: a row is one page, which is read whole.
+      shards: equal shards of rows, each on its own devices; an insertion call takes the same number of rows from each.
     """
 
     group_size: int
@@ -41,7 +41,7 @@ class SampleOptions:
     page: int | None = None
 
     def pages(self, slots: int) -> tuple[int, int]:
-        """How many pages hold so many slots, and the slots of each."""
+        """The number of pages that hold so many cache slots, and the slots of a page."""
         page = min(self.page or slots, slots)
         return -(-slots // page), page
 

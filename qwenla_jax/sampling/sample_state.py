@@ -23,11 +23,11 @@ class RowSettings:
       seed_B, step_B, sample_B: uint32; a token's random key is a function of these and of the token's number.
       temperature_B, top_p_B: float32; temperature 0 is greedy.
       top_k_B: int32, 0 for the whole vocabulary.
-      limit_B: int32, most tokens of the row's response.
+      limit_B: int32, longest response of the row, in tokens.
       reattention: of each row.
       penalties: of each row; None in programs without them.
-      top_logprobs_B: int32, alternatives that the row's tokens are reported with; -1: no log-probabilities are; None in
-        programs without them.
+      top_logprobs_B: int32, how many of the most likely tokens are reported for each token; -1: no log-probabilities;
+        None in programs without them.
     """
 
     seed_B: Any
@@ -44,24 +44,24 @@ class RowSettings:
 
 @struct.dataclass
 class SampleState:
-    """All that decoding needs beside the parameters; rows are independent of each other.
+    """All that decoding needs except the parameters; rows are independent of each other.
 
     Attributes:
       prompts: the Q questions; row b belongs to question b // G.
-      prompt_QxPxD: embeddings of the prompts: insertions repeat them.
+      prompt_QxPxD: embeddings of the prompts, which insertions repeat.
       prefix: keys and values of the prompts, a row a question.
       rows: settings of each row.
       hidden_BxD: the hidden state that predicts each row's next token.
       cache: keys and values of the row's own tokens.
-      next_pos_B: int32, M-RoPE position of the next token. Carried, not derived from the length, because an insertion
-        moves the position by another amount than the length.
-      received_BxP: float32, attention that each slot of the prompt has received from the row's tokens, summed; [B, 0]
-        where nothing is selected by it.
-      pending_B: bool, the row has sampled a tag whose insertion is yet to run.
+      next_pos_B: int32, M-RoPE position of the next token. Not derived from the length, because an insertion increases
+        position and length by different amounts.
+      received_BxP: float32, sum of the attention that each slot of the prompt has received from the row's tokens;
+        [B, 0] if no mode selects by attention.
+      pending_B: bool, the row has sampled a tag whose insertion has not run yet.
       closing_B: bool, the row's next token is forced to be `</REFLECTION>`.
-      rollout: the growing responses. A row that is not in use has stopped.
-      counts: which tokens have been; None without penalties.
-      logprobs: of the last tokens; None where none are reported.
+      rollout: the responses so far. A row that is not in use has stopped.
+      counts: the tokens of prompts and responses; None in programs without penalties.
+      logprobs: log-probabilities of the last tokens; None in programs without them.
     """
 
     prompts: PromptBatch
@@ -85,20 +85,20 @@ class SampleState:
 
 
 class RowSubset:
-    """Some rows of a batch that is sharded over devices: as many of each shard, so that no row moves.
+    """A subset of the rows of a sharded batch: the same number from each shard, so no row moves between devices.
 
     Args:
-      wanted_B: bool, rows to choose.
+      wanted_B: bool, rows that should be in the subset.
       shards: equal shards of rows.
-      rows: how many to choose, over all shards together; a multiple of `shards`.
+      rows: size C of the subset over all shards; a multiple of `shards`.
 
     Attributes:
-      row_C: int32, the chosen rows: the first wanted ones of each shard, filled up with others.
-      wanted_C: bool, whether the chosen row is a wanted one.
+      row_C: int32, row numbers: of each shard the first wanted rows, padded with others.
+      wanted_C: bool, whether the row is a wanted one, not padding.
     """
 
     def __init__(self, wanted_B: jax.Array, shards: int, rows: int) -> None:
-        """Chooses."""
+        """Selects the rows."""
         self._shards = shards
         wanted_DxF = wanted_B.reshape(shards, -1)
         self._at_DxC = jnp.argsort(~wanted_DxF, axis=1, stable=True)[:, : rows // shards]
@@ -107,7 +107,7 @@ class RowSubset:
         self.row_C = (first_D[:, None] + self._at_DxC).reshape(-1)
 
     def take(self, x: jax.Array, axis: int = 0, share: int = 1) -> jax.Array:
-        """The chosen rows of `x` along `axis`, where `share` consecutive rows have one line of `x` in common."""
+        """The subset of `x` along `axis`; `share` consecutive rows have one entry of `x` in common."""
         split = self._split(x, axis)
         pick = lambda part, at: jnp.take(part, at // share, axis=axis)  # noqa: E731
         taken = jax.vmap(pick, (axis, 0), axis)(split, self._at_DxC)
@@ -117,7 +117,7 @@ class RowSubset:
         return x.reshape(*x.shape[:axis], self._shards, x.shape[axis] // self._shards, *x.shape[axis + 1 :])
 
     def put(self, x: jax.Array, values: jax.Array, axis: int = 0) -> jax.Array:
-        """`x` with the values written to the chosen rows that were wanted."""
+        """`x` with the values of the wanted rows of the subset written to it."""
         split = self._split(x, axis)
         size = split.shape[axis + 1]
         at_DxC = jnp.where(self.wanted_C.reshape(self._at_DxC.shape), self._at_DxC, size)

@@ -1,4 +1,4 @@
-"""Sizes of an engine's state, by the questions that it takes."""
+"""Sizes of an engine's state, from the buckets of its requests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class SlotSizes:
     """Sizes of an engine's state; static.
 
     Attributes:
-      questions: Q, slots of a question each.
+      questions: Q, the engine's slots; each holds a question.
       prompt: P, most tokens of a prompt.
       visual: Z, most visual tokens of a request.
       block: X and N of `ReinsertedImages`; 0 where nothing is inserted.
-      insertions: ascending slots that insertions are padded to; the last is enough for all. Empty: nothing is inserted.
-      reported: most tokens of a row in one loop; 0 where no log-probabilities are reported.
+      insertions: ascending lengths, in cache slots, that insertions are padded to; the last fits every insertion. Empty
+        if nothing is inserted.
+      reported: tokens of a row whose log-probabilities are held, the most of one loop; 0 if none are reported.
     """
 
     questions: int
@@ -35,7 +36,7 @@ class SlotSizes:
     reported: int = 0
 
     def cache(self, options: SampleOptions) -> int:
-        """Slots of a row's own tokens: the longest response with all its insertions."""
+        """Cache slots of a row: the longest response with all its insertions."""
         most = self.insertions[-1] if self.insertions else 0
         return options.max_new_tokens + options.reattention.max_insertions * most
 
@@ -57,7 +58,7 @@ def sizes_for(reattention: ReattentionConfig, buckets: Buckets, slots: int) -> S
 
 
 def block_sizes(options: ReattentionConfig, buckets: Buckets) -> tuple[int, int]:
-    """X and N that hold the insertion of any question, as `collate_prompts` makes it; 0 where nothing is inserted."""
+    """X and N of `ReinsertedImages` that fit every question; 0 if nothing is inserted."""
     if not options.inserts:
         return 0, 0
     one, several = options.slots(1, buckets.visual[-1]), options.slots(buckets.images, buckets.visual[-1])
@@ -65,7 +66,7 @@ def block_sizes(options: ReattentionConfig, buckets: Buckets) -> tuple[int, int]
 
 
 def _insertion_sizes(options: ReattentionConfig, buckets: Buckets, X: int, N: int) -> tuple[int, ...]:
-    """Slots that insertions are padded to: what the largest takes, half, and a quarter, if any may be as small."""
+    """Padded lengths of insertions: the longest, its half and its quarter, if insertions can be that short."""
     if not X:
         return ()
     block = empty_prompts(SlotSizes(1, 1, 0, (X, N)), 1).block

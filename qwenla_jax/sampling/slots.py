@@ -30,7 +30,7 @@ from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 @struct.dataclass
 class Prefilled:
-    """Questions that have been run once and wait for a slot.
+    """Prefilled questions, ready to be put into slots.
 
     Attributes:
       prompts: the questions.
@@ -45,7 +45,8 @@ class Prefilled:
     prompt_QxPxD: jax.Array
 
 
-FOREVER = 2**31 - 1  # tokens of a loop that ends by its rows: one that waits for its insertion takes more than its own
+# Steps of a loop that runs until rows end: more than the longest response, as rows may wait for insertions.
+FOREVER = 2**31 - 1
 PAGE_HEADS, PROMPT_HEADS = 2, 3  # the axis of the heads in `Pages` and in `KeyValues`
 
 
@@ -57,7 +58,7 @@ class SlotPrograms(NamedTuple):
       encode: (params, vision) -> VisualTokens.
       prefill: (params, vision or VisualTokens, prompts) -> Prefilled.
       insert: (state, Prefilled, RowSettings and used_B of its rows, slot_Q) -> state; slot_Q int32 is the slot of each
-        question within its shard, or a number beyond them for none.
+        question within its shard, out of range for questions that are left out.
       decode: (params, state, bias, cancelled_B, steps, awaited_Q) -> state, Rollout of all rows, live_B, and their
         RecentLogprobs, or None where none are reported.
     """
@@ -104,7 +105,7 @@ def slot_programs(
 def rollout_program(
     config: ModelConfig, options: SampleOptions, sizes: SlotSizes, mesh: Mesh, stored: Any, params: Any
 ) -> Any:
-    """All that a batch takes in one program, for its compiler to tell what it sends and needs: one prefill, one decode.
+    """A whole rollout (prefill, insert, decode) as one program, for the compiler's analysis of memory and transfers.
 
     Args:
       config, options, sizes, mesh: as in `slot_programs`; as many questions as slots.
@@ -167,7 +168,7 @@ def _programs_alone(config: ModelConfig, options: SampleOptions, sizes: SlotSize
 
 
 class _Functions:
-    """What `SlotPrograms` compiles."""
+    """The functions that `SlotPrograms` compiles."""
 
     def __init__(self, config: ModelConfig, options: SampleOptions, sizes: SlotSizes) -> None:
         self._model, self._options, self._sizes = QwenVL(config), options, sizes
@@ -175,7 +176,7 @@ class _Functions:
     def encode(self, params: Params, vision: VisionBatch) -> VisualTokens:
         visual_ZxD = self._model.apply({"params": params}, vision, method="encode")
         missing = self._sizes.visual - len(visual_ZxD)
-        if vision.shards == 1 and missing > 0:  # of one size, so that prompts compile once a bucket
+        if vision.shards == 1 and missing > 0:  # one size, so that `prefill` compiles once for each bucket of prompts
             visual_ZxD = jnp.pad(visual_ZxD, [(0, missing), (0, 0)])
         return VisualTokens(visual_ZxD, vision.shards)
 
@@ -209,11 +210,11 @@ class _Functions:
         B = sizes.questions * options.group_size
         first = functools.partial(first_state, config, options, sizes)
         shapes = jax.eval_shape(lambda: first(_no_questions(config, sizes), no_rows(B, options), jnp.zeros((B,), bool)))
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # of limit 0: no row is live
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # with limit 0 no row is live
 
 
 def _sharding(mesh: Mesh, heads: int, x: Any) -> NamedSharding:
-    """Of keys and values (layers, rows and, as axis `heads`, the heads), or of an array whose first axis is rows."""
+    """The sharding of keys and values, whose axes are layers, rows, ... and heads, or of an array of rows."""
     if x.ndim < 5:
         return batch_sharding(mesh)
     tensor = "tensor" if x.shape[heads] % mesh.shape["tensor"] == 0 else None
@@ -221,7 +222,7 @@ def _sharding(mesh: Mesh, heads: int, x: Any) -> NamedSharding:
 
 
 def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
-    """As many as there are slots, for their shapes."""
+    """Zero-filled questions for all slots; for their shapes."""
     text, Q, P = config.text, sizes.questions, sizes.prompt
     zeros = lambda *shape: jnp.zeros(shape, config.dtype)  # noqa: E731
     keys = zeros(text.num_layers, Q, P, text.num_kv_heads, text.head_dim)
@@ -230,7 +231,7 @@ def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
 
 
 def no_rows(rows: int, options: SampleOptions) -> RowSettings:
-    """Settings of rows that are not used."""
+    """Settings of unused rows."""
     u, i, f, no = (jnp.zeros((rows,), dtype) for dtype in (jnp.uint32, jnp.int32, jnp.float32, bool))
     penalties = RowPenalties(f, f, f) if options.penalties else None
     top = None if options.top_logprobs is None else i
@@ -245,7 +246,7 @@ def first_state(
     rows: RowSettings,
     used_B: jax.Array,
 ) -> SampleState:
-    """The state of questions before their first token, in the engine's sizes."""
+    """The state of prefilled questions before their first token, padded to the engine's sizes."""
     text, reattention, G = config.text, options.reattention, options.group_size
     Q, R = len(prefilled.hidden_QxD), options.max_new_tokens
     B, P = Q * G, sizes.prompt
@@ -290,7 +291,7 @@ def _widened(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _in_sizes(prompts: PromptBatch, like: PromptBatch) -> PromptBatch:
-    """Prompts in the sizes of others; what is padded is after every length and never read."""
+    """Prompts padded to the sizes of `like`; padding is beyond every length, so it is never read."""
     prompts = dataclasses.replace(prompts, block=prompts.block if like.block is not None else None)
     return jax.tree.map(lambda x, like: _widened(jnp.asarray(x, like.dtype), like.shape), prompts, like)
 
@@ -305,14 +306,14 @@ def _in_pages(prefix: KeyValues, pages: int, slots: int) -> Pages:
 
 
 def put_slots(state: SampleState, new: SampleState, slot_Q: jax.Array, shards: int) -> SampleState:
-    """The state with slots replaced by questions of another; nothing of the old rows is read again.
+    """The state with questions of `new` written to slots.
 
-    Their cache stays where it is: a row without a filled slot reads none of it.
+    Old keys and values of the rows' cache are not cleared: its lengths become 0, so they are never read.
 
     Args:
       state: Q questions.
-      new: fewer or as many, of the same shards.
-      slot_Q: int32, of each new question the slot within its shard; beyond the last: it is left out.
+      new: at most Q questions, over the same shards.
+      slot_Q: int32, the slot of each new question within its shard; a question whose slot is out of range is left out.
       shards: equal shards of questions and of their rows.
     """
     questions = len(new.prompts.length_Q)

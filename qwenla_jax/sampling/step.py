@@ -95,17 +95,17 @@ def decode_step(
 
 
 def returned_attention(reattention: ReattentionConfig) -> tuple[str, ...]:
-    """The keys whose received attention the decoder returns: the prompt's, where ROUTE selects by it."""
+    """Which keys' received attention the decoder returns: that of the prompt's keys if ROUTE selects by it."""
     return ("prefix",) if reattention.uses_attention else ()
 
 
 def _prompt(state: SampleState, received_BxTxS: jax.Array) -> jax.Array:
-    """The slots that a prompt can have: its pages may have more."""
+    """Attention on the slots of the prompt, without the padding of its last page."""
     return received_BxTxS[..., : state.received_BxP.shape[1]]
 
 
 def insertion_rows(options: SampleOptions, rows: int) -> int:
-    """How many of a batch's rows one call of `run_insertions` takes: as many of each shard."""
+    """How many of a batch's rows one call of `run_insertions` takes; the same number from each shard."""
     return min(rows, -(-options.reattention.rows_at_once // options.shards) * options.shards)
 
 
@@ -118,8 +118,8 @@ def run_insertions(
       model, options: static.
       params: in the compute type.
       state: the state.
-      wanted_B: bool, pending rows; with none nothing changes.
-      slots: static, enough for the insertion of any of them.
+      wanted_B: bool, pending rows whose insertions may run; if there are none, nothing changes.
+      slots: static, the length that insertions are padded to; it fits those of all wanted rows.
     """
     reattention, B, rollout = options.reattention, len(wanted_B), state.rollout
     group = B // len(state.prompts.length_Q)
@@ -165,7 +165,7 @@ def run_insertions(
 def _with_tag(
     reattention: ReattentionConfig, tokens: Inserted, at_CxT: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """Ids, sources, positions and bias of the insertion with its tag at `at_CxT`: T = Y + 1 slots."""
+    """Ids, sources, positions and bias of insertions with the tag at `at_CxT` (one-hot): T = Y + 1 slots."""
     one_more = lambda x: jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
     ids_CxT = jnp.where(at_CxT, reattention.open_id, one_more(tokens.ids_BxY))
     source_CxT = jnp.where(at_CxT, -1, one_more(tokens.source_BxY))

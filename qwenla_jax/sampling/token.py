@@ -1,4 +1,4 @@
-"""From logits to a token: suppressed tokens, temperature, nucleus, and one random key a token."""
+"""Sampling a token from logits: suppressed tokens, temperature, top-k, top-p, and a random key for each token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qwenla_jax.model.layers import MASK_VALUE
 
 
 def suppression_bias(vocab_size: int, known_tokens: int, suppressed: Iterable[int]) -> np.ndarray:
-    """The bias on the logits, in sampling and training alike, that suppresses tokens.
+    """The bias that suppresses tokens; sampling and training add it to the logits.
 
     Args:
       vocab_size: rows V of the output matrix.
-      known_tokens: ids from here on have no text in the tokenizer and are suppressed too.
+      known_tokens: size of the tokenizer; ids from here on have no text and are suppressed too.
       suppressed: ids that must not be sampled (the vision tokens).
 
     Returns:
@@ -31,7 +31,7 @@ def suppression_bias(vocab_size: int, known_tokens: int, suppressed: Iterable[in
 
 
 def token_keys(seed_B: jax.Array, step_B: jax.Array, sample_B: jax.Array, token_B: jax.Array) -> jax.Array:
-    """One key a row, a function of (seed, step, sample, token) and of nothing else.
+    """A random key for each row: a function of (seed, step, sample, token) alone.
 
     Args:
       seed_B, step_B: uint32.
@@ -60,41 +60,42 @@ def nucleus(logits_BxV: jax.Array, top_p: float | jax.Array) -> jax.Array:
 
 
 def most_likely(logits_BxV: jax.Array, top_k_Bx1: jax.Array) -> jax.Array:
-    """Masks tokens less likely than the `top_k` most likely; equal ones stay, as in transformers. 0 masks none."""
+    """Masks tokens less likely than the k-th most likely; ties with it stay, as in transformers. 0 masks none."""
     V = logits_BxV.shape[-1]
     least_Bx1 = jnp.take_along_axis(jnp.sort(logits_BxV, axis=-1), jnp.clip(V - top_k_Bx1, 0, V - 1), axis=-1)
     return jnp.where((top_k_Bx1 > 0) & (logits_BxV < least_Bx1), MASK_VALUE, logits_BxV)
 
 
 def uniforms(keys_B: jax.Array) -> jax.Array:
-    """Two random numbers a key, float32 [B, 2] in [0, 1].
+    """Two random numbers for each key, float32 [B, 2] in [0, 1].
 
-    Of 64 random bits each, rounded: near 0 they lie as close as float32 numbers do, 2**-64 apart at the least, where
-    those of `jax.random.uniform` are 2**-23 apart everywhere.
+    Each is made of 64 random bits and rounded. Near 0 they are as dense as float32 numbers, down to a spacing of
+    2**-64; those of `jax.random.uniform` are 2**-23 apart everywhere, too far for rare tokens.
     """
     bits_Bx2x2 = jax.vmap(lambda key: jax.random.bits(key, (2, 2), jnp.uint32))(keys_B).astype(jnp.float32)
     return bits_Bx2x2[..., 0] * 2.0**-32 + bits_Bx2x2[..., 1] * 2.0**-64
 
 
 def rising_sums(weight_BxN: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weights from the smallest on, and their sums up to each. Both float32 [B, N].
+    """The weights in ascending order, and their cumulative sums. Both float32 [B, N].
 
-    So a small weight is added to a sum of its own size, and is off by about N * 2**-22 of itself at the most.
+    In this order a small weight is added to a small sum, so its relative error is at most about N * 2**-22.
     """
     order_BxN = jnp.sort(weight_BxN, axis=-1)
     return order_BxN, jnp.cumsum(order_BxN, axis=-1)
 
 
 def drawn(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """An index with the probability of its weight, never one of weight 0. int32 [B].
+    """Samples an index with a probability proportional to its weight, never one of weight 0. int32 [B].
 
-    Small weights belong to random numbers near 0, which lie close enough, see `uniforms`.
+    Inverts the cumulative sum of the ascending weights: small weights belong to random numbers near 0, which are dense
+    enough for them, see `uniforms`.
     """
-    # Whole on every device that has the row: left to itself XLA may split what is sorted.
+    # Not sharded along N: without the constraint XLA may shard the axis that is sorted.
     weight_BxN = with_logical_constraint(weight_BxN, ("batch", "tokens"))
     order_BxN, sum_BxN = rising_sums(weight_BxN)
     passed_BxN = sum_BxN > uniform_B[:, None] * sum_BxN[:, -1:]
-    # A random number of 1 passes none and takes the last.
+    # No sum is above a random number of 1: it takes the last weight.
     rank_Bx1 = jnp.where(passed_BxN.any(-1), jnp.argmax(passed_BxN, axis=-1), weight_BxN.shape[1] - 1)[:, None]
     value_Bx1 = jnp.take_along_axis(order_BxN, rank_Bx1, axis=-1)
     turn_Bx1 = rank_Bx1 - jnp.sum(weight_BxN < value_Bx1, axis=-1, keepdims=True)
@@ -103,12 +104,13 @@ def drawn(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 
 def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
-    """A token with the probability that its logit gives it: one of N groups first, then one of its W tokens.
+    """Samples a token from softmax(logits): first one of N groups of tokens, then one of the W tokens in it.
 
-    A sum over the whole vocabulary has a rounding error above the probability of rare tokens, which would never be
-    sampled. Gumbel noise needs V random numbers a token, which cost more than a small model does. Group n is the tokens
-    n, n + N, n + 2 N, ... So of a vocabulary that is split over devices (over a power of two, at most W) each
-    has its share of every group: only sums of groups and one group's logits are exchanged.
+    The rounding error of a cumulative sum over the whole vocabulary exceeds the probability of rare tokens, which would
+    never be sampled. Gumbel noise needs V random numbers for a token, which cost more than a small model does.
+
+    Group n has the tokens n, n + N, n + 2 N, ... If the vocabulary is sharded (over a power of two of devices, at most
+    W), every device has an equal part of each group: only the groups' sums and one group's logits are communicated.
 
     Args:
       logits_BxV: float32.
@@ -127,9 +129,9 @@ def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
 
 
 def group_sizes(vocab_size: int) -> tuple[int, int]:
-    """Tokens W of a group and groups N for `draw`, by the vocabulary alone: W is a power of two near its root.
+    """Tokens W of a group and groups N for `draw`; W is a power of two of about the vocabulary's square root.
 
-    One that divides the vocabulary, if that leaves no more than 16 W groups: then nothing need be moved to pad it.
+    Preferably W divides the vocabulary, so that the logits need no padding; it is then smaller, but N at most 16 W.
     """
     near = 2 ** round(math.log2(vocab_size) / 2)
     W = math.gcd(vocab_size, near)
@@ -153,10 +155,10 @@ def sample_token(
       logit_bias_V: as `suppression_bias` makes it.
       temperature_B: float32, 0 takes the most likely token.
       top_p_B: float32, 1 samples from the whole distribution.
-      top_k_B: int32, so many of the most likely tokens, before top_p; 0: all.
-      keys_B: one key a row.
-      cuts: static; False: top_p and top_k are 1 and 0 in all rows.
-      penalized_BxV: float32, the logits after penalties, which the token is drawn from; None: those without.
+      top_k_B: int32, samples from this many of the most likely tokens; applied before top_p. 0: from all.
+      keys_B: a random key for each row.
+      cuts: static; False promises that top_p is 1 and top_k 0 in all rows.
+      penalized_BxV: float32, the logits after penalties, from which the token is sampled; None: no penalties.
 
     Returns:
       int32 tokens [B] and their float32 log-probabilities [B] under softmax((logits + bias) / temperature), before
@@ -173,7 +175,7 @@ def sample_token(
         return jnp.where(top_p_B[:, None] < 1, nucleus(likely_BxV, top_p_B[:, None]), likely_BxV)
 
     def drawn_B(logits_BxV: jax.Array) -> jax.Array:
-        # Sorting the vocabulary is left out where no row asks for it; a row's own result is the same either way.
+        # The vocabulary is sorted only if some row needs it; the other rows' results are the same either way.
         if cuts:
             some_cut = jnp.any(~greedy_B & ((top_p_B < 1) | (top_k_B > 0)))
             logits_BxV = jax.lax.cond(some_cut, cut, lambda x: x, logits_BxV)

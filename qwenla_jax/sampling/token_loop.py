@@ -14,7 +14,7 @@ from qwenla_jax.sampling.step import decode_step, insertion_rows, run_insertions
 
 Carry = tuple[SampleState, jax.Array, jax.Array]
 
-# Reading the weights costs a step as much as this many tokens' products, roughly: fewer rows are not cheaper.
+# Reading the weights takes about as long as computing this many tokens: a step of fewer rows is not cheaper.
 STEP_TOKENS = 64
 
 
@@ -28,20 +28,20 @@ def decode_tokens(
     steps: jax.Array,
     awaited_Q: jax.Array,
 ) -> SampleState:
-    """Decodes until all rows have ended, `steps` tokens have been, or an awaited question has ended.
+    """Decodes until all rows have ended, or after `steps` steps, or until an awaited question has ended.
 
-    A row that samples `<REFLECTION>` and may insert becomes pending. The insertions run once enough rows are, to fill
-    a chunk, or no other row is left, or the first of them has waited for as many steps as the call costs. Which rows
-    share a call does not change what a row gets: an insertion's size depends on its own row alone.
+    A row that samples `<REFLECTION>` and may insert becomes pending. Insertions run when the pending rows fill a chunk,
+    when no other row is live, or when rows have been pending for about as many steps as the call costs. A row's result
+    does not depend on the rows that share its call: the padded length of its insertion depends on the row alone.
 
     Args:
       model, options: static.
-      sizes: static, ascending slots that insertions are padded to; the last is enough for all.
+      sizes: static, ascending lengths that insertions are padded to; the last fits every insertion.
       params: in the compute type.
       logit_bias_V: float32, see `token.suppression_bias`.
       state: the state.
       steps: int32 scalar.
-      awaited_Q: bool, questions whose end ends the loop.
+      awaited_Q: bool, questions that end the loop when they end.
     """
     chunk = insertion_rows(options, len(state.pending_B)) // options.shards
     call_tokens = chunk * options.shards * (max(sizes, default=0) + 1)

@@ -141,8 +141,11 @@ def same_bits(got, want):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
 
 
-def run_schedule(one, rng):
-    """Requests that arrive at random times; some are cancelled. Returns ended ones by number, and the cancelled."""
+def run_schedule(one, rng, page=8):
+    """Requests that arrive at random times; some are cancelled. Returns ended ones by number, and the cancelled.
+
+    The log-probabilities of every update are those of its tokens in the reference, and no token is left out.
+    """
     order = rng.permutation(REQUESTS).tolist()
     tickets, ended, cancelled, streamed, logprobs = {}, {}, set(), {}, {}
     while order or one.busy:
@@ -161,6 +164,8 @@ def run_schedule(one, rng):
             for row, ids in zip(rows, update.ids, strict=True):
                 row += ids
             logprobs[number] = joined(logprobs.get(number), update.logprobs)
+            for row, entries, whole in zip(rows, logprobs[number] or (), told(page)[number][1] or (), strict=False):
+                assert entries == whole[: len(row)], (number, len(row), len(entries))
             if update.rollout is not None:
                 ended[number] = update.rollout, logprobs[number]
                 for row, ids, n in zip(rows, update.rollout.ids_BxR, update.rollout.length_B, strict=True):
@@ -170,7 +175,7 @@ def run_schedule(one, rng):
 
 def differing(one, seed, page=8):
     """Requests whose bits are not those of the reference, and how many ended."""
-    ended, cancelled = run_schedule(one, np.random.default_rng(seed))
+    ended, cancelled = run_schedule(one, np.random.default_rng(seed), page)
     assert set(ended) | cancelled == set(range(REQUESTS)) and not set(ended) & cancelled
     return {number for number, got in ended.items() if not same_bits(got, told(page)[number])}, len(ended)
 
@@ -183,6 +188,7 @@ def test_a_rows_bits_are_independent_of_the_schedule_and_nothing_compiles(page):
     want = reference(page)
     assert sum(rollout.inserted_B.sum() for rollout in want) > 20
     assert {len(rollout.length_B) for rollout in want} == {1, G}
+    assert len({n % STEPS for rollout in want for n in rollout.length_B.tolist()}) == STEPS  # rows end at any of a loop
     done = 0
     with CompileCounter() as counter:
         for seed in range(SCHEDULES):
@@ -370,19 +376,23 @@ def test_memory_is_that_of_slots_and_buckets():
 
 
 def test_a_stop_string_ends_a_row_and_what_follows_is_discarded():
-    """Between two insertions; and at a tag, whose insertion has run although nothing comes after it."""
+    """Between two insertions; and at a tag, whose insertion has run although nothing comes after it.
+
+    In the middle of a loop, which goes on: the log-probabilities of the tokens up to there are all reported.
+    """
     one, inserted = engine(), []
     for number, want in enumerate(reference()):
         ids = want.ids_BxR[0, : want.length_B[0]].tolist()
         tags = [i for i, token in enumerate(ids) if token == OPEN]
         new = [end for end in range(2, len(ids)) if ids[end - 1] not in ids[: end - 1]]  # the last token of these is
-        ends = [end for end in new if want.inserted_B[0] == 2 and tags[0] < end <= tags[1]]
+        ends = [end for end in new if want.inserted_B[0] == 2 and tags[0] < end <= tags[1] and end % STEPS]
         if not ends or len(inserted) > 3:
             continue
         end = ends[-1]
-        changes = {"stop": ("never", f",{ids[end - 1]},"), "top_logprobs": 2}
-        got, logprobs = until_it_ends(one, dataclasses.replace(request(number), **changes))
-        assert [len(row) for row in logprobs] == got.length_B.tolist()
+        asked = dataclasses.replace(request(number), top_logprobs=2)
+        got, logprobs = until_it_ends(one, dataclasses.replace(asked, stop=("never", f",{ids[end - 1]},")))
+        whole = until_it_ends(one, asked)[1]
+        assert logprobs == [row[:n] for row, n in zip(whole, got.length_B, strict=True)]
         assert got.length_B[0] == end and not got.stopped_B[0]
         for name in ("ids_BxR", "logp_BxR"):
             assert np.array_equal(getattr(got, name)[0, :end], getattr(want, name)[0, :end])

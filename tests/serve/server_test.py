@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 import qwenla_jax
 from qwenla_jax.data.synthetic.scenes import make_scene
+from qwenla_jax.serve.engine_loop import STEPS
 from qwenla_jax.text.answers.match import extract_conclusion
 from qwenla_jax.weights.hub import EMBEDDED
 
@@ -236,6 +237,34 @@ def test_requests_as_harnesses_send_them(server, scene):
     with pytest.raises(openai.BadRequestError) as error:
         ask(model="qwenla", messages=messages([scene], "long " * 300))
     assert error.value.code == "context_length_exceeded"
+
+
+def test_a_stream_has_the_log_probabilities_of_the_whole_answer(server, scene):
+    """Of every token and each of its alternatives, in answers that end in the middle of a loop of the engine.
+
+    By the model, at a limit or at a stop string; beside answers whose client leaves.
+    """
+    _, url, _ = server
+    theirs, ends = AutoTokenizer.from_pretrained(EMBEDDED), set()
+    given = {"model": "qwenla", "messages": messages([scene]), "temperature": 1, "seed": 5, "n": 3, "logprobs": True}
+    for more in ({}, {"max_tokens": 21}, {"stop": ["</CAPTION>", "circle"]}):
+        asked = given | more | {"top_logprobs": 5, "extra_body": {"return_token_ids": True}}
+        leaving = client(url)(**given | {"seed": 6}, stream=True)
+        next(iter(leaving))
+        entries = [[], [], []]
+        for number, chunk in enumerate(client(url)(**asked, stream=True)):
+            if number == 4:
+                leaving.close()
+            for choice in chunk.choices:
+                entries[choice.index] += choice.logprobs.content if choice.logprobs else []
+        for row, choice in zip(entries, client(url)(**asked).choices, strict=True):
+            assert row == choice.logprobs.content
+            ids = [i for i in choice.token_ids if i != theirs.eos_token_id]  # the stop token has no entry
+            assert [entry.token for entry in row] == [theirs.decode([i]) for i in ids]
+            assert all(len(entry.top_logprobs) == 5 for entry in row)
+            if len(choice.token_ids) % STEPS:
+                ends.add((choice.finish_reason, "stop" in more))
+    assert ends >= {("stop", False), ("length", False), ("stop", True)}
 
 
 def test_sigterm_lets_running_answers_end(server, scene):

@@ -188,7 +188,7 @@ def test_a_rows_bits_are_independent_of_the_schedule_and_nothing_compiles(page):
     want = reference(page)
     assert sum(rollout.inserted_B.sum() for rollout in want) > 20
     assert {len(rollout.length_B) for rollout in want} == {1, G}
-    assert len({n % STEPS for rollout in want for n in rollout.length_B.tolist()}) == STEPS  # rows end at any of a loop
+    assert {n % STEPS > 0 for rollout in want for n in rollout.length_B} == {True, False}  # some end within a loop
     done = 0
     with CompileCounter() as counter:
         for seed in range(SCHEDULES):

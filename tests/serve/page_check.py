@@ -104,7 +104,7 @@ def comparison(check: Check) -> None:
     said = [panels.nth(i).locator(".card").all_text_contents() for i in range(3)]
     assert said[0][:3] == said[1][:3] == said[2][:3]
     looks = [panels.nth(i).locator("button.look").all_text_contents() for i in range(3)]
-    assert looks == [[], ["Look 1: all 16 tokens inserted"], ["Look 1: 4 of 16 visual tokens re-inserted"]]
+    assert looks == [[], ["Look 1: all 16 tokens inserted"], ["Look 1: 4 of 16 tokens inserted"]]
     assert "text alone" in panels.nth(0).inner_text()
 
 

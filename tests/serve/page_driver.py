@@ -49,7 +49,7 @@ class Check:
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.url, self.page = url, context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(SLOW)
         self.complaints: list[str] = []
         self.page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -37,7 +37,7 @@ from qwenla_jax.serve.protocol import ApiError, ChatRequest, parse_request, unkn
 from qwenla_jax.serve.serve_options import ServeOptions
 
 BODY_SECONDS = 60.0  # within which a body has to arrive
-MOST_PASSES = 16  # over answers, for their attention, that may wait
+MOST_PASSES = 16  # over answers, for their attention: one runs, the others wait
 HELD_BODIES = 8  # all bodies that wait together may be so many times as large as one
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("qwenla_jax.serve")
@@ -134,7 +134,8 @@ class _Server:
         self._metrics = ServerMetrics(options.served_model_name[0], lambda: engine.running, lambda: engine.waiting)
         self._random = random.Random(options.seed)
         self._created = int(time.time())
-        self._passes = 0  # requests for attention that have no answer yet
+        self._passes = 0  # over answers, that wait or run
+        self._turn = asyncio.Lock()  # of the pass that runs
         self._held = 0  # bytes of bodies that are not prompts yet
         self.measuring = ThreadPoolExecutor(1, "attention")
 
@@ -209,15 +210,33 @@ class _Server:
         return await self._with_body(request, answer)
 
     async def _attention(self, asked: AttentionRequest) -> Response:
+        self._check_passes()
+        return _json(await self._pass(attention_answer, asked, self._engine.ready(), self._options.limit_mm_per_prompt))
+
+    def _check_passes(self) -> None:
         if self._passes >= MOST_PASSES:
             raise ApiError(429, f"{self._passes} passes over answers are waiting", code="queue_full", retry_after=5)
+
+    async def _pass(self, function: Callable[..., Any], *inputs: object) -> Any:
+        """One pass at a time. One that waits can be cancelled; one that runs keeps its place until it has ended."""
         self._passes += 1
         try:
-            inputs = (asked, self._engine.ready(), self._options.limit_mm_per_prompt)
-            loop = asyncio.get_running_loop()
-            return _json(await loop.run_in_executor(self.measuring, attention_answer, *inputs))
-        finally:
+            await self._turn.acquire()
+            try:
+                running = asyncio.get_running_loop().run_in_executor(self.measuring, function, *inputs)
+            except BaseException:
+                self._turn.release()
+                raise
+        except BaseException:
             self._passes -= 1
+            raise
+
+        def ended(_: object) -> None:
+            self._passes -= 1
+            self._turn.release()
+
+        running.add_done_callback(ended)
+        return await asyncio.shield(running)
 
     async def _with_body(self, request: Request, answer: Callable[[bytes, _Held], Awaitable[Response]]) -> Response:
         """The answer to a request with a body, whose bytes are counted until it is there."""
@@ -259,6 +278,8 @@ class _Server:
     async def _answer(self, chat: ChatRequest, held: _Held, arrived: float) -> Response:
         """The answer, or its stream."""
         served = self._engine.ready()
+        if chat.return_reattention:
+            self._check_passes()
 
         def prepare() -> Question:
             parts = (served.tok, served.processor, served.layout, self._options.limit_mm_per_prompt)
@@ -306,8 +327,7 @@ class _Server:
                 self._metrics.first_token.observe(time.perf_counter() - arrived)
                 first = False
             if part.rollout is not None and answer.chat.return_reattention:
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self.measuring, answer.measure, part)
+                await self._pass(answer.measure, part)
             answer.add(part)
             yield part.choice
 

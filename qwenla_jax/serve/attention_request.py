@@ -138,8 +138,8 @@ def attention_answer(request: AttentionRequest, served: Served, max_images: int)
 def _check_cells(cells: Sequence[set[tuple[int, int]]], example: Example, where: str) -> None:
     if len(cells) != len(example.frames):
         raise invalid(f"{where}.images", f"{len(cells)} images, but the messages have {len(example.frames)}")
-    for number, (chosen, frame) in enumerate(zip(cells, example.frames, strict=True)):
-        for row, col in chosen:
+    for number, (image_cells, frame) in enumerate(zip(cells, example.frames, strict=True)):
+        for row, col in image_cells:
             if row >= frame.rows or col >= frame.cols:
                 message = f"[{row}, {col}] is outside of the {frame.rows} x {frame.cols} visual tokens"
                 raise invalid(f"{where}.images[{number}].selected", message)

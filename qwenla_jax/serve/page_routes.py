@@ -79,7 +79,7 @@ def page_routes(options: ServeOptions, version: str) -> list[Route]:
             raise HTTPException(404)
         return _response(files[name], name.rpartition(".")[2])
 
-    async def told(request: Request) -> Response:
+    async def settings_file(request: Request) -> Response:
         return Response(settings, 200, dict(HEADERS), "application/json")
 
     def scene(request: Request) -> Response:  # no coroutine, so that it runs in a thread
@@ -90,7 +90,7 @@ def page_routes(options: ServeOptions, version: str) -> list[Route]:
 
     return [
         Route("/", index),
-        Route("/page/settings.json", told),
+        Route("/page/settings.json", settings_file),
         Route("/page/scene-{number:int}.png", scene),
         Route("/page/{name}", file),
     ]

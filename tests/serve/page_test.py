@@ -69,8 +69,8 @@ def test_files_and_policy():
 
 
 def test_settings_and_examples(tmp_path):
-    told, page, *scenes = fetch("/page/settings.json", "/", *(f"/page/scene-{one.scene}.png" for one in EXAMPLES))
-    settings = told.json()
+    answer, page, *scenes = fetch("/page/settings.json", "/", *(f"/page/scene-{one.scene}.png" for one in EXAMPLES))
+    settings = answer.json()
     assert settings["embedded"] and not settings["key"] and settings["model"] == "m"
     assert [one["question"] for one in settings["examples"]] == [one.question for one in EXAMPLES]
     assert [one["seed"] for one in settings["examples"]] == [one.seed for one in EXAMPLES]

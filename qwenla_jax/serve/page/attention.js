@@ -1,22 +1,22 @@
 // The attention of an answer's tokens on the image, as the server measures it, by word and by look.
 
-// `found` is the answer of /v1/reattention/attention; only its first image is shown.
+// `measured` is the answer of /v1/reattention/attention; only its first image is shown.
 export class Attention {
-  constructor(found) {
-    const [image] = found.images;
+  constructor(measured) {
+    const [image] = measured.images;
     this.rows = image.rows;
     this.cols = image.cols;
     this.original = floats(image.original);
     this.inserted = floats(image.inserted);
-    this.shares = found.tokens.map((_, token) => ({
-      original: found.original[token],
-      inserted: found.inserted[token],
-      even: found.even_original[token] + found.even_inserted[token],
+    this.shares = measured.tokens.map((_, token) => ({
+      original: measured.original[token],
+      inserted: measured.inserted[token],
+      even: measured.even_original[token] + measured.even_inserted[token],
     }));
-    this.insertions = found.insertions;
+    this.insertions = measured.insertions;
     this.starts = [];
     let at = 0;
-    for (const text of found.tokens) {
+    for (const text of measured.tokens) {
       this.starts.push(at);
       at += text.length;
     }
@@ -61,15 +61,15 @@ export class Attention {
   // Before a look and in its reflection, over the tokens that the server takes for `before` and `after`: since the
   // look before, and from the tag to the reflection's end.
   ofLook(number, text) {
-    const at = this.insertions[number].position;
+    const position = this.insertions[number].position;
     const since = number ? this.insertions[number - 1].position : 0;
-    const from = this.starts[at] + "<REFLECTION>".length;
+    const from = this.starts[position] + "<REFLECTION>".length;
     const ends = ["</REFLECTION>", "<REFLECTION>"].map((tag) => {
-      const found = text.indexOf(tag, from);
-      return found < 0 ? this.end : found + (tag.startsWith("</") ? tag.length : 0);
+      const at = text.indexOf(tag, from);
+      return at < 0 ? this.end : at + (tag.startsWith("</") ? tag.length : 0);
     });
-    const inside = this.tokensAt(this.starts[at], Math.min(...ends));
-    return { before: this.mean(range(since, at)), after: this.mean(inside) };
+    const inside = this.tokensAt(this.starts[position], Math.min(...ends));
+    return { before: this.mean(range(since, position)), after: this.mean(inside) };
   }
 }
 

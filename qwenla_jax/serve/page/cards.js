@@ -26,8 +26,8 @@ export class Cards {
       if (!this.shown[i] || this.shown[i].part.name !== part.name) {
         this.shown.splice(i).forEach(({ nodes }) => nodes.forEach((node) => node.remove()));
         const body = h("p", { class: "text" });
-        const mark = number === null ? [] : [h("p", { class: "look pending" }, eye(), "looks again")];
-        this.shown.push({ part, body, nodes: [...mark, card(part, body, this.inserts)] });
+        const mark = number === null ? noLook(part) : [h("p", { class: "look pending" }, eye(), "looks again")];
+        this.shown.push({ part, body, nodes: [...mark, card(part, body, number !== null)] });
         this.element.append(...this.shown[i].nodes);
       }
       this.shown[i].part = part;
@@ -43,17 +43,19 @@ export class Cards {
     this.eyes = [];
     for (const part of partsOf(text)) {
       const look = looks.findIndex((at) => part.name === "REFLECTION" && at + "<REFLECTION>".length === part.start);
-      if (look >= 0 && look < insertions.length) {
-        const { selected_tokens: kept, visual_tokens: all } = insertions[look];
-        const what = kept === all ? `all ${all}` : `${kept} of ${all}`;
+      if (look >= 0) {
+        const { selected_tokens: selected, visual_tokens: all } = insertions[look];
+        const what = selected === all ? `all ${all}` : `${selected} of ${all}`;
         const button = h(
           "button",
           { type: "button", class: "look", "aria-pressed": "false", onclick: () => this.onLook(look) },
           eye(),
-          `Look ${look + 1}: ${what} visual tokens stand again`,
+          `Look ${look + 1}: ${what} tokens inserted`,
         );
         this.eyes.push(button);
         this.element.append(button);
+      } else {
+        this.element.append(...noLook(part));
       }
       const body = h("p", { class: "text" });
       let at = part.start;
@@ -63,7 +65,7 @@ export class Cards {
         this.words.push({ ...word, element });
         at = word.end;
       }
-      this.element.append(card(part, body, this.inserts && look < insertions.length));
+      this.element.append(card(part, body, look >= 0));
     }
   }
 
@@ -92,8 +94,11 @@ export class Cards {
   }
 }
 
-function card(part, body, inserts) {
+// In the place of an eye, before a reflection without a look.
+const noLook = (part) => (part.name === "REFLECTION" ? [h("p", { class: "no-look" }, "No look: nothing inserted")] : []);
+
+function card(part, body, looked) {
   const name = part.name ?? "TEXT";
-  const note = part.name === "REFLECTION" && !inserts ? h("span", { class: "note" }, "in text alone") : null;
-  return h("section", { class: `card ${name.toLowerCase()}` }, h("h4", null, name, note), body);
+  const note = part.name === "REFLECTION" ? h("span", { class: "note" }, looked ? "with the image again" : "in text alone") : null;
+  return h("section", { class: `card ${name.toLowerCase()}` }, h("h4", null, name), note, body);
 }

@@ -3,9 +3,11 @@
 import { both } from "./attention.js";
 import { h, percent } from "./dom.js";
 import { partsOf, wordsOf } from "./sections.js";
-import { drawHeat, drawPlain, drawSelected, largest } from "./veil.js";
+import { drawHeat, drawPlain, drawSelected, largest } from "./overlay.js";
 
 const POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
+
+const CHART_WIDTH = 400; // pixels, on which the size of its text depends
 
 // `css` is the page's own style sheet.
 export function toHtml(panels, css) {
@@ -38,19 +40,25 @@ function panelOf(panel) {
     "article",
     { class: "panel" },
     h("h3", null, panel.title),
-    h("div", { class: "see" }, figure(panel, "The image", drawPlain), attention ? panel.line.cloneNode(true) : null),
-    h("div", { class: "said" }, h("div", { class: `cards ${attention ? "ready" : ""}` }, parts), h("p", { class: "footer" }, panel.footer.textContent)),
+    h("div", { class: "see" }, h("div", { class: "stage" }, figure(panel, "The image", drawPlain))),
+    h(
+      "div",
+      { class: "said" },
+      h("div", { class: `cards ${attention ? "ready" : ""}` }, parts),
+      h("div", { class: "notes" }, h("p", { class: "footer" }, panel.footer.textContent)),
+      attention ? h("div", { class: "line" }, panel.chart(CHART_WIDTH).parts) : null,
+    ),
   );
 }
 
 function lookOf(panel, number) {
-  const { selected_tokens: kept, visual_tokens: all, images } = panel.answer.insertions[number];
-  const figures = [figure(panel, `${kept} of ${all} visual tokens stand again`, (...to) => drawSelected(...to, images[0]))];
+  const { selected_tokens: selected, visual_tokens: all, images } = panel.answer.insertions[number];
+  const figures = [figure(panel, `${selected} of ${all} visual tokens inserted again`, (...to) => drawSelected(...to, images[0]))];
   if (panel.attention) {
-    const found = panel.attention.ofLook(number, panel.text);
-    const most = largest(...Object.values(found).filter(Boolean).map(({ maps }) => both(maps)));
+    const means = panel.attention.ofLook(number, panel.text);
+    const most = largest(...Object.values(means).filter(Boolean).map(({ maps }) => both(maps)));
     for (const [name, title] of [["before", "before the look"], ["after", "in the reflection"]]) {
-      const mean = found[name];
+      const mean = means[name];
       if (!mean) continue;
       const label = `attention ${title}: ${percent(mean.original + mean.inserted)}`;
       figures.push(figure(panel, label, (...to) => drawHeat(...to, panel.attention, both(mean.maps), most)));
@@ -61,7 +69,7 @@ function lookOf(panel, number) {
 
 function figure(panel, label, draw) {
   const canvas = document.createElement("canvas");
-  draw(canvas, panel.picture);
+  draw(canvas, panel.image);
   return h("figure", null, h("img", { src: canvas.toDataURL("image/jpeg", 0.9), alt: label }), h("figcaption", null, label));
 }
 

@@ -5,9 +5,10 @@ import { Attention } from "./attention.js";
 import { byId, h, say } from "./dom.js";
 import { toHtml } from "./export.js";
 import { Panel } from "./panel.js";
-import { Picture } from "./picture.js";
+import { InputImage } from "./input_image.js";
 import { conclusionOf } from "./sections.js";
 import { curl, python } from "./snippets.js";
+import { drawThumbnail } from "./overlay.js";
 
 const SEEDS_TRIED = 12;
 const FILES = { "image/png": "image.png", "image/jpeg": "image.jpg", "image/webp": "image.webp" };
@@ -16,7 +17,10 @@ let settings = null;
 let panels = [];
 let running = null; // an AbortController
 let before = null; // the last answer, to compare with after painting
-const picture = new Picture(byId("image"), byId("ring"), () => showCode());
+const image = new InputImage(byId("image"), byId("ring"), () => {
+  for (const canvas of document.querySelectorAll(".strip canvas")) drawThumbnail(canvas, image.canvas);
+  showCode();
+});
 
 const number = (id) => Number(byId(id).value);
 const mode = () => document.querySelector("[name=mode]:checked").value;
@@ -29,7 +33,7 @@ function request(mode) {
       {
         role: "user",
         content: [
-          { type: "image_url", image_url: { url: picture.url() } },
+          { type: "image_url", image_url: { url: image.url() } },
           { type: "text", text: byId("question").value },
         ],
       },
@@ -46,18 +50,19 @@ async function ask(wanted = () => true) {
   hideError();
   const controller = busy();
   byId("no-reflection").hidden = byId("remark").hidden = true;
-  const still = h("canvas", { width: picture.canvas.width, height: picture.canvas.height });
-  still.getContext("2d").drawImage(picture.canvas, 0, 0);
+  const snapshot = h("canvas", { width: image.canvas.width, height: image.canvas.height });
+  snapshot.getContext("2d").drawImage(image.canvas, 0, 0);
   const asked = modes().map((mode) => ({ body: request(mode), panel: null }));
   for (const one of asked) {
     const { reattention, seed, temperature } = one.body;
     const { mode, keep_ratio: keep, max_insertions: most } = reattention;
-    one.panel = new Panel({ mode, keep, most, seed, temperature, question: byId("question").value, picture: still });
+    one.panel = new Panel({ mode, keep, most, seed, temperature, question: byId("question").value, image: snapshot });
   }
   panels = asked.map(({ panel }) => panel);
   byId("panels").replaceChildren(...panels.map(({ element }) => element));
   byId("panels").classList.toggle("several", panels.length > 1);
   byId("intro").hidden = true;
+  if (byId("result").getBoundingClientRect().top > innerHeight / 2) byId("result").scrollIntoView();
   say(byId("said"), "Answering");
   try {
     await Promise.all(asked.map((one) => answer(one, controller.signal)));
@@ -75,26 +80,26 @@ async function ask(wanted = () => true) {
 
 async function answer({ body, panel }, signal) {
   const extras = { stream: true, return_token_ids: true, return_selection: true, separate_reasoning: false };
-  panel.tell("answering", true);
+  panel.setState("answering", true);
   try {
     panel.finish(await api.chat({ ...body, ...extras }, (text) => panel.stream(text), signal));
-    panel.tell("");
+    panel.setState("");
   } catch (error) {
-    panel.tell(error.name === "AbortError" ? "stopped" : "");
+    panel.setState(error.name === "AbortError" ? "stopped" : "");
     throw error;
   }
 }
 
 async function measure({ body, panel }, signal) {
-  panel.tell("computing attention; the first time, its program is compiled", true);
+  panel.setState("computing attention; the first time, its program is compiled", true);
   const { model, messages } = body;
   const { ids, insertions } = panel.answer;
   try {
-    const found = await api.attention({ model, messages, token_ids: ids, insertions }, signal);
-    panel.measured(new Attention(found));
-    panel.tell("");
+    const result = await api.attention({ model, messages, token_ids: ids, insertions }, signal);
+    panel.measured(new Attention(result));
+    panel.setState("");
   } catch (error) {
-    panel.tell(error.name === "AbortError" ? "attention not computed" : "");
+    panel.setState(error.name === "AbortError" ? "attention not computed" : "");
     throw error;
   }
 }
@@ -103,9 +108,9 @@ function tellConclusion() {
   const [panel] = panels;
   const conclusion = conclusionOf(panel.text) ?? panel.text;
   say(byId("said"), `Answered: ${conclusion}`);
-  const { number: image, painted } = picture;
-  const now = { image, painted, conclusion, question: panel.question };
-  const comparable = before && before.image === image && before.question === panel.question && painted && !before.painted;
+  const { number: version, painted } = image;
+  const now = { version, painted, conclusion, question: panel.question };
+  const comparable = before && before.version === version && before.question === panel.question && painted && !before.painted;
   byId("remark").hidden = !comparable;
   if (comparable) byId("remark").textContent = `Without paint it answered “${before.conclusion}”, now “${conclusion}”.`;
   if (!painted) before = now;
@@ -167,7 +172,7 @@ function hideError() {
 async function take(blob, name) {
   hideError();
   try {
-    await picture.load(blob, name);
+    await image.load(blob, name);
     for (const button of byId("examples").children) button.setAttribute("aria-pressed", "false");
     togglePaint(false);
   } catch (error) {
@@ -186,10 +191,10 @@ async function takeExample(example, button) {
 }
 
 function togglePaint(on) {
-  picture.brush.turn(on);
+  image.brush.turn(on);
   byId("paint").setAttribute("aria-pressed", String(on));
   byId("paint-tools").hidden = !on;
-  byId("paint-color").value = picture.brush.color;
+  byId("paint-color").value = image.brush.color;
   const label = on ? "Paint on the image: arrows move the brush, space paints" : "The image that is asked about";
   byId("image").setAttribute("aria-label", label);
 }
@@ -197,7 +202,7 @@ function togglePaint(on) {
 function showCode() {
   byId("keep-shown").textContent = `${Math.round(100 * number("keep"))}%`;
   byId("keep-row").hidden = !["route", "compare"].includes(mode());
-  if (!settings || !picture.bitmap || !byId("code").open) return;
+  if (!settings || !image.bitmap || !byId("code").open) return;
   const body = request(modes().at(-1));
   const media = body.messages[0].content[0].image_url.url.match(/^data:([^;]+)/)[1];
   const shown = { media, file: FILES[media], base: new URL("./", document.baseURI).href, key: settings.key };
@@ -233,7 +238,7 @@ async function untilReady() {
     await new Promise((resolve) => setTimeout(resolve, 1000));
     state = await api.health();
   }
-  byId("server").textContent = `${settings.model} is ready`;
+  byId("server").textContent = `Model ${settings.model}: ready`;
   byId("server").classList.add("ready");
   enable(running === null);
 }
@@ -278,11 +283,11 @@ function listen() {
     event.preventDefault();
     take(file, "What was pasted");
   });
-  byId("paint").addEventListener("click", () => togglePaint(!picture.brush.on));
-  byId("paint-undo").addEventListener("click", () => picture.brush.undo());
-  byId("paint-clear").addEventListener("click", () => picture.brush.clear());
-  byId("paint-color").addEventListener("input", (event) => (picture.brush.color = event.target.value));
-  byId("paint-size").addEventListener("input", (event) => (picture.brush.size = Number(event.target.value)));
+  byId("paint").addEventListener("click", () => togglePaint(!image.brush.on));
+  byId("paint-undo").addEventListener("click", () => image.brush.undo());
+  byId("paint-clear").addEventListener("click", () => image.brush.clear());
+  byId("paint-color").addEventListener("input", (event) => (image.brush.color = event.target.value));
+  byId("paint-size").addEventListener("input", (event) => (image.brush.size = Number(event.target.value)));
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
       if (!(await copy(button.dataset.copy))) return;
@@ -291,7 +296,7 @@ function listen() {
     });
   }
   byId("save-image").addEventListener("click", () => {
-    saveAs(picture.blob(), byId("save-image").textContent);
+    saveAs(image.blob(), byId("save-image").textContent);
   });
   byId("export").addEventListener("click", async () => {
     const css = await (await fetch("page/page.css")).text();
@@ -308,9 +313,9 @@ async function start() {
   byId("looks").max = settings.max_insertions;
   byId("looks").value = settings.max_insertions;
   const buttons = settings.examples.map((example) => {
-    const image = h("img", { src: example.image, alt: "", width: 56, height: 56 });
+    const thumbnail = h("img", { src: example.image, alt: "", width: 56, height: 56 });
     const pressed = () => takeExample(example, button);
-    const button = h("button", { type: "button", class: "example", "aria-pressed": "false", title: example.question, onclick: pressed }, image);
+    const button = h("button", { type: "button", class: "example", "aria-pressed": "false", title: example.question, onclick: pressed }, thumbnail);
     button.append(h("span", { class: "unseen" }, `Example: ${example.question}`));
     return button;
   });

@@ -36,18 +36,18 @@ function withoutHalfTag(text) {
 
 // The words of a part: { text, start, end } with indices in the whole answer.
 export function wordsOf(part) {
-  return [...part.text.matchAll(/\S+/g)].map((found) => {
-    const start = part.start + found.index;
-    return { text: found[0], start, end: start + found[0].length };
+  return [...part.text.matchAll(/\S+/g)].map((match) => {
+    const start = part.start + match.index;
+    return { text: match[0], start, end: start + match[0].length };
   });
 }
 
 // Where the reflections begin: the indices of their tags.
 export function reflectionsOf(text) {
-  return [...text.matchAll(/<REFLECTION>/g)].map((found) => found.index);
+  return [...text.matchAll(/<REFLECTION>/g)].map((match) => match.index);
 }
 
 export function conclusionOf(text) {
-  const found = partsOf(text).filter((part) => part.name === "CONCLUSION" && !part.open);
-  return found.length ? found[found.length - 1].text.trim() : null;
+  const conclusions = partsOf(text).filter((part) => part.name === "CONCLUSION" && !part.open);
+  return conclusions.length ? conclusions[conclusions.length - 1].text.trim() : null;
 }

@@ -1,12 +1,12 @@
-// What lies over an image: the tokens that stand again, or the attention on every token.
+// What is drawn over an image: the inserted tokens, or the attention on every token.
 
 const SIDE = 560; // pixels of a drawing's longer side
 const AGAIN = "#ffb000";
 
 // Draws an image with its visual tokens: those of `selected` (a list of [row, column]) outlined, the others darkened.
-export function drawSelected(canvas, picture, { rows, cols, selected }) {
-  const context = begin(canvas, picture);
-  const kept = new Set(selected.map(([row, col]) => row * cols + col));
+export function drawSelected(canvas, image, { rows, cols, selected }) {
+  const context = begin(canvas, image);
+  const cells = new Set(selected.map(([row, col]) => row * cols + col));
   const [width, height] = [canvas.width / cols, canvas.height / rows];
   const each = (draw) => {
     for (let cell = 0; cell < rows * cols; cell++) {
@@ -14,9 +14,9 @@ export function drawSelected(canvas, picture, { rows, cols, selected }) {
     }
   };
   context.fillStyle = "rgba(12, 14, 30, 0.74)";
-  each((cell, x, y) => kept.has(cell) || context.fillRect(x, y, Math.ceil(width), Math.ceil(height)));
-  // The outline of what is kept, and thin lines between its tokens.
-  const at = (row, col) => row >= 0 && row < rows && col >= 0 && col < cols && kept.has(row * cols + col);
+  each((cell, x, y) => cells.has(cell) || context.fillRect(x, y, Math.ceil(width), Math.ceil(height)));
+  // The outline of the selected tokens, and thin lines between its tokens.
+  const at = (row, col) => row >= 0 && row < rows && col >= 0 && col < cols && cells.has(row * cols + col);
   const edges = (inner) => {
     context.beginPath();
     for (let row = 0; row <= rows; row++) {
@@ -43,8 +43,8 @@ export function drawSelected(canvas, picture, { rows, cols, selected }) {
 }
 
 // Draws an image with a heat map (rows * cols shares); `most` is the share that is brightest.
-export function drawHeat(canvas, picture, { rows, cols }, heat, most) {
-  const context = begin(canvas, picture);
+export function drawHeat(canvas, image, { rows, cols }, heat, most) {
+  const context = begin(canvas, image);
   for (let cell = 0; cell < rows * cols; cell++) {
     const [x, y] = [cell % cols, Math.floor(cell / cols)];
     const [left, top] = [Math.round((x * canvas.width) / cols), Math.round((y * canvas.height) / rows)];
@@ -54,17 +54,23 @@ export function drawHeat(canvas, picture, { rows, cols }, heat, most) {
   }
 }
 
-export function drawPlain(canvas, picture) {
-  begin(canvas, picture);
+export function drawPlain(canvas, image) {
+  begin(canvas, image);
 }
 
-function begin(canvas, picture) {
-  const scale = SIDE / Math.max(picture.width, picture.height);
-  canvas.width = Math.round(picture.width * scale);
-  canvas.height = Math.round(picture.height * scale);
+export function drawThumbnail(canvas, image) {
+  const scale = canvas.height / image.height;
+  canvas.width = Math.round(image.width * scale);
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+}
+
+function begin(canvas, image) {
+  const scale = SIDE / Math.max(image.width, image.height);
+  canvas.width = Math.round(image.width * scale);
+  canvas.height = Math.round(image.height * scale);
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = scale < 1;
-  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
   return context;
 }
 

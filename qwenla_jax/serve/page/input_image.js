@@ -6,7 +6,7 @@ const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp"];
 const LARGEST_SIDE = 2048; // pixels; larger images are shrunk here, since the model shrinks them anyway
 const LARGEST_FILE = 8 << 20;
 
-export class Picture {
+export class InputImage {
   // `onChange` is called whenever there is another image, or it was painted on.
   constructor(canvas, ring, onChange) {
     this.canvas = canvas;
@@ -38,8 +38,8 @@ export class Picture {
     this.number += 1;
     this.brush.strokes = [];
     this.draw();
-    const kept = SENT_AS_THEY_ARE.includes(blob.type) && blob.size <= LARGEST_FILE && scale === 1;
-    this.original = kept ? await dataUrl(blob) : null;
+    const unchanged = SENT_AS_THEY_ARE.includes(blob.type) && blob.size <= LARGEST_FILE && scale === 1;
+    this.original = unchanged ? await dataUrl(blob) : null;
     this.brush.color = this.edgeColor();
     this.onChange();
   }

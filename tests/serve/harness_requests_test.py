@@ -6,6 +6,7 @@ echoed. The shapes are those that `harnesses/run.sh` records of VLMEvalKit, lmms
 
 import json
 
+import openai
 import pytest
 from serve.app_test import (  # noqa: F401
     ENGINE,
@@ -20,7 +21,6 @@ from serve.app_test import (  # noqa: F401
 )
 from transformers import AutoTokenizer
 
-import openai
 from qwenla_jax.weights.hub import EMBEDDED
 
 QUESTION = "Is there a red circle? Please answer yes or no."

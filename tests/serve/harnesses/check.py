@@ -67,8 +67,9 @@ def check_answers(run: str, records: list[dict[str, Any]], engine: EngineAnswers
     return different
 
 
-def check_scores(run: str, task: str, gold: Path, stored: Stored, records: list[dict[str, Any]]) -> int:
+def check_scores(gold: Path, stored: Stored, records: list[dict[str, Any]]) -> int:
     """Prints both scores of a run's answers; returns how many stored answers the server did not give."""
+    run, task = stored.run, stored.task
     items = task_of(task).items(read_rows(gold))
     given = collections.Counter(
         one["content"].strip() for record in records if record["status"] == 200 for one in answers_of(record)
@@ -77,17 +78,17 @@ def check_scores(run: str, task: str, gold: Path, stored: Stored, records: list[
     answers = [Answer(items[number], text) for number, text, _ in stored.answers]
     result = score_answers(task, answers, {}, {}, Settings(conclusion="never", fallback="wrong"))
     ours = [bool(row["right"]) for row in result.rows]
-    if stored.right is not None:
-        theirs, same = stored.right, "total alone" if stored.right == sum(ours) else "totals differ"
-    else:
+    same = "it does not say which are right"
+    if stored.each:
         verdicts = [right for _, _, right in stored.answers]
-        theirs = sum(map(bool, verdicts))
         unlike = [n for n, (a, b) in enumerate(zip(verdicts, ours, strict=True)) if a != b]
-        same = f"{len(ours) - len(unlike)} verdicts the same"
+        same = f"{len(ours) - len(unlike)} of {len(ours)} verdicts are the same"
         for n in unlike:
-            read, answer = result.rows[n]["read"], answers[n].item.answer
-            print(f"  {run}: {answers[n].text[:60]!r}, right is {answer!r}: theirs {verdicts[n]}, ours {ours[n]} ({read})")
-    print(f"{run}: {task}, {len(answers)} answers; right: theirs {theirs}, ours {sum(ours)}; {same}")
+            about = f"{answers[n].text[:60]!r}, right is {answers[n].item.answer!r}, read as {result.rows[n]['read']!r}"
+            print(f"  {run}: {stored.gold}: {about}: theirs {verdicts[n]}, ours {ours[n]}")
+    theirs, name = stored.figure
+    mine = result.figures[name].value
+    print(f"{run}: {stored.gold}, {len(answers)} answers: {name} theirs {theirs:.2f}, ours {mine:.2f}; {same}")
     if strange:
         print(f"  {run}: stored, but never given: {list(strange)[:SHOWN]}")
     return strange.total()
@@ -103,7 +104,7 @@ def main() -> int:
     wrong = sum(check_answers(run, records, engine) for run, records in requests.items())
     for stored in stored_answers(work / "out"):
         gold = work / "data/gold" / f"{stored.gold}.jsonl"
-        wrong += check_scores(stored.run, stored.task, gold, stored, requests[stored.run])
+        wrong += check_scores(gold, stored, requests[stored.run])
     return int(wrong > 0)
 
 

@@ -2,7 +2,7 @@
 
     python tests/serve/harnesses/data.py OUT --size=16 [--mathvision=FOLDER]
 
-The scenes are those that the embedded checkpoint was trained for, held-out ones; so some answers are right and some wrong.
+The scenes are held-out ones of the kind that the embedded checkpoint was trained for: some of its answers are right.
 FOLDER has MathVision's test.jsonl and the images that it names. Written are, of the same questions:
 
     OUT/gold/BENCHMARK.jsonl               for `qwenla evaluate`, images in base64

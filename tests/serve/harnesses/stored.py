@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenla_jax.evals.table_files import read_rows
+from qwenla_jax.evals.table_files import Row, read_rows
 
 
 class Stored(NamedTuple):
@@ -18,14 +19,16 @@ class Stored(NamedTuple):
       gold: the benchmark, a file of data.py.
       task: what scores it here.
       answers: for each answer the question's number, the text, and whether the harness takes it for right.
-      right: how many it takes for right, where it does not say which.
+      figure: its headline figure in percent, and the name of the same figure here.
+      each: False where it only says how many are right, not which.
     """
 
     run: str
     gold: str
     task: str
     answers: list[tuple[int, str, bool]]
-    right: int | None = None
+    figure: tuple[float, str]
+    each: bool = True
 
 
 def stored_answers(out: Path) -> Iterator[Stored]:
@@ -43,7 +46,9 @@ def _inspect(folder: Path) -> Iterator[Stored]:
             (score,) = sample["scores"].values()
             text = _text(sample["output"]["choices"][0]["message"]["content"])
             answers.append((int(sample["id"]), text, score["value"] == "C"))
-        yield Stored(folder.name, log["eval"]["task"], log["eval"]["task"], answers)
+        task = log["eval"]["task"]
+        value = 100 * log["results"]["scores"][0]["metrics"]["accuracy"]["value"]
+        yield Stored(folder.name, task, task, answers, (value, _ACCURACY[task]))
 
 
 def _text(content: Any) -> str:
@@ -57,14 +62,20 @@ def _lm_eval(folder: Path) -> Iterator[Stored]:
     for benchmark in ("pope", "mathvision"):
         (path,) = folder.rglob(f"samples_{benchmark}_local_*.jsonl")
         answers = [(int(row["doc_id"]), _first(row["resps"]), row["exact_match"] == 1) for row in _lines(path)]
-        yield Stored(folder.name, benchmark, benchmark, answers)
+        value = 100 * _results(folder)[f"{benchmark}_local"]["exact_match,none"]
+        yield Stored(folder.name, benchmark, benchmark, answers, (value, _ACCURACY[benchmark]))
 
 
 def _lmms_eval(folder: Path) -> Iterator[Stored]:
     for path in sorted(folder.rglob("*_samples_*.jsonl")):
         benchmark = "pope" if "pope" in path.name else "mathvision"
         answers = [(int(row["doc_id"]), _first(row["resps"]), _lmms_right(row)) for row in _lines(path)]
-        yield Stored(folder.name, benchmark, benchmark, answers)
+        results = _results(folder)
+        if benchmark == "pope":
+            figure = (100 * results["pope"]["pope_f1_score,none"], "F1")
+        else:
+            figure = (results["mathvision_test"]["mathvision_standard_eval,none"], "accuracy")
+        yield Stored(folder.name, benchmark, benchmark, answers, figure)
 
 
 def _lmms_right(row: dict[str, Any]) -> bool:
@@ -79,6 +90,11 @@ def _first(value: Any) -> str:
     return value
 
 
+def _results(folder: Path) -> dict[str, Any]:
+    (path,) = (path for path in folder.rglob("*results*.json"))
+    return json.loads(path.read_text(encoding="utf-8"))["results"]
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -91,27 +107,36 @@ def _vlmevalkit(folder: Path) -> Iterator[Stored]:
 
 
 def _vlmevalkit_model(run: str, latest: Path) -> Iterator[Stored]:
-    for path in sorted(latest.glob("*_POPE_local_auxmatch.*")):
+    for path in sorted(latest.glob("*_POPE_local_auxmatch.xlsx")):
         answers = [(int(row.need("index")), row.text("prediction") or "", _true(row)) for row in read_rows(path)]
-        yield Stored(run, "pope", "pope", answers)
+        overall = _csv(latest, "*_POPE_local_score.csv", "split", "Overall")
+        yield Stored(run, "pope", "pope", answers, (float(overall["Overall"]), "F1"))
     for benchmark, name in (("mmstar", "MMStar_local"), ("mmmu", "MMMU_local")):
         for path in sorted(latest.glob(f"*_{name}_exact_matching_result.xlsx")):
             answers = [
                 (int(row.need("index").rpartition("_")[2]), row.text("prediction") or "", row.text("hit") == "1")
                 for row in read_rows(path)
             ]
-            yield Stored(run, benchmark, "mmstar", answers)
+            split = "validation" if benchmark == "mmmu" else "none"
+            overall = _csv(latest, f"*_{name}_acc.csv", "split", split)
+            yield Stored(run, benchmark, "mmstar", answers, (100 * float(overall["Overall"]), "accuracy"))
     for path in sorted(latest.glob("*_MathVision_local.xlsx")):
         answers = [(int(row.need("index")), row.text("prediction") or "", False) for row in read_rows(path)]
-        (score,) = latest.glob("*_MathVision_local_*_score.csv")
-        header, *lines = [line.split(",") for line in score.read_text().replace('"', "").splitlines()]
-        rows = [dict(zip(header, line, strict=True)) for line in lines]
-        (right,) = [int(float(row["hit"])) for row in rows if row["Subject"] == "Overall"]
-        yield Stored(run, "mathvision", "mathvision", answers, right)
+        overall = _csv(latest, "*_MathVision_local_*_score.csv", "Subject", "Overall")
+        yield Stored(run, "mathvision", "mathvision", answers, (float(overall["acc"]), "accuracy"), each=False)
 
 
-def _true(row: Any) -> bool:
+def _csv(folder: Path, pattern: str, column: str, value: str) -> dict[str, str]:
+    """The row of a table in which a column has a value."""
+    (path,) = folder.glob(pattern)
+    with path.open(encoding="utf-8", newline="") as lines:
+        (row,) = [row for row in csv.DictReader(lines) if row[column] == value]
+    return row
+
+
+def _true(row: Row) -> bool:
     return str(row.values["score"]).lower() in ("true", "1", "1.0")
 
 
+_ACCURACY = {"pope": "accuracy/random", "mmstar": "accuracy", "mathvision": "accuracy"}
 _READERS = {"inspect": _inspect, "lm-eval": _lm_eval, "lmms-eval": _lmms_eval, "vlmevalkit": _vlmevalkit}

@@ -14,14 +14,17 @@ import collections
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine_answers import EngineAnswers
 from stored import Stored, stored_answers
 
 from qwenla_jax.evals.registry import score_answers, task_of
 from qwenla_jax.evals.table_files import read_rows
 from qwenla_jax.evals.task import Answer, Settings
+from qwenla_jax.utils.compile_cache import keep_compiled_programs
+
+if TYPE_CHECKING:
+    from engine_answers import EngineAnswers
 
 CHAT = "/v1/chat/completions"
 SHOWN = 3  # differences of a run
@@ -99,6 +102,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     work = parser.parse_args().work
+    keep_compiled_programs()  # before jax is imported
+    from engine_answers import EngineAnswers
+
     requests = {path.stem: recorded(path) for path in sorted((work / "requests").glob("*.jsonl"))}
     engine = EngineAnswers([r["body"] for records in requests.values() for r in records if r["status"] == 200])
     wrong = sum(check_answers(run, records, engine) for run, records in requests.items())

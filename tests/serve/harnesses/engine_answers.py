@@ -6,6 +6,7 @@ Nothing of `qwenla_jax.serve` takes part, but for the default of its longest con
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -57,7 +58,11 @@ class EngineAnswers:
         images = max(len(example.frames) for example in self._examples.values())
         limits = [self._limit(body, len(self._examples[_key(body)].ids_T)) for body in bodies]
         bounds = (self._processor.min_pixels, self._processor.max_pixels, max(lengths), max(lengths), max(images, 1))
-        self._buckets = make_buckets(self._layout, 1, *bounds)
+        sizes = make_buckets(self._layout, 1, *bounds)
+        # One size of prompts and images, so that there is little to compile.
+        self._buckets = dataclasses.replace(
+            sizes, prompts=sizes.prompts[-1:], slots=sizes.slots[-1:], visual=sizes.visual[-1:]
+        )
         options = SampleOptions(1, max(limits), 0.0, 1.0, ids.stop(), self._reattention, penalties=True)
         model, params = checkpoint
         bias_V = suppression_bias(checkpoint.config.text.vocab_size, self._tok.vocab_size, ids.suppressed())

@@ -126,4 +126,4 @@ for harness in "$@"; do "$harness"; done
 trap - EXIT
 kill $server $recorder
 wait || true
-"$python" "$here/check.py" "$work"
+"$python" -u "$here/check.py" "$work"

@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -260,9 +261,8 @@ async def amid(server: Server, pool: list[dict[str, Any]], what: signal.Signals)
     return await asyncio.gather(*streams)
 
 
-async def main_run(args: argparse.Namespace, folder: Path) -> Facts:
+async def main_run(args: argparse.Namespace, facts: Facts, folder: Path) -> None:
     """Everything, in its order."""
-    facts = Facts(dataclasses.asdict(RunSettings(args.clients, args.requests, args.seed, args.most_growth_mb)))
     pool = make_pool(args.seed, args.pool) + large_images()
     server = Server(folder / "log")
     try:
@@ -278,6 +278,8 @@ async def main_run(args: argparse.Namespace, folder: Path) -> Facts:
         await settle(server, facts, files)
         facts.files_before = files
         print(f"the load has ended after {facts.seconds:.0f} s", file=sys.stderr, flush=True)
+        if args.load_only:
+            return
         broken = await amid(server, pool, signal.SIGKILL)
         facts.killed = sum(isinstance(each, Exception) for each in broken)
         facts.kill_code = server.process.wait()
@@ -293,17 +295,6 @@ async def main_run(args: argparse.Namespace, folder: Path) -> Facts:
     finally:
         if server.process.poll() is None:
             server.kill()
-    return facts
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """What the report begins with."""
-
-    clients: int
-    requests: int
-    seed: int
-    most_growth_mb: float
 
 
 def main() -> int:
@@ -316,10 +307,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e6, help="no request begins after so many")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which a request counts as lost")
     parser.add_argument("--most_growth_mb", type=float, default=48, help="of the server, after a tenth of the requests")
+    parser.add_argument("--load_only", action="store_true", help="neither kill the server nor start it again")
     parser.add_argument("--report", type=Path, help="file for the report, besides the output")
     args = parser.parse_args()
+    facts = Facts(
+        {name: getattr(args, name) for name in ("clients", "requests", "seed", "most_growth_mb", "load_only")}
+    )
     with tempfile.TemporaryDirectory() as folder:
-        facts = asyncio.run(main_run(args, Path(folder)))
+        try:
+            asyncio.run(main_run(args, facts, Path(folder)))
+        except Exception as error:  # what was seen before it is reported nevertheless
+            facts.fail("".join(traceback.format_exception(error)))
     text, failed = report(facts)
     print(text)
     if args.report:

@@ -20,7 +20,7 @@ class Connection:
     """One connection. `slow` reads 512 bytes at a time into a buffer of the smallest size, with pauses."""
 
     def __init__(self, address: tuple[str, int], slow: bool = False) -> None:
-        self._address, self._slow = address, slow
+        self._address, self._slow, self.used_before = address, slow, False
 
     async def open(self) -> Connection:
         """Connects."""
@@ -65,7 +65,7 @@ class Connection:
             yield event
         if self._parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             self._parser.start_next_cycle()
-            self.used = time.monotonic()
+            self.used, self.used_before = time.monotonic(), True
         else:
             self.close()
 

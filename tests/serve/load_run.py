@@ -27,7 +27,7 @@ import h11
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from load_client import Connection, answer_of, chat_request, exchange
+from load_client import Connection, Result, answer_of, chat_request, exchange
 from load_report import Facts, report
 from load_requests import CHAT, KEY, Refused, large_images, make_pool, make_refused
 from load_server import Server
@@ -128,7 +128,7 @@ class Run:
         """Sends one; returns the connection where it can be used again."""
         facts = self._facts
         facts.kinds[one.kind] += 1
-        if connection is not None and (not connection.usable or one.kind in ("slow stream", "half-open")):
+        if connection is not None and (not connection.usable or one.kind in ("slow stream", "half-open", "cancelled")):
             connection.close()
             connection = None
         if one.kind == "half-open":
@@ -143,26 +143,37 @@ class Run:
         if one.kind == "cancelled":
             await self._cancel(one, request, connection)
             return None
-        while True:
-            result = await exchange(connection, request)
-            facts.statuses[one.kind, result.status] += 1
-            if result.status != 429:
-                break
-            connection.close()
-            await asyncio.sleep(int(result.headers["retry-after"]))
-            connection = await Connection(self._server.address, one.kind == "slow stream").open()
+        result, connection = await self._admitted(connection, request, one.kind == "slow stream")
+        facts.statuses[one.kind, result.status] += 1
         if result.status != 200:
             facts.fail(f"{one}: {result.status} {result.content[:300]!r}")
             return None
-        answer, want = answer_of(result.content, stream), self._answers[one.item, stream]
-        facts.compare(str(one), answer, want)
-        if one.kind != "slow stream":
-            facts.latency[number].append(result.seconds)
-            if result.first is not None and stream:
-                facts.first[number].append(result.first)
+        facts.compare(str(one), answer_of(result.content, stream), self._answers[one.item, stream])
         if one.kind == "slow stream":
             connection.close()
+            return None
+        facts.latency[number].append(result.seconds)
+        if result.first is not None and stream:
+            facts.first[number].append(result.first)
         return connection if connection.usable else None
+
+    async def _admitted(self, connection: Connection, request: Refused, slow: bool) -> tuple[Result, Connection]:
+        """The response, however often the server says 429 before it."""
+        while True:
+            again = connection.used_before
+            try:
+                result = await exchange(connection, request)
+            except BROKEN:
+                if not again:
+                    raise
+                result = None  # closed as idle at the moment that the request was sent
+            if result is not None and (result.status != 429 or request.status == 429):
+                return result, connection
+            connection.close()
+            if result is not None:
+                self._facts.retried += 1
+                await asyncio.sleep(int(result.headers["retry-after"]))
+            connection = await Connection(self._server.address, slow).open()
 
     async def _cancel(self, one: Drawn, request: Refused, connection: Connection) -> None:
         """Leaves: a moment after all is sent, or after the response's head, or amid a stream."""
@@ -181,14 +192,9 @@ class Run:
     async def _refuse(self, one: Drawn, connection: Connection) -> Connection | None:
         weights = [request.weight for request in self._refused]
         (request,) = random.Random(one.how).choices(self._refused, weights)
-        while True:
-            result = await exchange(connection, request)
-            self._facts.refused[request.name, request.status, result.status] += 1
-            if result.status != 429 or request.status == 429:
-                break
-            connection.close()  # images are decoded only once there is a place in the queue
-            await asyncio.sleep(int(result.headers["retry-after"]))
-            connection = await Connection(self._server.address).open()
+        # An image is decoded only once there is a place in the queue: 429 may come first.
+        result, connection = await self._admitted(connection, request, False)
+        self._facts.refused[request.name, request.status, result.status] += 1
         if result.status != request.status:
             self._facts.fail(f"{request.name}: {result.status}, expected {request.status}: {result.content[:200]!r}")
         return connection if connection.usable else None

@@ -54,19 +54,21 @@ class Server:
         self.url = words[2].removesuffix("/v1,")
         host, port_text = self.url.removeprefix("http://").split(":")
         self.address = host, int(port_text)
-        while self.get("/health")[0] != 200:
+        while self.get("/health")[0] != 200:  # while it loads, on a machine with much else to do, it may be silent
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server has ended:\n{log.read_text()}")
             time.sleep(0.2)
         self.seconds = time.monotonic() - begun
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text."""
+        """Status and text; status 0 where there is no answer within a minute."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, ""
+        except OSError:
+            return 0, ""
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""

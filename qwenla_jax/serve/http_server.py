@@ -15,6 +15,7 @@ import uvicorn
 
 from qwenla_jax.serve.app import make_app
 from qwenla_jax.serve.engine_loop import EngineLoop, Served
+from qwenla_jax.serve.http_protocol import HttpProtocol
 from qwenla_jax.serve.serve_options import ServeOptions
 
 CLOSING_SECONDS = 10  # for clients to read what has been answered
@@ -34,6 +35,7 @@ class HttpServer(uvicorn.Server):
         self._options, self._signals = options, 0
         config = uvicorn.Config(
             make_app(options, self.engine, version),
+            http=HttpProtocol,
             log_level="warning",
             access_log=False,
             server_header=False,

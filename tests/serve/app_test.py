@@ -24,7 +24,7 @@ import qwenla_jax
 from qwenla_jax.inference.ask import check_checkpoint
 from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.request import Update
-from qwenla_jax.serve import engine_loop
+from qwenla_jax.serve import engine_loop, http_protocol
 from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.content import answer_so_far, whole_answer
 from qwenla_jax.serve.http_server import HttpServer, bind
@@ -480,6 +480,43 @@ def test_queue_disconnects_and_half_open_connections(echo):
     assert {choice.message.content for choice in answer.choices} == {"a"}
     for one in half:
         one.close()
+
+
+def test_connections_that_never_send_a_whole_head_are_closed(echo, monkeypatch):
+    """A head has its time and size, the first as any later one; an answer has all the time that it takes."""
+    url, engine = echo
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
+    host, port = url.removeprefix("http://").split(":")
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k1\r\n"
+    head += "Content-Type: application/json\r\n"
+    content = json.dumps(body("after a while"))
+    fine = f"{head}Content-Length: {len(content)}\r\n\r\n{content}"
+    opened = [socket.create_connection((host, int(port)), timeout=60) for _ in range(5)]
+    engine.gate.clear()
+    for one, sent in zip(opened, ("", head[:30], f"GET /health HTTP/1.1\r\nHost: x\r\n\r\n{head}", fine), strict=False):
+        one.sendall(sent.encode())
+    assert opened[0].recv(1) == opened[1].recv(1) == b""
+    assert read_all(opened[2]).count(b"HTTP/1.1 ") == 1
+    wait(lambda: engine.busy)
+    time.sleep(0.6)
+    engine.gate.set()
+    assert b"after a while" in read_all(opened[3])
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 60)
+    with pytest.raises(OSError):
+        opened[4].sendall(head.encode())
+        for _ in range(100):
+            opened[4].sendall(b"X-More: " + b"x" * 4000 + b"\r\n")
+            time.sleep(0.01)
+    for one in opened:
+        one.close()
+
+
+def read_all(connection):
+    """What comes until the server closes."""
+    parts = []
+    while parts[-1:] != [b""]:
+        parts.append(connection.recv(1 << 16))
+    return b"".join(parts)
 
 
 def gauge(url, name, **labels):

@@ -96,9 +96,10 @@ def open_image(
     if name is None:
         name = os.fspath(source) if is_path else f"image of {len(source)} bytes"
     with _stream(source, name) as stream:
-        image = _header(stream, name)
+        most = min(max_pixels, MAX_PIXELS)
+        image = _header(stream, name, most)
         with image:
-            _check_size(image, name, min(max_pixels, MAX_PIXELS))
+            _check_size(image, name, most)
             try:
                 image.load()
                 turned, opened_as = _upright(image), image.format
@@ -157,7 +158,7 @@ def _stream(source: Any, name: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _header(stream: BinaryIO, name: str) -> Image.Image:
+def _header(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     """The image with its header read and nothing decoded."""
     known = set(Image.registered_extensions().values())  # older Pillows lack some
     formats = [each for each in FORMATS if each in known]
@@ -168,7 +169,7 @@ def _header(stream: BinaryIO, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         numbers = re.search(r"\((\d+) pixels\)", str(error))
         claim = f"claims {numbers[1]} pixels" if numbers else f"claims too many pixels ({_text(error)})"
-        raise ImageError(name, "too_large", f"{claim}; at most {MAX_PIXELS} are decoded: scale it down") from error
+        raise ImageError(name, "too_large", f"{claim}; at most {max_pixels} are decoded: scale it down") from error
     except Image.UnidentifiedImageError as error:
         like = next((kind for begin, kind in _STARTS.items() if start.startswith(begin)), None)
         if like is not None:

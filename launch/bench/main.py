@@ -6,6 +6,7 @@
     python launch/bench/main.py --suite=model                   (beside transformers: see model.py)
     python launch/bench/main.py --suite=gpu                     (the same at 7B on a GPU; with --small on anything)
     python launch/bench/main.py --suite=lengths                 (continuous batching: see lengths.py)
+    python launch/bench/main.py --suite=serving                 (what HTTP costs, and transformers; see serving.py)
     python launch/bench/main.py --suite=resume                  (checkpoints, rewards, preflight; see resume.py)
 
 Suite cpu: one step is 8 questions with a 112x112 image each, 8 responses of exactly 64 tokens to each question,
@@ -50,14 +51,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_CPU_SHARE = 0.8
+SMALL_SUITES = ("model", "gpu", "lengths", "serving")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line (`None`: that of the process). Bad values end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    suites = ("cpu", "model", "gpu", "lengths", "reattention", "resume")
+    suites = ("cpu", "model", "gpu", "lengths", "reattention", "resume", "serving")
     parser.add_argument("--suite", choices=suites, required=True, help="what to measure")
-    parser.add_argument("--small", action="store_true", help="suites model, gpu, lengths: a tiny model, on any device")
+    parser.add_argument("--small", action="store_true", help="suites model, gpu, lengths, serving: a tiny model")
     parser.add_argument(
         "--checkpoint",
         default=str(ROOT / "qwenla_jax" / "assets" / "tiny"),
@@ -65,7 +67,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed, in every round (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before those, not counted (default: 2)")
-    parser.add_argument("--prompts", type=int, default=8, help="questions of a step (default: 8)")
+    parser.add_argument("--prompts", type=int, default=8, help="questions of a step, or slots (default: 8)")
     parser.add_argument("--responses", type=int, default=8, help="responses to a question (default: 8)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a response (default: 64)")
     parser.add_argument(
@@ -74,14 +76,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="with a peer, or of each way to look (default: 3)")
     parser.add_argument("--mixed_steps", type=int, default=40, help="steps over mixed images; 0: none (default: 40)")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of a large state, in suite resume; 0: none")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at once, in suite serving")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one line of JSON; the table goes to stderr")
     args = parser.parse_args(argv)
     for name, least in dict(steps=1, warmup=1, prompts=1, responses=2, tokens=2, rounds=1, mixed_steps=0).items():
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.small and args.suite not in ("model", "gpu", "lengths"):
-        parser.error(f"--small: suite {args.suite} has no small form; suites model, gpu and lengths have")
+    if min(args.clients) < 1:
+        parser.error(f"--clients must be at least 1, got {min(args.clients)}")
+    if args.small and args.suite not in SMALL_SUITES:
+        parser.error(f"--small: suite {args.suite} has no small form; {', '.join(SMALL_SUITES)} have")
     if args.peer_python is not None and not os.access(args.peer_python, os.X_OK):
         parser.error(f"--peer_python: {args.peer_python} is no interpreter that can be run")
     if args.checkpoint != "random:tiny" and not (Path(args.checkpoint) / "config.json").is_file():

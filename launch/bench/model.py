@@ -156,8 +156,7 @@ def write_inputs(model: Model, folder: Path) -> Path:
 class Peer:
     """transformers in a process of its own; see `launch/bench/transformers_peer.py`."""
 
-    def __init__(self, python: Path, model: Model, folder: Path, device: str) -> None:
-        dtype, inputs = model.shape.config.dtype, write_inputs(model, folder)
+    def __init__(self, python: Path, inputs: Path, folder: Path, dtype: str, device: str) -> None:
         command = [str(python), str(ROOT / "launch" / "bench" / "transformers_peer.py"), f"--config={folder}"]
         command += [f"--dtype={dtype}", f"--inputs={inputs}", f"--threads={cores()}", f"--device={device}"]
         command.append(f"--in_a_row={IN_A_ROW}")
@@ -228,7 +227,9 @@ def compare(args: argparse.Namespace, shape: Shape, folder: Path, device: str, s
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(shape.config.to_hf()))
     model = Model(shape, folder if exact else None)
-    peer = None if args.peer_python is None else Peer(args.peer_python, model, folder, device)
+    peer = None
+    if args.peer_python is not None:
+        peer = Peer(args.peer_python, write_inputs(model, folder), folder, shape.config.dtype, device)
     rows: dict[str, dict[str, Any]] = {}
     B = shape.train_rows
     asking = lambda *words: None if peer is None else lambda: peer.ask(*words)  # noqa: E731

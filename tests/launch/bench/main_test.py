@@ -240,6 +240,7 @@ def test_a_peer_with_another_loss_ends_the_measurement(launch, shape, monkeypatc
         (["--suite=model", "--rounds=0"], "--rounds must be at least 1, got 0"),
         (["--suite=models"], "invalid choice: 'models'"),
         (["--suite=model", "--peer_python=/nowhere/python"], "--peer_python: /nowhere/python is no interpreter"),
+        (["--suite=serving", "--clients", "1", "0"], "--clients must be at least 1, got 0"),
         (["--suite=cpu", "--small"], "--small: suite cpu has no small form"),
         (["--suite=gpu", "--checkpoint=/nowhere"], "--checkpoint: no config.json in /nowhere"),
         (["--suite=gpu", "--smal"], ""),

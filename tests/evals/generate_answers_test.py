@@ -179,11 +179,17 @@ def test_other_weights_of_the_same_size_are_seen(gold, tmp_path):
     assert signed() == before
 
 
+@pytest.fixture(scope="module")
+def without_reattention(gold, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("none") / "out"
+    answer(gold, folder, temperature=1.0)  # greedy, this model never reflects
+    return rows(folder / "predictions.jsonl")
+
+
 @pytest.mark.parametrize("mode", ["copy", "route"])
-def test_reattention_changes_answers_from_the_reflection_on(gold, tmp_path, mode):
-    summary, _ = answer(gold, tmp_path / mode, reattention=mode, temperature=1.0)  # greedy, this model never reflects
-    answer(gold, tmp_path / "none", temperature=1.0)
-    before, after = (rows(tmp_path / name / "predictions.jsonl") for name in ("none", mode))
+def test_reattention_changes_answers_from_the_reflection_on(gold, without_reattention, tmp_path, mode):
+    summary, _ = answer(gold, tmp_path / mode, reattention=mode, temperature=1.0)
+    before, after = without_reattention, rows(tmp_path / mode / "predictions.jsonl")
     tag = "<REFLECTION>"
     assert [r["prediction"].partition(tag)[0] for r in before] == [r["prediction"].partition(tag)[0] for r in after]
     reflecting = [row for row in after if tag in row["prediction"]]

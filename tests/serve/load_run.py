@@ -84,6 +84,7 @@ class Run:
     def __init__(self, server: Server, pool: list[dict[str, Any]], answers: Any, facts: Facts, patience: float) -> None:
         self._server, self._pool, self._answers, self._facts = server, pool, answers, facts
         self._patience, self._refused = patience, make_refused()
+        self._each_refused = iter(self._refused)  # every kind once, and then as they are drawn
         self._half: list[tuple[Connection, asyncio.Task[bytes]]] = []
 
     async def run(self, drawn: list[Drawn], clients: int, ends: float) -> None:
@@ -192,6 +193,7 @@ class Run:
     async def _refuse(self, one: Drawn, connection: Connection) -> Connection | None:
         weights = [request.weight for request in self._refused]
         (request,) = random.Random(one.how).choices(self._refused, weights)
+        request = next(self._each_refused, request)
         # An image is decoded only once there is a place in the queue: 429 may come first.
         result, connection = await self._admitted(connection, request, False)
         self._facts.refused[request.name, request.status, result.status] += 1

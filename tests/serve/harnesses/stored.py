@@ -69,10 +69,10 @@ def _lm_eval(folder: Path) -> Iterator[Stored]:
 def _lmms_eval(folder: Path) -> Iterator[Stored]:
     for path in sorted(folder.rglob("*_samples_*.jsonl")):
         benchmark = "pope" if "pope" in path.name else "mathvision"
-        answers = [(int(row["doc_id"]), _first(row["resps"]), _lmms_right(row)) for row in _lines(path)]
+        answers = [(int(row["doc_id"]), _first(row["filtered_resps"]), _lmms_right(row)) for row in _lines(path)]
         results = _results(folder)
         if benchmark == "pope":
-            figure = (100 * results["pope"]["pope_f1_score,none"], "F1")
+            figure = (100 * results["pope"]["pope_accuracy,none"], "accuracy/random")
         else:
             figure = (results["mathvision_test"]["mathvision_standard_eval,none"], "accuracy")
         yield Stored(folder.name, benchmark, benchmark, answers, figure)

@@ -53,7 +53,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rg
 
 
 def module_parts(path: str) -> list[str]:
-    """Dotted name of a file, as parts: `qwenla_jax/text/response_format.py` -> [qwenla_jax, text, sections]."""
+    """Dotted name of a file, as parts: `qwenla_jax/text/gold.py` -> [qwenla_jax, text, gold]."""
     parts = list(PurePosixPath(path).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
 

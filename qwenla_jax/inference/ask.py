@@ -59,10 +59,9 @@ def ask(
     """Asks one question and takes the answer apart.
 
     Compiled programs are cached for the process: a later call with the same model configuration, re-attention, longest
-    response and buckets of prompt and images compiles nothing, whatever its temperature; only an answer that outgrows
-    the cache of all before it compiles a program for a larger one, and the first with a penalty one that counts tokens.
-    An answer with insertions needs one more program, for its attention. `Asker` asks several questions on the same
-    images.
+    response and buckets of prompt and images compiles nothing, whatever its temperature; only the first with a penalty
+    compiles programs that count tokens. An answer with insertions needs one more program, for its attention, by its
+    padded length. `Asker` asks several questions on the same images.
 
     Args:
       checkpoint: from `qwenla_jax.load`.
@@ -219,19 +218,22 @@ class Asker:
             model, params = self._checkpoint
             self._engine = Engine(model, params, options, own, 1, logit_bias_V, STEPS)
         request = Request(vision, prompts, seed=self._seed, temperature=options.temperature, top_p=options.top_p)
-        self._engine.submit(dataclasses.replace(request, **self._penalties))
+        ticket = self._engine.submit(dataclasses.replace(request, **self._penalties))
         ids, shown = [], ""
-        while True:
-            (update,) = self._engine.step()
-            ids += update.ids[0]
-            if on_text is not None:
-                # A character that is cut in two decodes to U+FFFD, and is complete later.
-                text = tok.decode([i for i in ids if i not in options.stop_ids])
-                text = text if update.rollout is not None else text.rstrip("\N{REPLACEMENT CHARACTER}")
-                on_text(text[len(shown) :])
-                shown = text
-            if update.rollout is not None:
-                return update.rollout
+        try:
+            while True:
+                (update,) = self._engine.step()
+                ids += update.ids[0]
+                if on_text is not None:
+                    # A character that is cut in two decodes to U+FFFD, and is complete later.
+                    text = tok.decode([i for i in ids if i not in options.stop_ids])
+                    text = text if update.rollout is not None else text.rstrip("\N{REPLACEMENT CHARACTER}")
+                    on_text(text[len(shown) :])
+                    shown = text
+                if update.rollout is not None:
+                    return update.rollout
+        finally:  # interrupted, it must not be what the next question waits for
+            self._engine.cancel(ticket)
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettings]:

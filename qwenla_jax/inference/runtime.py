@@ -1,4 +1,4 @@
-"""A model ready for inference: its mesh, shardings, tokenizer, and the compiled sampler."""
+"""A model ready for inference: its mesh, shardings and tokenizer, and the engines and programs made from them."""
 
 from __future__ import annotations
 

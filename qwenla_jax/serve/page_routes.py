@@ -83,15 +83,16 @@ def page_routes(options: ServeOptions, version: str) -> list[Route]:
         return Response(settings, 200, dict(HEADERS), "application/json")
 
     def scene(request: Request) -> Response:  # no coroutine, so that it runs in a thread
-        number = request.path_params["number"]
-        if number not in {example.scene for example in EXAMPLES}:
+        scenes = {str(example.scene): example.scene for example in EXAMPLES}
+        number = request.path_params["number"]  # text: routes refuse a number of thousands of digits with an error
+        if number not in scenes:
             raise HTTPException(404)
-        return Response(_png(number), 200, dict(HEADERS), "image/png")
+        return Response(_png(scenes[number]), 200, dict(HEADERS), "image/png")
 
     return [
         Route("/", index),
         Route("/page/settings.json", settings_file),
-        Route("/page/scene-{number:int}.png", scene),
+        Route("/page/scene-{number}.png", scene),
         Route("/page/{name}", file),
     ]
 

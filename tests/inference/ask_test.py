@@ -162,6 +162,8 @@ def test_another_temperature_compiles_nothing_and_parts_make_the_text(reflecting
             first = asker.ask(scene, "Name all.", on_text=parts.append)
             assert "".join(parts) == first.text and len([part for part in parts if part]) > 2
             asker._engine._programs = asker._engine._programs._replace(encode=None)
+            with pytest.raises(ZeroDivisionError):  # an interrupted answer is not given to the next question
+                asker.ask(scene, "Name all.", on_text=lambda part: 1 / 0)
             assert (
                 asker.ask(scene, "How many?").text
                 == qwenla_jax.ask(checkpoint, scene, "How many?", temperature=temperature, top_p=top_p, **options).text

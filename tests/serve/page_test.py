@@ -64,7 +64,12 @@ def test_files_and_policy():
         if (kind := Path(path).suffix) in TYPES:
             assert got.headers["content-type"].startswith(TYPES[kind])
             assert got.content == (PAGE / Path(path).name).read_bytes()
-    for got in fetch(*(f"/page/{name}" for name in ("none.js", "..%2fapp.py", "scene-30.png", "scene-x.png", ""))):
+    for got in fetch(
+        *(
+            f"/page/{name}"
+            for name in ("none.js", "..%2fapp.py", "scene-30.png", f"scene-{'9' * 5000}.png", "scene-x.png", "")
+        )
+    ):
         assert got.status_code == 404
 
 

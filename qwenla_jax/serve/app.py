@@ -91,7 +91,9 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    return await _api_error(request, ApiError(error.status_code, message, code="unknown_url"))
+    answer = await _api_error(request, ApiError(error.status_code, message, code="unknown_url"))
+    answer.headers.update(error.headers or {})  # which methods a path allows
+    return answer
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -152,7 +154,12 @@ class _Server:
                     raise ApiError(
                         401, "expected Authorization: Bearer KEY with a key of this server", code="invalid_api_key"
                     )
-            return await handler(request)
+            try:
+                return await handler(request)
+            except (ApiError, HTTPException):
+                raise
+            except Exception as error:  # here, because Starlette would raise it once more, and uvicorn log its message
+                return await _unexpected(request, error)
 
         return guard
 
@@ -205,6 +212,7 @@ class _Server:
 
         async def answer(data: bytes, held: _Held) -> Response:
             asked = await asyncio.to_thread(parse_attention, data, self._options)
+            del data
             return await self._while_connected(request, self._attention(asked))
 
         return await self._with_body(request, answer)

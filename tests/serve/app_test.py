@@ -8,6 +8,7 @@ import base64
 import io
 import itertools
 import json
+import logging
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ import qwenla_jax
 from qwenla_jax.inference.ask import check_checkpoint
 from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.request import Update
-from qwenla_jax.serve import engine_loop, http_protocol
+from qwenla_jax.serve import app, engine_loop, http_protocol
 from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.content import answer_so_far, whole_answer
 from qwenla_jax.serve.http_server import HttpServer, bind
@@ -432,7 +433,8 @@ def test_errors_of_http(echo):
     assert httpx.get(f"{url}/version").json() == {"version": "0.1"}
     for path in ("/v1/responses", "/v1/completions", "/nothing"):
         assert httpx.post(url + path, json={}).json()["error"]["code"] == "unknown_url"
-    assert httpx.get(f"{url}/v1/chat/completions").status_code == 405
+    wrong = httpx.get(f"{url}/v1/chat/completions")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
     assert post(url, b"{}", key="k2").status_code == 400
     plain = httpx.post(f"{url}/v1/chat/completions", content=b"{}", headers={"Authorization": "Bearer k1"})
     assert plain.status_code == 415
@@ -480,6 +482,20 @@ def test_queue_disconnects_and_half_open_connections(echo):
     assert {choice.message.content for choice in answer.choices} == {"a"}
     for one in half:
         one.close()
+
+
+def test_an_unexpected_error_is_logged_without_its_message(echo, monkeypatch, caplog):
+    """Which may hold a part of the prompt."""
+
+    def broken(chat, *inputs):
+        raise RuntimeError(chat)
+
+    monkeypatch.setattr(app, "to_question", broken)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # to caplog
+    got = post(echo[0], json.dumps(body("a") | {"stop": "SECRET"}).encode())
+    assert got.status_code == 500 and got.json()["error"]["code"] == "internal_error"
+    assert httpx.get(f"{echo[0]}/health").status_code == 200  # by now uvicorn has logged what it was given
+    assert "RuntimeError in" in caplog.text and "SECRET" not in caplog.text
 
 
 def test_connections_that_never_send_a_whole_head_are_closed(echo, monkeypatch):

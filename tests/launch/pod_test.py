@@ -137,7 +137,7 @@ class Host:
             "home = Path(os.environ['HOME'])\n"
             "def end(number, frame):\n"
             "    with open(home / 'signals', 'a') as file: print(number, file=file)\n"
-            "    time.sleep(1.5)\n"
+            "    time.sleep(float(os.environ.get('SAVES_S', '1.5')))\n"
             "    sys.exit(143)\n"
             "signal.signal(signal.SIGTERM, end)\n"
             "print('training', flush=True)\n"
@@ -213,8 +213,10 @@ def test_run_on_a_host(stage, host):
 
 def test_stop_ends_what_does_not_end(host):
     host.install()
-    assert host.ssh(f"bash {WORKER} start").returncode == 0
+    assert host.ssh(f"bash {WORKER} start", SAVES_S="60").returncode == 0
     host.wait("qwenla_jax running")
+    while not (host.home / "argv.json").is_file():  # by then it catches SIGTERM
+        time.sleep(0.02)
     assert host.ssh(f"bash {WORKER} stop", QWENLA_JAX_STOP_S="0").stdout == "qwenla_jax stopped\n"
     host.wait("qwenla_jax ended 137")
 

@@ -330,9 +330,15 @@ def test_bad_reward_costs_its_own_record_only(one_worker, name):
     records = good(20)
     expected = [score(r, SETTINGS) for r in records]
     records[5] = dataclasses.replace(records[5], id=name)
+    enough = DEADLINE + 3
+    if name == "kill_parent":  # then fork servers start anew, which takes as long as the machine is slow
+        start = time.monotonic()
+        with RewardPool(SETTINGS, workers=1) as other:
+            other.score(good(1))
+        enough += 3 * (time.monotonic() - start)
     start = time.monotonic()
     got = pool.score(records)
-    assert time.monotonic() - start < DEADLINE + 3
+    assert time.monotonic() - start < enough
     error = got.pop(5)
     assert isinstance(error, RewardError), error
     kind, message = BAD[name]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 REFERENCE_S = 0.05  # of `_reference_seconds`, where the limits were set
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -45,14 +46,15 @@ def seconds(work: Callable[..., object], *arguments: object, limit: float) -> fl
     return min(took)
 
 
-def takes_linear_time(quarter: Callable[[], object], whole: Callable[[], object]) -> bool:
-    """Whether work takes at most eight times what a quarter of it does (quadratic: sixteen), by the least of three.
+def takes_linear_time(work: Callable[[Any], object], quarter: Any, whole: Any) -> bool:
+    """Whether `work(whole)` takes at most eight times what `work(quarter)` does, by the least of three.
 
-    For work that a limit in seconds cannot judge: a library's, or so much that a slow machine takes long for it.
+    Quadratic time would be sixteen times. For work that a limit in seconds cannot judge: a library's, or so much that a
+    slow machine takes long for it.
     """
     least = [math.inf, math.inf]
     for _ in range(3):
-        least = [min(took, seconds(work, limit=math.inf)) for took, work in zip(least, (quarter, whole), strict=True)]
+        least = [min(took, seconds(work, of, limit=math.inf)) for took, of in zip(least, (quarter, whole), strict=True)]
         if least[1] <= 8 * least[0]:
             return True
     return False

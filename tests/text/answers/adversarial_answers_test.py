@@ -145,7 +145,7 @@ def test_deep_nesting_is_wrong_in_linear_time(pair):
             assert not matches(conclusion, "(1, 2)") and not matches(conclusion, "B", ("red", "blue"))
 
     work(100)
-    assert takes_linear_time(lambda: work(25_000), lambda: work(100_000))
+    assert takes_linear_time(work, 25_000, 100_000)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,14 @@ HERE = Path(__file__).resolve().parent
 ALL = ["8,1,1", "1,8,1", "1,1,8", "2,2,2"] if os.environ.get("QWENLA_MESHES") == "all" else None
 
 
+def assert_equal(script, *arguments):
+    """Runs a script, which ends with an error or prints "equal"."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert "equal" in result.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "meshes"),
@@ -25,33 +33,19 @@ ALL = ["8,1,1", "1,8,1", "1,1,8", "2,2,2"] if os.environ.get("QWENLA_MESHES") ==
     ],
 )
 def test_a_mesh_computes_what_one_device_does_and_sends_what_it_must(way, meshes):
-    result = subprocess.run(
-        [sys.executable, str(HERE / "compare.py"), way, *meshes],
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert "equal" in result.stdout
+    assert_equal("compare.py", way, *meshes)
 
 
 @pytest.mark.slow
 def test_kernels_work_on_each_devices_rows_and_heads():
-    result = subprocess.run([sys.executable, str(HERE / "kernels.py")], capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert "equal" in result.stdout
+    assert_equal("kernels.py")
 
 
 @pytest.mark.slow
 def test_the_engine_gives_the_same_rows():
-    meshes = ALL or ["2,2,2"]
-    result = subprocess.run([sys.executable, str(HERE / "engine.py"), *meshes], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert "equal" in result.stdout
+    assert_equal("engine.py", *(ALL or ["2,2,2"]))
 
 
 @pytest.mark.slow
 def test_weights_gathered_once_sample_the_same():
-    result = subprocess.run([sys.executable, str(HERE / "gather.py")], capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert "equal" in result.stdout
+    assert_equal("gather.py")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,15 +73,14 @@ def to_bytes(figure: Figure, form: str = "svg") -> bytes:
     return buffer.getvalue()
 
 
-def beside(report: Path, draw: Callable[[], Figure], caption: str) -> Iterator[str]:
+def beside(report: Path, draw: Callable[[], Figure], caption: str) -> str:
     """Writes accuracy.svg beside a report; its line in Markdown, or how to get it where matplotlib is not installed."""
     file = report.with_name("accuracy.svg")
     try:
         write_text(file, to_bytes(draw()).decode())
     except NoMatplotlib as error:
-        yield f"No figure: {error}.\n"
-        return
-    yield f"![{caption}]({file.name})\n"
+        return f"No figure: {error}.\n"
+    return f"![{caption}]({file.name})\n"
 
 
 def figure_1(study: Study) -> Figure:

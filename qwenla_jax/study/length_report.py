@@ -56,7 +56,7 @@ def write_length_report(results: Path, path: Path) -> str:
     head = list(_head(study, all_results))
     parts = [
         *head,
-        *beside(path, lambda: length_figure(study), CAPTION),
+        beside(path, lambda: length_figure(study), CAPTION),
         *_hypotheses(study),
         *_tables(study),
         *_answers(all_results),

@@ -3,8 +3,8 @@
     python tests/serve/harnesses/check.py WORK
 
 WORK is that of run.sh. Of each run: every recorded answer against that of an engine of its own, asked the same without
-the server; the answers that the harness stored against the recorded ones; and its verdicts on them against ours, answer
-by answer. Exits with 1 where an answer differs. Verdicts that differ are listed: rules of harnesses do.
+the server; the answers that the harness stored against the recorded ones; and its score of each answer against ours.
+Exits with 1 where an answer differs. Answers that the two score differently are listed, since harnesses' rules differ.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def check_scores(gold: Path, stored: Stored, records: list[dict[str, Any]]) -> i
     ours = [bool(row["right"]) for row in result.rows]
     same = "it does not say which are right"
     if stored.each:
-        verdicts = [right for _, _, right in stored.answers]
-        unlike = [n for n, (a, b) in enumerate(zip(verdicts, ours, strict=True)) if a != b]
-        same = f"{len(ours) - len(unlike)} of {len(ours)} verdicts are the same"
+        scores = [right for _, _, right in stored.answers]
+        unlike = [n for n, (a, b) in enumerate(zip(scores, ours, strict=True)) if a != b]
+        same = f"{len(ours) - len(unlike)} of {len(ours)} answers are scored the same"
         for n in unlike:
             about = f"{answers[n].text[:60]!r}, right is {answers[n].item.answer!r}, read as {result.rows[n]['read']!r}"
-            print(f"  {run}: {stored.gold}: {about}: theirs {verdicts[n]}, ours {ours[n]}")
+            print(f"  {run}: {stored.gold}: {about}: theirs {scores[n]}, ours {ours[n]}")
     theirs, name = stored.figure
     mine = result.figures[name].value
     print(f"{run}: {stored.gold}, {len(answers)} answers: {name} theirs {theirs:.2f}, ours {mine:.2f}; {same}")

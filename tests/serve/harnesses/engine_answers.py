@@ -109,11 +109,7 @@ class EngineAnswers:
             frequency_penalty=float(body.get("frequency_penalty") or 0),
             repetition_penalty=float(body.get("repetition_penalty") or 1),
         )
-        self._engine.submit(request)
-        rollout = None
-        while rollout is None:
-            (update,) = self._engine.step()
-            rollout = update.rollout
+        ((_, _, rollout),) = self._engine.run([request])
         ids = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
         text = self._tok.decode([i for i in ids if i not in self._tok.ids.stop()])
         ended = bool(rollout.stopped_B[0])

@@ -1,4 +1,4 @@
-"""What the harnesses wrote: each answer with their verdict on it."""
+"""What the harnesses wrote: each answer with their score of it."""
 
 from __future__ import annotations
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from load_requests import KEY, MAX_BODY_MB, MAX_IMAGES
+from server_process import ServerProcess, get, metric
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (
+    "--grace-period=1",
     "--max-model-len=512",
     f'--limit-mm-per-prompt={{"image": {MAX_IMAGES}}}',
     "--max-num-seqs=8",
@@ -36,44 +31,21 @@ class Sample:
     threads: int
 
 
-class Server:
-    """Starts it. `seconds` is the time to /health's 200."""
+class Server(ServerProcess):
+    """The server under load."""
 
     def __init__(self, log: Path, port: int = 0) -> None:
-        self.log, begun = log, time.monotonic()
-        with log.open("w") as stderr:
-            command = [sys.executable, "-m", "qwenla_jax", "serve", f"--port={port}", "--grace-period=1", *FLAGS]
-            env = os.environ | {"PYTHONPATH": str(ROOT)}
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env, cwd=ROOT
-            )
-        assert self.process.stdout is not None
-        words = self.process.stdout.readline().split()
-        if not words:
-            raise RuntimeError(f"the server has ended:\n{log.read_text()}")
-        self.url = words[2].removesuffix("/v1,")
+        super().__init__(log, FLAGS, port)
         host, port_text = self.url.removeprefix("http://").split(":")
         self.address = host, int(port_text)
-        while self.get("/health")[0] != 200:  # while it loads, on a machine with much else to do, it may be silent
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server has ended:\n{log.read_text()}")
-            time.sleep(0.2)
-        self.seconds = time.monotonic() - begun
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text; status 0 where there is no answer within a minute."""
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=60) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, ""
-        except OSError:
-            return 0, ""
+        """See `server_process.get`."""
+        return get(self.url + path)
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
-        lines = self.get("/metrics")[1].splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+        """See `server_process.metric`."""
+        return metric(self.url, name)
 
     def sample(self, seconds: float, requests: int) -> Sample:
         """Reads /proc."""
@@ -90,8 +62,3 @@ class Server:
     def errors(self) -> int:
         """Lines of its log that begin a traceback."""
         return sum(" in" == line[-3:] or line.startswith("Traceback") for line in self.log.read_text().splitlines())
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()

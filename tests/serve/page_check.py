@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from page_driver import SLOW, Check, metric, server, shoot
+from page_driver import SLOW, Check, server, shoot
 from playwright.sync_api import Browser, expect, sync_playwright
+from server_process import metric
 
 WIDTHS = {375: 812, 768: 1024, 1440: 900}
 KEY = "sk-of-the-check"

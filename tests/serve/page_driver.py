@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import subprocess
-import time
-import urllib.request
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import BrowserContext
+from server_process import ServerProcess
 
 SLOW = 300_000  # ms; programs compile
 
@@ -21,27 +20,13 @@ SLOW = 300_000  # ms; programs compile
 @contextlib.contextmanager
 def server(python: str, *flags: str) -> Iterator[str]:
     """A server of its own, ready; its address."""
-    command = [python, "-m", "qwenla_jax", "serve", "--port=0", "--grace-period=0", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[2].removesuffix("/v1,") + "/"
-        while True:
-            assert process.poll() is None, "the server has ended"
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}health")
-                break
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def metric(url: str, name: str) -> float:
-    """The sum of a metric's samples."""
-    lines = urllib.request.urlopen(f"{url}metrics").read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+    with tempfile.TemporaryDirectory() as folder:
+        started = ServerProcess(Path(folder) / "log", ("--grace-period=0", *flags), python=python)
+        try:
+            yield f"{started.url}/"
+        finally:
+            started.process.terminate()
+            started.process.wait()
 
 
 class Check:

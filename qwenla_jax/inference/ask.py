@@ -26,6 +26,7 @@ from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.special_tokens import TAGS
+from qwenla_jax.text.token_text import TokenText
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch
 from qwenla_jax.utils.unicode import half_character
@@ -219,17 +220,12 @@ class Asker:
             self._engine = Engine(model, params, options, own, 1, logit_bias_V, STEPS)
         request = Request(vision, prompts, seed=self._seed, temperature=options.temperature, top_p=options.top_p)
         ticket = self._engine.submit(dataclasses.replace(request, **self._penalties))
-        ids, shown = [], ""
+        text = TokenText(tok.token_bytes, options.stop_ids)
         try:
             while True:
                 (update,) = self._engine.step()
-                ids += update.ids[0]
                 if on_text is not None:
-                    # A character that is cut in two decodes to U+FFFD, and is complete later.
-                    text = tok.decode([i for i in ids if i not in options.stop_ids])
-                    text = text if update.rollout is not None else text.rstrip("\N{REPLACEMENT CHARACTER}")
-                    on_text(text[len(shown) :])
-                    shown = text
+                    on_text(text.add(update.ids[0], ended=update.rollout is not None))
                 if update.rollout is not None:
                     return update.rollout
         finally:  # interrupted, it must not be what the next question waits for

@@ -96,7 +96,7 @@ class Runtime:
             slots or questions,
             self.logit_bias_V,
             questions=questions,
-            decode=self.tokenizer.decode,
+            token_bytes=self.tokenizer.token_bytes,
             mesh=self.mesh,
             shardings=self._sampling_shardings,
         )

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import SampleState
 from qwenla_jax.sampling.slot_sizes import empty_prompts, sizes_for
 from qwenla_jax.sampling.slots import FOREVER, Prefilled, no_rows, slot_programs
+from qwenla_jax.text.token_text import StopSearch, TokenText
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
 
 KEPT = 4  # requests whose visual tokens and prefilled prompts are cached for later requests with the same ones
@@ -42,6 +43,7 @@ class _Running:
       ticket, question, request: the request, and the question's number within it.
       said: how many tokens of each row have been reported.
       end: the length of each row that has ended; None for the others.
+      stops: the search for stop strings in each row; empty if the request has none.
     """
 
     ticket: int
@@ -49,6 +51,7 @@ class _Running:
     request: Request
     said: list[int]
     end: list[int | None]
+    stops: list[StopSearch]
 
 
 @dataclasses.dataclass
@@ -81,7 +84,7 @@ class Engine:
       logit_bias_V: float32, see `token.suppression_bias`.
       steps: most tokens that one loop decodes for a row.
       questions: number of questions in a request. On a mesh, questions and slots are split equally over the shards.
-      decode: ids to text, for stop strings.
+      token_bytes: the bytes of a token, for stop strings.
       mesh, shardings: the devices, and the parameters' shardings on them; None for the default device.
 
     Raises:
@@ -98,7 +101,7 @@ class Engine:
         logit_bias_V: np.ndarray,
         steps: int = 16,
         questions: int = 1,
-        decode: Callable[[list[int]], str] | None = None,
+        token_bytes: Callable[[int], bytes] | None = None,
         mesh: Mesh | None = None,
         shardings: Any = None,
     ) -> None:
@@ -109,7 +112,7 @@ class Engine:
                 f" {slots}, {steps}, {questions}"
             )
         self.buckets, self.slots, self.questions = buckets, slots, questions
-        self._model, self._bias_V, self._decode, self._steps = model, logit_bias_V, decode, steps
+        self._model, self._bias_V, self._token_bytes, self._steps = model, logit_bias_V, token_bytes, steps
         self._mesh = mesh
         sizes = sizes_for(options.reattention, buckets, slots)
         self._sizes = sizes if options.top_logprobs is None else dataclasses.replace(sizes, reported=steps)
@@ -200,7 +203,7 @@ class Engine:
           ValueError: a setting is out of range or not supported by this engine, or the questions fit no bucket; the
             message names it.
         """
-        check_request(request, self.options, self.buckets, self.questions, self._decode is not None)
+        check_request(request, self.options, self.buckets, self.questions, self._token_bytes is not None)
         ticket = next(self._tickets)
         self._submitted.append((ticket, request))
         return ticket
@@ -317,7 +320,8 @@ class Engine:
         for question, slot in placed.items():
             slot_Q[question] = slot % width
             used_B[question * G : question * G + own] = True
-            self._running[slot] = _Running(item.ticket, question, request, [0] * own, [None] * own)
+            stops = [self._stop_search(request) for _ in range(own if request.stop else 0)]
+            self._running[slot] = _Running(item.ticket, question, request, [0] * own, [None] * own, stops)
             self._cancelled_B[self._rows(slot)] = False
         item.left = [question for question in item.left if question not in placed]
         self._insert(item.prefilled, row_settings(request, self.options, Q), slot_Q, used_B)
@@ -355,11 +359,11 @@ class Engine:
                     logprobs.append([])
                     continue
                 ended = not live_B[b]
-                end = self._stop_end(running.request.stop, report.ids_BxR[b, :length], said)
-                if end is not None:
-                    length, ended = end, True
+                new_ids = report.ids_BxR[b, said:length].tolist()
+                if running.stops and (end := running.stops[row].end(new_ids)) is not None:
+                    length, ended = said + end, True
                     self._cancelled_B[b] = True
-                new.append(report.ids_BxR[b, said:length].tolist())
+                new.append(new_ids[: length - said])
                 if recent is not None and top is not None:
                     logprobs.append(recent.of_tokens(b, said, length, top))
                 running.said[row] = length
@@ -371,14 +375,9 @@ class Engine:
             updates.append(Update(running.ticket, running.question, new, rollout, None if top is None else logprobs))
         return updates
 
-    def _stop_end(self, stops: Sequence[str], ids_R: np.ndarray, said: int) -> int | None:
-        """The number of tokens after which the text first contains a stop string; None if it contains none."""
-        decode = self._decode
-        if not stops or decode is None:
-            return None
-        ids = ids_R.tolist()
-        has = lambda end: any(stop in decode(ids[:end]) for stop in stops)  # noqa: E731
-        return next((end for end in range(said + 1, len(ids) + 1) if has(end)), None) if has(len(ids)) else None
+    def _stop_search(self, request: Request) -> StopSearch:
+        assert self._token_bytes is not None  # see `check_request`
+        return StopSearch(request.stop, TokenText(self._token_bytes, self.options.stop_ids))
 
     def _cut(self, report: Rollout, first: int, ends: list[int]) -> Rollout:
         """A question's rows without what follows a stop string; an insertion at its last token is removed too."""

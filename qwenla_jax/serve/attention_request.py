@@ -16,10 +16,9 @@ from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.engine_loop import Served, block_of, run_again
 from qwenla_jax.serve.protocol import invalid, parse_body
 from qwenla_jax.serve.serve_options import ServeOptions
+from qwenla_jax.text.token_text import TokenText
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import Rollout
-
-_HALF = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,16 +149,8 @@ def token_texts(ids: Sequence[int], tok: Tokenizer) -> list[str]:
 
     Stop tokens have none. A character that several tokens make is the last one's.
     """
-    stop, texts, pending = tok.ids.stop(), [], []
-    for at, token in enumerate(ids):
-        pending += [] if token in stop else [token]
-        text = tok.decode(pending)
-        if text.endswith(_HALF) and at + 1 < len(ids):
-            texts.append("")
-        else:
-            texts.append(text)
-            pending = []
-    return texts
+    text = TokenText(tok.token_bytes, tok.ids.stop())
+    return [text.add([token], ended=at == len(ids)) for at, token in enumerate(ids, 1)]
 
 
 def _rounded(values_R: np.ndarray) -> list[float]:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 
 from qwenla_jax.text.answers.match import extract_conclusion
 from qwenla_jax.text.special_tokens import TAGS
+from qwenla_jax.text.token_text import TokenText
 from qwenla_jax.text.tokenizer import Tokenizer
 
 _OPENED, _CLOSED = "<CONCLUSION>", "</CONCLUSION>"
 _OPENING = tuple(tag for tag in TAGS if not tag.startswith("</"))
-_HALF = "\N{REPLACEMENT CHARACTER}"
 
 
 class AnswerText:
@@ -25,29 +25,29 @@ class AnswerText:
 
     def __init__(self, tok: Tokenizer, stop: Sequence[str]) -> None:
         self._tok, self._stop = tok, stop
+        self._tokens = TokenText(tok.token_bytes, tok.ids.stop())
+        self._said = ""  # with what may become a part of a stop string
+        self._longest = max(map(len, stop), default=0)
         self.ids: list[int] = []
         self.text, self.stopped = "", False
 
     def add(self, ids: Sequence[int], ended: bool) -> None:
         """Adds tokens."""
         self.ids += ids
-        text = without_stop_tokens(self._tok, self.ids)
-        ends = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if self.stopped:
+            return
+        start = max(len(self._said) - self._longest, 0)
+        self._said += self._tokens.add(ids, ended)
+        ends = [at for at in (self._said.find(stop, start) for stop in self._stop) if at >= 0]
         self.stopped = bool(ends)
         if ends:
-            self.text = text[: min(ends)]
+            self.text = self._said[: min(ends)]
         else:
-            self.text = text if ended else _held(text.rstrip(_HALF), self._stop)
+            self.text = self._said if ended else _held(self._said, self._stop)
 
     def raw(self) -> str:
         """The text with whatever ended it."""
         return self._tok.decode(self.ids)
-
-
-def without_stop_tokens(tok: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of tokens, stop tokens left out."""
-    stop = tok.ids.stop()
-    return tok.decode([i for i in ids if i not in stop])
 
 
 def whole_answer(text: str, form: str) -> tuple[str, str]:

@@ -25,7 +25,6 @@ from qwenla_jax.sampling.recent_logprobs import MOST_TOP_LOGPROBS, TokenLogprob
 from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
-from qwenla_jax.serve.content import without_stop_tokens
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, invalid
 from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.text.tokenizer import Tokenizer
@@ -118,9 +117,8 @@ def build(checkpoint: Checkpoint, options: ServeOptions) -> Served:
         1, length, 0.0, 1.0, ids.stop(), reattention, penalties=True, top_logprobs=MOST_TOP_LOGPROBS
     )
     bias_V = suppression_bias(checkpoint.config.text.vocab_size, tok.vocab_size, ids.suppressed())
-    decode = lambda ids: without_stop_tokens(tok, ids)  # noqa: E731
     model, params = checkpoint
-    engine = Engine(model, params, sampling, buckets, slots, bias_V, STEPS, decode=decode)
+    engine = Engine(model, params, sampling, buckets, slots, bias_V, STEPS, token_bytes=tok.token_bytes)
     return Served(checkpoint, tok, processor, layout, buckets, reattention, engine)
 
 

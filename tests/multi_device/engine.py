@@ -43,7 +43,7 @@ def rollouts(sizes):
         one_device.BIAS,
         one_device.STEPS,
         questions=QUESTIONS,
-        decode=one_device.in_text,
+        token_bytes=one_device.in_text,
         mesh=mesh,
         shardings=shardings,
     )

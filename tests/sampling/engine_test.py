@@ -95,11 +95,11 @@ def engine(slots=SLOTS, page=8, **changes):
     """With pages of 8 slots, two a round; or a page a row, read whole, as where devices are several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "PAGE", page)
-        return Engine(*model(), OPTIONS, BUCKETS, slots, BIAS, STEPS, decode=in_text, **changes)
+        return Engine(*model(), OPTIONS, BUCKETS, slots, BIAS, STEPS, token_bytes=in_text, **changes)
 
 
-def in_text(ids):
-    return "".join(f"{i}," for i in ids)
+def in_text(token):
+    return f"{token},".encode()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,9 +9,11 @@ import io
 import itertools
 import json
 import logging
+import random
 import socket
 import threading
 import time
+import types
 
 import httpx
 import numpy as np
@@ -27,7 +29,7 @@ from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.request import Update
 from qwenla_jax.serve import app, engine_loop, http_protocol
 from qwenla_jax.serve.chat_prompt import to_example
-from qwenla_jax.serve.content import answer_so_far, whole_answer
+from qwenla_jax.serve.content import AnswerText, answer_so_far, whole_answer
 from qwenla_jax.serve.http_server import HttpServer, bind
 from qwenla_jax.serve.protocol import parse_request
 from qwenla_jax.serve.serve_options import ServeOptions
@@ -52,7 +54,7 @@ BEFORE = "<SUMMARY>s</SUMMARY>\n<REFLECTION>again</REFLECTION>"
 class EchoEngine:
     """In place of `sampling.engine.Engine`."""
 
-    def __init__(self, model, params, options, buckets, slots, bias, steps, decode):
+    def __init__(self, model, params, options, buckets, slots, bias, steps, token_bytes):
         assert options.penalties and options.top_logprobs == 20
         self.slots, self.asked, self.cancelled, self.gate = slots, {}, [], threading.Event()
         self.gate.set()
@@ -270,6 +272,32 @@ def test_a_stream_only_grows_and_ends_with_the_whole_answer(form):
     assert whole_answer(stray, "conclusion") == ("well\n" + BEFORE, "4")
     assert whole_answer(SECTIONS, "think") == ("", f"<think>\n{BEFORE}\n</think>\n\n4")
     assert whole_answer(SECTIONS, "sections") == ("", SECTIONS)
+
+
+def test_a_text_that_comes_in_parts_and_its_stop_strings(checkpoint):
+    """Against the text of all tokens decoded at once. Each token is decoded once; what may become a stop is held."""
+    tok, rng, stopped = check_checkpoint(checkpoint)[0], random.Random(0), 0
+    once = types.SimpleNamespace(ids=tok.ids, token_bytes=lambda i: decoded.append(i) or tok.token_bytes(i))
+    for _ in range(300):
+        said = "".join(
+            rng.choice(("stop here", "\u6c49\U0001f642", "<SUMMARY>", "a ")) for _ in range(rng.randrange(20))
+        )
+        ids = tok.encode(said)
+        ids, stops = ids[: rng.randrange(len(ids) + 1)], rng.sample(("p her", "\u6c49\U0001f642<S", "a a a", "z"), 2)
+        whole, decoded, at = tok.decode(ids), [], 0
+        ends = [whole.index(stop) for stop in stops if stop in whole]
+        text = AnswerText(once, stops)
+        while at < len(ids) and not text.stopped:
+            part = ids[at : at + rng.randrange(1, 9)]
+            at += len(part)
+            text.add(part, at == len(ids))
+            assert whole.startswith(text.text) and len(text.text) <= min(ends, default=len(whole))
+            known = tok.decode(ids[:at]).rstrip("\ufffd")
+            assert text.stopped or at == len(ids) or len(known) - len(text.text) < max(map(len, stops))
+        assert text.text == whole[: min(ends)] if text.stopped else (text.text == whole and not ends)
+        assert decoded == ids[:at]
+        stopped += text.stopped
+    assert 50 < stopped < 250
 
 
 def test_several_answers_logprobs_and_names(echo):

@@ -290,8 +290,9 @@ class _Server:
             self._check_passes()
 
         def prepare() -> Question:
-            parts = (served.tok, served.processor, served.layout, self._options.limit_mm_per_prompt)
-            return to_question(chat, to_example(chat.messages, *parts), served, self._random)
+            bounds = self._options.limit_mm_per_prompt, served.buckets.prompts[-1]
+            example = to_example(chat.messages, served.tok, served.processor, served.layout, *bounds)
+            return to_question(chat, example, served, self._random)
 
         question = await self._engine.ask(chat.n, prepare)
         chat.messages.clear()

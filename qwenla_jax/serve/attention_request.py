@@ -78,8 +78,9 @@ def attention_answer(request: AttentionRequest, served: Served, max_images: int)
       ApiError: 400; it names the field.
     """
     tok, ids = served.tok, request.token_ids
-    example = to_example(request.messages, tok, served.processor, served.layout, max_images)
-    length, most = len(example.ids_T) + len(ids), served.buckets.prompts[-1]
+    most = served.buckets.prompts[-1]
+    example = to_example(request.messages, tok, served.processor, served.layout, max_images, most)
+    length = len(example.ids_T) + len(ids)
     if length > most:
         message = f"prompt and answer have {length} tokens, at most {most}"
         raise invalid("token_ids", message, "context_length_exceeded")

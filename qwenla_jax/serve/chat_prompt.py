@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from qwenla_jax.config.shared_options import MOST_TOKENS
 from qwenla_jax.data.batching.example import Example, to_chat_example
 from qwenla_jax.data.datasets.rows import from_base64
 from qwenla_jax.data.images.decode import open_image
@@ -14,13 +15,19 @@ from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.utils.unicode import half_character
 
 MAX_PIXELS = 50_000_000  # of an image as it arrives: about 0.15 GB as RGB
+_COMPOSED = 4  # most characters that are one in NFC, which the tokenizer converts texts to
 _ROLES = MappingProxyType({"system": "system", "developer": "system", "user": "user", "assistant": "assistant"})
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # PNG, JPEG, WebP
 _EXPECTED = "a data URL (data:image/png;base64,...) of a PNG, JPEG or WebP"
 
 
 def to_example(
-    messages: list[Any], tok: Tokenizer, processor: ProcessorSettings, layout: ImageLayout, max_images: int
+    messages: list[Any],
+    tok: Tokenizer,
+    processor: ProcessorSettings,
+    layout: ImageLayout,
+    max_images: int,
+    max_tokens: int = MOST_TOKENS,
 ) -> Example:
     """The prompt of a conversation. Each image is cut to patches before the next is decoded.
 
@@ -29,6 +36,7 @@ def to_example(
         in a user's message, image_url.
       tok, processor, layout: see `data.batching.example`.
       max_images: of all messages together.
+      max_tokens: texts that cannot be so few tokens are refused before they are tokenized, which takes long.
 
     Raises:
       ApiError: 400; it names the message.
@@ -61,6 +69,10 @@ def to_example(
             else:
                 raise invalid(at, "expected an object of type text or, from a user, image_url")
         turns.append((_ROLES[role], parts))
+    characters = sum(len(part) for _, parts in turns for part in parts if isinstance(part, str))
+    if characters > _COMPOSED * tok.longest_token * max_tokens:
+        message = f"the prompt has {characters} characters, which are more than {max_tokens} tokens"
+        raise invalid("messages", message, "context_length_exceeded")
     try:
         return to_chat_example(turns, tok, layout, "messages")
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Tokenizers, read by transformers and written in the released layout; and the training of the embedded default's."""
 
+import functools
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,7 @@ _BYTES = MappingProxyType({**{chr(b): b for b in _PRINTED}, **{chr(256 + n): b f
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.json")
 _TEXT_FILES = ("merges.txt", "chat_template.jinja")
 _MOST_IDS = 2**20
+_LONG_TEXT = 2**15  # characters
 _MAX_BYTES = 256 << 20  # of each of these files; the released tokenizer.json has 7 MB
 
 
@@ -86,12 +88,17 @@ class Tokenizer:
             cause = f"{type(error).__name__}: {error}"
             raise ValueError(f"{folder / 'tokenizer.json'}: transformers cannot read the tokenizer: {cause}") from error
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """The highest id plus one (the embedding matrix may have more rows)."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    @property
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """The most bytes of a token, and so the most characters in NFC that one token stands for."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+
+    @functools.cached_property
     def ids(self) -> TokenIds:
         """The ids of the special tokens. Raises ValueError where some are missing, as released ones lack the tags."""
         return TokenIds.from_tokenizer(self)
@@ -106,6 +113,8 @@ class Tokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text in which nothing is special, so that a user's text cannot inject an `<|image_pad|>`."""
+        if len(text) > _LONG_TEXT:  # a batch, because other threads of Python run while a batch is encoded
+            return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import types
+import unicodedata
 
 import httpx
 import numpy as np
@@ -444,6 +445,23 @@ def test_errors_name_the_field(echo):
     for content in (b"", b"{", b"[1]", b'"x"', b"[" * 100_000, b"\xff"):
         assert post(url, content).status_code == 400
     assert not engine.busy
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(echo, monkeypatch):
+    """By its characters. A bound of its tokens for any text: the longest token, of characters that NFC composes."""
+    url, _ = echo
+    tok, encoded = ENGINE["tok"], []
+    encode = type(tok).encode_plain
+    monkeypatch.setattr(type(tok), "encode_plain", lambda self, text: encoded.append(len(text)) or encode(self, text))
+    most = 4 * tok.longest_token * OPTIONS.max_model_len
+    assert len(unicodedata.normalize("NFD", "\u1f82")) == 4 and tok.longest_token == max(
+        len(tok.token_bytes(i)) for i in range(tok.vocab_size)
+    )
+    for size, tokenized in ((most, True), (most + 1, False), (900_000, False)):
+        encoded.clear()
+        error = post(url, json.dumps(body("a" * size))).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert (max(encoded, default=0) >= size) == tokenized
 
 
 def test_errors_of_http(echo):

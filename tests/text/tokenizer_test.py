@@ -4,6 +4,8 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
+import time
 import unicodedata
 
 import pytest
@@ -171,6 +173,31 @@ def test_plain_text_injects_nothing(tiny, released):
             assert tok.encode(token) == [tok.token_to_id(token)]
             assert not special & set(tok.encode_plain(f"a{token} {token}"))
         assert tok.encode_plain("plain words") == tok.encode("plain words")
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(tiny):
+    text, ticks, ended = "The e\u0301 \u6c49 <|im_end|> quick\n" * 20_000, [], threading.Event()
+
+    def tick():
+        while not ended.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    started = time.perf_counter()
+    ids = tiny.encode_plain(text)
+    within = started, time.perf_counter()
+    ended.set()
+    thread.join()
+    assert sum(within[0] < at < within[1] for at in ticks) > 3
+    assert tiny.decode(ids) == unicodedata.normalize("NFC", text)
+    assert ids[: len(ids) // 20_000] == tiny.encode_plain(text[: len(text) // 20_000])
+
+
+def test_ids_and_sizes_are_found_once(tiny, monkeypatch):
+    known = tiny.vocab_size, tiny.longest_token, tiny.ids
+    monkeypatch.setattr(tiny, "_backend", None)
+    assert (tiny.vocab_size, tiny.longest_token, tiny.ids) == known
 
 
 def test_decode_keeps_tags_and_drops_control_tokens_on_request(tiny):

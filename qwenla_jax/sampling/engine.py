@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -125,6 +126,7 @@ class Engine:
         self._state: SampleState | None = None
         self._visual: collections.OrderedDict[bytes, VisualTokens] = collections.OrderedDict()
         self._prompts: collections.OrderedDict[bytes, Prefilled] = collections.OrderedDict()
+        self._hashed: tuple[Callable[[], VisionBatch | None], bytes] = (lambda: None, b"")
         self._running: list[_Running | None] = [None] * slots
         self._submitted: collections.deque[tuple[int, Request]] = collections.deque()
         self._waiting: collections.deque[_Waiting] = collections.deque()
@@ -332,7 +334,7 @@ class Engine:
         make = lambda: self._programs.prefill(self._params, self._encode(request.vision), self._placed(prompts))  # noqa: E731
         if self.questions > 1 or not isinstance(request.vision, VisionBatch):
             return make()
-        return _kept(self._prompts, (request.vision, prompts), make)
+        return _kept(self._prompts, self._digest(request.vision) + _digest(prompts), make)
 
     def _encode(self, vision: VisionBatch | VisualTokens) -> VisionBatch | VisualTokens:
         """Encodes images, cached as in `_prefill`; returns the images themselves if insertions are made from them."""
@@ -340,7 +342,14 @@ class Engine:
             return vision
         if self.questions > 1:
             return self._programs.encode(self._params, self._placed(vision))
-        return _kept(self._visual, vision, lambda: self._programs.encode(self._params, self._placed(vision)))
+        make = lambda: self._programs.encode(self._params, self._placed(vision))  # noqa: E731
+        return _kept(self._visual, self._digest(vision), make)
+
+    def _digest(self, vision: VisionBatch) -> bytes:
+        """The images' digest. That of the last ones is cached: requests of several responses share their images."""
+        if self._hashed[0]() is not vision:
+            self._hashed = weakref.ref(vision), _digest(vision)
+        return self._hashed[1]
 
     def _harvest(self, reported: _Report) -> list[Update]:
         """Makes the updates of all running questions, and frees the slots whose rows have all ended."""
@@ -418,12 +427,15 @@ class Engine:
         return dataclasses.replace(prompts, block=jax.tree.map(to, prompts.block, like))
 
 
-def _kept(store: collections.OrderedDict[bytes, Any], of: Any, make: Callable[[], Any]) -> Any:
-    """The cached result for the same arrays, or a new one; at most KEPT are cached, the most recently used."""
+def _digest(arrays: Any) -> bytes:
     digest = hashlib.sha256()
-    for array in jax.tree.leaves(of):
+    for array in jax.tree.leaves(arrays):
         digest.update(repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes())
-    key = digest.digest()
+    return digest.digest()
+
+
+def _kept(store: collections.OrderedDict[bytes, Any], key: bytes, make: Callable[[], Any]) -> Any:
+    """The cached result for a digest, or a new one; at most KEPT are cached, the most recently used."""
     if key not in store:
         store[key] = make()
         if len(store) > KEPT:

@@ -214,6 +214,17 @@ def test_other_numbers_of_slots_and_other_pages_give_the_same_rows(slots, page):
     assert all(agrees(got[number], want) for number, want in enumerate(reference()))
 
 
+def test_images_are_hashed_once_for_all_responses(monkeypatch):
+    one, hashed, contiguous = engine(), [], np.ascontiguousarray
+    one._programs = one._programs._replace(encode=lambda *given: object(), prefill=lambda *given: object())
+    monkeypatch.setattr(np, "ascontiguousarray", lambda x: hashed.append(x) or contiguous(x))
+    first, again, other = request(0), request(0), request(1)
+    several = [dataclasses.replace(first, samples=(sample,)) for sample in range(5)]
+    results = [one._prefill(each) for each in (*several, again, other)]
+    assert [sum(x is each.vision.patches_IxSxC for x in hashed) for each in (first, again, other)] == [1, 1, 1]
+    assert len(set(map(id, results))) == 2 and results[5] is results[0]
+
+
 def test_batches_of_questions_give_the_same_rows():
     """Which are prefilled together, and put into slots one by one."""
     vision, prompts = asked()

@@ -24,6 +24,7 @@ from qwenla_jax.config.schema import leaves
 from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.utils.compile_cache import keep_compiled_programs
 from qwenla_jax.utils.libtpu import skip_without_tpu
+from qwenla_jax.weights.hub import hub_name, local_folder
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(argv))
     key = os.environ.get("QWENLA_API_KEY")
     given["api_key"] = tuple(given["api_key"] or ([key] if key else []))
-    given["served_model_name"] = tuple(given["served_model_name"] or [Path(given["model"]).name])
+    hub = hub_name(given["model"])
+    given["served_model_name"] = tuple(given["served_model_name"] or [hub[0] if hub else Path(given["model"]).name])
     options = ServeOptions(**given)
     skip_without_tpu()
     keep_compiled_programs()
@@ -66,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{error.name} is not installed; pip install 'qwenla_jax[serve]'")
     import qwenla_jax
     from qwenla_jax.serve.engine_loop import Served, build
-    from qwenla_jax.weights.hub import local_folder
 
     try:
         listening = bind(options.host, options.port)

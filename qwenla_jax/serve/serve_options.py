@@ -18,7 +18,9 @@ class ServeOptions:
     host: str = option("127.0.0.1", "address to listen at")
     port: int = option(8000, "0: any free one", low=0, high=65535)
     api_key: tuple[str, ...] = option((), "keys, any of which opens /v1; default: $QWENLA_API_KEY, or none")
-    served_model_name: tuple[str, ...] = option((), "what requests call the model; default: the name of --model")
+    served_model_name: tuple[str, ...] = option(
+        (), "what requests call the model; default: ORG/NAME of the Hub, or a folder's name"
+    )
     max_model_len: int = option(
         2048, "most tokens of a prompt and its answer; inserted tokens do not count", low=64, high=MOST_TOKENS
     )

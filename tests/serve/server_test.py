@@ -307,6 +307,22 @@ def test_flags(flags, message, capsys):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("tiny", "tiny"), ("Org/Model-3B", "Org/Model-3B"), ("Org/Model-3B@main", "Org/Model-3B"), ("FOLDER/own", "own")],
+)
+def test_the_model_is_called_by_its_name_on_the_hub_or_its_folder(model, name, tmp_path, monkeypatch):
+    from qwenla_jax.cli import serve as command
+    from qwenla_jax.serve import http_server
+
+    (tmp_path / "own").mkdir()
+    served = []
+    monkeypatch.setattr(http_server, "serve", lambda options, *_: served.append(options))
+    monkeypatch.setattr(command, "keep_compiled_programs", lambda: None)
+    assert command.main(["--port=0", f"--model={model.replace('FOLDER', str(tmp_path))}"]) == 0
+    assert served[0].served_model_name == (name,)
+
+
 def test_a_model_that_is_not_there_ends_it(tmp_path):
     command = [sys.executable, "-m", "qwenla_jax", "serve", "--port=0", f"--model={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)

@@ -127,6 +127,8 @@ def start(checkpoint):
     def run(options=OPTIONS):
         served = engine_loop.build(checkpoint, options)
         listening = bind("127.0.0.1", 0)
+        # Small, so that a client that does not read is noticed.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**15)
         server = HttpServer(options, lambda: served, "0.1")
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -571,6 +573,25 @@ def test_connections_that_never_send_a_whole_head_are_closed(echo, monkeypatch):
             time.sleep(0.01)
     for one in opened:
         one.close()
+
+
+def test_a_client_that_stops_reading_is_cut_off(echo, monkeypatch):
+    """And its question is not kept."""
+    url, _ = echo
+    monkeypatch.setattr(http_protocol, "READ_SECONDS", 0.5)
+    content = json.dumps(body("a b " * 50, stream=True, n=SLOTS + QUEUED, logprobs=True, top_logprobs=20))
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k1\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    ended = lambda: gauge(url, "vllm:generation_tokens_total")  # noqa: E731
+    before = ended()
+    with socket.socket() as stalled:
+        stalled.settimeout(60)
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+        stalled.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        stalled.sendall((head + content).encode())
+        wait(lambda: ended() > before)
+        sent = read_all(stalled)
+    assert b"chat.completion.chunk" in sent and b"[DONE]" not in sent
 
 
 def read_all(connection):

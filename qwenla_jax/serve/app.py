@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -73,7 +74,9 @@ def make_app(options: ServeOptions, engine: EngineLoop, version: str) -> Starlet
     if options.allowed_origins:
         allowed = list(options.allowed_origins)
         middleware.append(Middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"]))
-    handlers = {HTTPException: _http_error, ApiError: _api_error, Exception: _unexpected}
+    # Among `handlers` Starlette would raise it once more, and uvicorn log its message.
+    middleware.append(Middleware(ExceptionMiddleware, handlers={Exception: _unexpected}))
+    handlers = {HTTPException: _http_error, ApiError: _api_error}
     return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -154,12 +157,7 @@ class _Server:
                     raise ApiError(
                         401, "expected Authorization: Bearer KEY with a key of this server", code="invalid_api_key"
                     )
-            try:
-                return await handler(request)
-            except (ApiError, HTTPException):
-                raise
-            except Exception as error:  # here, because Starlette would raise it once more, and uvicorn log its message
-                return await _unexpected(request, error)
+            return await handler(request)
 
         return guard
 

@@ -543,7 +543,10 @@ def test_an_unexpected_error_is_logged_without_its_message(echo, monkeypatch, ca
     got = post(echo[0], json.dumps(body("a") | {"stop": "SECRET"}).encode())
     assert got.status_code == 500 and got.json()["error"]["code"] == "internal_error"
     assert httpx.get(f"{echo[0]}/health").status_code == 200  # by now uvicorn has logged what it was given
-    assert "RuntimeError in" in caplog.text and "SECRET" not in caplog.text
+    monkeypatch.setattr(app.ServerMetrics, "render", lambda self: broken("SEC" + "RET"))
+    assert httpx.get(f"{echo[0]}/metrics").json()["error"]["code"] == "internal_error"  # without a key as well
+    assert httpx.get(f"{echo[0]}/health").status_code == 200
+    assert caplog.text.count("RuntimeError in") == 2 and "SECRET" not in caplog.text
 
 
 def test_connections_that_never_send_a_whole_head_are_closed(echo, monkeypatch):

@@ -14,7 +14,6 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -33,32 +32,33 @@ from qwenla_jax.serve.chat_answer import ChatAnswer
 from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.engine_loop import EngineLoop, Question, to_question
 from qwenla_jax.serve.page_routes import page_routes
+from qwenla_jax.serve.passes import Passes
 from qwenla_jax.serve.prometheus import ServerMetrics
 from qwenla_jax.serve.protocol import ApiError, ChatRequest, parse_request, unknown_model
 from qwenla_jax.serve.serve_options import ServeOptions
 
 BODY_SECONDS = 60.0  # within which a body has to arrive
-MOST_PASSES = 16  # over answers, for their attention: one runs, the others wait
 HELD_BODIES = 8  # all bodies that wait together may be so many times as large as one
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("qwenla_jax.serve")
 
 
-def make_app(options: ServeOptions, engine: EngineLoop, version: str) -> Starlette:
+def make_app(options: ServeOptions, engine: EngineLoop, passes: Passes, version: str) -> Starlette:
     """The application; it starts the engine's thread when it starts itself.
 
     Args:
       options: of the server.
       engine: not started yet.
+      passes: over answers; they are stopped when the application ends.
       version: of the package.
     """
-    server = _Server(options, engine, version)
+    server = _Server(options, engine, passes, version)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
-        server.measuring.shutdown(wait=False, cancel_futures=True)
+        passes.stop()
 
     routes = [
         Route("/v1/chat/completions", server.guarded(server.chat), methods=["POST"]),
@@ -133,16 +133,13 @@ class _Held:
 class _Server:
     """The handlers and what they share."""
 
-    def __init__(self, options: ServeOptions, engine: EngineLoop, version: str) -> None:
-        self._options, self._engine, self._version = options, engine, version
+    def __init__(self, options: ServeOptions, engine: EngineLoop, passes: Passes, version: str) -> None:
+        self._options, self._engine, self._passes, self._version = options, engine, passes, version
         self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
         self._metrics = ServerMetrics(options.served_model_name[0], lambda: engine.running, lambda: engine.waiting)
         self._random = random.Random(options.seed)
         self._created = int(time.time())
-        self._passes = 0  # over answers, that wait or run
-        self._turn = asyncio.Lock()  # of the pass that runs
         self._held = 0  # bytes of bodies that are not prompts yet
-        self.measuring = ThreadPoolExecutor(1, "attention")
 
     def guarded(self, handler: Handler) -> Handler:
         """The handler for whoever has a key."""
@@ -216,33 +213,9 @@ class _Server:
         return await self._with_body(request, answer)
 
     async def _attention(self, asked: AttentionRequest) -> Response:
-        self._check_passes()
-        return _json(await self._pass(attention_answer, asked, self._engine.ready(), self._options.limit_mm_per_prompt))
-
-    def _check_passes(self) -> None:
-        if self._passes >= MOST_PASSES:
-            raise ApiError(429, f"{self._passes} passes over answers are waiting", code="queue_full", retry_after=5)
-
-    async def _pass(self, function: Callable[..., Any], *inputs: object) -> Any:
-        """One pass at a time. One that waits can be cancelled; one that runs keeps its place until it has ended."""
-        self._passes += 1
-        try:
-            await self._turn.acquire()
-            try:
-                running = asyncio.get_running_loop().run_in_executor(self.measuring, function, *inputs)
-            except BaseException:
-                self._turn.release()
-                raise
-        except BaseException:
-            self._passes -= 1
-            raise
-
-        def ended(_: object) -> None:
-            self._passes -= 1
-            self._turn.release()
-
-        running.add_done_callback(ended)
-        return await asyncio.shield(running)
+        inputs = asked, self._engine.ready(), self._options.limit_mm_per_prompt
+        with self._passes.place():
+            return _json(await self._passes.run(attention_answer, *inputs))
 
     async def _with_body(self, request: Request, answer: Callable[[bytes, _Held], Awaitable[Response]]) -> Response:
         """The answer to a request with a body, whose bytes are counted until it is there."""
@@ -284,21 +257,22 @@ class _Server:
     async def _answer(self, chat: ChatRequest, held: _Held, arrived: float) -> Response:
         """The answer, or its stream."""
         served = self._engine.ready()
-        if chat.return_reattention:
-            self._check_passes()
 
         def prepare() -> Question:
             bounds = self._options.limit_mm_per_prompt, served.buckets.prompts[-1]
             example = to_example(chat.messages, served.tok, served.processor, served.layout, *bounds)
             return to_question(chat, example, served, self._random)
 
-        question = await self._engine.ask(chat.n, prepare)
+        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.model}
+        with contextlib.ExitStack() as place:
+            if chat.return_reattention:
+                place.enter_context(self._passes.place())
+            question = await self._engine.ask(chat.n, prepare)
+            answer = ChatAnswer(chat, served, question, self._options.answer)
+            closed = functools.partial(self._closed, base["id"], question, answer, arrived, place.pop_all())
         chat.messages.clear()
         self._release(held)
         self._metrics.prompt_tokens.inc(len(question.example.ids_T))
-        answer = ChatAnswer(chat, served, question, self._options.answer)
-        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.model}
-        closed = functools.partial(self._closed, base["id"], question, answer, arrived)
         if chat.stream:
             return _Events(self._stream(base, answer, arrived), closed)
         try:
@@ -334,7 +308,7 @@ class _Server:
                 self._metrics.first_token.observe(time.perf_counter() - arrived)
                 first = False
             if part.rollout is not None and answer.chat.return_reattention:
-                await self._pass(answer.measure, part)
+                await self._passes.run(answer.measure, part)
             answer.add(part)
             yield part.choice
 
@@ -356,8 +330,11 @@ class _Server:
             yield event(ApiError(500, "internal error", code="internal_error").body)
         yield "data: [DONE]\n\n"
 
-    def _closed(self, number: str, question: Question, answer: ChatAnswer, arrived: float) -> None:
+    def _closed(
+        self, number: str, question: Question, answer: ChatAnswer, arrived: float, place: contextlib.ExitStack
+    ) -> None:
         """Counts a request, and cancels what nobody waits for."""
+        place.close()
         seconds = time.perf_counter() - arrived
         cancelled = self._engine.cancel(question)
         metrics, tokens = self._metrics, sum(answer.lengths())

@@ -16,13 +16,14 @@ import uvicorn
 from qwenla_jax.serve.app import make_app
 from qwenla_jax.serve.engine_loop import EngineLoop, Served
 from qwenla_jax.serve.http_protocol import HttpProtocol
+from qwenla_jax.serve.passes import Passes
 from qwenla_jax.serve.serve_options import ServeOptions
 
 CLOSING_SECONDS = 10  # for clients to read what has been answered
 
 
 class HttpServer(uvicorn.Server):
-    """Serves until SIGTERM or SIGINT: then /health says 503, and it ends once all answers have, or at a second signal.
+    """Serves until SIGTERM or SIGINT: then /health says 503, and it ends once no answer runs, or at a second signal.
 
     Args:
       options: of the server.
@@ -31,10 +32,10 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(self, options: ServeOptions, load: Callable[[], Served], version: str) -> None:
-        self.engine = EngineLoop(load, options, self._exit)
+        self.engine, self._passes = EngineLoop(load, options, self._exit), Passes()
         self._options, self._signals = options, 0
         config = uvicorn.Config(
-            make_app(options, self.engine, version),
+            make_app(options, self.engine, self._passes, version),
             http=HttpProtocol,
             log_level="warning",
             access_log=False,
@@ -59,7 +60,7 @@ class HttpServer(uvicorn.Server):
         loaded = self.engine.state == "ready"
         self.engine.state = "draining"
         ends = time.monotonic() + (self._options.grace_period if loaded else 0)
-        while time.monotonic() < ends or not self.engine.idle:
+        while time.monotonic() < ends or not (self.engine.idle and self._passes.idle):
             await asyncio.sleep(0.05)
         self._exit()
 

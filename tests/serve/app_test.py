@@ -4,7 +4,9 @@ Oracle: the official openai client, bare sockets, and answers written by hand. T
 answer, tags as tokens, a few tokens a loop, and only while its gate is open.
 """
 
+import asyncio
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -28,7 +30,7 @@ import qwenla_jax
 from qwenla_jax.inference.ask import check_checkpoint
 from qwenla_jax.sampling.recent_logprobs import TokenLogprob
 from qwenla_jax.sampling.request import Update
-from qwenla_jax.serve import app, engine_loop, http_protocol
+from qwenla_jax.serve import app, chat_answer, engine_loop, http_protocol, http_server
 from qwenla_jax.serve.chat_prompt import to_example
 from qwenla_jax.serve.content import AnswerText, answer_so_far, whole_answer
 from qwenla_jax.serve.http_server import HttpServer, bind
@@ -132,6 +134,7 @@ def start(checkpoint):
         server = HttpServer(options, lambda: served, "0.1")
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
+        served.engine.server, server.thread = server, thread
         servers.append((server, thread, served.engine))
         return f"http://127.0.0.1:{listening.getsockname()[1]}", served.engine
 
@@ -623,6 +626,33 @@ def test_metrics(echo):
     wait(lambda: ended() == stops + 2)
     grown = [gauge(url, name) - old for name, old in zip(names, before, strict=True)]
     assert grown == [usage["prompt_tokens"], usage["completion_tokens"], 1, 1, 2, 0]
+
+
+def test_the_server_drains_passes_too(start, monkeypatch):
+    """An answer whose tokens have all come, and whose pass takes longer than closed connections may."""
+    gate, running = threading.Event(), threading.Event()
+
+    def measured(*_):
+        running.set()
+        return [] if gate.wait(60) else None
+
+    monkeypatch.setattr(chat_answer, "insertions_in_full", measured)
+    monkeypatch.setattr(http_server, "CLOSING_SECONDS", 0)
+    url, engine = start(dataclasses.replace(OPTIONS, grace_period=0))
+    engine.loading.set()
+    wait(lambda: httpx.get(f"{url}/health").status_code == 200)
+    answers = []
+    asked = json.dumps(body("a", return_reattention=True))
+    client = threading.Thread(target=lambda: answers.append(post(url, asked).status_code))
+    client.start()
+    running.wait()
+    asyncio.run_coroutine_threadsafe(engine.server._drain(), engine.server.engine._loop)
+    time.sleep(0.5)
+    gate.set()
+    client.join()
+    assert answers == [200]
+    engine.server.thread.join(60)
+    assert not engine.server.thread.is_alive()
 
 
 def test_an_engine_that_fails_ends_the_server(start):

@@ -7,6 +7,7 @@ out; texts of tokens by hand; httpx clients that count the answers of a server w
 import asyncio
 import base64
 import contextlib
+import functools
 import gc
 import io
 import itertools
@@ -30,7 +31,7 @@ from PIL import Image
 
 import qwenla_jax
 from qwenla_jax.inference import response_attention
-from qwenla_jax.serve import app
+from qwenla_jax.serve import app, passes
 from qwenla_jax.serve.attention_request import attention_answer, parse_attention, token_texts
 from qwenla_jax.serve.engine_loop import build
 from qwenla_jax.serve.protocol import ApiError
@@ -215,13 +216,14 @@ class Server:
     """The server without a model. Its passes wait for `gate`; `started` counts them, `most` those at the same time."""
 
     def __init__(self, monkeypatch):
-        self.gate, self.started, self.now, self.most, self.asked = threading.Event(), 0, 0, 0, []
+        self.gate, self.started, self.now, self.most, self.asking, self.asked = threading.Event(), 0, 0, 0, 0, []
+        self.passes = passes.Passes()
         monkeypatch.setattr(app, "attention_answer", self.run_pass)
         parse = app.parse_attention
         monkeypatch.setattr(app, "parse_attention", lambda *given: self.remember(parse(*given)))
         engine = types.SimpleNamespace(start=lambda: None, ready=lambda: None, running=0, waiting=0, ask=self.ask)
         self.listening = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app.make_app(OPTIONS, engine, "0.1"), log_level="warning", lifespan="on")
+        config = uvicorn.Config(app.make_app(OPTIONS, engine, self.passes, "0.1"), log_level="warning", lifespan="on")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
         self.thread.start()
@@ -239,6 +241,9 @@ class Server:
         return {}
 
     async def ask(self, *_):
+        self.asking += 1
+        while not self.gate.is_set():
+            await asyncio.sleep(0.01)
         raise ApiError(400, "asked")
 
     def stop(self):
@@ -266,7 +271,7 @@ def test_passes_are_bounded(monkeypatch):
 
     async def run():
         url = f"http://127.0.0.1:{server.listening.getsockname()[1]}/v1"
-        async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None)) as client:
+        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as client:
 
             def post(count):
                 path = f"{url}/reattention/attention"
@@ -274,24 +279,36 @@ def test_passes_are_bounded(monkeypatch):
 
             ended = lambda tasks: [task.result() for task in tasks if task.done()]  # noqa: E731
             first = post(40)
-            await until(lambda: len(ended(first)) == 40 - app.MOST_PASSES and server.started == 1)
+            await until(lambda: len(ended(first)) == 40 - passes.MOST_PASSES and server.started == 1)
             for got in ended(first):
                 assert got.status_code == 429 and got.json()["error"]["code"] == "queue_full"
                 assert int(got.headers["retry-after"]) > 0
             # An answer that takes a pass of its own is refused too, other answers are not.
-            for extra, status in (({"return_reattention": True}, 429), ({}, 400)):
-                chat = await client.post(f"{url}/chat/completions", json=content | extra)
-                assert chat.status_code == status, chat.text
+            chat = functools.partial(client.post, f"{url}/chat/completions")
+            assert (await chat(json=content | {"return_reattention": True})).status_code == 429
+            plain = asyncio.ensure_future(chat(json=content))
+            await until(lambda: server.asking == 1)
             for task in first:
                 task.cancel()
             await until(lambda: server.alive == 1)
             second = post(40)
-            await until(lambda: len(ended(second)) == 40 - app.MOST_PASSES + 1)
+            await until(lambda: len(ended(second)) == 40 - passes.MOST_PASSES + 1)
             assert {got.status_code for got in ended(second)} == {429} and server.started == 1
             server.gate.set()
             codes = [got.status_code for got in await asyncio.gather(*second)]
-            assert codes.count(200) == app.MOST_PASSES - 1 and server.started == app.MOST_PASSES and server.most == 1
+            assert (
+                codes.count(200) == passes.MOST_PASSES - 1 and server.started == passes.MOST_PASSES and server.most == 1
+            )
+            assert (await plain).status_code == 400
             assert (await client.post(f"{url}/reattention/attention", json=content)).status_code == 200
+            # An answer with a pass of its own counts while it is on its way, until its client goes.
+            server.gate.clear()
+            asked = [asyncio.ensure_future(chat(json=content | {"return_reattention": True})) for _ in range(40)]
+            await until(lambda: len(ended(asked)) == 40 - passes.MOST_PASSES)
+            assert {got.status_code for got in [*ended(asked), await post(1)[0]]} == {429}
+            for task in asked:
+                task.cancel()
+            await until(lambda: server.passes.idle)
 
     try:
         asyncio.run(run())

@@ -14,8 +14,8 @@ Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is ab
 
 --protocol=length runs another study, of whether looking again pays where an answer is long (docs/study-protocol.md):
 --size=quick or --size=full. Every training is in DIR, every arm's result a small file in DIR/results (or --results),
-and DIR/report.md is made of these files alone; what is there is kept, so a run that was stopped is resumed by the same
-command. With --report it trains nothing.
+and DIR/report.md, report.html and report.pdf are made of these files alone; what is there is kept, so a run that was
+stopped is resumed by the same command. With --report it trains nothing.
 
 --protocol=released asks the same of a released model, without training: --model and --source name the model and the
 questions, each with one image. Its reasoning is made as long as --lengths says; then it looks again, or not, or at a

@@ -106,13 +106,15 @@ def _ends(drawn: np.ndarray) -> tuple[float, float]:
 
 def _drawn(base: Sequence[Sequence[Term]], slot: int) -> np.ndarray:
     """Resamples of every seed's value by the same draws of scenes: float [DRAWS, seeds]."""
-    result = np.zeros((DRAWS, len(base)))
-    for terms in zip(*base, strict=True):
-        over, under = (np.stack([getattr(part, side) for _, part in terms], axis=1) for side in ("over", "under"))
-        weights = scene_weights(len(over), slot)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result += terms[0][0] * (weights @ over) / (weights @ under)
-    return result
+    sides = [np.stack([side for _, part in seed for side in part], axis=1) for seed in base]  # [scenes, 2 terms]
+    columns = np.stack(sides, axis=2).reshape(len(sides[0]), -1)
+    sums = np.repeat(columns.sum(0, keepdims=True), DRAWS, axis=0)
+    varying = np.ptp(columns, axis=0) > 0  # what is the same for every scene has the same sum in every draw
+    sums[:, varying] = scene_weights(len(columns), slot) @ columns[:, varying]
+    over_under = sums.reshape(DRAWS, -1, 2, len(base))
+    coefficients = np.array([weight for weight, _ in base[0]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.einsum("t,dts->ds", coefficients, over_under[:, :, 0] / over_under[:, :, 1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +136,12 @@ class Study:
         """A sum of weighted measures over the base models and seeds that have them.
 
         Raises:
-          StudyError: a seed that has some of these arms lacks another, or none has them.
+          StudyError: no seed has one of these arms, or one that has some of them lacks another.
         """
         wanted = {(condition, arm) for _, condition, arm, _ in terms}
         there = {(base, seed) for base, seed, *key in self.results if tuple(key) in wanted}
-        if not there:
-            raise StudyError(f"no results of {', '.join(sorted(f'{arm} ({name})' for name, arm in wanted))}")
+        if absent := wanted - {(condition, arm) for _, _, condition, arm in self.results}:
+            raise StudyError(f"no results of {', '.join(sorted(f'{arm} ({name})' for name, arm in absent))}")
         models: dict[str, list[list[Term]]] = {}
         for base, seed in sorted(there):
             for condition, arm in sorted(wanted):

@@ -1,154 +1,160 @@
-"""The report of the length study, made of its results' files alone: Markdown, every number with its interval."""
+"""The report of the length study, made of its results' files alone: every number with its interval.
+
+Markdown, a page and a PDF have the same content, and the first figure is accuracy against length.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from qwenla_jax.data.synthetic.length_options import WORKINGS
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
 from qwenla_jax.inference.attention_mass import PARTS
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.figures import beside
-from qwenla_jax.study.length_analysis import Contrast, Measure, Study, Weighed, right, verdict
-from qwenla_jax.study.length_arms import (
-    ARMS,
-    BLANK,
-    CONDITIONS,
-    COPY,
-    LONG,
-    OTHER,
-    PAPER,
-    PAUSE,
-    PRIMARY_TOKENS,
-    ROUTE_25,
-    ROUTE_50,
-    SHORT,
-    SQUEEZED,
-    TEXT,
-    TRAINED_TOKENS,
-    VISION,
-)
-from qwenla_jax.study.length_figure import length_figure
+from qwenla_jax.study.length_analysis import Contrast, Measure, Study, verdict
+from qwenla_jax.study.length_arms import ARMS, CONDITIONS, PRIMARY_TOKENS, SHORT, SIZES, TRAINED_TOKENS
+from qwenla_jax.study.length_claims import AGREES, OPEN, OPPOSITE, claim_tables, reason
+from qwenla_jax.study.length_figure import COLOURS, length_figure, lengths_of
 from qwenla_jax.study.length_results import CONTINUED, FORCED, FREE, Result, read_results
+from qwenla_jax.study.report_formats import Report, Section, illustration, write_formats
 from qwenla_jax.study.statistics import Ratio
-from qwenla_jax.utils.atomic_files import write_text
+from qwenla_jax.study.tables import Table
 
-CAPTION = "Right answers and colour words against the tokens of reasoning, by arm"
+TITLE = "Does looking again pay where an answer is long?"
+INTERVALS = (
+    "Numbers are percent and differences points of 100 percent, with 95% intervals of the two-level bootstrap (seeds, "
+    "scenes) in brackets. By seed: the value in every seed of each base model. sd: standard deviation between seeds, "
+    "and in parentheses that of one seed which its scenes alone explain."
+)
+READING = (
+    f"Accuracy of continued answers at N = {PRIMARY_TOKENS} where nothing else is said. Result: {AGREES}, or "
+    f"{OPPOSITE}, where the interval and every seed lie on one side of 0; otherwise it {OPEN}. One row is one "
+    "difference and is not corrected for the number of rows; the verdict alone joins three."
+)
+ALT = "a panel for each training, {} over N; a line with error bars for each arm; the tables have the numbers"
 
 
 def write_length_report(results: Path, path: Path) -> str:
-    """Writes the report, and beside it its figure where matplotlib is installed.
+    """Writes the report as Markdown, and beside it as a page, as PDF and its figures where their libraries are there.
 
     Args:
       results: folder of the results.
-      path: of the report.
+      path: of the Markdown; the others are beside it.
 
     Returns:
-      its first lines: the verdict.
+      its first lines: the verdict, what is missing, and the paths of the files.
 
     Raises:
-      StudyError: results are missing, or one of the analysis's checks fails.
+      StudyError: there are no results, or one of the analysis's checks fails.
     """
     all_results = read_results(results)
     study = Study.of(all_results)
-    head = list(_head(study, all_results))
-    parts = [
-        *head,
-        beside(path, lambda: length_figure(study), CAPTION),
-        *_hypotheses(study),
-        *_tables(study),
-        *_answers(all_results),
-    ]
-    write_text(path, "\n".join(parts) + "\n")
-    return "\n".join([*head, f"{path}: {len(all_results)} results"])
+    head = [_judged(study), *_missing(study)]
+    accuracy = illustration(
+        "accuracy",
+        "Figure 1",
+        "Right answers (continued) against the tokens of reasoning N, by arm, with 95% intervals.",
+        ALT.format("accuracy"),
+        lambda: length_figure(study),
+    )
+    colours = illustration(
+        "colours",
+        "Figure 2",
+        "Colour words after the look that are the likeliest token (teacher-forced) against N, by arm, with 95% "
+        "intervals.",
+        ALT.format("colour words"),
+        lambda: length_figure(study, COLOURS, "colour words (%)"),
+    )
+    report = Report(
+        TITLE,
+        (
+            Section("", [*head, accuracy, _made_of(all_results), INTERVALS]),
+            Section("Verdict at every length", [_verdicts(study)]),
+            Section("Claims", [READING, *claim_tables(study)]),
+            Section("Measures", [colours, *_tables(study)]),
+            Section("Answers", [_answers(all_results)]),
+        ),
+    )
+    lines = write_formats(report, path)
+    return "\n".join([f"{TITLE}\n", *head, *lines, f"{len(all_results)} results"])
 
 
-def _head(study: Study, results: Sequence[Result]) -> Iterator[str]:
-    bases = sorted({result.base for result in results})
-    seeds = {base: len({result.seed for result in results if result.base == base}) for base in bases}
+def _seeds(study: Study) -> dict[str, set[int]]:
+    """The seeds of each base model."""
+    seeds: dict[str, set[int]] = {}
+    for base, seed, *_ in sorted(study.results):
+        seeds.setdefault(base, set()).add(seed)
+    return seeds
+
+
+def _judged(study: Study) -> str:
     try:
         one = verdict(study)
         what = f"at {PRIMARY_TOKENS} tokens of reasoning, trained on short answers"
         judged = f"Whether COPY helps {what}: **{one.verdict}**. {one.reason[0].upper()}{one.reason[1:]}."
     except StudyError as error:
-        judged = f"Not judged: {error}."
-    if max(seeds.values()) < 3:
+        judged = f"**Not judged**: {reason(error, study)}."
+    if max(map(len, _seeds(study).values())) < 3:
         judged += " Provisional: fewer than three seeds."
+    return judged
+
+
+def _missing(study: Study) -> Iterator[str]:
+    """What the smallest size that has all the results has besides."""
+    grids = {
+        name: {
+            (base.name, seed, condition.name, arm)
+            for base in size.bases
+            for seed in range(size.seeds)
+            for condition in size.conditions
+            for arm in size.arms
+        }
+        for name, size in SIZES.items()
+    }
+    name = next((name for name, grid in grids.items() if grid >= study.results.keys()), "full")
+    lacking: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
+    groups = {key[:3] for key in grids[name] - study.results.keys()}
+    for base, seed, condition in sorted(groups):
+        arms = tuple(arm for arm in ARMS if (base, seed, condition, arm) in grids[name] - study.results.keys())
+        lacking.setdefault((base, condition, arms), []).append(seed)
+    parts = [
+        f"base {base}, {condition}, seed {', '.join(map(str, seeds))}: {' + '.join(arms)}"
+        for (base, condition, arms), seeds in lacking.items()
+    ]
+    if parts:
+        yield (
+            f"**Missing** of the size {name}: {'; '.join(parts)}. What needs them is not judged; an arm's own values "
+            "are over the seeds that it has."
+        )
+
+
+def _made_of(results: Sequence[Result]) -> str:
     hours = sum(sum(result.seconds.values()) for result in results if ARMS[result.arm].trained) / 3600
     hours += sum(result.seconds["measuring"] for result in results if not ARMS[result.arm].trained) / 3600
-    yield "# Does looking again pay where an answer is long?\n"
-    yield judged + "\n"
-    models = ", ".join(f"{name}: {count} seed(s)" for name, count in seeds.items())
-    yield f"Base models {models}. Stage 4 and measuring took {hours:.2f} h, base models aside."
-    yield "Points of 100 percent, with 95% intervals of the two-level bootstrap (seeds, scenes); behind it the value in"
-    yield "every seed, the standard deviation between seeds, and that of one seed which its scenes alone explain.\n"
+    models = ", ".join(f"{name}: {len(seeds)} seed(s)" for name, seeds in _seeds(Study.of(results)).items())
+    return f"Base models {models}. Stage 4 and measuring took {hours:.2f} h, base models aside."
 
 
-def text_of(one: Contrast, scale: float = 100.0, places: int = 1) -> str:
-    """A difference with its interval, its seeds and their spread."""
-    number = lambda value: f"{scale * value:+.{places}f}"  # noqa: E731
-    seeds = ", ".join(number(value) for value in one.every)
-    spread = "-" if math.isnan(one.spread) else f"{scale * one.spread:.{places}f}"
-    scenes = f"{scale * one.scenes_spread:.{places}f}"
-    return f"{number(one.value)} [{number(one.low)}, {number(one.high)}] (seeds {seeds}; sd {spread}, scenes {scenes})"
+def _verdicts(study: Study) -> Table:
+    """The protocol's verdict for every training and length."""
+    rows = []
+    for condition in CONDITIONS:
+        for tokens in lengths_of(study) if any(key[2] == condition for key in study.results) else ():
+            primary = (condition, tokens) == (SHORT.name, PRIMARY_TOKENS)
+            try:
+                one = verdict(study, condition, tokens)
+                words, why = one.verdict, one.reason
+            except StudyError as error:
+                words, why = "not judged", reason(error, study)
+            rows.append((condition, f"{tokens}{' (primary)' if primary else ''}", words, why))
+    caption = "Whether COPY helps: it has to beat text-only, blank and another image. The row of H1 alone is primary."
+    return Table("Verdicts", caption, ("training", "N", "COPY", "why"), tuple(rows), prose=True)
 
 
-def _colours(result: Result) -> Ratio:
-    """Colour words that are the likeliest token, at N of the primary hypothesis."""
-    return result.ratio("chain", PRIMARY_TOKENS, FORCED, "right_colours", "colours")
-
-
-def _hypotheses(study: Study) -> Iterator[str]:
-    far, near, free = right(PRIMARY_TOKENS), right(TRAINED_TOKENS), right(PRIMARY_TOKENS, way=FREE)
-    filler = right(PRIMARY_TOKENS, "filler")
-    short, plus, minus = SHORT.name, 1.0, -1.0
-
-    def less(after: str, before: str, of: Measure, condition: str = short) -> list[Weighed]:
-        return [(plus, condition, after, of), (minus, condition, before, of)]
-
-    def half(name: str) -> list[Weighed]:
-        """Below 0 where a control gains less than half of what COPY gains."""
-        return [(plus, short, name, far), (-0.5, short, COPY, far), (-0.5, short, TEXT, far)]
-
-    def negative(terms: list[Weighed]) -> list[Weighed]:
-        return [(-weight, condition, arm, of) for weight, condition, arm, of in terms]
-
-    rows: list[tuple[str, str, list[Weighed]]] = [
-        *(("H1", f"COPY - {name}", less(COPY, name, far)) for name in (TEXT, BLANK, OTHER)),
-        ("H2", "COPY - text-only, less that at N = 16", less(COPY, TEXT, far) + negative(less(COPY, TEXT, near))),
-        ("", "COPY - text-only, N = 16", less(COPY, TEXT, near)),
-        *(("H3", f"COPY - {name}, long training", less(COPY, name, far, LONG.name)) for name in (TEXT, BLANK, OTHER)),
-        *(("H4", f"{name} - text-only", less(name, TEXT, far)) for name in (BLANK, PAUSE)),
-        *(("H4", f"{name} - text-only, less half of COPY's", half(name)) for name in (BLANK, PAUSE)),
-        ("H5", "squeezed - text-only, colour words", less(SQUEEZED, TEXT, _colours)),
-        *(("H6", f"{name} - COPY, free answers", less(name, COPY, free)) for name in (ROUTE_50, ROUTE_25)),
-        (
-            "H7",
-            "COPY - text-only, less that in the paper's order",
-            less(COPY, TEXT, far) + negative(less(COPY, TEXT, far, PAPER.name)),
-        ),
-        ("", "COPY - text-only in the paper's order", less(COPY, TEXT, far, PAPER.name)),
-        ("H8", "COPY - vision-only", less(COPY, VISION, far)),
-        ("", "COPY - text-only, filler", less(COPY, TEXT, filler)),
-        ("", "COPY - text-only, free answers", less(COPY, TEXT, free)),
-        ("", "COPY - text-only, colour words", less(COPY, TEXT, _colours)),
-        ("", "COPY - another image, colour words", less(COPY, OTHER, _colours)),
-    ]
-    yield f"## Hypotheses\n\nAccuracy of continued answers at N = {PRIMARY_TOKENS} where nothing else is said.\n"
-    yield "| | difference | points |\n|---|---|---|"
-    for number, words, terms in rows:
-        try:
-            cell = text_of(study.weighed(terms))
-        except StudyError:
-            cell = "not measured"
-        yield f"| {number} | {words} | {cell} |"
-    yield ""
-
-
-def _tables(study: Study) -> Iterator[str]:
-    """One table a condition, working and way, arms by N."""
+def _tables(study: Study) -> Iterator[Table]:
+    """One table a condition and working, arms by N, and one of kinds of questions."""
     measures: list[tuple[str, str, str, str | None, float]] = [
         ("accuracy", CONTINUED, "right", None, 100),
         ("accuracy", FREE, "right", None, 100),
@@ -163,28 +169,48 @@ def _tables(study: Study) -> Iterator[str]:
         *((f"the same over an even share, {part}", FORCED, f"mass/{part}", f"even/{part}", 1) for part in PARTS[1:]),
         ("tokens generated", CONTINUED, "tokens", None, 1),
     ]
-    lengths = sorted({tokens for result in study.results.values() for _, tokens in result.cells})
+    lengths = lengths_of(study)
+    heads = tuple(f"N = {tokens}" for tokens in lengths)
     for condition in CONDITIONS:
         arms = [arm for arm in ARMS if any(key[2:] == (condition, arm) for key in study.results)]
-        if not arms:
-            continue
-        for working in WORKINGS:
-            yield f"## Training {condition}, {working}\n"
-            yield "| measure | arm | " + " | ".join(f"N = {tokens}" for tokens in lengths) + " |"
-            yield "|---" * (len(lengths) + 2) + "|"
-            for name, way, over, under, scale in measures:
-                for arm in arms:
-                    cells = [_cell(study, condition, arm, (working, n, way, over, under), scale) for n in lengths]
-                    if set(cells) != {""}:
-                        yield f"| {name} ({way}) | {arm} | " + " | ".join(cells) + " |"
-            yield ""
-            if working == "chain":
-                yield from _kinds(study, condition, arms, lengths)
+
+        def rows(name: str, scale: float, of: Callable[[int], Measure]) -> Iterator[tuple[str, ...]]:
+            for arm in arms:  # noqa: B023
+                cells = [_cell(study, condition, arm, of(tokens), scale) for tokens in lengths]  # noqa: B023
+                if any(cells):
+                    yield name, arm, *cells
+
+        for working in WORKINGS if arms else ():
+            body = [
+                row
+                for name, way, over, under, scale in measures
+                for row in rows(f"{name} ({way})", scale, _ratio(working, way, over, under))
+            ]
+            caption = "Percent where no unit is given; in brackets 95% intervals."
+            yield Table(f"Training {condition}, {working}", caption, ("measure", "arm", *heads), tuple(body), names=2)
+        if arms:
+            body = [row for number, kind in enumerate(LENGTH_KINDS) for row in rows(kind, 100, _of_kind(number))]
+            caption = "Accuracy of continued answers by kind of question, in percent."
+            yield Table(f"Training {condition}, kinds", caption, ("kind", "arm", *heads), tuple(body), names=2)
 
 
-def _cell(study: Study, condition: str, arm: str, of: tuple[str, int, str, str, str | None], scale: float) -> str:
+def _ratio(working: str, way: str, over: str, under: str | None) -> Callable[[int], Measure]:
+    return lambda tokens: lambda result: result.ratio(working, tokens, way, over, under)
+
+
+def _of_kind(number: int) -> Callable[[int], Measure]:
+    """Accuracy of continued answers to questions of one kind."""
+
+    def of(result: Result, tokens: int) -> Ratio:
+        there = result.ratio("chain", tokens, CONTINUED, "kind").over == number
+        return Ratio(result.ratio("chain", tokens, CONTINUED, "right").over * there, there * 1.0)
+
+    return lambda tokens: lambda result: of(result, tokens)
+
+
+def _cell(study: Study, condition: str, arm: str, of: Measure, scale: float) -> str:
     try:
-        one = study.share(condition, arm, lambda result: result.ratio(*of))
+        one: Contrast = study.share(condition, arm, of)
     except StudyError:
         return ""
     if math.isnan(one.value):
@@ -194,34 +220,15 @@ def _cell(study: Study, condition: str, arm: str, of: tuple[str, int, str, str, 
     return f"{scale * one.value:.{places}f} [{low}, {high}]"
 
 
-def _kinds(study: Study, condition: str, arms: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
-    """Accuracy of continued answers by kind of question."""
-    yield "| kind | arm | " + " | ".join(f"N = {tokens}" for tokens in lengths) + " |"
-    yield "|---" * (len(lengths) + 2) + "|"
-    for number, kind in enumerate(LENGTH_KINDS):
-        for arm in arms:
-            cells = []
-            for tokens in lengths:
-
-                def of(result: Result, tokens: int = tokens, number: int = number) -> Ratio:
-                    there = result.ratio("chain", tokens, CONTINUED, "kind").over == number
-                    return Ratio(result.ratio("chain", tokens, CONTINUED, "right").over * there, there * 1.0)
-
-                try:
-                    one = study.share(condition, arm, of)
-                    cells.append(f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]")
-                except StudyError:
-                    cells.append("")
-            if set(cells) != {""}:
-                yield f"| {kind} | {arm} | " + " | ".join(cells) + " |"
-    yield ""
-
-
-def _answers(results: Sequence[Result]) -> Iterator[str]:
-    """The first answers of each arm, to read."""
-    first = [result for result in results if (result.base, result.seed) == (results[0].base, results[0].seed)]
-    yield f"## Answers\n\nThe first ones, base model {results[0].base}, seed {results[0].seed}.\n"
+def _answers(results: Sequence[Result]) -> Table:
+    """The first answer of each arm at two lengths, to read."""
+    base, seed, condition = results[0].base, results[0].seed, results[0].condition
+    first = [result for result in results if (result.base, result.seed, result.condition) == (base, seed, condition)]
+    first.sort(key=lambda result: list(ARMS).index(result.arm))
+    rows = []
     for result in first:
-        for cell, ways in result.answers.items():
-            for way, texts in ways.items():
-                yield f"* {result.condition}, {result.arm}, {cell}, {way}: `{texts[0]}`"
+        for tokens in (TRAINED_TOKENS, PRIMARY_TOKENS):
+            for way, texts in result.answers.get(f"chain/{tokens}", {}).items():
+                rows += [(f"{result.arm}, N = {tokens}, {way}", text) for text in texts[:1]]
+    caption = f"The first of each arm: base model {base}, seed {seed}, training {condition}, chain."
+    return Table("Answers", caption, ("arm", "question -> right answer | answer"), tuple(rows), prose=True)

@@ -35,12 +35,21 @@ PAPER_OVERHEAD = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of text, such as "Table 4"; the first column names the row, the caption has the units."""
+    """A table of text, such as "Table 4"; the caption has the units.
+
+    Attributes:
+      name, caption: above it.
+      heads, rows: its cells.
+      names: how many columns, from the left, name the row.
+      prose: whether cells are sentences, whose lines are broken.
+    """
 
     name: str
     caption: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+    prose: bool = False
 
 
 def accuracy_table(study: Study) -> Table:

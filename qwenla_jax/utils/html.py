@@ -30,6 +30,11 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
+def valid_text(text: str) -> str:
+    """Text as files of HTML and PDF may hold it: control characters as their symbols, lone surrogates as "?"."""
+    return _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), text).encode("utf-8", "replace").decode("utf-8")
+
+
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Writes `render`'s result, whole or not at all; a page that is there is replaced."""
     write_text(path, render(template, **values))
@@ -63,8 +68,7 @@ def _environment() -> Environment:
     def valid(value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        text = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), value).encode("utf-8", "replace").decode("utf-8")
-        return Markup(text) if isinstance(value, Markup) else text
+        return Markup(valid_text(value)) if isinstance(value, Markup) else valid_text(value)
 
     environment = Environment(
         loader=PackageLoader("qwenla_jax"),

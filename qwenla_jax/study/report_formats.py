@@ -130,8 +130,8 @@ def _pdf(report: Report) -> bytes:
     pdf = Pages(format="A4")
     pdf.set_margin(MARGIN)
     pdf.set_auto_page_break(True, MARGIN + 4)
-    for style, file in (("", FONT), ("B", f"{FONT}-Bold")):
-        pdf.add_font(FONT, style, fonts / f"{file}.ttf")
+    pdf.add_font(FONT, "", fonts / f"{FONT}.ttf")
+    pdf.add_font(FONT, "B", fonts / f"{FONT}-Bold.ttf")
     pdf.set_title(report.title)
     pdf.set_lang("en")
     pdf.add_page()
@@ -166,17 +166,16 @@ def _table(pdf: Any, table: Table) -> None:
     from fpdf.fonts import FontFace
 
     pdf.set_font(FONT, size=8)
-    if pdf.will_page_break(30):
+    if pdf.will_page_break(min(22 + 9 * len(table.rows), 70)):
         pdf.add_page()
     _text(pdf, f"**{table.name}.** {table.caption}", 8)
     pdf.set_font(FONT, size=7)
     columns = zip(table.heads, *table.rows, strict=True)
-    widths = [max(map(pdf.get_string_width, map(valid_text, column))) + 4.0 for column in columns]
-    if sum(widths) > FULL_WIDTH:  # what is wider than an even share gets what the others leave
-        broad = [width > FULL_WIDTH / len(widths) for width in widths]
-        left = FULL_WIDTH - sum(width for width, over in zip(widths, broad, strict=True) if not over)
-        total = sum(width for width, over in zip(widths, broad, strict=True) if over)
-        widths = [left * width / total if over else width for width, over in zip(widths, broad, strict=True)]
+    widths = [max(map(pdf.get_string_width, map(valid_text, column))) + 6.0 for column in columns]
+    widest = FULL_WIDTH  # columns that are wider share what the others leave
+    while sum(min(width, widest) for width in widths) > FULL_WIDTH:
+        widest -= 1.0
+    widths = [min(width, widest) for width in widths]
     aligned = tuple("LEFT" if table.prose or i < table.names else "RIGHT" for i in range(len(widths)))
     with pdf.table(
         col_widths=tuple(widths),

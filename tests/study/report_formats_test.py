@@ -185,14 +185,18 @@ def test_what_is_missing_is_said(tmp_path):
         assert "Not judged" in text and "base a, seed 1, short: no result of COPY" in text
     row = next(row for row in page.rows if row[0] == f"COPY - {TEXT}")
     assert row[2:] == ["", "", "", "not judged: base a, seed 1, short: no result of COPY"]
-    # A single arm of a seed, and a measure that a file lacks: no path of this machine is shown.
-    one = content(TEXT)
-    del one["cells"]["chain/160"]
+    # A single arm.
     only = tmp_path / "only" / "results"
-    write_result(only / "a_0.json", one)
+    write_result(only / "a_0.json", content(TEXT))
+    write_length_report(only, tmp_path / "only" / "report.md")
+    assert "no results of COPY (short)" in (tmp_path / "only" / "report.html").read_text()
+    # A measure that a file lacks: the file is named, and not where it lies.
+    one = content(COPY)
+    del one["cells"]["chain/160"]
+    write_result(only / "a_0_COPY.json", one)
     write_length_report(only, tmp_path / "only" / "report.md")
     text = (tmp_path / "only" / "report.html").read_text()
-    assert "no results of COPY (short)" in text and str(tmp_path) not in text
+    assert "not judged: a_0_COPY.json: no continued right at 160 tokens of chain" in text and str(tmp_path) not in text
     with pytest.raises(StudyError, match="holds no results"):
         write_length_report(tmp_path / "none", tmp_path / "none.md")
     assert not (tmp_path / "none.md").exists()

@@ -20,6 +20,7 @@ from qwenla_jax.study.statistics import DRAWS, Ratio, scene_weights
 HELPS, HELPS_NOT, UNKNOWN = "helps", "does not help", "cannot be told"
 LEAST_DIFFERENCE = 0.01  # a whole interval below it: does not help
 FLOOR, CEILING = 0.5, 0.97  # of text-only, at N of training and at N of the primary hypothesis
+GUESSING = 0.3  # about what guessing reaches; if COPY and text-only are both below it, answers have broken down
 Term = tuple[float, Ratio]  # a coefficient and what it weighs
 Measure = Callable[[Result], Ratio]
 Weighed = tuple[float, str, str, Measure]  # a coefficient, a condition, an arm, and what is measured of it
@@ -185,7 +186,8 @@ def verdict(
     Args:
       study: checked results.
       condition, tokens: which.
-      learned: N, and how often text-only has to be right there for the model to have learned the task.
+      learned: N, and how often text-only has to be right there for the model to have learned the task; with 0 neither
+        this nor guessing excludes anything.
 
     Raises:
       StudyError: an arm that the verdict needs was not measured.
@@ -199,6 +201,9 @@ def verdict(
         return Verdict(UNKNOWN, f"{TEXT} is right in {floor:.0%} at {near} tokens: not learned", differences)
     if ceiling > CEILING:
         return Verdict(UNKNOWN, f"{TEXT} is right in {ceiling:.0%} at {tokens} tokens: nothing to gain", differences)
+    if least and max(ceiling, study.share(condition, COPY, of).value) < GUESSING:
+        reason = f"{TEXT} and COPY are both right in less than {GUESSING:.0%} at {tokens} tokens: answers break down"
+        return Verdict(UNKNOWN, reason, differences)
     failing = []
     for name, one in differences.items():
         if not one.low > 0:

@@ -102,12 +102,11 @@ def _trained(options: RunOptions, folder: Path) -> None:
 def trained_images(options: RunOptions) -> set[str]:
     """Digests of the images of a training on scenes, from its settings: what its batches are made of."""
     source = make_run_source(options, "cold_start")
-    assert isinstance(source, SceneSource)
     data = options.data
     # Batches share out their questions by length within groups, of which the last one may be used in part.
     steps = -(-options.steps // data.length_group) * data.length_group
     rows = data.batch_size * steps
-    return {_digest(source.scene(int(i)).image) for i in batch_indices(options.seed, 0, rows, len(source))}
+    return {_digest(source[int(i)].images[0]) for i in batch_indices(options.seed, 0, rows, len(source))}
 
 
 def _digest(image: Image.Image) -> str:
@@ -166,7 +165,7 @@ def _measured(
 def _model(folder: Path) -> dict[str, Any]:
     """What a model was trained with, as the training itself has written it."""
     options = saved(folder / SETTINGS_FILE, "data", "seed", "steps", "reattention")
-    (part,) = parse(options["data"]["source"])
+    part, _ = parse(options["data"]["source"])  # the other one has workings alone
     lengths = LengthOptions.of(part.keys)
     return {
         "reattention": options["reattention"],

@@ -86,6 +86,7 @@ def test_against_a_bootstrap_in_loops():
         ({COPY: {160: 0.45}}, HELPS_NOT, "below 1%"),
         ({TEXT: {16: 0.4}}, UNKNOWN, "not learned"),
         ({TEXT: {160: 0.98}, COPY: {160: 1.0}}, UNKNOWN, "nothing to gain"),
+        ({TEXT: {160: 0.02}, COPY: {160: 0.2}, BLANK: {160: 0.01}, OTHER: {160: 0.0}}, UNKNOWN, "break down"),
     ],
 )
 def test_the_rule(tmp_path, accuracy, expected, words):

@@ -14,11 +14,12 @@ from qwenla_jax.data.images.decode import ImageError
 from qwenla_jax.data.record import Split
 from qwenla_jax.data.sources.mixture import Mixture, Picked
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
-from qwenla_jax.data.sources.spec import LENGTH_SCENES, ROWS, Part, parse
+from qwenla_jax.data.sources.spec import COUNTING_SCENES, LENGTH_SCENES, ROWS, Part, parse
 from qwenla_jax.data.sources.splits import SelectedRecords, own_split, unusable
+from qwenla_jax.data.synthetic.counting_options import CountingOptions
 from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
 from qwenla_jax.data.synthetic.length_options import LengthOptions
-from qwenla_jax.data.synthetic.source import LengthSceneSource, SceneSource, scene_source
+from qwenla_jax.data.synthetic.source import CountingSceneSource, LengthSceneSource, SceneSource, scene_source
 
 Source = SelectedRecords | SceneSource | EasyVqaSource
 
@@ -94,6 +95,8 @@ def open_part(
         return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
     if part.reader == LENGTH_SCENES:
         return LengthSceneSource(seed, split, size, LengthOptions.of(part.keys), style)
+    if part.reader == COUNTING_SCENES:
+        return CountingSceneSource(seed, split, size, CountingOptions.of(part.keys), reflection_share)
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     split_path = own_split(part.reader, Path(part.path), split)

@@ -2,6 +2,7 @@
 
     scenes | marked_scenes | easy_vqa | FILE.jsonl[#KEYS] | NAME:PATH[#KEYS]    one source; KEYS: KEY=VALUE[&KEY=VALUE]
     length_scenes[#KEYS]    scenes with reasoning of a chosen length; KEYs: `length_options.LengthOptions.of`
+    counting_scenes[#KEYS]    scenes and a countdown; KEYs: `counting_options.CountingOptions.of`
     SOURCE*2,SOURCE*1                                             a mixture; the weight may be left out (1)
 
 NAME is one of `readers.READERS`. KEYs leave records out by what their text tells: `max_options=N`, `images=1` (exactly
@@ -21,10 +22,12 @@ from pathlib import Path
 
 from qwenla_jax.data.datasets.columns import parse_columns
 from qwenla_jax.data.datasets.readers import READERS
+from qwenla_jax.data.synthetic.counting_options import CountingOptions
 from qwenla_jax.data.synthetic.length_options import LengthOptions
 
-LENGTH_SCENES = "length_scenes"
-BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa", LENGTH_SCENES)
+LENGTH_SCENES, COUNTING_SCENES = "length_scenes", "counting_scenes"
+BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa", LENGTH_SCENES, COUNTING_SCENES)
+_KEYS_OF = {LENGTH_SCENES: LengthOptions.of, COUNTING_SCENES: CountingOptions.of}
 KEYS = ("max_options", "images", "kinds", "turns", "columns")
 ROWS = ("parquet", "jsonl")  # readers of rows with columns of any names
 _WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
@@ -79,14 +82,14 @@ def parse(spec: str) -> tuple[Part, ...]:
 def _part(text: str, weight: Fraction) -> Part:
     if text in BUILT_IN_SOURCES:
         return Part(text, text, text, "", {}, weight)
-    if text.startswith(f"{LENGTH_SCENES}#"):
-        pairs = [pair.partition("=") for pair in text.partition("#")[2].split("&")]
-        keys = {key: value for key, _, value in pairs}
+    scenes, mark, pairs = text.partition("#")
+    if mark and scenes in _KEYS_OF:
+        keys = {key: value for key, _, value in (pair.partition("=") for pair in pairs.split("&"))}
         try:
-            LengthOptions.of(keys)
+            _KEYS_OF[scenes](keys)
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from error
-        return Part(LENGTH_SCENES, text, LENGTH_SCENES, "", keys, weight)
+        return Part(scenes, text, scenes, "", keys, weight)
     reader, colon, rest = text.partition(":")
     name = reader
     if reader not in READERS or not colon:

@@ -21,6 +21,8 @@ class LengthOptions:
         is seen is told after the reflection. "paper": summary, caption without marks, reasoning, reflection with the
         marks, conclusion.
       words: whether reflections have words; without, they are empty, and in order "paper" no mark is told.
+      asks: whether anything is asked about the image; if not, the answer is the working's result, and nothing of the
+        image is told after the reasoning.
 
     Raises:
       ValueError: a value that is none of these.
@@ -31,6 +33,7 @@ class LengthOptions:
     workings: tuple[str, ...] = ("chain",)
     orders: tuple[str, ...] = ("after",)
     words: bool = True
+    asks: bool = True
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -45,7 +48,8 @@ class LengthOptions:
 
     @classmethod
     def of(cls, keys: Mapping[str, str]) -> LengthOptions:
-        """From the keys of a source's name, such as `tokens=16-32`, `working=chain|filler`, `order=paper`, `words=no`.
+        """From the keys of a source's name, such as `tokens=16-32`, `working=chain|filler`, `order=paper`, `words=no`,
+        `asks=no`.
 
         Raises:
           ValueError: an unknown key or value; the message names it.
@@ -56,12 +60,12 @@ class LengthOptions:
                 fields["low"], fields["high"] = int(value.split("-")[0]), int(value.split("-")[-1])
             elif key in ("working", "order"):
                 fields[f"{key}s"] = tuple(value.split("|"))
-            elif key == "words" and value in ("yes", "no"):
-                fields["words"] = value == "yes"
+            elif key in ("words", "asks") and value in ("yes", "no"):
+                fields[key] = value == "yes"
             else:
                 raise ValueError(
                     f"{key}={value}: expected tokens=LOW-HIGH, working={'|'.join(WORKINGS)}, "
-                    f"order={'|'.join(ORDERS)} or words=yes"
+                    f"order={'|'.join(ORDERS)}, words=yes or asks=yes"
                 )
         return cls(**fields)  # pyright: ignore[reportArgumentType]
 

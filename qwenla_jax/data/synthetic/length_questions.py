@@ -51,6 +51,8 @@ def ask(
     rng = np.random.default_rng([seed, split, index, 4])
     kind = LENGTH_KINDS[rng.integers(len(LENGTH_KINDS))]
     joined = _MAKERS[kind](scene.in_order(), rng)
+    if not options.asks:
+        kind, joined = "working", Joined("", "result", lambda result: ("", str(result)))
     rng = np.random.default_rng([seed, split, index, 5])
     working = options.workings[rng.integers(len(options.workings))]
     order = options.orders[rng.integers(len(options.orders))]
@@ -68,20 +70,22 @@ def ask(
     reasoning = ",".join([*parts, f"{end}:{values[-1]}"])
     before, answer = joined.conclude(values[-1])
     conclusion = f"{before}\\boxed{{{answer}}}"
-    seen = listing_with_marks(scene.in_order())
+    seen = listing_with_marks(scene.in_order()) if options.asks else ""
     if order == "after":
         sections = [("SUMMARY", joined.summary), ("REASONING", reasoning)]
-        sections += [("REFLECTION", "look again" if options.words else ""), ("CAPTION", seen)]
+        sections += [("REFLECTION", "look again" if options.words else "")]
+        sections += [("CAPTION", seen)] if options.asks else []
     else:
         sections = [("SUMMARY", joined.summary), ("CAPTION", caption_of(scene)), ("REASONING", reasoning)]
-        sections += [("REFLECTION", f"look again: {seen}" if options.words else "")]
+        words = f"look again: {seen}" if options.asks else "look again"
+        sections += [("REFLECTION", words if options.words else "")]
     sections.append(("CONCLUSION", conclusion))
     if style == "plain":
         response = "\n".join(text.removeprefix("look again").removeprefix(": ") for _, text in sections if text)
         response = response.replace("\n\n", "\n")
     else:
         response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
-    return SceneQuestion(kind, f"{given} {joined.question}", answer, response, True)
+    return SceneQuestion(kind, f"{given} {joined.question}".rstrip(), answer, response, True)
 
 
 def _add(number: int) -> Callable[[int], tuple[str, str]]:

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 from qwenla_jax.data.record import Record, Split
-from qwenla_jax.data.synthetic import length_questions, marked_questions
+from qwenla_jax.data.synthetic import counting_questions, length_questions, marked_questions
+from qwenla_jax.data.synthetic.counting_options import CountingOptions
 from qwenla_jax.data.synthetic.length_options import LengthOptions
 from qwenla_jax.data.synthetic.marked_scenes import make_marked_scene
 from qwenla_jax.data.synthetic.scene_questions import SceneQuestion, ask, caption_of
@@ -92,6 +93,23 @@ class LengthSceneSource(SceneSource):
     def __getitem__(self, index: int) -> Record:
         scene, split = self.scene(index), _SPLIT_NUMBER[self._split]
         asked = length_questions.ask(scene, self._seed, split, index, self._length_options, self._style)
+        return self._record(index, scene, asked)
+
+
+class CountingSceneSource(SceneSource):
+    """Scenes and questions that are answered after a countdown, see `counting_questions`."""
+
+    _name = "counting-scene"
+
+    def __init__(
+        self, seed: int, split: Split, size: int | None, options: CountingOptions, reflection_share: float = 0.5
+    ) -> None:
+        super().__init__(seed, split, size, reflection_share)
+        self._counting_options = options, reflection_share
+
+    def __getitem__(self, index: int) -> Record:
+        scene, split = self.scene(index), _SPLIT_NUMBER[self._split]
+        asked = counting_questions.ask(scene, self._seed, split, index, *self._counting_options)
         return self._record(index, scene, asked)
 
 

@@ -108,6 +108,18 @@ def test_lengths_change_the_reasoning_alone():
     assert plain.splitlines() == [text for text in re.split("<.*?>", structured) if text not in ("", "look again")]
 
 
+@pytest.mark.parametrize("order", ["after", "paper"])
+def test_workings_alone(order):
+    records = source(f"tokens=16-160&working=chain|filler&order={order}&asks=no")
+    for index in range(N):
+        record = records[index]
+        text = {part.name: part.text for part in sections_of(record.response).sections}
+        result = check_reasoning(text["REASONING"], record.question)
+        assert re.fullmatch(r"From \d+ to \d+ (add \d to|keep) \d\.", record.question)
+        assert record.answer == str(result) and text["CONCLUSION"] == f"\\boxed{{{result}}}"
+        assert text["REFLECTION"] == "look again" and ("CAPTION" in text) == (order == "paper")
+
+
 def test_a_wrong_name_is_refused():
     for keys, message in (
         ("tokens=3", "from 7 to 564"),
@@ -115,6 +127,7 @@ def test_a_wrong_name_is_refused():
         ("working=none", "chain|filler"),
         ("order=mine", "after|paper"),
         ("words=perhaps", "words=yes"),
+        ("asks=perhaps", "asks=yes"),
         ("length=16", "tokens=LOW-HIGH"),
     ):
         (text,) = problems(f"length_scenes#{keys}")

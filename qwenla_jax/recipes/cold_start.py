@@ -16,9 +16,9 @@ from qwenla_jax.config.run_options import (
 )
 from qwenla_jax.recipes.presets import pick, presets
 
-# Questions about a scene, without a countdown or after a short one. Long countdowns come alone, so that the model knows
-# how to write a long answer and has never read an image after one.
-TINY_QUESTIONS = "counting_scenes#numbers=0*2,counting_scenes#numbers=1-10*2"
+# Questions about a scene: without a countdown, where few responses reflect, and after a short one, where most do. Long
+# countdowns come alone, so that the model can write a long answer and has never read an image after one.
+TINY_QUESTIONS = "counting_scenes#numbers=0&reflect=0.35*3,counting_scenes#numbers=1-10&reflect=0.8*2"
 _TINY_SOURCE = f"{TINY_QUESTIONS},counting_scenes#numbers=1-50&asks=no*1"
 
 

@@ -167,7 +167,7 @@ def test_images_of_a_training_are_those_of_its_batches():
     fresh = length_run._source(ARMS[TEXT], CONDITIONS["short"], size, 1, "chain", 16)
     assert not {length_run._digest(fresh.scene(index).image) for index in range(6)} & trained
     # Drawn from the training's own scenes, they are found.
-    leaked = {length_run._digest(records.scene(int(i)).image) for i in length_run.batch_indices(1, 0, 6, len(records))}
+    leaked = {length_run._digest(records[int(i)].images[0]) for i in length_run.batch_indices(1, 0, 6, len(records))}
     assert leaked <= trained
 
 

@@ -96,7 +96,7 @@ def open_part(
     if part.reader == LENGTH_SCENES:
         return LengthSceneSource(seed, split, size, LengthOptions.of(part.keys), style)
     if part.reader == COUNTING_SCENES:
-        return CountingSceneSource(seed, split, size, CountingOptions.of(part.keys), reflection_share)
+        return CountingSceneSource(seed, split, size, CountingOptions.of(part.keys))
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     split_path = own_split(part.reader, Path(part.path), split)

@@ -17,14 +17,16 @@ class CountingOptions:
       low, high: numbers of a countdown, drawn evenly; 0 is a question without one. A number has 3 tokens in the
         embedded tokenizer.
       asks: whether anything is asked about the image; if not, the answer is the last number, and nothing reflects.
+      reflect: share of the responses that hold a reflection.
 
     Raises:
-      ValueError: numbers out of range.
+      ValueError: a value out of range.
     """
 
     low: int = 0
     high: int = 10
     asks: bool = True
+    reflect: float = 0.5
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -35,13 +37,14 @@ class CountingOptions:
 
     @classmethod
     def of(cls, keys: Mapping[str, str]) -> CountingOptions:
-        """From the keys of a source's name, `numbers=LOW-HIGH` or `numbers=N`, and `asks=no`.
+        """From the keys of a source's name, `numbers=LOW-HIGH` or `numbers=N`, `asks=no`, `reflect=SHARE`.
 
         Raises:
           ValueError: an unknown key or value; the message names it.
         """
+        forms = {"numbers": r"\d+(-\d+)?", "asks": "yes|no", "reflect": r"0?\.\d+|[01]"}
         for key, value in keys.items():
-            if not re.fullmatch({"numbers": r"\d+(-\d+)?", "asks": "yes|no"}.get(key, "$^"), value):
-                raise ValueError(f"{key}={value}: expected numbers=LOW-HIGH or asks=no")
+            if key not in forms or not re.fullmatch(forms[key], value):
+                raise ValueError(f"{key}={value}: expected numbers=LOW-HIGH, asks=no or reflect=SHARE")
         low, _, high = keys.get("numbers", f"{cls.low}-{cls.high}").partition("-")
-        return cls(int(low), int(high or low), keys.get("asks") != "no")
+        return cls(int(low), int(high or low), keys.get("asks") != "no", float(keys.get("reflect", cls.reflect)))

@@ -14,16 +14,13 @@ from qwenla_jax.data.synthetic.scene_questions import KINDS, MAKERS, SceneQuesti
 from qwenla_jax.data.synthetic.scenes import Scene
 
 
-def ask(
-    scene: Scene, seed: int, split: int, index: int, options: CountingOptions, reflection_share: float = 0.5
-) -> SceneQuestion:
+def ask(scene: Scene, seed: int, split: int, index: int, options: CountingOptions) -> SceneQuestion:
     """The question of a scene. What is asked about it does not depend on `options`.
 
     Args:
       scene: `make_scene(seed, split, index)`.
       seed, split, index: the scene's; everything is drawn from them.
-      options: of the countdown.
-      reflection_share: share of the responses that hold a reflection.
+      options: of countdown and response.
     """
     things = scene.in_order()
     rng = np.random.default_rng([seed, split, index, 7])
@@ -33,7 +30,7 @@ def ask(
         kind, draft = "count", MAKERS["count"](things, rng)
     assert draft is not None
     rng = np.random.default_rng([seed, split, index, 8])
-    reflects = rng.random() < reflection_share
+    reflects = rng.random() < options.reflect
     numbers = int(rng.integers(options.low, options.high + 1))
     start = int(rng.integers(10 + numbers, 100))
     counted = [str(start - step) for step in range(numbers)]

@@ -101,16 +101,15 @@ class CountingSceneSource(SceneSource):
 
     _name = "counting-scene"
 
-    def __init__(
-        self, seed: int, split: Split, size: int | None, options: CountingOptions, reflection_share: float = 0.5
-    ) -> None:
-        super().__init__(seed, split, size, reflection_share)
-        self._counting_options = options, reflection_share
+    def __init__(self, seed: int, split: Split, size: int | None, options: CountingOptions) -> None:
+        super().__init__(seed, split, size)
+        self._counting_options = options
 
     def __getitem__(self, index: int) -> Record:
         scene, split = self.scene(index), _SPLIT_NUMBER[self._split]
-        asked = counting_questions.ask(scene, self._seed, split, index, *self._counting_options)
-        return self._record(index, scene, asked)
+        return self._record(
+            index, scene, counting_questions.ask(scene, self._seed, split, index, self._counting_options)
+        )
 
 
 _SCENE_SOURCES: dict[str, type[SceneSource]] = {"scenes": SceneSource, "marked_scenes": MarkedSceneSource}

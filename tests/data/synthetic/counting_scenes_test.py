@@ -45,7 +45,7 @@ def test_questions_and_responses(keys):
 
 
 def test_neither_countdown_nor_share_changes_what_is_asked():
-    short, long = source("numbers=0", reflection_share=1.0), source("numbers=20", reflection_share=0.0)
+    short, long = source("numbers=0&reflect=1"), source("numbers=20&reflect=0.0")
     for index in range(20):
         assert long[index].question.partition(" count. ")[2] == short[index].question
         assert "REFLECTION" in short[index].response and "REFLECTION" not in long[index].response
@@ -60,7 +60,9 @@ def test_a_countdown_alone():
         assert records[index].answer == text["CONCLUSION"] == str(last)
 
 
-@pytest.mark.parametrize("keys", ["numbers=5-2", "numbers=0-81", "numbers=x", "tokens=16", "asks=no&numbers=0-5"])
+@pytest.mark.parametrize(
+    "keys", ["numbers=5-2", "numbers=0-81", "numbers=x", "tokens=16", "asks=no&numbers=0-5", "reflect=2"]
+)
 def test_a_wrong_name_is_refused(keys):
     (text,) = problems(f"counting_scenes#{keys}")
     assert "numbers=LOW-HIGH" in text or "expected LOW-HIGH" in text

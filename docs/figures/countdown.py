@@ -47,8 +47,11 @@ def measure(model: str, scenes: int) -> dict[str, dict[int, np.ndarray]]:
             assert isinstance(source, SceneSource)
             one = generated(runtime, params, source, False, sampler).numbers
             right[mode][numbers] = one["right"]
-            low, high = wilson(int(one["right"].sum()), scenes)
-            print(f"{mode}, {numbers} numbers: {one['right'].mean():.1%} [{low:.1%}, {high:.1%}], ", end="")
+            interval = wilson(int(one["right"].sum()), scenes)
+            print(
+                f"{mode}, {numbers} numbers: {one['right'].mean():.1%} [{interval.low:.1%}, {interval.high:.1%}], ",
+                end="",
+            )
             print(f"{one['reflections'].mean():.2f} reflections, {one['worked'].mean():.1%} count right")
     for numbers in NUMBERS:
         rescued, lost = (sum(right[a][numbers] > right[b][numbers]) for a, b in ((COPY, TEXT), (TEXT, COPY)))

@@ -17,9 +17,10 @@ from qwenla_jax.config.run_options import (
 from qwenla_jax.recipes.presets import pick, presets
 
 # Questions about a scene: without a countdown, where few responses reflect, and after a short one, where most do. Long
-# countdowns come alone, so that the model can write a long answer and has never read an image after one.
+# countdowns come before the number of objects, which the caption has, so that the model can write a long answer and has
+# never read an image after one.
 TINY_QUESTIONS = "counting_scenes#numbers=0&reflect=0.35*3,counting_scenes#numbers=1-10&reflect=0.8*2"
-_TINY_SOURCE = f"{TINY_QUESTIONS},counting_scenes#numbers=1-50&asks=no*1"
+_TINY_SOURCE = f"{TINY_QUESTIONS},counting_scenes#numbers=1-50&asks=total*1"
 
 
 def _tiny() -> RunOptions:
@@ -31,7 +32,6 @@ def _tiny() -> RunOptions:
         remat="dots",
         data=DataOptions(
             source=_TINY_SOURCE,
-            eval_source=TINY_QUESTIONS,
             batch_size=32,
             length_group=8,
             max_response_tokens=192,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from qwenla_jax.data.synthetic.counting_options import CountingOptions
-from qwenla_jax.data.synthetic.scene_questions import KINDS, MAKERS, SceneQuestion, caption_of
+from qwenla_jax.data.synthetic.scene_questions import KINDS, MAKERS, Draft, SceneQuestion, caption_of
 from qwenla_jax.data.synthetic.scenes import Scene
 
 
@@ -29,21 +29,21 @@ def ask(scene: Scene, seed: int, split: int, index: int, options: CountingOption
     if draft is None:  # no object is unique by two words
         kind, draft = "count", MAKERS["count"](things, rng)
     assert draft is not None
+    if options.asks == "total":
+        total = str(len(things))
+        kind, draft = "total", Draft("How many objects are there?", "count objects", total, "objects", total, "")
     rng = np.random.default_rng([seed, split, index, 8])
-    reflects = rng.random() < options.reflect
+    reflects = rng.random() < options.reflect and options.asks == "scene"
     numbers = int(rng.integers(options.low, options.high + 1))
     start = int(rng.integers(10 + numbers, 100))
-    counted = [str(start - step) for step in range(numbers)]
-    countdown = f"From {counted[0]} to {counted[-1]} count." if counted else ""
-    answer = draft.answer if options.asks else counted[-1]
-    reasoning = [",".join(counted)] * bool(counted) + [draft.glance] * options.asks
+    counted = ",".join(str(start - step) for step in range(numbers))
+    countdown = f"From {start} to {start - numbers + 1} count. " if numbers else ""
     sections = [
-        ("SUMMARY", draft.summary if options.asks else "count"),
+        ("SUMMARY", draft.summary),
         ("CAPTION", f"{len(things)} object{'s' if len(things) > 1 else ''}"),
-        ("REASONING", ": ".join(reasoning)),
-        *([("REFLECTION", f"look again: {caption_of(scene)}")] if reflects and options.asks else []),
-        ("CONCLUSION", answer),
+        ("REASONING", f"{counted}: {draft.glance}" if numbers else draft.glance),
+        *([("REFLECTION", f"look again: {caption_of(scene)}")] if reflects else []),
+        ("CONCLUSION", draft.answer),
     ]
     response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
-    question = " ".join(filter(None, [countdown, draft.question if options.asks else ""]))
-    return SceneQuestion(kind if options.asks else "countdown", question, answer, response, True)
+    return SceneQuestion(kind, f"{countdown}{draft.question}", draft.answer, response, True)

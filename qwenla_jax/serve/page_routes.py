@@ -41,13 +41,11 @@ class PageExample(NamedTuple):
 
     Attributes:
       scene: its number, as in `qwenla generate --image=scene:N`.
-      question: the text.
-      seed: one with which the embedded checkpoint reflects at temperature 1, in all modes.
+      question: the text. The embedded checkpoint reflects after a countdown.
     """
 
     scene: int
     question: str
-    seed: int
 
 
 # Chosen so that the reasoning is wrong and the reflection corrects it, which is not the rule.
@@ -102,21 +100,11 @@ def _response(data: bytes, kind: str) -> Response:
 
 
 def _settings(options: ServeOptions, version: str) -> dict[str, object]:
-    embedded = options.model == "tiny"
-    examples = [
-        {
-            "image": f"page/scene-{example.scene}.png",
-            "question": example.question,
-            # The seeds are those of the embedded checkpoint.
-            "seed": example.seed if embedded else 0,
-            "temperature": 1 if embedded else 0,
-        }
-        for example in EXAMPLES
-    ]
+    examples = [{"image": f"page/scene-{example.scene}.png", "question": example.question} for example in EXAMPLES]
     return {
         "version": version,
         "model": options.served_model_name[0],
-        "embedded": embedded,
+        "embedded": options.model == "tiny",
         "key": bool(options.api_key),
         "max_insertions": options.max_insertions,
         "max_model_len": options.max_model_len,

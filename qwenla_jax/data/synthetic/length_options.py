@@ -21,8 +21,8 @@ class LengthOptions:
         is seen is told after the reflection. "paper": summary, caption without marks, reasoning, reflection with the
         marks, conclusion.
       words: whether reflections have words; without, they are empty, and in order "paper" no mark is told.
-      asks: whether anything is asked about the image; if not, the answer is the working's result, and nothing of the
-        image is told after the reasoning.
+      asks: whether what joins the result is asked of the image; if not, the question gives it, and nothing of the image
+        is told after the reasoning.
 
     Raises:
       ValueError: a value that is none of these.

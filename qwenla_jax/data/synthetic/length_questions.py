@@ -52,7 +52,8 @@ def ask(
     kind = LENGTH_KINDS[rng.integers(len(LENGTH_KINDS))]
     joined = _MAKERS[kind](scene.in_order(), rng)
     if not options.asks:
-        kind, joined = "working", Joined("", "result", lambda result: ("", str(result)))
+        number = int(rng.integers(6))
+        kind, joined = "given", Joined(f"Add: {number}.", f"add {number}", _add(number))
     rng = np.random.default_rng([seed, split, index, 5])
     working = options.workings[rng.integers(len(options.workings))]
     order = options.orders[rng.integers(len(options.orders))]
@@ -85,7 +86,7 @@ def ask(
         response = response.replace("\n\n", "\n")
     else:
         response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
-    return SceneQuestion(kind, f"{given} {joined.question}".rstrip(), answer, response, True)
+    return SceneQuestion(kind, f"{given} {joined.question}", answer, response, True)
 
 
 def _add(number: int) -> Callable[[int], tuple[str, str]]:

@@ -184,8 +184,7 @@ async function takeExample(example, button) {
   const blob = await (await fetch(example.image)).blob();
   await take(blob, "The example");
   byId("question").value = example.question;
-  byId("seed").value = example.seed;
-  byId("temperature").value = example.temperature;
+  byId("temperature").value = 0;
   button.setAttribute("aria-pressed", "true");
   showCode();
 }

@@ -66,16 +66,12 @@ def draw(right: dict[str, dict[int, np.ndarray]]) -> bytes:
         figure = matplotlib.figure.Figure(figsize=(5.4, 2.9), layout="constrained")
         axis = figure.subplots()
         for mode, by_numbers in right.items():
-            shares = [100 * one.mean() for one in by_numbers.values()]
-            ends = [
-                [100 * abs(one.mean() - end) for end in wilson(int(one.sum()), len(one))] for one in by_numbers.values()
-            ]
+            shares, low, high = np.transpose([wilson(int(one.sum()), len(one)) for one in by_numbers.values()]) * 100
             color, marker, dash = LINES[mode]
             label = "COPY of a blank image" if mode == BLANK else mode
             x = [TOKENS * numbers for numbers in by_numbers]
-            axis.errorbar(
-                x, 100 * shares, 100 * abs(ends - shares), color=color, marker=marker, ls=dash, label=label, capsize=2
-            )
+            ends = shares - low, high - shares
+            axis.errorbar(x, shares, ends, color=color, marker=marker, ls=dash, label=label, capsize=2)
         axis.axvspan(TOKENS, 10 * TOKENS, color="#eeeeee", zorder=0)
         axis.set_xlabel("tokens of reasoning before the reflection (grey: trained lengths)")
         axis.set_ylabel("right answers (%)")

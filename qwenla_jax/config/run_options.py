@@ -29,8 +29,8 @@ class DataOptions(PromptOptions):
 
     source: str | None = option(
         "scenes",
-        "training questions: scenes, marked_scenes, length_scenes, easy_vqa, a .jsonl of {id, image, question, answer"
-        "[, response]} or of messages, a dataset as NAME:PATH "
+        "training questions: scenes, brief_scenes, marked_scenes, length_scenes, easy_vqa, a .jsonl of {id, image, "
+        "question, answer[, response]} or of messages, a dataset as NAME:PATH "
         f"({', '.join(READERS)}), with filters and names of columns behind it "
         "(#max_options=N&images=1&kinds=A|B&turns=first&columns=FIELD:COLUMN|FIELD:COLUMN), or a mixture of these: "
         "SOURCE*WEIGHT,SOURCE*WEIGHT",

@@ -14,12 +14,11 @@ from qwenla_jax.data.images.decode import ImageError
 from qwenla_jax.data.record import Split
 from qwenla_jax.data.sources.mixture import Mixture, Picked
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
-from qwenla_jax.data.sources.spec import COUNTING_SCENES, LENGTH_SCENES, ROWS, Part, parse
+from qwenla_jax.data.sources.spec import LENGTH_SCENES, ROWS, Part, parse
 from qwenla_jax.data.sources.splits import SelectedRecords, own_split, unusable
-from qwenla_jax.data.synthetic.counting_options import CountingOptions
 from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
 from qwenla_jax.data.synthetic.length_options import LengthOptions
-from qwenla_jax.data.synthetic.source import CountingSceneSource, LengthSceneSource, SceneSource, scene_source
+from qwenla_jax.data.synthetic.source import SCENE_SOURCES, LengthSceneSource, SceneSource, scene_source
 
 Source = SelectedRecords | SceneSource | EasyVqaSource
 
@@ -91,12 +90,10 @@ def open_part(
     whole: bool = False,
 ) -> Source:
     """One source of a setting; arguments and errors as in `make_source`. Invalid records are left out, and listed."""
-    if part.reader in ("scenes", "marked_scenes"):
+    if part.reader in SCENE_SOURCES:
         return scene_source(part.reader, seed, split, size, reflection_share, correction_share, style)
     if part.reader == LENGTH_SCENES:
         return LengthSceneSource(seed, split, size, LengthOptions.of(part.keys), style)
-    if part.reader == COUNTING_SCENES:
-        return CountingSceneSource(seed, split, size, CountingOptions.of(part.keys))
     if part.reader == "easy_vqa":
         return EasyVqaSource(split, size, seed, reflection_share)
     split_path = own_split(part.reader, Path(part.path), split)

@@ -1,8 +1,8 @@
 """How a setting names questions: one source, or several with weights. Nothing is opened or imported here.
 
-    scenes | marked_scenes | easy_vqa | FILE.jsonl[#KEYS] | NAME:PATH[#KEYS]    one source; KEYS: KEY=VALUE[&KEY=VALUE]
+    scenes | brief_scenes | marked_scenes | easy_vqa              rendered questions, one source
+    FILE.jsonl[#KEYS] | NAME:PATH[#KEYS]                          one source; KEYS: KEY=VALUE[&KEY=VALUE]
     length_scenes[#KEYS]    scenes with reasoning of a chosen length; KEYs: `length_options.LengthOptions.of`
-    counting_scenes[#KEYS]    scenes and a countdown; KEYs: `counting_options.CountingOptions.of`
     SOURCE*2,SOURCE*1                                             a mixture; the weight may be left out (1)
 
 NAME is one of `readers.READERS`. KEYs leave records out by what their text tells: `max_options=N`, `images=1` (exactly
@@ -22,12 +22,10 @@ from pathlib import Path
 
 from qwenla_jax.data.datasets.columns import parse_columns
 from qwenla_jax.data.datasets.readers import READERS
-from qwenla_jax.data.synthetic.counting_options import CountingOptions
 from qwenla_jax.data.synthetic.length_options import LengthOptions
 
-LENGTH_SCENES, COUNTING_SCENES = "length_scenes", "counting_scenes"
-BUILT_IN_SOURCES = ("scenes", "marked_scenes", "easy_vqa", LENGTH_SCENES, COUNTING_SCENES)
-_KEYS_OF = {LENGTH_SCENES: LengthOptions.of, COUNTING_SCENES: CountingOptions.of}
+LENGTH_SCENES = "length_scenes"
+BUILT_IN_SOURCES = ("scenes", "brief_scenes", "marked_scenes", "easy_vqa", LENGTH_SCENES)
 KEYS = ("max_options", "images", "kinds", "turns", "columns")
 ROWS = ("parquet", "jsonl")  # readers of rows with columns of any names
 _WEIGHT = re.compile(r"\*(\d+(?:\.\d*)?|\.\d+)$")
@@ -82,14 +80,14 @@ def parse(spec: str) -> tuple[Part, ...]:
 def _part(text: str, weight: Fraction) -> Part:
     if text in BUILT_IN_SOURCES:
         return Part(text, text, text, "", {}, weight)
-    scenes, mark, pairs = text.partition("#")
-    if mark and scenes in _KEYS_OF:
-        keys = {key: value for key, _, value in (pair.partition("=") for pair in pairs.split("&"))}
+    if text.startswith(f"{LENGTH_SCENES}#"):
+        pairs = [pair.partition("=") for pair in text.partition("#")[2].split("&")]
+        keys = {key: value for key, _, value in pairs}
         try:
-            _KEYS_OF[scenes](keys)
+            LengthOptions.of(keys)
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from error
-        return Part(scenes, text, scenes, "", keys, weight)
+        return Part(LENGTH_SCENES, text, LENGTH_SCENES, "", keys, weight)
     reader, colon, rest = text.partition(":")
     name = reader
     if reader not in READERS or not colon:

@@ -81,7 +81,8 @@ def ask(
       correction_share: share of those reflections that correct a wrong reasoning.
       style: "structured": the paper's format; "plain": summary, caption, working with its verdict and the answer in a
         box, a line each, as an instruction model writes before it learns the format. Never wrong on the way, no
-        reflections.
+        reflections; "brief": the paper's format, but the caption gives the number of objects, the reasoning names what
+        is asked for, and a reflection describes all objects: without one the answer is a guess at a glance.
     """
     rng = np.random.default_rng([seed, split, index, 1])  # one more number than the scene's: another stream
     things = scene.in_order()
@@ -121,15 +122,17 @@ def write(
         lines = draft.summary, caption_of(scene), f"{draft.check}: {draft.answer}", box
         response = "\n".join(lines)
         return SceneQuestion(kind, draft.question, draft.answer, response, True)
+    brief = style == "brief"
+    corrects = corrects and reflects and not brief
     sections = [
         ("SUMMARY", draft.summary),
-        ("CAPTION", caption_of(scene)),
-        ("REASONING", f"{glance}: {draft.wrong if reflects and corrects else draft.answer}"),
-        *([("REFLECTION", f"look again: {draft.check}: {draft.answer}")] if reflects else []),
+        ("CAPTION", f"{len(scene.objects)} objects" if brief else caption_of(scene)),
+        ("REASONING", glance if brief else f"{glance}: {draft.wrong if corrects else draft.answer}"),
+        *([("REFLECTION", f"look again: {caption_of(scene) if brief else draft.check}: {draft.answer}")] * reflects),
         ("CONCLUSION", box if boxed else draft.answer),
     ]
     response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
-    return SceneQuestion(kind, draft.question, draft.answer, response, not (reflects and corrects))
+    return SceneQuestion(kind, draft.question, draft.answer, response, not corrects)
 
 
 def _count(things: Objects, rng: np.random.Generator) -> Draft:

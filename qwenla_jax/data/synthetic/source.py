@@ -6,8 +6,7 @@ import functools
 from typing import Any
 
 from qwenla_jax.data.record import Record, Split
-from qwenla_jax.data.synthetic import counting_questions, length_questions, marked_questions
-from qwenla_jax.data.synthetic.counting_options import CountingOptions
+from qwenla_jax.data.synthetic import length_questions, marked_questions
 from qwenla_jax.data.synthetic.length_options import LengthOptions
 from qwenla_jax.data.synthetic.marked_scenes import make_marked_scene
 from qwenla_jax.data.synthetic.scene_questions import SceneQuestion, ask, caption_of
@@ -78,6 +77,24 @@ class MarkedSceneSource(SceneSource):
     _ask = staticmethod(marked_questions.ask)
 
 
+class BriefSceneSource(SceneSource):
+    """As `SceneSource`, with brief responses: only a reflection describes the objects."""
+
+    _name = "brief-scene"
+
+    def __init__(
+        self,
+        seed: int,
+        split: Split,
+        size: int | None = None,
+        reflection_share: float = 0.5,
+        correction_share: float = 0.3,
+        style: str = "structured",
+    ) -> None:
+        style = "brief" if style == "structured" else style
+        super().__init__(seed, split, size, reflection_share, correction_share, style)
+
+
 class LengthSceneSource(SceneSource):
     """Scenes with marks and questions whose reasoning has a chosen length, see `length_questions`."""
 
@@ -96,27 +113,15 @@ class LengthSceneSource(SceneSource):
         return self._record(index, scene, asked)
 
 
-class CountingSceneSource(SceneSource):
-    """Scenes and questions that are answered after a countdown, see `counting_questions`."""
-
-    _name = "counting-scene"
-
-    def __init__(self, seed: int, split: Split, size: int | None, options: CountingOptions) -> None:
-        super().__init__(seed, split, size)
-        self._counting_options = options
-
-    def __getitem__(self, index: int) -> Record:
-        scene, split = self.scene(index), _SPLIT_NUMBER[self._split]
-        return self._record(
-            index, scene, counting_questions.ask(scene, self._seed, split, index, self._counting_options)
-        )
-
-
-_SCENE_SOURCES: dict[str, type[SceneSource]] = {"scenes": SceneSource, "marked_scenes": MarkedSceneSource}
+SCENE_SOURCES: dict[str, type[SceneSource]] = {
+    "scenes": SceneSource,
+    "brief_scenes": BriefSceneSource,
+    "marked_scenes": MarkedSceneSource,
+}
 
 
 def scene_source(name: str, seed: int, split: Split, size: int | None = None, *written: Any) -> SceneSource:
-    """The scenes of a name, "scenes" or "marked_scenes".
+    """The scenes of a name out of SCENE_SOURCES.
 
     Args:
       name: which.
@@ -124,8 +129,8 @@ def scene_source(name: str, seed: int, split: Split, size: int | None = None, *w
       written: reflection_share, correction_share and style, as far as they are given.
 
     Raises:
-      ValueError: a name that is none of the two.
+      ValueError: another name.
     """
-    if name not in _SCENE_SOURCES:
-        raise ValueError(f"{name!r}: expected {' or '.join(_SCENE_SOURCES)}")
-    return _SCENE_SOURCES[name](seed, split, size, *written)
+    if name not in SCENE_SOURCES:
+        raise ValueError(f"{name!r}: expected {' or '.join(SCENE_SOURCES)}")
+    return SCENE_SOURCES[name](seed, split, size, *written)

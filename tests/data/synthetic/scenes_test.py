@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from answers_anew import GRAMMAR, recount
 
+from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.synthetic.scene_questions import KINDS, ask
 from qwenla_jax.data.synthetic.scenes import make_scene, render
 from qwenla_jax.data.synthetic.source import SceneSource
@@ -90,6 +91,27 @@ def test_responses_keep_the_format_and_conclude_right(scenes, asked):
         correcting += not item.reasoning_right
     assert abs(reflecting / N - 0.5) < 0.1
     assert abs(correcting / reflecting - 0.3) < 0.1
+
+
+def test_of_brief_responses_only_reflections_describe(scenes):
+    reflecting = 0
+    for i, scene in enumerate(scenes):
+        item = ask(scene, 3, 0, i, style="brief")
+        assert (item.question, item.answer) == (ask(scene, 3, 0, i).question, recount(scene, item.question))
+        match = GRAMMAR.fullmatch(item.response)
+        assert match and match[2] == item.answer and item.reasoning_right
+        before, _, reflection = item.response.partition("<REFLECTION>look again: ")
+        described = sorted(f"{t.size} {t.color} {t.shape}" for t in scene.objects)
+        assert re.search("<CAPTION>(.*?)</CAPTION>", before)[1] == f"{len(described)} objects"
+        if match[1] is not None:
+            reflecting += 1
+            seen, _, verdict = reflection.partition("</REFLECTION>")[0].rpartition(": ")
+            assert verdict == item.answer and sorted(seen.split(", ")) == described
+    assert abs(reflecting / N - 0.5) < 0.1
+    records = make_source("brief_scenes", "train", seed=1, size=3)
+    assert [r.response for r in records] == [
+        ask(make_scene(1, 2, i), 1, 2, i, style="brief").response for i in range(3)
+    ]
 
 
 def test_kinds_and_answers_are_balanced(asked):

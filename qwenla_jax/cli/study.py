@@ -52,6 +52,7 @@ STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
 # it takes from random parameters.
 STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 160, "sft_route": 160}
 STUDY_QUESTIONS = 2000  # of the distillation
+STUDY_BRPO_RATE = 5e-5  # learning rate
 
 
 def settings(args: flags.FlagValues) -> Settings:
@@ -68,7 +69,9 @@ def settings(args: flags.FlagValues) -> Settings:
     if args.study:
         runs = {name: longer(change(run, steps=STUDY_STEPS[name])) for name, run in runs.items()}
         runs["base"] = longer(runs["base"], STUDY_PLAIN_TOKENS)
-        runs["brpo"] = change(runs["brpo"], rewards=change(runs["brpo"].rewards, target_length=STUDY_REFLECTION))
+        brpo = runs["brpo"]
+        rewards = change(brpo.rewards, target_length=STUDY_REFLECTION)
+        runs["brpo"] = change(brpo, rewards=rewards, optim=change(brpo.optim, learning_rate=STUDY_BRPO_RATE))
         distill = longer(distill)
         distill = change(distill, data=change(distill.data, size=STUDY_QUESTIONS))
     else:

@@ -78,11 +78,13 @@ def test_settings_and_examples(tmp_path):
     settings = answer.json()
     assert settings["embedded"] and not settings["key"] and settings["model"] == "m"
     assert [one["question"] for one in settings["examples"]] == [one.question for one in EXAMPLES]
+    assert [one["seed"] for one in settings["examples"]] == [one.seed for one in EXAMPLES]
     for one, got in zip(EXAMPLES, scenes, strict=True):
         (tmp_path / "scene.png").write_bytes(got.content)
         assert Image.open(tmp_path / "scene.png").tobytes() == make_scene(0, 1, one.scene).image.tobytes()
     (other,) = fetch("/page/settings.json", model="DIR", api_key=("k1",))
     assert not other.json()["embedded"] and other.json()["key"] and "k1" not in other.text
+    assert {one["temperature"] for one in other.json()["examples"]} == {0}
 
 
 def test_nothing_is_inline_or_from_elsewhere():

@@ -184,7 +184,8 @@ async function takeExample(example, button) {
   const blob = await (await fetch(example.image)).blob();
   await take(blob, "The example");
   byId("question").value = example.question;
-  byId("temperature").value = 0;
+  byId("seed").value = example.seed;
+  byId("temperature").value = example.temperature;
   button.setAttribute("aria-pressed", "true");
   showCode();
 }

@@ -3,7 +3,7 @@
 The answer is the one that this command prints:
 
     qwenla generate --model=tiny --image=docs/figures/scene.png --question="What color is the big triangle?" \
-        --reattention=route --temperature=1 --seed=1 --max_new_tokens=64
+        --reattention=route --temperature=1 --seed=1
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwenla_jax.inference.answer import Answer
 
 FOLDER = Path(__file__).resolve().parent
 QUESTION = "What color is the big triangle?"
-SETTINGS = dict(reattention="route", temperature=1.0, seed=1, max_new_tokens=64)
+SETTINGS = dict(reattention="route", temperature=1.0, seed=1)
 WIDTH, SIDE, LEFT, LINE, AGAIN = 860, 150, 190, 20, 232  # pixels; AGAIN: top of the second image
 COLUMNS = 78  # characters of a line of text
 HIGHLIGHT = "#b36b00"

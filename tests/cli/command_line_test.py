@@ -240,6 +240,7 @@ def test_the_list_has_every_recipe_with_its_presets(monkeypatch, capsys):
     recipes = {path.stem for path in (ROOT / "configs").glob("*.py")}
     wanted = dict.fromkeys(recipes, ["tiny", "3b", "7b", "32b", "72b"]) | {"base": ["tiny"]}
     wanted["distill"] = [*wanted["brpo"], "cold_start"]
+    wanted["cold_start"] = [*wanted["brpo"], "brief"]
     wanted["brpo"] = [*wanted["brpo"], "3b_80gb", "3b_v5e8", "7b_8x80gb", "7b_v5p8", "7b_geometry3k"]
     assert {line[0]: line[1:] for line in words if line[0] in recipes} == wanted
 

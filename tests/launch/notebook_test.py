@@ -35,7 +35,7 @@ def test_runs(tmp_path, monkeypatch):
         "import dataclasses\nprint(json.dumps({'answer': answer.text, 'routed_answer': routed.text,"
         " 'kept': [one.selected_tokens for one in answer.reattention],"
         " 'routed': [one.selected_tokens for one in routed.reattention], 'tokens': insertion.visual_tokens,"
-        " 'package': qwenla_jax.__file__, 'things': [[one.color, one.shape] for one in scene.objects],"
+        " 'package': qwenla_jax.__file__, 'things': [[one.size, one.color, one.shape] for one in scene.objects],"
         " 'checks': [check(answer), check(routed), check(dataclasses.replace(answer, sections=[]))]}))"
     )
     notebook.cells.append(insertions)
@@ -48,7 +48,7 @@ def test_runs(tmp_path, monkeypatch):
     assert set(result["kept"]) == {16} and set(result["routed"]) == {4}
     assert Path(result["package"]).is_relative_to(ROOT)
 
-    right = "yes" if ["purple", "square"] in result["things"] else "no"
+    (right,) = (color for size, color, shape in result["things"] if (size, shape) == ("big", "triangle"))
     for text, message in zip([result["answer"], result["routed_answer"], ""], result["checks"], strict=True):
         conclusion = text.rpartition("<CONCLUSION>")[2].partition("</CONCLUSION>")[0].strip() or "nothing"
         verdict = "right" if conclusion == right else f"wrong: the right answer is {right}"

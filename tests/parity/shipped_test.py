@@ -19,7 +19,7 @@ from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 
 FOLDER = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
-QUESTIONS = 4 * (
+QUESTIONS = 8 * (
     "How many objects are there?",
     "Is there a red circle?",
     "What color is the largest object?",

@@ -63,7 +63,7 @@ def first_answer(check: Check) -> None:
     assert "before the look" in check.text(".pair") and "in the reflection" in check.text(".pair")
     assert "8 most attended of 16" in check.text(".caption")
     page.hover(".card.caption .word:last-child")
-    assert "“triangle”" in check.text(".caption") and "on inserted tokens: none" in check.text(".pair")
+    assert "“objects”" in check.text(".caption") and "on inserted tokens: none" in check.text(".pair")
     assert check.pixels(".stage canvas") != selected
     page.hover(".card.conclusion .word")
     assert "none" not in check.text(".pair") and page.get_attribute(".chart .cursor", "visibility") == "visible"
@@ -73,8 +73,8 @@ def first_answer(check: Check) -> None:
     page.keyboard.press("Shift+Tab")  # the words are one stop of the keyboard, the first in the first card
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.textContent") == "circle" and "“circle”" in check.text(".caption")
-    assert "“circle”" in check.text(".panel .unseen")
+    assert page.evaluate("document.activeElement.textContent") == "big" and "“big”" in check.text(".caption")
+    assert "“big”" in check.text(".panel .unseen")
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.closest('.card').className") == "card conclusion"
     page.evaluate("document.activeElement.blur()")
@@ -114,9 +114,9 @@ def images(check: Check, folder: Path) -> None:
     page = check.page
     page.check("[value=route]")
     page.locator(".example").nth(0).click()
-    page.wait_for_function("document.querySelector('#question').value.startsWith('Is there')")
+    page.wait_for_function("document.querySelector('#question').value.startsWith('What color')")
     example = check.pixels("#image")
-    scene = urllib.request.urlopen(f"{check.url}page/scene-20.png").read()
+    scene = urllib.request.urlopen(f"{check.url}page/scene-94.png").read()
     (folder / "scene.png").write_bytes(scene)
     (folder / "note.png").write_text("no image")
     page.set_input_files("#file", folder / "scene.png")
@@ -142,11 +142,11 @@ def images(check: Check, folder: Path) -> None:
 
 
 def painting(check: Check) -> None:
-    """The purple circle is painted over, and the model is asked again."""
+    """The yellow triangle is painted over, and the model is asked again."""
     page = check.page
     page.check("[value=route]")
     page.locator(".example").nth(0).click()
-    page.wait_for_function("document.querySelector('#question').value.startsWith('Is there')")
+    page.wait_for_function("document.querySelector('#question').value.startsWith('What color')")
     check.ask()
     clean = check.pixels("#image")
     page.click("#paint")
@@ -154,14 +154,14 @@ def painting(check: Check) -> None:
     assert box
     at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])  # noqa: E731
     page.eval_on_selector("#paint-size", "e => { e.value = 0.4; e.dispatchEvent(new Event('input', {bubbles: true})) }")
-    page.mouse.move(*at(0.55, 0.62))
+    page.mouse.move(*at(0.18, 0.2))
     page.mouse.down()
-    page.mouse.move(*at(0.6, 0.65), steps=4)
+    page.mouse.move(*at(0.22, 0.24), steps=4)
     page.mouse.up()
     painted = check.pixels("#image")
     assert painted != clean
     check.ask()
-    assert "Without paint it answered “yes”" in check.text("#remark")
+    assert "Without paint it answered “yellow”" in check.text("#remark")
     page.focus("#image")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Space")
@@ -177,7 +177,7 @@ def code(check: Check, python: str, folder: Path) -> None:
     """The commands that the page shows give the answer that it shows; a question with quotes and markup too."""
     page = check.page
     page.click("#code summary")
-    for question in ("Is there a purple circle?", EVIL):
+    for question in ("What color is the big triangle?", EVIL):
         page.fill("#question", question)
         check.ask()
         assert page.title() == "Qwen Look Again"

@@ -53,7 +53,7 @@ def fetch(*paths, **options):
 
 
 def test_files_and_policy():
-    paths = ["/", *(f"/page/{name}" for name in FILES), "/page/settings.json", "/page/scene-29.png"]
+    paths = ["/", *(f"/page/{name}" for name in FILES), "/page/settings.json", "/page/scene-97.png"]
     for path, got in zip(paths, fetch(*paths), strict=True):
         assert got.status_code == 200, path
         policy = dict(part.strip().split(" ", 1) for part in got.headers["content-security-policy"].split(";"))

@@ -165,7 +165,7 @@ def test_the_shipped_checkpoint(exported):
         assert theirs(out, P, tok.ids.stop()) == want, settings
         counts = [len(shown) for _, shown in want]
         assert (max(counts) == 0) == (settings.get("reattention") == "none"), counts
-    assert len({tuple(ids) for mode in expected for ids, _ in mode}) > 10  # modes differ in what they write
+    assert len({tuple(ids) for mode in expected for ids, _ in mode}) > 2 * len(records)  # modes differ
 
 
 @pytest.fixture(scope="module")

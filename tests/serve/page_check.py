@@ -132,7 +132,7 @@ def images(check: Check, folder: Path) -> None:
           : new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true});
         document.querySelector("#drop").dispatchEvent(given);
     }"""
-    for kind, number in (("drop", 36), ("paste", 40)):
+    for kind, number in (("drop", 214), ("paste", 344)):
         data = urllib.request.urlopen(f"{check.url}page/scene-{number}.png").read()
         before = check.pixels("#image")
         page.evaluate(hand_over, [base64.b64encode(data).decode(), kind])

@@ -12,7 +12,7 @@ from length_studies import content
 from qwenla_jax.config.schema import to_json
 from qwenla_jax.study import length_run
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, TEXT
+from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, TEXT, training_source
 from qwenla_jax.study.length_results import read_results
 from qwenla_jax.train.loop import RunRefused
 
@@ -80,7 +80,9 @@ def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_p
         run(tmp_path / "off")
     with pytest.raises(StudyError, match="COPY was measured with reattention.mode='none', expected 'copy'"):
         read_results(tmp_path / "off" / "results")
-    trained = length_run.batch_indices(0, 0, 64, 1_000_000).tolist()  # what stage 4 is trained on
+    stage_4 = length_run.make_source(training_source((11, 32), ("after",), True), "cold_start", seed=0)
+    indices = length_run.batch_indices(0, 0, 64, len(stage_4)).tolist()  # what stage 4 is trained on
+    trained = [stage_4.place(index)[1] for index in indices]
 
     def leaking(arm, condition, size, seed, working, tokens):
         source = length_run.make_source(f"length_scenes#tokens={tokens}", "cold_start", seed=seed, size=64)

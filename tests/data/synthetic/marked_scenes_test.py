@@ -131,7 +131,7 @@ def test_sources_by_name():
     assert train[2].id == "marked-scene-3-train-2" and len(train) == 5
     caption = scene_source("marked_scenes", 3, "train", 5).caption(2)
     assert f"<CAPTION>{caption}</CAPTION>" in train[2].response
-    with pytest.raises(ValueError, match="'marks': expected scenes or marked_scenes"):
+    with pytest.raises(ValueError, match="'marks': expected scenes or brief_scenes or marked_scenes"):
         scene_source("marks", 3, "train")
     with pytest.raises(ValueError, match="index=-1"):
         make_marked_scene(0, 0, -1)

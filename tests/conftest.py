@@ -58,12 +58,14 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def reflecting(tmp_path_factory):
-    """A checkpoint that reflects whenever it would conclude: the embedded one with another output matrix."""
+    """A checkpoint that reflects whenever it would conclude, and whose captions name objects rather than their number:
+    the embedded one with another output matrix."""
     import qwenla_jax
 
     loaded = qwenla_jax.load(Path(qwenla_jax.__file__).parent / "assets" / "tiny", dtype="float32")
     head = np.array(loaded.params["decoder"]["embed"]["embedding"]).T
     tags = loaded.tokenizer.ids.tags
+    head[:, [loaded.tokenizer.encode(digit)[0] for digit in "0123456789"]] *= 0.8
     head[:, tags["<REFLECTION>"]] = 1.1 * head[:, tags["<CONCLUSION>"]]
     config = dataclasses.replace(loaded.config, text=dataclasses.replace(loaded.config.text, tie_word_embeddings=False))
     params = loaded.params | {"decoder": loaded.params["decoder"] | {"lm_head": {"kernel": head}}}

@@ -111,4 +111,4 @@ def test_ask_with_the_shipped_checkpoint():
         got = qwenla_jax.ask(checkpoint, scene.image, question, reattention="none", max_new_tokens=40, **penalties)
         assert got.token_ids == want
         said.add(tuple(want))
-    assert len(said) == 4
+    assert len(said) > 1  # penalties change what is written

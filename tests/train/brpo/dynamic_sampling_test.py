@@ -110,9 +110,9 @@ def test_a_run_trains_on_questions_that_teach(tmp_path, monkeypatch):
     options = RunOptions(
         stage="brpo",
         steps=3,
-        data=DataOptions(batch_size=4, max_response_tokens=16),
+        data=DataOptions(batch_size=4, max_response_tokens=12),
         optim=OptimOptions(learning_rate=1e-5, accumulation=2),
-        brpo=BrpoOptions(group_size=2, drop_zero_std_groups=True, resample_rounds=3, mask_truncated=True),
+        brpo=BrpoOptions(group_size=4, drop_zero_std_groups=True, resample_rounds=3, mask_truncated=True),
         rewards=RewardOptions(
             format=0.0, accuracy=0.0, balance=0.0, extra=("lengths:by_length",), pool=PoolOptions(workers=1)
         ),
@@ -132,5 +132,5 @@ def test_a_run_trains_on_questions_that_teach(tmp_path, monkeypatch):
     for row in message["with"]:
         assert row["train/resample/missing"] < row["train/frac_reward_zero_std"] or not row["train/resample/rounds"]
     assert any(row["train/resample/rounds"] for row in message["with"])
-    # Responses are cut off at 16 tokens here, so with masking no token counts, and nothing is updated.
+    # Responses are cut off at 12 tokens here, so with masking no token counts, and nothing is updated.
     assert all(row["train/completions/clipped_ratio"] == 1 and row["train/skipped"] == 1 for row in message["without"])

@@ -72,14 +72,13 @@ def ask(
     before, answer = joined.conclude(values[-1])
     conclusion = f"{before}\\boxed{{{answer}}}"
     seen = listing_with_marks(scene.in_order()) if options.asks else ""
+    words = "look again" if options.words else ""
     if order == "after":
-        sections = [("SUMMARY", joined.summary), ("REASONING", reasoning)]
-        sections += [("REFLECTION", "look again" if options.words else "")]
-        sections += [("CAPTION", seen)] if options.asks else []
+        sections = [("SUMMARY", joined.summary), ("REASONING", reasoning), ("REFLECTION", words)]
+        sections += [("CAPTION", seen)] if seen else []
     else:
         sections = [("SUMMARY", joined.summary), ("CAPTION", caption_of(scene)), ("REASONING", reasoning)]
-        words = f"look again: {seen}" if options.asks else "look again"
-        sections += [("REFLECTION", words if options.words else "")]
+        sections += [("REFLECTION", f"{words}: {seen}" if words and seen else words)]
     sections.append(("CONCLUSION", conclusion))
     if style == "plain":
         response = "\n".join(text.removeprefix("look again").removeprefix(": ") for _, text in sections if text)

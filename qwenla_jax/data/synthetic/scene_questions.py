@@ -122,13 +122,17 @@ def write(
         lines = draft.summary, caption_of(scene), f"{draft.check}: {draft.answer}", box
         response = "\n".join(lines)
         return SceneQuestion(kind, draft.question, draft.answer, response, True)
-    brief = style == "brief"
-    corrects = corrects and reflects and not brief
+    corrects = corrects and reflects and style != "brief"
+    if style == "brief":
+        caption, reasoning, check = f"{len(scene.objects)} objects", glance, caption_of(scene)
+    else:
+        caption, reasoning = caption_of(scene), f"{glance}: {draft.wrong if corrects else draft.answer}"
+        check = draft.check
     sections = [
         ("SUMMARY", draft.summary),
-        ("CAPTION", f"{len(scene.objects)} objects" if brief else caption_of(scene)),
-        ("REASONING", glance if brief else f"{glance}: {draft.wrong if corrects else draft.answer}"),
-        *([("REFLECTION", f"look again: {caption_of(scene) if brief else draft.check}: {draft.answer}")] * reflects),
+        ("CAPTION", caption),
+        ("REASONING", reasoning),
+        *([("REFLECTION", f"look again: {check}: {draft.answer}")] if reflects else []),
         ("CONCLUSION", box if boxed else draft.answer),
     ]
     response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)

@@ -30,6 +30,7 @@ class SceneSource:
     _name = "scene"
     _make = staticmethod(functools.lru_cache(_CACHED)(make_scene))
     _ask = staticmethod(ask)
+    _structured = "structured"  # how a response in the paper's format is written
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class SceneSource:
         style: str = "structured",
     ) -> None:
         self._seed, self._split, self._size = seed, split, size or SCENES
+        style = self._structured if style == "structured" else style
         self._written = reflection_share, correction_share, style
 
     def __len__(self) -> int:
@@ -81,18 +83,7 @@ class BriefSceneSource(SceneSource):
     """As `SceneSource`, with brief responses: only a reflection describes the objects."""
 
     _name = "brief-scene"
-
-    def __init__(
-        self,
-        seed: int,
-        split: Split,
-        size: int | None = None,
-        reflection_share: float = 0.5,
-        correction_share: float = 0.3,
-        style: str = "structured",
-    ) -> None:
-        style = "brief" if style == "structured" else style
-        super().__init__(seed, split, size, reflection_share, correction_share, style)
+    _structured = "brief"
 
 
 class LengthSceneSource(SceneSource):

@@ -71,7 +71,7 @@ def write_length_report(results: Path, path: Path) -> str:
     report = Report(
         TITLE,
         (
-            Section("", [*head, accuracy, _made_of(all_results), INTERVALS]),
+            Section("", [*head, accuracy, _made_of(study, all_results), INTERVALS]),
             Section("Verdict at every length", [_verdicts(study)]),
             Section("Claims", [READING, *claim_tables(study)]),
             Section("Measures", [colours, *_tables(study)]),
@@ -116,9 +116,9 @@ def _missing(study: Study) -> Iterator[str]:
     }
     name = next((name for name, grid in grids.items() if grid >= study.results.keys()), "full")
     lacking: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
-    groups = {key[:3] for key in grids[name] - study.results.keys()}
-    for base, seed, condition in sorted(groups):
-        arms = tuple(arm for arm in ARMS if (base, seed, condition, arm) in grids[name] - study.results.keys())
+    absent = grids[name] - study.results.keys()
+    for base, seed, condition in sorted({key[:3] for key in absent}):
+        arms = tuple(arm for arm in ARMS if (base, seed, condition, arm) in absent)
         lacking.setdefault((base, condition, arms), []).append(seed)
     parts = [
         f"base {base}, {condition}, seed {', '.join(map(str, seeds))}: {' + '.join(arms)}"
@@ -131,10 +131,10 @@ def _missing(study: Study) -> Iterator[str]:
         )
 
 
-def _made_of(results: Sequence[Result]) -> str:
+def _made_of(study: Study, results: Sequence[Result]) -> str:
     hours = sum(sum(result.seconds.values()) for result in results if ARMS[result.arm].trained) / 3600
     hours += sum(result.seconds["measuring"] for result in results if not ARMS[result.arm].trained) / 3600
-    models = ", ".join(f"{name}: {len(seeds)} seed(s)" for name, seeds in _seeds(Study.of(results)).items())
+    models = ", ".join(f"{name}: {len(seeds)} seed(s)" for name, seeds in _seeds(study).items())
     return f"Base models {models}. Stage 4 and measuring took {hours:.2f} h, base models aside."
 
 

@@ -56,21 +56,37 @@ def shared_data() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def reflecting(tmp_path_factory):
-    """A checkpoint that reflects whenever it would conclude, and whose captions name objects rather than their number:
-    the embedded one with another output matrix."""
+def _with_another_head(folder, change):
+    """Saves the embedded checkpoint with an output matrix [D, V] of its own, which `change(head, tok)` changes."""
     import qwenla_jax
 
     loaded = qwenla_jax.load(Path(qwenla_jax.__file__).parent / "assets" / "tiny", dtype="float32")
     head = np.array(loaded.params["decoder"]["embed"]["embedding"]).T
-    tags = loaded.tokenizer.ids.tags
-    head[:, [loaded.tokenizer.encode(digit)[0] for digit in "0123456789"]] *= 0.8
-    head[:, tags["<REFLECTION>"]] = 1.1 * head[:, tags["<CONCLUSION>"]]
+    change(head, loaded.tokenizer)
     config = dataclasses.replace(loaded.config, text=dataclasses.replace(loaded.config.text, tie_word_embeddings=False))
     params = loaded.params | {"decoder": loaded.params["decoder"] | {"lm_head": {"kernel": head}}}
-    folder = tmp_path_factory.mktemp("reflecting") / "hf"
     return qwenla_jax.save(folder, config, params, tokenizer=loaded.tokenizer, processor=loaded.processor)
+
+
+def _describes(head, tok):
+    head[:, [tok.encode(digit)[0] for digit in "0123456789"]] *= 0.8
+
+
+@pytest.fixture(scope="session")
+def describing(tmp_path_factory):
+    """A checkpoint whose captions name objects, not their number: the embedded one with another output matrix."""
+    return _with_another_head(tmp_path_factory.mktemp("describing") / "hf", _describes)
+
+
+@pytest.fixture(scope="session")
+def reflecting(tmp_path_factory):
+    """A checkpoint that describes as `describing` does, and reflects whenever it would conclude."""
+
+    def change(head, tok):
+        _describes(head, tok)
+        head[:, tok.ids.tags["<REFLECTION>"]] = 1.1 * head[:, tok.ids.tags["<CONCLUSION>"]]
+
+    return _with_another_head(tmp_path_factory.mktemp("reflecting") / "hf", change)
 
 
 @pytest.fixture(scope="session")

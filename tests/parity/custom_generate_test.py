@@ -137,7 +137,7 @@ def test_the_shipped_checkpoint(exported):
         examples, make_buckets(layout, 4, 112 * 112, 112 * 168, 128, 256, max_images=3), block=ReattentionOptions()
     )
     logit_bias_V = suppression_bias(loaded.config.text.vocab_size, tok.vocab_size, tok.ids.suppressed())
-    logit_bias_V[tok.ids.reflection_open] += 7.0
+    logit_bias_V[tok.ids.reflection_open] += 9.0
     base = ReattentionConfig("copy", open_id=tok.ids.reflection_open, close_id=tok.ids.reflection_close)
     sampling = SampleOptions(1, 48, 0.0, 1.0, tok.ids.stop(), dataclasses.replace(base, mode="route", by_row=True))
     changes = [{"mode": "none"}, {"mode": "copy"}, {"mode": "route"}]
@@ -165,7 +165,7 @@ def test_the_shipped_checkpoint(exported):
         assert theirs(out, P, tok.ids.stop()) == want, settings
         counts = [len(shown) for _, shown in want]
         assert (max(counts) == 0) == (settings.get("reattention") == "none"), counts
-    assert len({tuple(ids) for mode in expected for ids, _ in mode}) > 2 * len(records)  # modes differ
+    assert len({tuple(ids) for mode in expected for ids, _ in mode}) > 10  # modes differ in what they write
 
 
 @pytest.fixture(scope="module")

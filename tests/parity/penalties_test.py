@@ -92,7 +92,7 @@ def test_greedy_tokens_and_the_most_likely_ones(oracle, saved):
 
 
 def test_ask_with_the_shipped_checkpoint():
-    scene, question = make_scene(7, 5, 3), "Subtract all circles. How many objects are left?"
+    scene, question = make_scene(7, 5, 2), "What color is the largest object?"
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
     tokenizer, checkpoint = AutoTokenizer.from_pretrained(EMBEDDED), qwenla_jax.load(EMBEDDED)
     pixels = Qwen2VLImageProcessorPil.from_pretrained(EMBEDDED)(images=[scene.image], return_tensors="pt")
@@ -111,4 +111,4 @@ def test_ask_with_the_shipped_checkpoint():
         got = qwenla_jax.ask(checkpoint, scene.image, question, reattention="none", max_new_tokens=40, **penalties)
         assert got.token_ids == want
         said.add(tuple(want))
-    assert len(said) > 1  # penalties change what is written
+    assert len(said) == 4

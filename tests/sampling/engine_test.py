@@ -219,8 +219,8 @@ def test_images_are_hashed_once_for_all_responses(monkeypatch):
     one._programs = one._programs._replace(encode=lambda *given: object(), prefill=lambda *given: object())
     monkeypatch.setattr(np, "ascontiguousarray", lambda x: hashed.append(x) or contiguous(x))
     first, again, other = request(0), request(0), request(1)
-    several = [dataclasses.replace(first, samples=(sample,)) for sample in range(5)]
-    results = [one._prefill(each) for each in (*several, again, other)]
+    same = [dataclasses.replace(first, samples=(sample,)) for sample in range(5)]
+    results = [one._prefill(each) for each in (*same, again, other)]
     assert [sum(x is each.vision.patches_IxSxC for x in hashed) for each in (first, again, other)] == [1, 1, 1]
     assert len(set(map(id, results))) == 2 and results[5] is results[0]
 

@@ -149,7 +149,7 @@ def painting(check: Check) -> None:
     page.locator(".example").nth(0).click()
     page.wait_for_function("document.querySelector('#question').value.startsWith('What color')")
     check.ask()
-    clean, answer = check.pixels("#image"), check.text(".card.conclusion .text").strip()
+    clean = check.pixels("#image")
     page.click("#paint")
     box = page.locator("#image").bounding_box()
     assert box
@@ -162,7 +162,7 @@ def painting(check: Check) -> None:
     painted = check.pixels("#image")
     assert painted != clean
     check.ask()
-    assert f"Without paint it answered “{answer}”" in check.text("#remark")
+    assert "Without paint it answered “purple”" in check.text("#remark")
     page.focus("#image")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Space")

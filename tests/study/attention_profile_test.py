@@ -27,15 +27,15 @@ class Blind(SceneSource):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return build(InferenceConfig(batch_size=8, reattention=ReattentionOptions(mode="copy")))
+def model(describing):
+    return build(InferenceConfig(init_from=str(describing), batch_size=8, reattention=ReattentionOptions(mode="copy")))
 
 
 def test_a_swapped_image(model):
     same = image_swap_probe(*model, OneImage(3, "held_out"), 8)
     assert same["logp_drop"] == pytest.approx(0, abs=1e-6) and same["accuracy"] == same["accuracy_swapped"]
     other = image_swap_probe(*model, SceneSource(3, "held_out"), 48)
-    assert other["logp_drop"] > 0.2 and other["accuracy"] > other["accuracy_swapped"]
+    assert other["logp_drop"] > 0.3 and other["accuracy"] > other["accuracy_swapped"]
 
 
 def test_theorem_numbers(model):

@@ -23,9 +23,9 @@ def tok():
 def random_tokens(rng, tok):
     """Of texts, some with tokens missing, so that bytes are no UTF-8; and tokens of all kinds by chance."""
     ids = [i for _ in range(rng.randrange(12)) for i in tok.encode(rng.choice(PIECES))]
-    kept = [i for i in ids if rng.random() > 0.1]
+    some_left = [i for i in ids if rng.random() > 0.1]
     some = [rng.randrange(tok.vocab_size + 3) for _ in range(rng.randrange(6))]
-    return rng.choice((ids, kept, kept + some, some + ids))
+    return rng.choice((ids, some_left, some_left + some, some + ids))
 
 
 def in_parts(rng, ids):
@@ -51,7 +51,7 @@ def test_parts_are_the_text_of_all_tokens(tok):
 
 def test_the_first_stop_string_is_found_at_its_token(tok):
     """Some begin and end within tokens, some are a part of another, most cross the borders of tokens and parts."""
-    rng, found = random.Random(1), 0
+    rng, ended = random.Random(1), 0
     for _ in range(700):
         ids = [i for i in random_tokens(rng, tok) if i not in tok.ids.stop()]
         text, stops = tok.decode(ids), ["never"]
@@ -66,5 +66,5 @@ def test_the_first_stop_string_is_found_at_its_token(tok):
                 break
             before += len(part)
         assert end == next((n for n in range(1, len(ids) + 1) if has(n)), None)
-        found += end is not None
-    assert found > 300
+        ended += end is not None
+    assert ended > 300

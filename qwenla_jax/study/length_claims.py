@@ -105,11 +105,10 @@ def claims() -> tuple[tuple[str, str, tuple[Difference, ...]], ...]:
         ),
         (
             "H6",
-            "Half of the visual tokens are enough, a quarter is not (free answers). How far half may lie below was "
-            "not stated.",
+            "Half of the visual tokens are enough, a quarter is not. How far half may lie below was not stated.",
             (
-                Difference(f"{ROUTE_50} - COPY", _less(ROUTE_50, COPY, free)),
-                Difference(f"{ROUTE_25} - COPY", _less(ROUTE_25, COPY, free), -1),
+                Difference(f"{ROUTE_50} - COPY", _less(ROUTE_50, COPY, far)),
+                Difference(f"{ROUTE_25} - COPY", _less(ROUTE_25, COPY, far), -1),
             ),
         ),
         (

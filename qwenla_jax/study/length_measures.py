@@ -5,16 +5,18 @@ Everything is about what is told after the look: the caption with marks, or in t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.record import Record
 from qwenla_jax.data.synthetic.marked_scenes import MARKS
@@ -29,6 +31,7 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix, logits_of
 from qwenla_jax.reattention.options import allowed_insertions, find_insertions
 from qwenla_jax.rewards.accuracy import accuracy_reward
 from qwenla_jax.sampling.prefill import encode_prompts
+from qwenla_jax.study.response_prefix import control_frame, responded
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.logprobs import response_selection, response_states, token_logprobs
@@ -55,14 +58,15 @@ class Measured:
 
 
 def generated(
-    runtime: Runtime, params: Params, source: SceneSource, given: bool, sampler: Sampler, shown: int = 4
+    runtime: Runtime, params: Params, source: SceneSource, given: Any | None, sampler: Sampler, shown: int = 4
 ) -> Measured:
     """Greedy answers.
 
     Args:
       runtime, params: the arm's.
       source: the questions, with their written responses.
-      given: whether the written response up to `</REASONING>` is given, and the rest alone generated.
+      given: None: all of the response is generated. Otherwise it is given up to where it tells what is seen, see
+        `continued`, and this is the first of `forced_programs`, by which ROUTE selects.
       sampler: a greedy one with one response a question, of `answer_sampler`.
       shown: answers that are kept as text.
 
@@ -97,47 +101,85 @@ def answer_sampler(runtime: Runtime, most_tokens: int, given: bool) -> Sampler:
 
 
 def _asked_with(runtime: Runtime, given: bool) -> Runtime:
-    """The given part counts as the question, so a question may be as long as both."""
+    """The given part counts as the question, with what is inserted there, and nothing is inserted behind it."""
     if not given:
         return runtime
-    longest = runtime.config.max_prompt_tokens + runtime.config.max_response_tokens
-    return dataclasses.replace(runtime, config=dataclasses.replace(runtime.config, max_prompt_tokens=longest))
+    config = runtime.config
+    longest = config.max_prompt_tokens + config.max_response_tokens
+    images = 2 if config.reattention.content in ("blank", "other") else 1
+    config = dataclasses.replace(config, max_prompt_tokens=longest, max_images=images, reattention=ReattentionOptions())
+    return dataclasses.replace(runtime, config=config)
+
+
+class Question(NamedTuple):
+    """What is asked: the example, the given text of its response, and the tokens that were inserted into it."""
+
+    example: Example
+    prefix: str = ""
+    inserted: int = 0
 
 
 def _answers(
-    runtime: Runtime, params: Params, source: SceneSource, given: bool, sampler: Sampler
+    runtime: Runtime, params: Params, source: SceneSource, given: Any | None, sampler: Sampler
 ) -> Iterator[tuple[Record, str, str, int, int]]:
     """For each question its record, what was given of its response, what was generated, and tokens of it and put in.
 
     The one place where answers are generated.
     """
-    rows, make = runtime.config.batch_size, runtime.example(with_response=given)
+    rows, make = runtime.config.batch_size, runtime.example(with_response=given is not None)
     examples = (make(source[index]) for index in range(len(source)))
-    runtime = _asked_with(runtime, given)
-    if given:
-        examples = (continued(example, runtime.tokenizer) for example in examples)
-    numbers = np.arange(rows, dtype=np.uint32)
-    batches = ((batch, numbers) for batch in iter(lambda: list(itertools.islice(examples, rows)), []))
-    for batch in sample_batches(runtime, params, batches, sampler):
+    batches = iter(lambda: list(itertools.islice(examples, rows)), [])
+    questions: collections.deque[Question] = collections.deque()
+
+    def asked() -> Iterator[tuple[list[Example], np.ndarray]]:
+        for batch in batches:
+            new = [Question(e) for e in batch] if given is None else given_questions(runtime, params, batch, given)
+            questions.extend(new)
+            yield [one.example for one in new], np.arange(rows, dtype=np.uint32)
+
+    for batch in sample_batches(_asked_with(runtime, given is not None), params, asked(), sampler):
         r = batch.rollout
         inserted_B = np.asarray(r.selected_BxExX).sum((1, 2))
         for row, record in enumerate(batch.records):
-            response = record.response or ""
-            prefix = response[: response.index(END_OF_REASONING) + len(END_OF_REASONING)] if given else ""
-            yield record, prefix, batch.texts[row], int(r.length_B[row]), int(inserted_B[row])
+            _, prefix, inserted = questions.popleft()
+            yield record, prefix, batch.texts[row], int(r.length_B[row]), inserted + int(inserted_B[row])
 
 
-def continued(example: Example, tok: Tokenizer) -> Example:
-    """An example with its response, cut behind the reasoning, as a prompt whose answer is to be continued."""
-    end = np.flatnonzero(example.ids_T == tok.ids.tags[END_OF_REASONING])[-1] + 1
-    return dataclasses.replace(
-        example,
-        ids_T=example.ids_T[:end],
-        pos_Tx3=example.pos_Tx3[:end],
-        visual_T=example.visual_T[:end],
-        prompt_length=int(end),
-        next_pos=int(example.pos_Tx3[end, 0]),
-    )
+def given_questions(runtime: Runtime, params: Params, batch: list[Example], score: Any) -> list[Question]:
+    """Examples with their responses, as questions that are to be continued."""
+    selected: list[np.ndarray | None] = [None] * len(batch)
+    if runtime.reattention().selects:
+        rows, first = runtime.config.batch_size, int(runtime.reattention().delimiters)
+        vision, prompts, responses = runtime.collate_responses(batch, runtime.buckets(rows), rows)
+        with runtime.context():
+            selected_BxExX = jax.device_get(score(params, vision, prompts, responses.ids_BxR, responses.length_B)[2])
+        M = batch[0].frames[0].num_visual_tokens
+        selected = list(selected_BxExX[: len(batch), 0, first : first + M])
+    return [continued(example, runtime, batch[(i + 1) % len(batch)], selected[i]) for i, example in enumerate(batch)]
+
+
+def continued(example: Example, runtime: Runtime, other: Example, selected_M: np.ndarray | None) -> Question:
+    """An example with its response, as a question that is to be continued where the response tells what is seen.
+
+    Given are the tags up to there and what the arm inserts, at its place: no arm is charged for arithmetic before the
+    look, nor for a section that it leaves out.
+
+    Args:
+      example: one image, and a response with a reasoning and a reflection behind it.
+      runtime: the arm's.
+      other: the example whose image "other" shows.
+      selected_M: bool, the visual tokens that ROUTE shows; None: all.
+    """
+    tok, options = runtime.tokenizer, runtime.reattention()
+    ids_R = example.ids_T[example.prompt_length :]
+    told = told_tokens(ids_R, tok)
+    end = told.start + (told.start == told.stop)  # a section without words is given to its end
+    look = int(np.flatnonzero(ids_R[:end] == tok.ids.reflection_open)[-1])  # an insertion stands before the tag
+    control = other.frames[0]
+    if options.content != "other":
+        control = control_frame(options.content, example.frames[0], None, runtime)
+    cut = responded(example, ids_R[:look], tok, runtime, options, control, selected_M, ids_R[look:end])
+    return Question(cut, tok.decode(ids_R[:end]), len(cut.ids_T) - example.prompt_length - end)
 
 
 def told_after(response: str) -> str:

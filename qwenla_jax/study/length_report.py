@@ -55,8 +55,7 @@ def write_length_report(results: Path, path: Path) -> str:
     accuracy = illustration(
         "accuracy",
         "Figure 1",
-        "Right answers (continued) against the tokens of reasoning N, by arm, with 95% intervals. Of ROUTE the free "
-        "answers count, which are among the measures below.",
+        "Right answers (continued) against the tokens of reasoning N, by arm, with 95% intervals.",
         ALT.format("accuracy"),
         lambda: length_figure(study),
     )

@@ -21,7 +21,7 @@ from qwenla_jax.study.statistics import Ratio
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.atomic_files import write_text
 
-VERSION = 1  # of what a file holds
+VERSION = 2  # of what a file holds
 BLOCK = 20  # scenes of a block
 BY_SCENE = ("right", "worked", "kind")  # one digit a scene
 CONTINUED, FREE, FORCED = "continued", "free", "forced"
@@ -218,12 +218,13 @@ def _labels(result: Result, arm: Arm) -> Iterable[str]:
 
 
 def _insertions(result: Result, arm: Arm) -> Iterable[str]:
-    """Inserted slots of a written response, which has one reflection: those of the arm, in every block."""
+    """Inserted slots of a written or given response, which has one reflection: those of the arm, in every block."""
     want = arm.inserted(int(result.used.get("visual_tokens", 0)))
     for (working, tokens), ways in result.cells.items():
-        got = ways.get(FORCED, {}).get("inserted_tokens")
-        if got is None:
-            yield f"{result.path}: {working}/{tokens}: no {FORCED} inserted_tokens"
-        elif not np.array_equal(got, np.full(len(got), BLOCK * want)):
-            mean = float(got.mean()) / BLOCK
-            yield f"{result.path}: {working}/{tokens}: {mean:g} tokens put in an answer, expected {want} of {arm.name}"
+        for way in (FORCED, *([] if arm.squeezed else [CONTINUED])):
+            where, got = f"{result.path}: {working}/{tokens}: ", ways.get(way, {}).get("inserted_tokens")
+            if got is None:
+                yield f"{where}no {way} inserted_tokens"
+            elif not np.array_equal(got, np.full(len(got), BLOCK * want)):
+                mean = float(got.mean()) / BLOCK
+                yield f"{where}{mean:g} tokens put in an answer ({way}), expected {want} of {arm.name}"

@@ -217,10 +217,10 @@ def measure(
         ways: dict[str, Measured] = {}
         ways[FORCED] = teacher_forced(runtime, params, source, programs, size.profiled)
         if not arm.squeezed:
-            ways[CONTINUED] = generated(runtime, params, source, True, continuing)
+            ways[CONTINUED] = generated(runtime, params, source, programs[0], continuing)
             if working == "chain":  # words between numbers are no task
                 ways[FREE] = generated(
-                    runtime, params, source, False, answer_sampler(runtime, tokens + REST, given=False)
+                    runtime, params, source, None, answer_sampler(runtime, tokens + REST, given=False)
                 )
         name = f"{working}/{tokens}"
         cells[name] = {way: encode(kinds | one.numbers) for way, one in ways.items()}

@@ -37,14 +37,12 @@ from qwenla_jax.study.released_prefix import (
     OPENER,
     WAIT,
     asked,
-    control_frame,
     filler,
     reasoned,
-    responded,
-    shown,
     without_tags,
 )
 from qwenla_jax.study.released_results import ReleasedResult, read_released, write_released
+from qwenla_jax.study.response_prefix import control_frame, responded, shown
 from qwenla_jax.text.answers.match import matches
 from qwenla_jax.train.logprobs import response_logprobs, response_selection
 from qwenla_jax.types import PromptBatch, VisionBatch

@@ -123,6 +123,12 @@ def hardly_off(files):
     next(f for f in files if f["arm"] == BLANK)["cells"]["chain/16"]["forced"]["inserted_tokens"][3] -= 18
 
 
+def continued_without(files):
+    """Teacher-forced the arm looks; the answers that it continues were given without a look."""
+    one = next(f for f in files if f["arm"] == COPY)
+    one["cells"]["chain/16"]["continued"]["inserted_tokens"] = [0.0] * (SCENES // BLOCK)
+
+
 def trained_on(files):
     files[0]["images"]["shared"] = 1
 
@@ -156,8 +162,9 @@ def no_arm(files):
     [
         (swapped, "reattention.content='blank', expected 'image'"),
         (another_model, "has a model that was trained with reattention.content='blank'"),
-        (switched_off, "chain/160: 0 tokens put in an answer, expected 18 of COPY"),
-        (hardly_off, "chain/16: 17.955 tokens put in an answer, expected 18 of blank"),
+        (switched_off, "chain/160: 0 tokens put in an answer (forced), expected 18 of COPY"),
+        (hardly_off, "chain/16: 17.955 tokens put in an answer (forced), expected 18 of blank"),
+        (continued_without, "chain/16: 0 tokens put in an answer (continued), expected 18 of COPY"),
         (trained_on, "1 of 400 test images were trained on"),
         (trained_on_unknown, "None of 400 test images"),
         (other_questions, "expected the same questions"),

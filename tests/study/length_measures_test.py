@@ -19,14 +19,29 @@ from qwenla_jax.data.batching.loader import make_pipeline
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.inference.runtime import build
 from qwenla_jax.model.qwen_vl import logits_of
+from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.study import length_run
-from qwenla_jax.study.length_arms import ARMS, CONDITIONS, COPY, SIZES, TEXT, base_options, stage_options
+from qwenla_jax.study.length_arms import (
+    ARMS,
+    BLANK,
+    CONDITIONS,
+    COPY,
+    OTHER,
+    PAUSE,
+    ROUTE_50,
+    SIZES,
+    TEXT,
+    VISION,
+    base_options,
+    stage_options,
+)
 from qwenla_jax.study.length_measures import (
     answer_sampler,
     answer_tokens,
     continued,
     forced_programs,
     generated,
+    given_questions,
     teacher_forced,
     told_after,
     told_tokens,
@@ -58,11 +73,40 @@ def test_where_a_response_tells_what(model, keys):
         assert told.split(", ") == marked
         assert told_after(record.response).removeprefix("look again: ").split(", ") == marked
         assert tok.decode(ids[answer_tokens(ids, tok)]) == record.answer
-        cut = continued(example, tok)
-        given = tok.decode(cut.ids_T[example.prompt_length :])
-        assert given.endswith("</REASONING>") and record.response.startswith(given)
+        cut, given, inserted = continued(example, runtime, example, None)
+        assert given.endswith("<REFLECTION>" if "paper" in keys else "look again</REFLECTION><CAPTION>")
+        assert record.response.startswith(given) and inserted == 0
+        assert tok.decode(cut.ids_T[example.prompt_length :]) == given
         assert cut.prompt_length == len(cut.ids_T) == len(cut.pos_Tx3) == len(cut.visual_T)
         assert cut.next_pos == cut.pos_Tx3[-1, 0] + 1
+
+
+@pytest.mark.parametrize(
+    ("arm", "order"),
+    [(arm, "after") for arm in (TEXT, PAUSE, BLANK, COPY, ROUTE_50, VISION, OTHER)]
+    + [(COPY, "paper"), (VISION, "paper")],
+)
+def test_a_given_response_is_what_the_arm_writes_itself(model, arm, order):
+    """The token behind it is as likely as where the whole response is scored, with insertions made at reflections."""
+    arm = ARMS[arm]
+    config = dataclasses.replace(model[0].config, reattention=arm.reattention)
+    runtime, params, tok = dataclasses.replace(model[0], config=config), model[1], model[0].tokenizer
+    records = source(f"tokens=32&order={order}&words={'yes' if arm.words else 'no'}")
+    examples = [runtime.example(with_response=True)(records[index]) for index in range(ROWS)]
+    score, _ = forced_programs(runtime, squeezed=False)
+    vision, prompts, responses = runtime.collate_responses(examples, runtime.buckets(ROWS), ROWS)
+    logp_BxR, *_ = score(params, vision, prompts, responses.ids_BxR, responses.length_B)
+    given = given_questions(runtime, params, examples, score)
+    assert {one.inserted for one in given} == {arm.inserted(16)}
+    asked = dataclasses.replace(runtime, config=dataclasses.replace(config, max_prompt_tokens=272, max_images=2))
+    vision, prompts = asked.collate_prompts([one.example for one in given], asked.buckets(ROWS), ROWS)
+    last_QxD, *_ = jax.jit(lambda *args: encode_prompts(runtime.model, *args))(params, vision, prompts)
+    got_QxV = jax.nn.log_softmax(logits_of(params, last_QxD) + runtime.logit_bias_V)
+    for row, example in enumerate(examples):
+        ids = example.ids_T[example.prompt_length :]
+        at = len(tok.encode(given[row].prefix))
+        assert tok.decode(ids[:at]) == given[row].prefix
+        np.testing.assert_allclose(got_QxV[row, ids[at]], logp_BxR[row, at], atol=1e-4)
 
 
 @pytest.mark.parametrize("squeezed", [False, True])
@@ -121,24 +165,24 @@ def test_answers_are_judged(model, given):
     other = "red" if seen[1].color != "red" else "blue"
     painted = f"{seen[1].size} {other} {seen[1].shape}"
     texts = [written[0], written[1].replace(str(seen[1]), painted), written[2].replace("boxed{", "boxed{x"), ""]
-    cut = [text.partition("</REASONING>")[2] if given else text for text in texts]
+    cut = [text.partition("<CAPTION>")[2] if given else text for text in texts]
 
     def respond(prompts):
         ids = [[*tok.encode(text), tok.ids.im_end] for text in cut]
         ids_BxR = np.array([row + [0] * (200 - len(row)) for row in ids], np.int32)
         length_B = np.array([len(row) for row in ids], np.int32)
         questions = [tok.decode(prompts.ids_QxP[row, : prompts.length_Q[row]]) for row in range(ROWS)]
-        assert all(question.endswith("</REASONING>" if given else "assistant\n") for question in questions)
+        assert all(question.endswith("<CAPTION>" if given else "assistant\n") for question in questions)
         none = np.zeros(ROWS, np.int32)
         return Rollout(ids_BxR, ids_BxR * 0.0, length_B, none == 0, none, none, np.ones((ROWS, 1, 18), bool))
 
     sampler = answer_sampler(runtime, 200, given)
     sampler.run = lambda params, batches: (respond(batch.prompts) for batch in batches)
-    one = generated(runtime, params, records, given, sampler)
+    one = generated(runtime, params, records, "nothing is selected" if given else None, sampler)
     got = one.numbers
     assert got["right"].tolist() == [1, 1, 0, 0]
     assert got["worked"].tolist() == [1, 1, 1, 1 if given else 0]
-    assert got["reflections"].tolist() == [1, 1, 1, 0]
+    assert got["reflections"].tolist() == [1, 1, 1, 1 if given else 0]
     objects = [len(records.scene(index).objects) for index in range(ROWS)]
     assert got["named"].tolist() == [*objects[:3], 0] and got["invented"].tolist() == [0, 1, 0, 0]
     assert got["missed"].tolist() == [0, 1, 0, objects[3]]

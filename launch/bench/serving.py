@@ -5,11 +5,13 @@ image a prompt, greedy answers of `--tokens` tokens. The output matrix is 0 for 
 ASCII, so that every side writes as many tokens and streams them as text. Every image is another one, since an engine
 computes equal ones once.
 
-1. The engine alone: the requests as arrays, in this process, as many at once as there are clients.
+1. The engine alone: the requests as arrays, in this process, as many at once as there are clients. "As they arrive":
+   one, and the others after its first step, since no server gets all of them in the same instant, and a step costs
+   about as much with one live slot as with all.
 2. `qwenla serve` in a process of its own, over loopback. Its clients, in this process, each stream one answer after
-   another, and share the processor with it. HTTP's share is 1 - (its tokens a second) / (the engine's), in the same
-   round; images are decoded and cut within it. "Of CPU" is the same of the seconds of all cores, the clients' included,
-   which other work on the machine changes less. Both should write the same tokens.
+   another, and share the processor with it. HTTP's share is 1 - (its tokens a second) / (the engine's, as they arrive),
+   in the same round; images are decoded and cut within it. "Of CPU" is the same of the seconds of all cores, the
+   clients' included, which other work on the machine changes less. It should write the engine's tokens.
 3. With --peer_python, `transformers serve` with the same clients, and `generate` on one batch of as many prompts as
    clients, from arrays; its time to first token is the time of generating one. `transformers serve` needs fastapi,
    openai and, for this model's processor, torchvision; without them its rows give the reason.
@@ -131,8 +133,8 @@ class EngineAlone:
         """Of this process so far."""
         return time.process_time()
 
-    def run(self, questions: Sequence[Question], clients: int) -> tuple[float, list[Answer]]:
-        """Seconds, and the answers in the questions' order; as many at once as there are clients."""
+    def run(self, questions: Sequence[Question], clients: int, arriving: bool) -> tuple[float, list[Answer]]:
+        """Seconds, and the answers in the questions' order; as many at once as there are clients, or as they arrive."""
         engine, left = self.served.engine, iter(range(len(questions)))
         numbers: dict[int, int] = {}
         sent, first = [0.0] * len(questions), [0.0] * len(questions)
@@ -143,11 +145,15 @@ class EngineAlone:
                 sent[number] = time.perf_counter()
                 numbers[engine.submit(questions[number].requests[0])] = number
 
-        start = time.perf_counter()
-        for _ in range(clients):
+        start, here = time.perf_counter(), 1 if arriving else clients
+        for _ in range(here):
             submit()
         while engine.busy:
-            for update in engine.step():
+            updates = engine.step()
+            for _ in range(clients - here):
+                submit()
+            here = clients
+            for update in updates:
                 number = numbers[update.ticket]
                 if update.ids[0] and not ids[number]:
                     first[number] = time.perf_counter() - sent[number]
@@ -251,10 +257,10 @@ def write_inputs(example: Example, config: ModelConfig, folder: Path, never: Seq
     return folder / "inputs.npz"
 
 
-def run_side(side: EngineAlone | HttpServer, work: Sequence[Any], clients: int) -> Run:
+def run_side(side: EngineAlone | HttpServer, work: Sequence[Any], clients: int, **options: bool) -> Run:
     """What a side does with requests."""
     cpu = side.cpu_seconds()
-    seconds, answers = side.run(work, clients)
+    seconds, answers = side.run(work, clients, **options)
     return Run(seconds, side.cpu_seconds() - cpu, answers)
 
 
@@ -341,8 +347,10 @@ def take_turn(
         seeds = [[args.seed, number, clients, i] for i in range(max(clients, LEAST))]
         bodies = [make_body(shape, args.tokens, seed) for seed in seeds]
         questions = [alone.question(body) for body in bodies]
+        others = [alone.question(make_body(shape, args.tokens, [*seed, 1])) for seed in seeds]
         with CompileCounter() as counter:
-            sides = {"engine alone": run_side(alone, questions, clients)}
+            sides = {"engine alone": run_side(alone, questions, clients, arriving=False)}
+            sides["as they arrive"] = run_side(alone, others, clients, arriving=True)
         want = [answer.ids for answer in sides["engine alone"].answers]
         sides |= {name: run_side(server, bodies, clients) for name, server in servers.items()}
         if peer is not None:
@@ -371,8 +379,9 @@ def fill(rows: dict[str, Any]) -> None:
         row["first_p50"], row["first_p99"] = np.percentile(row["first"], (50, 99)).tolist()
         row["of_engine"] = statistics.median(a / b for a, b in zip(row["rates"], engine["rates"], strict=True))
         if name.startswith("qwenla serve"):
-            row["http_share"] = 1 - row["of_engine"]
-            row["http_cpu_share"] = 1 - statistics.median(a / b for a, b in zip(engine["cpu"], row["cpu"], strict=True))
+            alone = rows[f"as they arrive, {name.rpartition(', ')[2]}"]
+            row["http_share"] = 1 - statistics.median(a / b for a, b in zip(row["rates"], alone["rates"], strict=True))
+            row["http_cpu_share"] = 1 - statistics.median(a / b for a, b in zip(alone["cpu"], row["cpu"], strict=True))
 
 
 def table(result: dict[str, Any]) -> Iterator[str]:

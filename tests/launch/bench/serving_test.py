@@ -55,21 +55,22 @@ def row(rates, cpu, first, same=()):
 
 def test_shares_by_hand():
     rows = {
-        "engine alone, 8": row([100.0, 200.0, 50.0], [0.02, 0.03, 0.06], [0.1, 0.2]),
+        "engine alone, 8": row([120.0, 220.0, 60.0], [0.01, 0.02, 0.05], [0.1, 0.2]),
+        "as they arrive, 8": row([100.0, 200.0, 50.0], [0.02, 0.03, 0.06], [0.1, 0.2]),
         "qwenla serve, 8": row([90.0, 190.0, 30.0], [0.025, 0.03, 0.12], [0.1, 0.3, 0.2], [True, False]),
         "generate, 8": row([150.0, 100.0, 50.0], [0.01, 0.01, 0.01], [1.0]),
     }
     serving.fill(rows)
     http = rows["qwenla serve, 8"]
     assert (http["tokens_per_second"], http["first_p50"]) == (90.0, 0.2)  # shares are .9, .95 and .6
-    assert (http["of_engine"], http["http_share"]) == (0.9, pytest.approx(0.1))
+    assert (http["of_engine"], http["http_share"]) == (0.75, pytest.approx(0.1))  # of the engine: .75, .86, .5
     assert (http["cpu_per_token"], http["http_cpu_share"]) == (0.03, pytest.approx(0.2))  # .8, 1 and .5 of it
-    assert rows["generate, 8"]["of_engine"] == 1.0 and "http_share" not in rows["generate, 8"]
+    assert rows["generate, 8"]["of_engine"] == pytest.approx(5 / 6) and "http_share" not in rows["generate, 8"]
     work = {"params": 1e6, "prompt": 3, "visual": 2, "tokens": 1, "slots": 8, "rounds": 3}
     machine = {"cpu": "C", "cores": 2, "load_average_1min": 0.0, "versions": {"jax": "0"}}
     given = {"machine": machine, "work": work, "rows": rows, "peer_versions": None, "missing": {"x": "no y"}}
     lines = list(serving.table(json.loads(json.dumps(given))))
-    assert {"90.0", "10.0%", "30.0", "20.0%", "0.200", "1/2"} <= set(lines[5].split()) and lines[-1] == "x: no y"
+    assert {"90.0", "10.0%", "30.0", "20.0%", "0.200", "1/2"} <= set(lines[6].split()) and lines[-1] == "x: no y"
 
 
 @pytest.mark.slow
@@ -78,7 +79,8 @@ def test_the_whole_path_at_small_size(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout)["rows"]
-    assert list(rows) == ["engine alone, 1", "qwenla serve, 1", "engine alone, 3", "qwenla serve, 3"]
+    sides = "engine alone", "as they arrive", "qwenla serve"
+    assert list(rows) == [f"{side}, {clients}" for clients in (1, 3) for side in sides]
     assert all(len(row["first"]) == (2 if name.endswith("1") else 3) for name, row in rows.items())
     assert all(row["tokens_per_second"] > 0 and row["first_p50"] > 0 for row in rows.values())
     assert all(rows["qwenla serve, 3"]["same"]) and "HTTP's share" in done.stderr

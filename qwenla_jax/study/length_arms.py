@@ -190,13 +190,13 @@ def source_name(tokens: tuple[int, int], orders: tuple[str, ...], words: bool, w
 
 
 def training_source(tokens: tuple[int, int], orders: tuple[str, ...], words: bool) -> str:
-    """The setting of a training: three quarters such answers; a quarter are workings alone, of every length.
+    """The setting of a training: three quarters such answers; a quarter are about told scenes, of every length.
 
-    Without workings alone the end of an answer behind a long reasoning is never written: tested at 160 tokens, the
-    conclusion broke off, whatever had been seen.
+    Without them what stands behind a long reasoning is never written: tested at 160 tokens, answers broke off there,
+    whatever had been seen.
     """
-    alone = source_name(LONG_TOKENS, orders, words, WORKINGS)
-    return f"{source_name(tokens, orders, words, WORKINGS)}*3,{alone}&asks=no*1"
+    told = source_name(LONG_TOKENS, orders, words, WORKINGS)
+    return f"{source_name(tokens, orders, words, WORKINGS)}*3,{told}&told=yes*1"
 
 
 def _options(

@@ -165,7 +165,7 @@ def _measured(
 def _model(folder: Path) -> dict[str, Any]:
     """What a model was trained with, as the training itself has written it."""
     options = saved(folder / SETTINGS_FILE, "data", "seed", "steps", "reattention")
-    part, _ = parse(options["data"]["source"])  # the other one has workings alone
+    part, _ = parse(options["data"]["source"])  # the other one has told scenes
     lengths = LengthOptions.of(part.keys)
     return {
         "reattention": options["reattention"],

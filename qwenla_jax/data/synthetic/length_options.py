@@ -21,8 +21,7 @@ class LengthOptions:
         is seen is told after the reflection. "paper": summary, caption without marks, reasoning, reflection with the
         marks, conclusion.
       words: whether reflections have words; without, they are empty, and in order "paper" no mark is told.
-      asks: whether what joins the result is asked of the image; if not, the question gives it, and nothing of the image
-        is told after the reasoning.
+      told: whether the question tells in words a scene that is not the image's, and asks about that one.
 
     Raises:
       ValueError: a value that is none of these.
@@ -33,7 +32,7 @@ class LengthOptions:
     workings: tuple[str, ...] = ("chain",)
     orders: tuple[str, ...] = ("after",)
     words: bool = True
-    asks: bool = True
+    told: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -49,7 +48,7 @@ class LengthOptions:
     @classmethod
     def of(cls, keys: Mapping[str, str]) -> LengthOptions:
         """From the keys of a source's name, such as `tokens=16-32`, `working=chain|filler`, `order=paper`, `words=no`,
-        `asks=no`.
+        `told=yes`.
 
         Raises:
           ValueError: an unknown key or value; the message names it.
@@ -60,12 +59,12 @@ class LengthOptions:
                 fields["low"], fields["high"] = int(value.split("-")[0]), int(value.split("-")[-1])
             elif key in ("working", "order"):
                 fields[f"{key}s"] = tuple(value.split("|"))
-            elif key in ("words", "asks") and value in ("yes", "no"):
+            elif key in ("words", "told") and value in ("yes", "no"):
                 fields[key] = value == "yes"
             else:
                 raise ValueError(
                     f"{key}={value}: expected tokens=LOW-HIGH, working={'|'.join(WORKINGS)}, "
-                    f"order={'|'.join(ORDERS)}, words=yes or asks=yes"
+                    f"order={'|'.join(ORDERS)}, words=yes or told=yes"
                 )
         return cls(**fields)  # pyright: ignore[reportArgumentType]
 

@@ -5,6 +5,9 @@ has to be kept: `27:3+4,26:7+4,25:1+4,24:5` adds 4 to 3 while 27 falls to 24, la
 number without working, between words: `27 there are the objects,26 there are the objects,25 ...,24:3`. A step of either
 has 7 tokens in the embedded tokenizer, and any step follows from the one before it, so that a model that knows short
 ones has seen every step of the long ones. Nothing in question, summary and reasoning depends on where objects are.
+
+A told scene stands in the question in words, and is described after the reasoning as a seen one is: such answers are
+whole behind a long reasoning, and nothing in them is read from an image.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from collections.abc import Callable
 import numpy as np
 
 from qwenla_jax.data.synthetic.length_options import LengthOptions, steps_of
-from qwenla_jax.data.synthetic.marked_scenes import MARKS
+from qwenla_jax.data.synthetic.marked_scenes import MARKS, make_marked_scene
 from qwenla_jax.data.synthetic.scene_questions import MAKERS, Objects, SceneQuestion, caption_of, listing_with_marks
 from qwenla_jax.data.synthetic.scenes import Scene
 
 LENGTH_KINDS = ("count", "mark_count", "mark_of")
 _FILLER = " there are the objects"
+_TOLD = 2**40  # from the index of an image's scene to that of the told one, which is the scene of no image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +54,9 @@ def ask(
     """
     rng = np.random.default_rng([seed, split, index, 4])
     kind = LENGTH_KINDS[rng.integers(len(LENGTH_KINDS))]
-    joined = _MAKERS[kind](scene.in_order(), rng)
-    if not options.asks:
-        number = int(rng.integers(6))
-        kind, joined = "given", Joined(f"Add: {number}.", f"add {number}", _add(number))
+    if options.told:
+        scene = make_marked_scene(seed, split, index + _TOLD)
+    joined, listing = _MAKERS[kind](scene.in_order(), rng), listing_with_marks(scene.in_order())
     rng = np.random.default_rng([seed, split, index, 5])
     working = options.workings[rng.integers(len(options.workings))]
     order = options.orders[rng.integers(len(options.orders))]
@@ -71,21 +74,20 @@ def ask(
     reasoning = ",".join([*parts, f"{end}:{values[-1]}"])
     before, answer = joined.conclude(values[-1])
     conclusion = f"{before}\\boxed{{{answer}}}"
-    seen = listing_with_marks(scene.in_order()) if options.asks else ""
     words = "look again" if options.words else ""
     if order == "after":
-        sections = [("SUMMARY", joined.summary), ("REASONING", reasoning), ("REFLECTION", words)]
-        sections += [("CAPTION", seen)] if seen else []
+        sections = [("SUMMARY", joined.summary), ("REASONING", reasoning), ("REFLECTION", words), ("CAPTION", listing)]
     else:
         sections = [("SUMMARY", joined.summary), ("CAPTION", caption_of(scene)), ("REASONING", reasoning)]
-        sections += [("REFLECTION", f"{words}: {seen}" if words and seen else words)]
+        sections += [("REFLECTION", f"{words}: {listing}" if words else "")]
     sections.append(("CONCLUSION", conclusion))
     if style == "plain":
         response = "\n".join(text.removeprefix("look again").removeprefix(": ") for _, text in sections if text)
         response = response.replace("\n\n", "\n")
     else:
         response = "".join(f"<{name}>{text}</{name}>" for name, text in sections)
-    return SceneQuestion(kind, f"{given} {joined.question}", answer, response, True)
+    told = f" Told: {listing}." if options.told else ""
+    return SceneQuestion(kind, f"{given}{told} {joined.question}", answer, response, True)
 
 
 def _add(number: int) -> Callable[[int], tuple[str, str]]:
@@ -117,7 +119,7 @@ def _mark_of(things: Objects, rng: np.random.Generator) -> Joined:
 
     def conclude(result: int) -> tuple[str, str]:
         thing = odd if result % 2 else even
-        return f"{result} {thing}: ", thing.mark
+        return f"{result} {'odd' if result % 2 else 'even'} {thing}: ", thing.mark
 
     question = f"What mark is on the {even} if even, on the {odd} if odd?"
     return Joined(question, f"mark of {even}, {odd}", conclude)

@@ -6,6 +6,7 @@ reasoning line by line; neither imports the generator. Lengths are those of the 
 
 import collections
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from qwenla_jax.text.response_format import parse as sections_of
 from qwenla_jax.text.tokenizer import Tokenizer
 
 N = 150
+WORDS = "size", "color", "shape", "mark"
 ASSETS = next(path.parent for path in Path(qwenla_jax.__file__).parent.rglob("tokenizer.json"))
 
 
@@ -76,7 +78,8 @@ def test_questions_and_responses(keys):
         text = {part.name: part.text for part in parts}
         assert len(text) == len(parts) == 5
         assert check_reasoning(text["REASONING"], record.question) == result
-        assert text["CONCLUSION"].startswith(str(result)) and text["CONCLUSION"].endswith(f"\\boxed{{{answer}}}")
+        assert re.match(f"{result}(\\+| {'odd' if result % 2 else 'even'} )", text["CONCLUSION"])
+        assert text["CONCLUSION"].endswith(f"\\boxed{{{answer}}}")
         marked = {f"{o.size} {o.color} {o.shape} {o.mark}" for o in objects}
         if parts[1].name == "CAPTION":  # the paper's order
             assert [part.name for part in parts] == ["SUMMARY", "CAPTION", "REASONING", "REFLECTION", "CONCLUSION"]
@@ -109,16 +112,23 @@ def test_lengths_change_the_reasoning_alone():
 
 
 @pytest.mark.parametrize("order", ["after", "paper"])
-def test_workings_alone(order):
-    records = source(f"tokens=16-160&working=chain|filler&order={order}&asks=no")
+def test_told_scenes(order):
+    """The question alone answers them; they are not the images' scenes."""
+    tok, told_again = Tokenizer.from_folder(ASSETS), 0
+    records = source(f"tokens=16-160&working=chain|filler&order={order}&told=yes")
     for index in range(N):
         record = records[index]
         text = {part.name: part.text for part in sections_of(record.response).sections}
-        work, _, number = record.question.partition(" Add: ")
-        result = check_reasoning(text["REASONING"], work)
-        assert record.answer == str((result + int(number[:-1])) % 10)
-        assert text["CONCLUSION"] == f"{result}+{number[:-1]}=\\boxed{{{record.answer}}}"
-        assert text["REFLECTION"] == "look again" and ("CAPTION" in text) == (order == "paper")
+        work, told, asked = re.fullmatch(r"(From .*?\.) Told: (.*?)\. (.*)", record.question).groups()
+        objects = [types.SimpleNamespace(**dict(zip(WORDS, thing.split(), strict=True))) for thing in told.split(", ")]
+        result, answer = solve(f"{work} {asked}", objects)
+        assert record.answer == answer and check_reasoning(text["REASONING"], work) == result
+        listing = text["CAPTION"] if order == "after" else text["REFLECTION"].removeprefix("look again: ")
+        assert listing == told
+        seen = {f"{o.size} {o.color} {o.shape} {o.mark}" for o in records.scene(index).objects}
+        told_again += set(told.split(", ")) == seen
+        assert len(tok.encode(record.question)) <= 93  # with an image and the chat's own tokens 128
+    assert not told_again
 
 
 def test_a_wrong_name_is_refused():
@@ -128,7 +138,7 @@ def test_a_wrong_name_is_refused():
         ("working=none", "chain|filler"),
         ("order=mine", "after|paper"),
         ("words=perhaps", "words=yes"),
-        ("asks=perhaps", "asks=yes"),
+        ("told=perhaps", "told=yes"),
         ("length=16", "tokens=LOW-HIGH"),
     ):
         (text,) = problems(f"length_scenes#{keys}")

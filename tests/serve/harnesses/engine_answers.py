@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,11 +118,17 @@ class EngineAnswers:
         cuts = [text.find(stop) for stop in stops if stop in text]  # here it ends the text, not the sampling
         if cuts:
             text, ended = text[: min(cuts)], True
-        conclusion = extract_conclusion(text)
-        reasoning = text.partition("<CONCLUSION>")[0].strip() if conclusion else ""
-        content = conclusion or text or self._tok.decode(ids)
+        before, _, rest = text.partition("<CONCLUSION>")
+        if not body.get("stream"):
+            said = extract_conclusion(text)
+            reasoning = before.strip() if said else ""
+        elif re.match(r"\s*<(SUMMARY|CAPTION|REASONING|REFLECTION|CONCLUSION)>", text):  # what was sent stays sent
+            said, reasoning = rest.partition("</CONCLUSION>")[0].strip(), before.strip()
+        else:
+            said, reasoning = text, ""
+        content = said or text or self._tok.decode(ids)
         return {"content": content, "reasoning": reasoning, "finish_reason": "stop" if ended else "length"}
 
 
 def _key(body: dict[str, Any]) -> str:
-    return json.dumps({name: value for name, value in body.items() if not name.startswith("stream")}, sort_keys=True)
+    return json.dumps({name: value for name, value in body.items() if name != "stream_options"}, sort_keys=True)

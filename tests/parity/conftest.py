@@ -129,7 +129,8 @@ def architecture(seed: int) -> Architecture:
 
 
 def _qwen3(arch: Architecture, rng: np.random.Generator) -> Architecture:
-    """The same with what Qwen3-VL has; features of one to three layers of the tower, as many as the decoder takes."""
+    """The same with what Qwen3-VL has; features of one to three layers of the tower, fewer than the decoder's layers:
+    what is added after the last one reaches no text."""
     head_dim, depth = int(rng.choice([8, 12, 16])), int(rng.integers(3, 5))
     rows, cols = rng.integers(1, head_dim // 6 + 1, 2).tolist()
     features = int(rng.integers(1, min(depth, arch.text_layers) + 1))
@@ -137,6 +138,7 @@ def _qwen3(arch: Architecture, rng: np.random.Generator) -> Architecture:
         "head_dim": head_dim,
         "mrope": (head_dim // 2 - rows - cols, rows, cols),
         "vision_depth": depth,
+        "text_layers": arch.text_layers + 1,
         "window": 1,
         "full": (),
         "width": int(rng.integers(2, 9)) * 4,

@@ -69,7 +69,7 @@ def changed(model, seed):
     return other
 
 
-@pytest.mark.parametrize("mode, share, seed", [("copy", 1.0, 5), ("route", 0.5, 12), ("route", 0.5, 111)])
+@pytest.mark.parametrize("mode, share, seed", [("copy", 1.0, 5), ("route", 0.5, 12), ("route", 0.5, 104)])
 def test_every_parameters_gradient(oracle, tmp_path, mode, share, seed):
     arch = oracle.architecture(seed)
     policy = oracle.build(arch)

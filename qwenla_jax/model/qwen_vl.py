@@ -91,7 +91,10 @@ class QwenVL(nn.Module):
 def with_features(x_BxTxD: jax.Array, width: int) -> jax.Array:
     """Embeddings widened to [B, T, width] by features of 0, as text has them."""
     missing = width - x_BxTxD.shape[-1]
-    return jnp.pad(x_BxTxD, [(0, 0), (0, 0), (0, missing)]) if missing else x_BxTxD
+    if not missing:
+        return x_BxTxD
+    x_BxTxD = with_logical_constraint(x_BxTxD, ("batch", "tokens", "act_embed"))
+    return jnp.pad(x_BxTxD, [(0, 0), (0, 0), (0, missing)])
 
 
 def head_matrix(params: Params) -> jax.Array:

@@ -41,6 +41,8 @@ class PositionEmbedding(nn.Module):
         init = partitioned(nn.initializers.normal(cfg.initializer_range), ("patch", "embed"))
         shape = (tower.num_position_embeddings, tower.hidden_size)
         table_NxD = self.param("embedding", init, shape, jnp.dtype(cfg.param_dtype))
+        # Gathered whole: else what is picked from it is split by width.
+        table_NxD = with_logical_constraint(table_NxD, ("patch", "act_embed"))
         last_Ix1x2 = hw_IxSx2.max(axis=1, keepdims=True)  # padding is at 0
         at_IxSx2 = hw_IxSx2.astype(jnp.float32) * (side - 1) / jnp.maximum(last_Ix1x2, 1)
         low_IxSx2 = jnp.floor(at_IxSx2)

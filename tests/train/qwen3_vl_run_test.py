@@ -6,17 +6,37 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from loop_test import SMALL
 from safetensors.numpy import load_file
 
 import qwenla_jax
-from qwenla_jax.config.run_options import LoraOptions
+from qwenla_jax.config.run_options import (
+    BrpoOptions,
+    CheckpointOptions,
+    DataOptions,
+    EvalOptions,
+    LoraOptions,
+    OptimOptions,
+    PoolOptions,
+    RewardOptions,
+    RunOptions,
+)
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.inference.load import tiny_processor
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import init_params
 from qwenla_jax.train.loop import run
 from qwenla_jax.weights.hub import EMBEDDED
+
+SMALL = RunOptions(
+    stage="brpo",
+    steps=2,
+    data=DataOptions(batch_size=2, max_response_tokens=96, max_prompt_tokens=96),
+    optim=OptimOptions(learning_rate=1e-2, warmup_ratio=0.0),
+    brpo=BrpoOptions(group_size=2, temperature=2.0),
+    rewards=RewardOptions(target_length=4.0, pool=PoolOptions(workers=1)),
+    eval=EvalOptions(every=0, final_size=0),
+    checkpoint=CheckpointOptions(every=1, keep=3),
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +60,8 @@ def lines(workdir):
 
 
 def test_brpo_with_route_is_resumed_to_the_bit(start, tmp_path):
-    options = replace(
-        SMALL,
-        steps=2,
-        init_from=str(start),
-        data=replace(SMALL.data, max_response_tokens=64, max_prompt_tokens=96),
-        brpo=replace(SMALL.brpo, temperature=2.0),
-        eval=replace(SMALL.eval, every=0, final_size=0),
-        checkpoint=replace(SMALL.checkpoint, every=1),
-        reattention=ReattentionOptions(mode="route", max_insertions=1),
-    )
+    reattention = ReattentionOptions(mode="route", max_insertions=1)
+    options = replace(SMALL, init_from=str(start), reattention=reattention)
     run(options, tmp_path / "whole")
     run(replace(options, steps=1), tmp_path / "parts")
     run(options, tmp_path / "parts")
@@ -68,12 +80,8 @@ def test_sft_with_copy_trains_adapters(start, tmp_path):
     options = replace(
         SMALL,
         stage="sft",
-        steps=2,
         init_from=str(start),
-        data=replace(SMALL.data, max_response_tokens=96, max_prompt_tokens=96),
         lora=LoraOptions(rank=2, modules=("(decoder/layers|visual/(blocks|merger|deepstack_.))/.*/kernel",)),
-        optim=replace(SMALL.optim, learning_rate=1e-2, warmup_ratio=0.0),
-        eval=replace(SMALL.eval, every=0, final_size=0),
         reattention=ReattentionOptions(mode="copy", max_insertions=1),
     )
     run(options, tmp_path)

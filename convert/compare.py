@@ -105,7 +105,7 @@ def _example(folder: Path, record: Any) -> tuple[Any, Any, Any]:
 
 def _theirs(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) -> tuple[Any, Any, Any, int]:
     import torch
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+    from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLImageProcessorPil
 
     example, _, _ = _example(folder, record)
     processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
@@ -114,7 +114,7 @@ def _theirs(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]
     config.text_config.num_hidden_layers = depth
     config.text_config.layer_types = (config.text_config.layer_types or [])[:depth]
     kind = getattr(torch, dtype)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, config=config, dtype=kind).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=kind).eval()
     ids = torch.tensor(example.ids_T[None].astype(np.int64))
     kinds = (ids == config.image_token_id).int()
     with torch.no_grad():
@@ -174,7 +174,8 @@ def _ours(folder: Path, record: Any, dtype: str, depth: int, depths: list[int]) 
 
         visual, hidden, logits = (np.asarray(x, np.float32) for x in run(tree))
         states[n] = hidden[0, :tokens]
-    return states, logits[0, :tokens], visual[: example.frames[0].num_visual_tokens]
+    visual = visual[: example.frames[0].num_visual_tokens, : config.text.hidden_size]  # without DeepStack's features
+    return states, logits[0, :tokens], visual
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class VisualTokens:
     """Images that the vision tower has encoded already, passed instead of their `VisionBatch`.
 
     Attributes:
-      tokens_ZxD: [I * M, D] in the compute type, as `QwenVL.encode` gives them.
+      tokens_ZxD: [I * M, D (1 + F)] in the compute type, as `QwenVL.encode` gives them.
       shards: static; as in `VisionBatch`.
     """
 

@@ -1,6 +1,6 @@
 """The recipes' numbers against the paper's, with the place where the paper gives each.
 
-The paper (arXiv 2505.23558v2) gives them for the 7B model; 3b, 32b and 72b carry the same.
+The paper (arXiv 2505.23558v2) gives them for the 7B model; the other sizes carry the same.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = ("3b", "7b", "32b", "72b")
+PRESETS = ("3b", "7b", "32b", "72b", *(f"qwen3vl-{size}" for size in ("2b", "4b", "8b", "32b")))
 BRPO = "section BRPO, settings"
 SFT = "section Visual re-attention, SFT settings"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +30,26 @@ OPEN, CLOSE = 88, 89
 GRIDS = ((2, 2), (1, 3), (3, 1), (1, 4), (2, 1))
 
 
-def small_config(**changes) -> ModelConfig:
+# `QWENLA_FAMILY=qwen3_vl` runs the tests of the small model with the other family.
+FAMILY = os.environ.get("QWENLA_FAMILY", "qwen2_5_vl")
+
+
+def small_config(family: str = FAMILY, **changes) -> ModelConfig:
     """Two layers of width 32 in float32; weights large enough that what a row sees matters."""
     vision = VisionConfig(2, 16, 24, 2, 3, 4, 2, 2, 16, (1,), 32, 2)
     text = TextConfig(VOCAB, 32, 48, 2, 4, 2, 8, 1e-6, 1e4, (2, 1, 1), tie_word_embeddings=False)
     config = ModelConfig(vision, text, IMAGE, VIDEO, START, END, initializer_range=0.3)
+    if family == "qwen3_vl":  # without windows; features of the first layer of the tower; heads wider than the model
+        tower = {"window_size": 8, "full_attention_layers": (0, 1), "tokens_per_second": 0}
+        tower |= {"hidden_act": "gelu_pytorch_tanh", "num_position_embeddings": 25, "deepstack_layers": (0,)}
+        vision = dataclasses.replace(vision, **tower)
+        text = dataclasses.replace(text, head_dim=12, mrope_section=(2, 2, 2))
+        config = dataclasses.replace(config, vision=vision, text=text, model_type=family)
     return dataclasses.replace(config, **changes)
 
 
 def small_model(**changes) -> tuple[QwenVL, Params]:
-    """A model of `small_config`, and random parameters, the caller's own to change or donate."""
+    """A model of `small_config(**changes)`, and random parameters, the caller's own to change or donate."""
     config = small_config(**changes)
     return QwenVL(config), jax.tree.map(jnp.copy, _parameters(config))
 

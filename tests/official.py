@@ -143,10 +143,12 @@ class Official:
         x_TxD = self.model.get_input_embeddings()(ids_1xT)[0]
         at_image = [i for i, token in enumerate(ids) if token == image]
         M = len(at_image) // (1 + used)
+        features = []
         if row.grids:
-            result = self.model.model.get_image_features(torch.cat(row.pixels), torch.stack(row.thw)).pooler_output
-            visual_MxD = torch.cat(list(result))
-            x_TxD = x_TxD.index_put((torch.tensor(at_image),), visual_MxD.repeat(1 + used, 1))
+            result = self.model.model.get_image_features(torch.cat(row.pixels), torch.stack(row.thw))
+            again = lambda parts: torch.cat(list(parts)).repeat(1 + used, 1)  # noqa: E731
+            x_TxD = x_TxD.index_put((torch.tensor(at_image),), again(result.pooler_output))
+            features = [again(parts) for parts in getattr(result, "deepstack_features", None) or ()]
         pos_3x1xT, _ = self.model.model.get_rope_index(
             ids_1xT,
             (ids_1xT == image).to(torch.int32),
@@ -157,7 +159,15 @@ class Official:
         stay = [i for i in range(len(ids)) if i not in left_out]
         back = {i: n for n, i in enumerate(stay)}
         slots = [back[s] for s in slots]
+        deepstack = {}
+        if features:
+            kept_M = [n for n, i in enumerate(at_image) if i not in left_out]
+            deepstack = {
+                "visual_pos_masks": torch.tensor([[ids[i] == image for i in stay]]),
+                "deepstack_visual_embeds": [x[kept_M] for x in features],
+            }
         out = self.model.model.language_model(
+            **deepstack,
             inputs_embeds=x_TxD[None, stay],
             position_ids=pos_3x1xT[:, :, stay],
             attention_mask=torch.ones(1, len(stay), dtype=torch.int64),

@@ -87,13 +87,20 @@ def stack(rows: list[Written], length: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def attention(params, cfg, visual_ZxD, row: Written) -> np.ndarray:
-    """Attention of every layer and head over one row, float64 [L, N, T, T], by the textbook."""
+    """Attention of every layer and head over one row, float64 [L, N, T, T], by the textbook.
+
+    With norms of queries and keys the model is a Qwen3-VL: features for DeepStack are behind the visual tokens.
+    """
     p = {name: np.asarray(leaf, np.float64) for name, leaf in _flat(params["decoder"])}
     T, N, K, H = len(row.ids_T), cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     x = p["embed/embedding"][row.ids_T]
-    x = np.where((row.visual_T >= 0)[:, None], np.asarray(visual_ZxD, np.float64)[np.maximum(row.visual_T, 0)], x)
+    visual_TxC = (row.visual_T >= 0)[:, None] * np.asarray(visual_ZxD, np.float64)[np.maximum(row.visual_T, 0)]
+    visual_TxD, *features = np.split(visual_TxC, visual_TxC.shape[1] // cfg.hidden_size, axis=1)
+    x = np.where((row.visual_T >= 0)[:, None], visual_TxD, x)
     frequency = cfg.rope_theta ** -(np.arange(0, H, 2) / H)
-    axis = [a for a, count in enumerate(cfg.mrope_section) for _ in range(count)]
+    qwen3 = "layers/attn/q_norm/scale" in p
+    axes = [(n, a) for a, count in enumerate(cfg.mrope_section) for n in range(count)]
+    axis = [a for _, a in (sorted(axes) if qwen3 else axes)]  # in turn, or in chunks
     angle = np.tile(row.pos_Tx3[:, axis] * frequency, 2)[:, None]
 
     def norm(x, scale):
@@ -107,7 +114,10 @@ def attention(params, cfg, visual_ZxD, row: Written) -> np.ndarray:
         w = {name.removeprefix("layers/"): leaf[layer] for name, leaf in p.items() if name.startswith("layers/")}
         h = norm(x, w["input_norm/scale"])
         heads = {"q": N, "k": K, "v": K}
-        q, k, v = ((h @ w[f"attn/{n}/kernel"] + w[f"attn/{n}/bias"]).reshape(T, heads[n], H) for n in "qkv")
+        bias = lambda n, w=w: 0 if qwen3 else w[f"attn/{n}/bias"]  # noqa: E731
+        q, k, v = ((h @ w[f"attn/{n}/kernel"] + bias(n)).reshape(T, heads[n], H) for n in "qkv")
+        if qwen3:
+            q, k = norm(q, w["attn/q_norm/scale"]), norm(k, w["attn/k_norm/scale"])
         q, k, v = turn(q), np.repeat(turn(k), N // K, 1), np.repeat(v, N // K, 1)
         s = np.einsum("tnh,snh->nts", q, k) / math.sqrt(H)
         s = np.where(np.tril(np.ones((T, T), bool)), s, -np.inf)
@@ -118,6 +128,7 @@ def attention(params, cfg, visual_ZxD, row: Written) -> np.ndarray:
         h = norm(x, w["post_norm/scale"])
         g = h @ w["mlp/gate/kernel"]
         x = x + (g / (1 + np.exp(-g)) * (h @ w["mlp/up/kernel"])) @ w["mlp/down/kernel"]
+        x = x + (features[layer] if layer < len(features) else 0)
     return np.stack(result)
 
 

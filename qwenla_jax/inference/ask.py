@@ -249,7 +249,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> tuple[Tokenizer, ProcessorSettin
             tok = tok.with_tags()
         ids = tok.ids
     except ValueError as error:
-        raise ValueError(f"tokenizer.json: {error}; expected that of a Qwen2.5-VL") from error
+        raise ValueError(f"tokenizer.json: {error}; expected that of a Qwen2.5-VL or Qwen3-VL") from error
     rows = checkpoint.config.text.vocab_size
     if tok.vocab_size > rows:
         raise ValueError(f"tokenizer.json: has {tok.vocab_size} tokens, but the embedding has only {rows} rows")

@@ -1,1 +1,1 @@
-"""The Qwen2.5-VL model in Flax Linen; what leaves this folder are plain arrays and dictionaries."""
+"""The models in Flax Linen; what leaves this folder are plain arrays and dictionaries."""

@@ -14,22 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from qwenla_jax.model.families import FAMILIES, QWEN2_5_VL, Family
+from qwenla_jax.model.halves import MOST_LAYERS, TextConfig, VisionConfig
 from qwenla_jax.utils.json_files import read_object
 from qwenla_jax.utils.json_section import Section
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
 _ATTENTION = ("auto", "xla", "splash", "cudnn")
-_MODEL_TYPE = "qwen2_5_vl"
 _VISION_ROPE = {"rope_type": "axial", "rope_theta": 10000.0}  # transformers' default
-# Field of ours -> key of config.json, for everything that is a plain whole number there.
-_VISION_KEYS = {
-    name: name
-    for name in (
-        "depth hidden_size intermediate_size num_heads in_channels patch_size temporal_patch_size spatial_merge_size "
-        "window_size out_hidden_size tokens_per_second"
-    ).split()
-}
+# Field of ours -> key of config.json, for everything that is a plain whole number there; the tower's are its own names.
 _TEXT_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -39,196 +33,14 @@ _TEXT_KEYS = {
     "num_kv_heads": "num_key_value_heads",
 }
 _ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-# transformers' class defaults.
-_VISION_DEFAULTS: dict[str, Any] = {
-    "depth": 32,
-    "hidden_size": 3584,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "in_channels": 3,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "spatial_merge_size": 2,
-    "window_size": 112,
-    "out_hidden_size": 3584,
-    "tokens_per_second": 4,
-    "hidden_act": "silu",
-    "fullatt_block_indexes": [7, 15, 23, 31],
-}
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 152064,
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "initializer_range": 0.02,
-    "rope_theta": 1e6,
-    "mrope_section": [16, 24, 24],
-}
+# transformers' class defaults; those of the halves are the family's.
 _ID_DEFAULTS: dict[str, Any] = dict(zip(_ID_KEYS, (151655, 151656, 151652, 151653), strict=True))
-# Far above any model: a file that asks for more is refused before anything is made for each layer or row.
-_MOST_LAYERS, _MOST = 1024, 2**24
 _MAX_BYTES = 10 << 20
-
-
-def _in_bounds(owner: str, config: Any, *others: str) -> None:
-    """Rejects a value of 0 or less, or one that no model has, in any field but `others`."""
-    for name in (field.name for field in dataclasses.fields(config) if field.name not in others):
-        value, most = getattr(config, name), _MOST_LAYERS if name in ("depth", "num_layers") else _MOST
-        if not value > 0:
-            raise ValueError(f"{owner}.{name} is {value}; it must be above 0")
-        if isinstance(value, int) and value > most:
-            raise ValueError(f"{owner}.{name} is {value}; it must be at most {most:,}")
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower and its merger.
-
-    Attributes:
-      depth: number of blocks.
-      hidden_size, intermediate_size, num_heads: width, feed-forward width and attention heads of a block.
-      in_channels, patch_size, temporal_patch_size: one patch holds in_channels * temporal_patch_size * patch_size^2
-        values; patch_size in pixels, temporal_patch_size in frames.
-      spatial_merge_size: spatial_merge_size^2 neighbouring patches become one visual token.
-      window_size: side of an attention window, in pixels.
-      full_attention_layers: indexes of the blocks that attend within the whole frame, ascending.
-      out_hidden_size: width of a visual token, the text model's width.
-      tokens_per_second: steps of the temporal M-RoPE position in a second of video.
-      rms_norm_eps: epsilon of all norms of the tower.
-      hidden_act: activation of the gated feed-forward; only "silu".
-
-    Raises:
-      ValueError: a value out of range; the message names the field.
-    """
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    in_channels: int
-    patch_size: int
-    temporal_patch_size: int
-    spatial_merge_size: int
-    window_size: int
-    full_attention_layers: tuple[int, ...]
-    out_hidden_size: int
-    tokens_per_second: int
-    rms_norm_eps: float = 1e-6
-    hidden_act: str = "silu"
-
-    def __post_init__(self) -> None:
-        """Checks the values against each other."""
-        _in_bounds("vision", self, "full_attention_layers", "hidden_act")
-        if self.hidden_size % self.num_heads:
-            message = f"vision.hidden_size {self.hidden_size} is not divisible by vision.num_heads {self.num_heads}"
-            raise ValueError(message)
-        if self.head_dim % 4:
-            raise ValueError(
-                f"vision head size is {self.head_dim} (hidden_size {self.hidden_size} / num_heads {self.num_heads}); "
-                "the two-axis rope needs a multiple of 4"
-            )
-        if self.window_size % (self.patch_size * self.spatial_merge_size):
-            raise ValueError(
-                f"vision.window_size {self.window_size} is not a multiple of patch_size * spatial_merge_size "
-                f"= {self.patch_size * self.spatial_merge_size}"
-            )
-        if wrong := [i for i in self.full_attention_layers if not 0 <= i < self.depth]:
-            raise ValueError(
-                f"vision.full_attention_layers (fullatt_block_indexes) has {wrong}; "
-                f"with depth {self.depth} the indexes are 0 to {self.depth - 1}"
-            )
-        if list(self.full_attention_layers) != sorted(set(self.full_attention_layers)):
-            raise ValueError(
-                f"vision.full_attention_layers {self.full_attention_layers} must ascend without repetition"
-            )
-        if self.hidden_act != "silu":
-            raise ValueError(f"vision.hidden_act {self.hidden_act!r} is not supported; Qwen2.5-VL uses 'silu'")
-
-    @property
-    def head_dim(self) -> int:
-        """Size of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def patch_values(self) -> int:
-        """Values of one flattened patch, C * Tp * P * P."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    @property
-    def merge_patches(self) -> int:
-        """Patches that become one visual token."""
-        return self.spatial_merge_size**2
-
-    @property
-    def window_tokens(self) -> int:
-        """Side of an attention window, in merged tokens."""
-        return self.window_size // (self.patch_size * self.spatial_merge_size)
-
-    @property
-    def window_slots(self) -> int:
-        """Patch slots of one full window (64 in the released models)."""
-        return self.window_tokens**2 * self.merge_patches
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The decoder.
-
-    Attributes:
-      vocab_size: rows of the embedding, which may be more than the tokenizer has ids.
-      hidden_size, intermediate_size, num_layers: width, feed-forward width, number of layers.
-      num_heads, num_kv_heads, head_dim: query heads, key/value heads, size of a head.
-      rms_norm_eps: epsilon of all norms.
-      rope_theta: base of the rotary frequencies.
-      mrope_section: frequencies of the time, row and column axis; they sum to head_dim / 2.
-      tie_word_embeddings: the embedding is the output head too.
-
-    Raises:
-      ValueError: a value out of range; the message names the field.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, int, int]
-    tie_word_embeddings: bool
-
-    def __post_init__(self) -> None:
-        """Checks the values against each other."""
-        _in_bounds("text", self, "mrope_section", "tie_word_embeddings")
-        if self.head_dim * self.num_heads != self.hidden_size:
-            raise ValueError(
-                f"text.hidden_size {self.hidden_size} is not num_heads {self.num_heads} * head_dim {self.head_dim}; "
-                "Qwen2.5-VL has no other head size"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"text.num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"text.head_dim {self.head_dim} is odd; rope rotates pairs")
-        if len(self.mrope_section) != 3 or min(self.mrope_section) < 0:
-            raise ValueError(
-                f"text.mrope_section {self.mrope_section} must be three numbers of 0 or more (time, row, column)"
-            )
-        if sum(self.mrope_section) != self.head_dim // 2:
-            raise ValueError(
-                f"text.mrope_section {self.mrope_section} sums to {sum(self.mrope_section)}; "
-                f"it must sum to head_dim / 2 = {self.head_dim // 2}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole Qwen2.5-VL.
+    """A whole model.
 
     Attributes:
       vision, text: the two halves.
@@ -241,6 +53,7 @@ class ModelConfig:
       initializer_range: standard deviation of randomly initialised matrices.
       attention: what computes attention: "auto" is the backend's kernel where it applies, "xla" none, "splash" (TPU)
         or "cudnn" (GPU) that kernel wherever it takes the call; see `model.kernels`. All compute the same.
+      model_type: of the family, one of `families.FAMILIES`.
 
     Raises:
       ValueError: a value out of range; the message names the field.
@@ -257,9 +70,13 @@ class ModelConfig:
     remat: str = "none"
     initializer_range: float = 0.02
     attention: str = "auto"
+    model_type: str = QWEN2_5_VL.model_type
 
     def __post_init__(self) -> None:
-        """Checks the halves against each other."""
+        """Checks the halves against each other and the family."""
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(FAMILIES)}")
+        _check_family(self.family, self.vision, self.text)
         if self.vision.out_hidden_size != self.text.hidden_size:
             raise ValueError(
                 f"vision.out_hidden_size {self.vision.out_hidden_size} is not text.hidden_size {self.text.hidden_size}"
@@ -279,13 +96,18 @@ class ModelConfig:
             raise ValueError(f"attention {self.attention!r} is not one of {', '.join(_ATTENTION)}")
 
     @property
+    def family(self) -> Family:
+        """What the model has in common with all of its family."""
+        return FAMILIES[self.model_type]
+
+    @property
     def types(self) -> tuple[str, str]:
         """Types that are computed in, and that parameters are kept in."""
         return self.dtype, self.param_dtype
 
     @classmethod
     def from_hf(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> ModelConfig:
-        """Reads Hugging Face's config.json, flat as in the released files or with a nested text_config.
+        """Reads Hugging Face's config.json, flat or with a nested text_config.
 
         Args:
           source: a folder with config.json, the file itself, or its parsed content.
@@ -295,8 +117,8 @@ class ModelConfig:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: not JSON, not a Qwen2.5-VL, a value out of range, or a setting that this model does not compute;
-            the message names the file and the key.
+          ValueError: not JSON, no model of a known family, a value out of range, or a setting that this model does not
+            compute; the message names the file and the key.
         """
         if isinstance(source, Mapping):
             return _read(Section(source, "config"))
@@ -322,17 +144,14 @@ class ModelConfig:
           A JSON-serialisable dict; `from_hf(to_hf())` gives an equal config (remat, attention and a dtype that differs
           from param_dtype are not the checkpoint's and are lost).
         """
-        v, t = self.vision, self.text
-        ids = {
+        v, t, family = self.vision, self.text, self.family
+        tokens = {
             "bos_token_id": bos_token_id,
             "eos_token_id": list(eos_token_id) if isinstance(eos_token_id, Sequence) else eos_token_id,
             "pad_token_id": pad_token_id,
         }
-        return {
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            "model_type": _MODEL_TYPE,
-            **{name: value for name, value in ids.items() if value is not None},
-            **{name: getattr(self, name) for name in _ID_KEYS},
+        tokens = {name: value for name, value in tokens.items() if value is not None}
+        text: dict[str, Any] = {
             **{key: getattr(t, name) for name, key in _TEXT_KEYS.items()},
             "hidden_act": "silu",
             "rms_norm_eps": t.rms_norm_eps,
@@ -341,28 +160,69 @@ class ModelConfig:
             "tie_word_embeddings": t.tie_word_embeddings,
             "initializer_range": self.initializer_range,
             "attention_dropout": 0.0,
-            "use_sliding_window": False,
-            "max_position_embeddings": 128000,  # the released files' number; no position is computed from it
-            "torch_dtype": self.param_dtype,
-            "vision_config": {
-                **{key: getattr(v, name) for name, key in _VISION_KEYS.items()},
-                "in_chans": v.in_channels,
-                "fullatt_block_indexes": list(v.full_attention_layers),
-                "hidden_act": v.hidden_act,
-            },
+            "max_position_embeddings": family.max_positions,
         }
+        vision: dict[str, Any] = {key: getattr(v, key) for key in family.vision_keys}
+        if family.windows:
+            vision |= {"in_chans": v.in_channels, "fullatt_block_indexes": list(v.full_attention_layers)}
+        else:
+            vision["deepstack_visual_indexes"] = list(v.deepstack_layers)
+        top: dict[str, Any] = {"tie_word_embeddings": t.tie_word_embeddings}
+        if family.nested:
+            rope = {"rope_type": "default", "mrope_section": list(t.mrope_section), "mrope_interleaved": True}
+            text |= {"model_type": f"{self.model_type}_text", "head_dim": t.head_dim, "attention_bias": False}
+            text |= {"rope_scaling": rope, "torch_dtype": self.param_dtype, **tokens}
+            vision["model_type"] = f"{self.model_type}_vision"
+            top["text_config"] = text
+        else:
+            top |= text | {"use_sliding_window": False}
+        return {
+            "architectures": [family.architecture],
+            "model_type": self.model_type,
+            **tokens,
+            **{name: getattr(self, name) for name in _ID_KEYS},
+            **top,
+            "torch_dtype": self.param_dtype,
+            "vision_config": {**vision, "hidden_act": v.hidden_act},
+        }
+
+
+def _check_family(family: Family, vision: VisionConfig, text: TextConfig) -> None:
+    """Raises ValueError where the halves are not what the family computes."""
+    if not family.free_head_dim and text.head_dim * text.num_heads != text.hidden_size:
+        raise ValueError(
+            f"text.hidden_size {text.hidden_size} is not num_heads {text.num_heads} * head_dim {text.head_dim}; "
+            f"{family.name} has no other head size"
+        )
+    if vision.hidden_act != family.vision_act:
+        raise ValueError(
+            f"vision.hidden_act {vision.hidden_act!r} is not supported; {family.name} uses {family.vision_act!r}"
+        )
+    if family.videos != (vision.tokens_per_second > 0) or family.windows != (vision.num_position_embeddings == 0):
+        raise ValueError(
+            f"vision.tokens_per_second is {vision.tokens_per_second} and vision.num_position_embeddings "
+            f"{vision.num_position_embeddings}; of {family.name} one must be above 0, the "
+            f"{'first, and the other 0' if family.videos else 'second, and the other 0'}"
+        )
+    if family.mrope_interleaved and 3 * max(text.mrope_section[1:]) > text.head_dim // 2:
+        raise ValueError(
+            f"text.mrope_section {text.mrope_section}: rows and columns take turns with time, so each can have a third "
+            f"of head_dim / 2 = {text.head_dim // 2} at most"
+        )
 
 
 def _read(top: Section, folder: Path | None = None) -> ModelConfig:
     """The config of a parsed file; where the file contradicts itself, the folder's weights decide."""
-    if top.get("model_type") != _MODEL_TYPE:
-        raise top.wrong("model_type", top.get("model_type"), f"{_MODEL_TYPE!r}; no other model is supported")
+    if top.get("model_type") not in tuple(FAMILIES):
+        known = " or ".join(map(repr, FAMILIES))
+        raise top.wrong("model_type", top.get("model_type"), f"{known}; no other model is supported, no MoE either")
+    family = FAMILIES[top.get("model_type")]
     if top.get("quantization_config"):
         raise top.fail("quantization_config", "is set; quantised checkpoints are not supported")
     if top.get("text_config") is not None:
-        text = top.section("text_config", _TEXT_DEFAULTS)
+        text = top.section("text_config", family.text_defaults)
     else:
-        text = Section(top.content, top.where, "", _TEXT_DEFAULTS)
+        text = Section(top.content, top.where, "", family.text_defaults)
     declared = (part.get(key) for part in (top, text) for key in ("dtype", "torch_dtype"))
     dtype = next((each for each in declared if each is not None), "float32")
     ids = Section(top.content, top.where, "", _ID_DEFAULTS)
@@ -372,48 +232,57 @@ def _read(top: Section, folder: Path | None = None) -> ModelConfig:
         tie = not _stores_head(folder)
     try:
         return ModelConfig(
-            vision=_vision(top.section("vision_config", _VISION_DEFAULTS)),
-            text=_text(text, tie),
+            vision=_vision(top.section("vision_config", family.vision_defaults), family),
+            text=_text(text, tie, family),
             dtype=dtype,
             param_dtype=dtype,
             initializer_range=text.number("initializer_range"),
+            model_type=family.model_type,
             **cast(dict[str, Any], {name: ids.whole(name) for name in _ID_KEYS}),
         )
     except ValueError as error:
         raise error if str(error).startswith(top.where) else ValueError(f"{top.where}: {error}") from error
 
 
-def _vision(c: Section) -> VisionConfig:
+def _vision(c: Section, family: Family) -> VisionConfig:
     rope = c.section("rope_parameters")
     if any(rope.content.get(key, value) != value for key, value in _VISION_ROPE.items()):
         raise c.wrong("rope_parameters", dict(rope.content), f"{_VISION_ROPE}, which is what the tower computes")
     if "in_channels" not in c.content and "in_chans" in c.content:  # the released files' name for it
         c = Section({**c.content, "in_channels": c.content["in_chans"]}, c.where, c.prefix, c.defaults)
-    full, depth = c.wholes("fullatt_block_indexes"), c.whole("depth")
-    if list(full) == _VISION_DEFAULTS["fullatt_block_indexes"]:  # the default, also written for towers of other depths
-        full = tuple(index for index in full if index < depth)
-    return VisionConfig(
-        full_attention_layers=full,
-        hidden_act=str(c.get("hidden_act")),
-        **{name: c.whole(key) for name, key in _VISION_KEYS.items()},
-    )
+    sizes: dict[str, Any] = {name: c.whole(name) for name in family.vision_keys}
+    depth, full = sizes["depth"], ()
+    if family.windows:
+        full = c.wholes("fullatt_block_indexes")
+        if list(full) == family.vision_defaults["fullatt_block_indexes"]:  # also written for towers of other depths
+            full = tuple(index for index in full if index < depth)
+    else:
+        sizes |= {"window_size": sizes["patch_size"] * sizes["spatial_merge_size"], "tokens_per_second": 0}
+        sizes["deepstack_layers"] = c.wholes("deepstack_visual_indexes")
+        full = tuple(range(min(depth, MOST_LAYERS)))
+    return VisionConfig(full_attention_layers=full, hidden_act=str(c.get("hidden_act")), **sizes)
 
 
-def _text(c: Section, tie: bool) -> TextConfig:
+def _text(c: Section, tie: bool, family: Family) -> TextConfig:
     if c.get("use_sliding_window"):
         raise c.fail("use_sliding_window", "is true; sliding-window attention is not supported")
     kinds = c.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise c.wrong("layer_types", kinds, "a list of 'full_attention'; no other kind is supported")
     if c.get("hidden_act") != "silu":
-        raise c.wrong("hidden_act", c.get("hidden_act"), "'silu', as Qwen2.5-VL's is")
+        raise c.wrong("hidden_act", c.get("hidden_act"), f"'silu', as {family.name}'s is")
     if c.get("attention_dropout"):
         raise c.wrong("attention_dropout", c.get("attention_dropout"), "0")
+    if family.nested and c.flag("attention_bias"):
+        raise c.wrong("attention_bias", True, f"false, as {family.name}'s is")
     key = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
     rope = c.section(key)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("mrope", "default"):
         raise c.wrong(key, dict(rope.content), "of type 'mrope' (or 'default'); no other is supported")
+    if rope.get("mrope_interleaved") not in (None, family.mrope_interleaved):
+        wanted = f"{str(family.mrope_interleaved).lower()}, as {family.name}'s is"
+        raise rope.wrong("mrope_interleaved", rope.get("mrope_interleaved"), wanted)
     # The base is inside the section or beside it.
     rope.defaults = {"mrope_section": c.get("mrope_section"), "rope_theta": c.get("rope_theta")}
     if c.get("num_key_value_heads") is None:  # null means as many as query heads

@@ -13,7 +13,7 @@ from qwenla_jax.model.attention import Partial, Segment, attend_segment, attenti
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.kernels import attend
 from qwenla_jax.model.kv_cache import KeyValues
-from qwenla_jax.model.layers import Dense, GatedMLP, RMSNorm, partitioned, scan_layers
+from qwenla_jax.model.layers import Dense, FeedForward, RMSNorm, partitioned, scan_layers
 from qwenla_jax.model.pages import PageReads, attend_pages, page_weights, whole_rows
 from qwenla_jax.model.rope import mrope_angles, rotate
 
@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
 
 
 class DecoderAttention(nn.Module):
-    """Grouped-query self-attention over what came before; q, k, v have biases, o has none."""
+    """Grouped-query self-attention over what came before; o has no bias, and the family says what q, k and v have."""
 
     config: ModelConfig
 
@@ -66,9 +66,13 @@ class DecoderAttention(nn.Module):
         def dense(name: str, features: int, axes: tuple[str, str], bias: bool) -> Dense:
             return Dense(features, axes, bias, *cfg.types, cfg.initializer_range, name=name)
 
-        q = dense("q", N * H, ("embed", "heads"), True)(x_BxTxD).reshape(B, T, N, H)
-        k = dense("k", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
-        v = dense("v", K * H, ("embed", "kv_heads"), True)(x_BxTxD).reshape(B, T, K, H)
+        bias = cfg.family.qkv_bias
+        q = dense("q", N * H, ("embed", "heads"), bias)(x_BxTxD).reshape(B, T, N, H)
+        k = dense("k", K * H, ("embed", "kv_heads"), bias)(x_BxTxD).reshape(B, T, K, H)
+        v = dense("v", K * H, ("embed", "kv_heads"), bias)(x_BxTxD).reshape(B, T, K, H)
+        if cfg.family.qk_norm:
+            q = RMSNorm(text.rms_norm_eps, *cfg.types, name="q_norm")(q)
+            k = RMSNorm(text.rms_norm_eps, *cfg.types, name="k_norm")(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = with_logical_constraint(q, ("batch", "tokens", "act_heads", "head_dim"))
         keys_values = iter((*past, (k, v)))
@@ -116,7 +120,7 @@ def _attend(
 
 
 class DecoderLayer(nn.Module):
-    """Attention and a gated MLP, each behind an RMS norm, with residuals."""
+    """Attention and a gated MLP, each behind an RMS norm, with residuals; in the first layers DeepStack's features."""
 
     config: ModelConfig
 
@@ -127,6 +131,7 @@ class DecoderLayer(nn.Module):
         cos: jax.Array,
         sin: jax.Array,
         runs: tuple[Mask | PageReads, ...],
+        features_BxTxC: jax.Array | None,
         past: tuple[tuple[jax.Array, jax.Array], ...],
         layer: jax.Array,
     ) -> tuple[tuple[jax.Array, AttentionReceived], tuple[jax.Array, jax.Array]]:
@@ -138,7 +143,11 @@ class DecoderLayer(nn.Module):
         h, new, received = DecoderAttention(cfg, name="attn")(h, cos, sin, runs, past, layer, return_attention)
         x = x + h
         h = RMSNorm(text.rms_norm_eps, *cfg.types, name="post_norm")(x)
-        x = x + GatedMLP(text.intermediate_size, False, *cfg.types, cfg.initializer_range, name="mlp")(h)
+        x = x + FeedForward(text.intermediate_size, False, True, *cfg.types, cfg.initializer_range, name="mlp")(h)
+        if features_BxTxC is not None:
+            D = x.shape[-1]
+            own = lambda: jax.lax.dynamic_slice_in_dim(features_BxTxC, layer * D, D, axis=2)  # noqa: E731
+            x = jax.lax.cond(layer * D < features_BxTxC.shape[2], lambda: x + own(), lambda: x)
         return (x, {number: total[number] + p for number, p in zip(return_attention, received, strict=True)}), new
 
 
@@ -182,7 +191,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         cfg, text = self.config, self.config.text
         self.embed = Embedding(cfg)
-        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=3, num_scanned=2)(cfg)
+        self.layers = scan_layers(DecoderLayer, text.num_layers, cfg.remat, num_broadcast=4, num_scanned=2)(cfg)
         self.norm = RMSNorm(text.rms_norm_eps, *cfg.types)
         if not text.tie_word_embeddings:
             self.lm_head = Head(cfg)
@@ -202,7 +211,7 @@ class Decoder(nn.Module):
         row's cache, and the tokens of this call up to itself, as far as no bias hides them.
 
         Args:
-          x_BxTxD: embeddings.
+          x_BxTxD: embeddings, DeepStack's features behind them where there are any, as `QwenVL.embed` returns them.
           pos_BxTx3: int32 M-RoPE positions.
           prefix: keys and values of Q prompts, each shared by B // Q consecutive rows.
           cache: keys and values of the row's own earlier tokens.
@@ -210,9 +219,12 @@ class Decoder(nn.Module):
           return_attention: for which of the segments "prefix", "cache" and "new" the received attention is returned;
             for passes without a gradient.
         """
-        cfg = self.config.text
-        T = x_BxTxD.shape[1]
-        angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        cfg, interleaved = self.config.text, self.config.family.mrope_interleaved
+        T, D = x_BxTxD.shape[1], cfg.hidden_size
+        features = None
+        if x_BxTxD.shape[-1] > D:
+            x_BxTxD, features = x_BxTxD[..., :D], x_BxTxD[..., D:]
+        angles = mrope_angles(pos_BxTx3, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, interleaved)
         names, keys, past = [], [], []
         runs: list[Mask | PageReads] = []
         for name, run in (("prefix", prefix), ("cache", cache)):
@@ -233,7 +245,8 @@ class Decoder(nn.Module):
         nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in returns_attention}
         layers = jnp.arange(cfg.num_layers)
         carry = x_BxTxD, nothing
-        (x, total), new = self.layers(carry, jnp.cos(angles), jnp.sin(angles), tuple(runs), tuple(past), layers)
+        turn = jnp.cos(angles), jnp.sin(angles)
+        (x, total), new = self.layers(carry, *turn, tuple(runs), features, tuple(past), layers)
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
         received = {names[number]: sums / cfg.num_layers for number, sums in total.items()}

@@ -1,7 +1,7 @@
 """The one table that relates our parameters to the tensors of a Hugging Face checkpoint, read both ways.
 
-Canonical tensor names are those of the released files, which transformers also writes. Newer in-memory names
-(`model.visual.`, `model.language_model.`) are renamed on reading.
+Canonical tensor names are those of Qwen2.5-VL's released files, which transformers also writes. Other files' and newer
+in-memory names (`model.visual.`, `model.language_model.`) are renamed on reading, and on writing (`stored_name`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Entry:
 
 def table(config: ModelConfig) -> tuple[Entry, ...]:
     """Every tensor of the checkpoint of this model."""
-    v, t = config.vision, config.text
+    v, t, family = config.vision, config.text, config.family
     entries: list[Entry] = []
 
     def add(name: str, paths: str, kind: Kind, shape: Shape, layers: int | None = None) -> None:
@@ -81,28 +81,46 @@ def table(config: ModelConfig) -> tuple[Entry, ...]:
         if bias:
             add(f"{name}.bias", " ".join(f"{p}/bias" for p in path.split()), "same", (out,), layers)
 
+    def norm(name: str, path: str, size: int, layers: int | None = None) -> None:
+        add(f"{name}.weight", f"{path}/scale", "same", (size,), layers)
+        if family.layer_norm:  # the decoder's norms do not come here
+            add(f"{name}.bias", f"{path}/bias", "same", (size,), layers)
+
     dv, fv, merged = v.hidden_size, v.intermediate_size, v.hidden_size * v.spatial_merge_size**2
     conv = (dv, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     add("visual.patch_embed.proj.weight", "visual/patch_embed/kernel", "patches", conv)
+    if family.patch_bias:
+        add("visual.patch_embed.proj.bias", "visual/patch_embed/bias", "same", (dv,))
+    if v.num_position_embeddings:
+        positions = (v.num_position_embeddings, dv)
+        add("visual.pos_embed.weight", "visual/pos_embed/embedding", "same", positions)
     block, ours = "visual.blocks.{}.", "visual/blocks/"
-    for norm in ("norm1", "norm2"):
-        add(f"{block}{norm}.weight", f"{ours}{norm}/scale", "same", (dv,), v.depth)
+    for part in ("norm1", "norm2"):
+        norm(f"{block}{part}", f"{ours}{part}", dv, v.depth)
     linear(f"{block}attn.qkv", " ".join(f"{ours}attn/{part}" for part in "qkv"), 3 * dv, dv, True, v.depth)
     linear(f"{block}attn.proj", f"{ours}attn/proj", dv, dv, True, v.depth)
-    for part, out, into in (("gate", fv, dv), ("up", fv, dv), ("down", dv, fv)):
-        linear(f"{block}mlp.{part}_proj", f"{ours}mlp/{part}", out, into, True, v.depth)
-    add("visual.merger.ln_q.weight", "visual/merger/norm/scale", "same", (dv,))
-    linear("visual.merger.mlp.0", "visual/merger/fc1", merged, merged, True)
-    linear("visual.merger.mlp.2", "visual/merger/fc2", v.out_hidden_size, merged, True)
+    gated = (("gate_proj", "gate", fv, dv), ("up_proj", "up", fv, dv), ("down_proj", "down", dv, fv))
+    plain = (("linear_fc1", "up", fv, dv), ("linear_fc2", "down", dv, fv))
+    for theirs, part, out, into in gated if family.vision_act == "silu" else plain:
+        linear(f"{block}mlp.{theirs}", f"{ours}mlp/{part}", out, into, True, v.depth)
+    mergers = [("merger", "merger", dv)]
+    mergers += [(f"deepstack_merger_list.{i}", f"deepstack_{i}", merged) for i in range(len(v.deepstack_layers))]
+    first, fc1, fc2 = ("norm", "linear_fc1", "linear_fc2") if family.layer_norm else ("ln_q", "mlp.0", "mlp.2")
+    for theirs, part, width in mergers:
+        norm(f"visual.{theirs}.{first}", f"visual/{part}/norm", width)
+        linear(f"visual.{theirs}.{fc1}", f"visual/{part}/fc1", merged, merged, True)
+        linear(f"visual.{theirs}.{fc2}", f"visual/{part}/fc2", v.out_hidden_size, merged, True)
 
     d, f = t.hidden_size, t.intermediate_size
     q_out, kv_out = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
     add("model.embed_tokens.weight", "decoder/embed/embedding", "same", (t.vocab_size, d))
     layer, ours = "model.layers.{}.", "decoder/layers/"
-    for theirs, norm in (("input_layernorm", "input_norm"), ("post_attention_layernorm", "post_norm")):
-        add(f"{layer}{theirs}.weight", f"{ours}{norm}/scale", "same", (d,), t.num_layers)
+    for theirs, part in (("input_layernorm", "input_norm"), ("post_attention_layernorm", "post_norm")):
+        add(f"{layer}{theirs}.weight", f"{ours}{part}/scale", "same", (d,), t.num_layers)
     for part, out in (("q", q_out), ("k", kv_out), ("v", kv_out)):
-        linear(f"{layer}self_attn.{part}_proj", f"{ours}attn/{part}", out, d, True, t.num_layers)
+        linear(f"{layer}self_attn.{part}_proj", f"{ours}attn/{part}", out, d, family.qkv_bias, t.num_layers)
+    for part in ("q_norm", "k_norm") if family.qk_norm else ():
+        add(f"{layer}self_attn.{part}.weight", f"{ours}attn/{part}/scale", "same", (t.head_dim,), t.num_layers)
     linear(f"{layer}self_attn.o_proj", f"{ours}attn/o", d, q_out, False, t.num_layers)
     for part, out, into in (("gate", f, d), ("up", f, d), ("down", d, f)):
         linear(f"{layer}mlp.{part}_proj", f"{ours}mlp/{part}", out, into, False, t.num_layers)
@@ -126,6 +144,11 @@ def module_name(name: str) -> str:
         if name.startswith(released):
             return newer + name[len(released) :]
     return name
+
+
+def stored_name(config: ModelConfig, name: str) -> str:
+    """The name of a tensor in a file of this model, from its canonical name."""
+    return module_name(name) if config.family.nested else name
 
 
 def is_ignored(name: str) -> bool:

@@ -82,11 +82,31 @@ class RMSNorm(nn.Module):
         return x32.astype(self.dtype) * scale.astype(self.dtype)
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), the feed-forward of both the vision blocks and the decoder layers."""
+class LayerNorm(nn.Module):
+    """Layer norm with scale and bias: all in float32, rounded to the compute type at the end."""
+
+    eps: float
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def param(name: str, init: nn.initializers.Initializer) -> jax.Array:
+            return self.param(name, partitioned(init, ("norm",)), (x.shape[-1],), jnp.dtype(self.param_dtype))
+
+        scale, bias = param("scale", nn.initializers.ones), param("bias", nn.initializers.zeros)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * scale + bias).astype(self.dtype)
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)), or down(gelu(up(x))) where it is not gated, with the approximate (tanh) GELU."""
 
     features: int
     use_bias: bool
+    gated: bool
     dtype: str = "float32"
     param_dtype: str = "float32"
     init_scale: float = 0.02
@@ -96,9 +116,10 @@ class GatedMLP(nn.Module):
         def dense(name: str, features: int, axes: tuple[str, str]) -> Dense:
             return Dense(features, axes, self.use_bias, self.dtype, self.param_dtype, self.init_scale, name=name)
 
-        gate = dense("gate", self.features, ("embed", "mlp"))(x)
+        gate = dense("gate", self.features, ("embed", "mlp"))(x) if self.gated else None
         up = dense("up", self.features, ("embed", "mlp"))(x)
-        return dense("down", x.shape[-1], ("mlp", "embed"))(nn.silu(gate) * up)
+        inner = nn.gelu(up) if gate is None else nn.silu(gate) * up
+        return dense("down", x.shape[-1], ("mlp", "embed"))(inner)
 
 
 def remat_policy(name: str) -> Callable | None:

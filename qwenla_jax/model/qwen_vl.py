@@ -1,4 +1,4 @@
-"""The whole Qwen2.5-VL: images and tokens in, hidden states and keys and values out."""
+"""The whole model: images and tokens in, hidden states and keys and values out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class QwenVL(nn.Module):
         self.decoder = Decoder(self.config)
 
     def encode(self, vision: VisionBatch | VisualTokens) -> jax.Array:
-        """Visual tokens of all frames, [I * M, D], which `visual_BxT` indexes; `VisualTokens` pass through."""
+        """Visual tokens of all frames, [I * M, D (1 + F)], which `visual_BxT` indexes; `VisualTokens` pass through.
+
+        Behind each token are its F features for DeepStack (none in a family without them).
+        """
         if isinstance(vision, VisualTokens):
             return vision.tokens_ZxD
         tokens_IxMxD = self.visual(vision)
@@ -46,7 +49,8 @@ class QwenVL(nn.Module):
           shards: their `VisionBatch.shards`. An index outside of its row's shard gives an embedding of nan.
 
         Returns:
-          [B, T, D] in the compute type.
+          [B, T, D (1 + F)] in the compute type, DeepStack's features behind each embedding, 0 at text; without visual
+          tokens [B, T, D].
         """
         x_BxTxD = self.decoder.embed(ids_BxT)
         if visual_BxT is None:
@@ -61,6 +65,7 @@ class QwenVL(nn.Module):
         picked = jax.vmap(lambda visual, index: jnp.take(visual, index, axis=0))(visual_UxZxD, index_UxN)
         picked = picked.reshape(*visual_BxT.shape, -1)
         picked = with_logical_constraint(picked, ("batch", "tokens", "act_embed"))
+        x_BxTxD = with_features(x_BxTxD, picked.shape[-1])
         return jnp.where((visual_BxT >= 0)[..., None], picked.astype(x_BxTxD.dtype), x_BxTxD)
 
     def decode(self, *args: Any, **options: Any) -> Decoded:
@@ -81,6 +86,15 @@ class QwenVL(nn.Module):
         @overload
         def apply(self, variables: Any, *args: Any, method: Literal["encode", "embed"] | None = None) -> jax.Array: ...
         def apply(self, variables: Any, *args: Any, method: str | None = None) -> Any: ...
+
+
+def with_features(x_BxTxD: jax.Array, width: int) -> jax.Array:
+    """Embeddings widened to [B, T, width] by features of 0, as text has them."""
+    missing = width - x_BxTxD.shape[-1]
+    if not missing:
+        return x_BxTxD
+    x_BxTxD = with_logical_constraint(x_BxTxD, ("batch", "tokens", "act_embed"))
+    return jnp.pad(x_BxTxD, [(0, 0), (0, 0), (0, missing)])
 
 
 def head_matrix(params: Params) -> jax.Array:

@@ -25,20 +25,28 @@ def vision_angles(hw_IxSx2: jax.Array, head_dim: int, theta: float = 10_000.0) -
     return angles.reshape(*hw_IxSx2.shape[:2], head_dim // 2)
 
 
-def mrope_angles(pos_BxTx3: jax.Array, head_dim: int, theta: float, sections: tuple[int, int, int]) -> jax.Array:
-    """Angles of the decoder: consecutive chunks of frequencies turn with time, row and column.
+def mrope_angles(
+    pos_BxTx3: jax.Array, head_dim: int, theta: float, sections: tuple[int, int, int], interleaved: bool = False
+) -> jax.Array:
+    """Angles of the decoder: frequencies turn with time, row or column.
 
     Args:
       pos_BxTx3: int32 M-RoPE positions.
       head_dim: head size H.
       theta: base of the frequencies.
-      sections: frequencies in each chunk; they sum to H/2.
+      sections: frequencies of each axis; they sum to H/2.
+      interleaved: the axes take turns (time, row, column, time, ...) until rows and columns have theirs, and the rest
+        is time's; else they are three chunks.
 
     Returns:
       float32 [B, T, H/2], radians.
     """
     inv_freq = _inverse_frequencies(head_dim, theta)
     axis_of_freq = np.repeat(np.arange(3), sections)
+    if interleaved:
+        axis_of_freq = np.zeros_like(axis_of_freq)
+        for axis in (1, 2):
+            axis_of_freq[axis : 3 * sections[axis] : 3] = axis
     # A product with a constant 0/1 matrix chooses each frequency's axis: exact, and cheaper than a gather.
     select_3xF = np.asarray(axis_of_freq[None, :] == np.arange(3)[:, None], np.float32)
     pos = pos_BxTx3.astype(jnp.float32)

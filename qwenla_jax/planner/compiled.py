@@ -71,9 +71,9 @@ def abstract_runtime(options: RunOptions, mesh: Mesh) -> TrainRuntime:
     """
     check_batches(options, mesh)
     tiny = (options.init_from or "").removeprefix("random:") == "tiny"
-    processor = tiny_processor() if tiny else published_processor()
-    tokenizer = Tokenizer.from_folder(EMBEDDED).with_tags()
     config = planned_config(options)
+    processor = tiny_processor() if tiny else published_processor(config.family)
+    tokenizer = Tokenizer.from_folder(EMBEDDED).with_tags()
     shardings = param_shardings(config, mesh, kernels_to_adapt(options, config), options.lora.rank or 1)
     runtime = assemble(options.inference, mesh, QwenVL(config), shardings, tokenizer, processor)
     return for_training(runtime, options)

@@ -59,7 +59,7 @@ def patch_embed(config: VisionConfig, patches: float, value_bytes: int = 4) -> W
 
 
 def vision_forward(config: VisionConfig, patches_IxW: np.ndarray, value_bytes: int = 4) -> Work:
-    """The tower with its merger.
+    """The tower with its merger, and those of DeepStack.
 
     Args:
       config: the tower.
@@ -68,7 +68,8 @@ def vision_forward(config: VisionConfig, patches_IxW: np.ndarray, value_bytes: i
     D, F = config.hidden_size, config.intermediate_size
     patches_IxW = np.asarray(patches_IxW, np.float64)
     n = float(patches_IxW.sum())
-    dense = product(n, D, D, value_bytes) * 4 + product(n, D, F, value_bytes) * 2 + product(n, F, D, value_bytes)
+    inner = 2 if config.hidden_act == "silu" else 1  # gate and up
+    dense = product(n, D, D, value_bytes) * 4 + product(n, D, F, value_bytes) * inner + product(n, F, D, value_bytes)
     full, depth = len(config.full_attention_layers), config.depth
     pairs = full * (patches_IxW.sum(1) ** 2).sum() + (depth - full) * (patches_IxW**2).sum()
     heads = config.num_heads, config.num_heads, config.head_dim
@@ -76,6 +77,7 @@ def vision_forward(config: VisionConfig, patches_IxW: np.ndarray, value_bytes: i
     wide = D * config.merge_patches
     tokens = n / config.merge_patches
     merge = product(tokens, wide, wide, value_bytes) + product(tokens, wide, config.out_hidden_size, value_bytes)
+    merge = merge * (1 + len(config.deepstack_layers))
     return patch_embed(config, n, value_bytes) + dense * depth + attend + merge
 
 

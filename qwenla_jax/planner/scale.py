@@ -171,7 +171,8 @@ moves peak and traffic somewhat{shown}. Rows marked *arithmetic* were not compil
 in both. The step's time is the roofline's with every response as long as may be: no run is faster, real ones slower.
 
 The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one image of 640 x 480 pixels (391 visual
-tokens); prompts of 512 tokens with responses of 1,024, or prompts of 7,168 with the same responses, 8,192 in all.
+tokens, 300 of Qwen3-VL); prompts of 512 tokens with responses of 1,024, or prompts of 7,168 with the same responses,
+8,192 in all.
 bfloat16 with float32 parameters and moments, rematerialised layers, a frozen reference. "Gathered once": the weights
 are gathered over fsdp before they sample, not in every layer of every token. A slice fits where 10% of a chip's memory
 stays free; listed is the smallest of those that rows (16, or 8 in 2 parts) and heads divide over, by arithmetic and

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwenla_jax.model.kv_cache import KeyValues
-from qwenla_jax.model.qwen_vl import Params, QwenVL
+from qwenla_jax.model.qwen_vl import Params, QwenVL, with_features
 from qwenla_jax.reattention.block import Inserted, copy_slots
 from qwenla_jax.reattention.options import (
     ReattentionConfig,
@@ -48,7 +48,7 @@ def insertion(
 def embed_with_sources(
     model: QwenVL, params: Params, ids_BxT: jax.Array, source_BxT: jax.Array, prompt_QxPxD: jax.Array
 ) -> jax.Array:
-    """Embeddings of tokens of which some repeat a slot of their row's prompt.
+    """Embeddings of tokens of which some repeat a slot of their row's prompt, with its features for DeepStack.
 
     Inserted tokens repeat the prompt's, so their embeddings are on the device that holds the row. The flat visual
     tokens would have to be gathered from all devices.
@@ -60,9 +60,10 @@ def embed_with_sources(
       prompt_QxPxD: embeddings of the prompts, as `sampling.prefill.encode_prompts` returns them.
 
     Returns:
-      [B, T, D] in the compute type.
+      [B, T, D] in the compute type; D is that of `prompt_QxPxD`.
     """
     x_BxTxD = model.apply({"params": params}, ids_BxT, None, None, method="embed")
+    x_BxTxD = with_features(x_BxTxD, prompt_QxPxD.shape[-1])
     at_QxA = jnp.maximum(source_BxT, 0).reshape(len(prompt_QxPxD), -1)
     again = jnp.take_along_axis(prompt_QxPxD, at_QxA[..., None], axis=1).reshape(x_BxTxD.shape)
     return jnp.where((source_BxT >= 0)[..., None], again, x_BxTxD)

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from qwenla_jax.config.schema import to_config_dict
 
-SIZES = ("3b", "7b", "32b", "72b")
+SIZES = ("3b", "7b", "32b", "72b", "qwen3vl-2b", "qwen3vl-4b", "qwen3vl-8b", "qwen3vl-32b")
 Presets = Mapping[str, Callable[[], Any]]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import leaves
 from qwenla_jax.data.sources.spec import parse
+from qwenla_jax.model.families import QWEN2_5_VL, Family
 from qwenla_jax.run.metrics import METRICS_FILE, whole_lines
 from qwenla_jax.weights.custom_generate import CODE_FOLDER
 from qwenla_jax.weights.hub import hub_name
@@ -24,7 +25,9 @@ _METRICS = (
 _ELSEWHERE = ("stage", "preset", "init_from", "data.source", "data.eval_source")  # and folders are nobody's business
 
 
-def model_card(options: RunOptions, workdir: Path, step: int, adapter: bool = False) -> str:
+def model_card(
+    options: RunOptions, workdir: Path, step: int, adapter: bool = False, family: Family = QWEN2_5_VL
+) -> str:
     """The text of README.md: metadata, base model, data, commands, metrics and settings.
 
     Args:
@@ -32,6 +35,7 @@ def model_card(options: RunOptions, workdir: Path, step: int, adapter: bool = Fa
       workdir: its folder, with its metrics.
       step: of the checkpoint that is exported.
       adapter: the export holds adapters alone.
+      family: of the model.
     """
     # Imported here: only an export needs it.
     from huggingface_hub import ModelCard, ModelCardData
@@ -46,7 +50,7 @@ def model_card(options: RunOptions, workdir: Path, step: int, adapter: bool = Fa
         tags=[
             "qwenla_jax",
             "jax",
-            "qwen2_5_vl",
+            family.model_type,
             "visual-reasoning",
             options.stage,
             *([] if adapter else [CODE_FOLDER]),
@@ -63,7 +67,8 @@ def model_card(options: RunOptions, workdir: Path, step: int, adapter: bool = Fa
         step=step,
         stage=stage,
         adapter=adapter,
-        kind="Low-rank adapters" if adapter else "A Qwen2.5-VL",
+        kind="Low-rank adapters" if adapter else f"A {family.name}",
+        family=family,
         base=link if repo else f"`{start}`, which is not on the Hub by that name",
         base_path=repo or "BASE",
         data=", ".join(parts),

@@ -27,7 +27,8 @@ def encode_prompts(
 
     Returns:
       the hidden state [Q, D] of each prompt's last token, the prompts' keys and values, and the embeddings [Q, P, D]
-      that insertions repeat: those of the prompts, with other images if `content` is a control.
+      that insertions repeat, as `QwenVL.embed` returns them: those of the prompts, with other images if `content` is a
+      control.
 
     Raises:
       ValueError: `content` needs the images (blank, other), but `vision` has encoded ones.

@@ -48,7 +48,7 @@ class SampleState:
 
     Attributes:
       prompts: the Q questions; row b belongs to question b // G.
-      prompt_QxPxD: embeddings of the prompts, which insertions repeat.
+      prompt_QxPxD: embeddings of the prompts, which insertions repeat, with their features for DeepStack.
       prefix: keys and values of the prompts, a row a question.
       rows: settings of each row.
       hidden_BxD: the hidden state that predicts each row's next token.

@@ -227,7 +227,9 @@ def _no_questions(config: ModelConfig, sizes: SlotSizes) -> Prefilled:
     zeros = lambda *shape: jnp.zeros(shape, config.dtype)  # noqa: E731
     keys = zeros(text.num_layers, Q, P, text.num_kv_heads, text.head_dim)
     prefix = KeyValues(keys, keys, jnp.zeros((Q,), jnp.int32))
-    return Prefilled(empty_prompts(sizes, Q), zeros(Q, text.hidden_size), prefix, zeros(Q, P, text.hidden_size))
+    return Prefilled(
+        empty_prompts(sizes, Q), zeros(Q, text.hidden_size), prefix, zeros(Q, P, config.vision.token_values)
+    )
 
 
 def no_rows(rows: int, options: SampleOptions) -> RowSettings:
@@ -263,7 +265,7 @@ def first_state(
     )
     return SampleState(
         prompts=_in_sizes(prefilled.prompts, empty_prompts(sizes, Q)),
-        prompt_QxPxD=_widened(prefilled.prompt_QxPxD, (Q, P, text.hidden_size)),
+        prompt_QxPxD=_widened(prefilled.prompt_QxPxD, (Q, P, config.vision.token_values)),
         prefix=_in_pages(prefilled.prefix, *options.pages(P)),
         rows=rows,
         hidden_BxD=jnp.repeat(prefilled.hidden_QxD, G, axis=0),

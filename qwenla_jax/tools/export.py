@@ -70,7 +70,7 @@ def export_run(
         restored = reader.restore(
             place.absolute(), args=ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
         )
-    card = model_card(options, workdir, record["step"], adapter)
+    card = model_card(options, workdir, record["step"], adapter, runtime.model.config.family)
     if adapter:
         start = options.init_from or ""
         base, revision = hub_name(start) or (str(Path(start).absolute()) if Path(start).is_dir() else start, None)

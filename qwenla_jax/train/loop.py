@@ -196,7 +196,7 @@ def _export(options: RunOptions, workdir: Path, runtime: TrainRuntime, params: P
             system=options.data.system,
             dtype=options.dtype,
             overwrite=True,
-            card=model_card(options, workdir, options.steps),
+            card=model_card(options, workdir, options.steps, family=runtime.model.config.family),
             reattention=options.reattention,
         )
     except OSError as error:

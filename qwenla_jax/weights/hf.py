@@ -22,7 +22,7 @@ from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.images.preprocess import ProcessorSettings
 from qwenla_jax.model import lora
 from qwenla_jax.model.config import ModelConfig
-from qwenla_jax.model.hf_names import Entry, canonical, compare, is_ignored, table
+from qwenla_jax.model.hf_names import Entry, canonical, compare, is_ignored, stored_name, table
 from qwenla_jax.model.qwen_vl import QwenVL
 from qwenla_jax.text import special_tokens as st
 from qwenla_jax.text.tokenizer import Tokenizer, in_folder
@@ -138,8 +138,8 @@ def save(
     card: str | None = None,
     reattention: ReattentionOptions | None = None,
 ) -> Path:
-    """Writes a folder that `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads unmodified, in the
-    layout of the released files, which every release since 4.49 reads.
+    """Writes a folder that `from_pretrained` of the family's class of transformers loads unmodified, in the layout of
+    the released files, which every release that has the class reads.
 
     All is written to a hidden folder beside `path` and renamed at the end, so `path` never holds half a checkpoint.
     Low-rank adapters are merged into their kernels, in float32 and rounded once.
@@ -191,10 +191,11 @@ def save(
         again = write_custom_generate(temporary, tokenizer, reattention)
         _write_json(temporary / "generation_config.json", {**ids, "do_sample": False, **again})
         if processor is not None:
-            _write_json(temporary / "preprocessor_config.json", processor.to_dict())
+            content = {**processor.to_dict(), "processor_class": config.family.processor}
+            _write_json(temporary / "preprocessor_config.json", content)
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
-        _write_weights(temporary, entries, params, np.dtype(config.param_dtype), max_shard_bytes)
+        _write_weights(temporary, config, params, max_shard_bytes)
         _swap(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -291,9 +292,8 @@ def _place(leaf: np.ndarray, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
-def _write_weights(
-    folder: Path, entries: tuple[Entry, ...], params: Mapping[str, Any], dtype: np.dtype, max_shard_bytes: int
-) -> None:
+def _write_weights(folder: Path, config: ModelConfig, params: Mapping[str, Any], max_shard_bytes: int) -> None:
+    entries, dtype = table(config), np.dtype(config.param_dtype)
     sizes = [(name, entry, int(np.prod(entry.shape)) * dtype.itemsize) for entry in entries for name in entry.names]
     shards: list[set[str]] = [set()]
     filled = 0
@@ -320,10 +320,11 @@ def _write_weights(
                 part if own is None else lora.merged(part, *(x[at] for x in own))
                 for part, own in zip(parts, adapters, strict=True)
             ]
-            tensors[name] = entry.join(parts).astype(dtype)
+            tensors[stored_name(config, name)] = entry.join(parts).astype(dtype)
     _write_tensors(folder / files[shard], tensors)
     if count > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in sorted(names)}
+        pairs = zip(files, shards, strict=True)
+        weight_map = {stored_name(config, name): file for file, names in pairs for name in sorted(names)}
         total = sum(size for _, _, size in sizes)
         _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 

@@ -20,7 +20,19 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import traffic  # noqa: E402
-from models import CLOSE, END, IMAGE, OPEN, START, STOP, VIDEO, looking_questions, questions, small_config  # noqa: E402
+from models import (  # noqa: E402
+    CLOSE,
+    END,
+    FAMILY,
+    IMAGE,
+    OPEN,
+    START,
+    STOP,
+    VIDEO,
+    looking_questions,
+    questions,
+    small_config,
+)
 
 from qwenla_jax.config.run_options import BrpoOptions, DataOptions, LoraOptions, OptimOptions, RunOptions  # noqa: E402
 from qwenla_jax.config.shared_options import MeshOptions, ReattentionOptions  # noqa: E402
@@ -51,6 +63,7 @@ class Way:
         heads never do.
       beta: weight of the KL term.
       rank: of adapters on every kernel that can have one; None: the model itself is trained.
+      family: of the model.
     """
 
     reattention: ReattentionOptions
@@ -59,12 +72,14 @@ class Way:
     vision_ff: int
     beta: float = 0.0
     rank: int | None = None
+    family: str = FAMILY
 
 
 LOOK = {"max_insertions": E, "rows_at_once": 4}
 WAYS = {
     "copy": Way(ReattentionOptions(mode="copy", **LOOK), 104, 80, 24, beta=0.1),
     "route": Way(ReattentionOptions(mode="route", form="bias", **LOOK), 97, 44, 20),
+    "qwen3_vl": Way(ReattentionOptions(mode="route", **LOOK), 104, 80, 24, beta=0.1, family="qwen3_vl"),
     "lora": Way(ReattentionOptions(), 104, 80, 24, beta=0.1, rank=6),
 }
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -72,7 +87,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def make_config(way):
     """Three layers, 8 query heads over 2 key heads; few sizes are the same, so that arrays are told apart."""
-    config = small_config(initializer_range=0.2)
+    config = small_config(way.family, initializer_range=0.2)
     text = dataclasses.replace(
         config.text, vocab_size=way.vocab, hidden_size=64, intermediate_size=way.text_ff, num_layers=3, num_heads=8
     )

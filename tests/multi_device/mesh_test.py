@@ -29,6 +29,7 @@ def assert_equal(script, *arguments):
     [
         ("copy", ALL or ["1,8,1", "2,2,2"]),
         ("route", ALL or ["8,1,1", "1,1,8"]),
+        ("qwen3_vl", ALL or ["2,2,2"]),
         ("lora", ["2,2,2"]),  # text alone, with adapters
     ],
 )

@@ -45,6 +45,7 @@ def sent(text):
 
 # Newer releases of jax name the gather of a layer's parameter by the slice of the stack that gives it.
 SLICE = "while/body/jit(dynamic_index_in_dim)/squeeze"
+WHOLE = "pos_embed/sharding_constraint"
 
 
 class Parts:
@@ -93,8 +94,9 @@ def check_gathers(result, runtime, params):
 
 
 def is_of_parameter(one):
-    """Inside the model named by the product or sum that takes a parameter, or by the slice that gives it."""
-    return "QwenVL" not in one.where or one.where.endswith(("dot_general", "add", SLICE))
+    """Inside the model named by the product or sum that takes a parameter, by the slice that gives it, or by what asks
+    for it whole."""
+    return "QwenVL" not in one.where or one.where.endswith(("dot_general", "add", SLICE, WHOLE))
 
 
 def is_query(one, text):

@@ -1,4 +1,4 @@
-"""The oracle of the parity tests: small random Qwen2.5-VL models of transformers, and inputs for both sides.
+"""The oracle of the parity tests: small random models of transformers, and inputs for both sides.
 
 Every weight is random, norms and biases too, and drawn at a scale at which attention is far from uniform: with a fresh
 model's weights most mistakes would not be seen.
@@ -47,9 +47,23 @@ AS_RELEASED = {
 }
 
 
+# Seeds from here on are Qwen3-VL's; the first has heads and patches of the released models.
+QWEN3 = 100
+AS_RELEASED_3 = {
+    "head_dim": 128,
+    "mrope": (24, 20, 20),
+    "theta": 5e6,
+    "eps": 1e-6,
+    "vision_head_dim": 64,
+    "patch": 16,
+    "temporal": 2,
+    "side": 48,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The sizes of one random model. H of the text is hidden_size / num_heads."""
+    """The sizes of one random model. Of Qwen2.5-VL, H of the text is hidden_size / num_heads."""
 
     seed: int
     case: str
@@ -71,6 +85,10 @@ class Architecture:
     temporal: int
     window: int  # in visual tokens
     full: tuple[int, ...]
+    # Qwen3-VL alone; its window is one visual token.
+    width: int = 0
+    side: int = 0  # of the grid of learned positions
+    deepstack: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.seed}-{self.case.replace(' ', '_')}-kv{self.kv_heads}-{'tied' if self.tied else 'untied'}"
@@ -105,7 +123,29 @@ def architecture(seed: int) -> Architecture:
         window=int(rng.choice([2, 3, 4])),
         full=tuple(sorted(rng.choice(depth, int(rng.integers(0, depth + 1)), replace=False).tolist())),
     )
+    if seed >= QWEN3:
+        return _qwen3(arch, rng)
     return dataclasses.replace(arch, **AS_RELEASED) if seed in RELEASED else arch
+
+
+def _qwen3(arch: Architecture, rng: np.random.Generator) -> Architecture:
+    """The same with what Qwen3-VL has; features of one to three layers of the tower, fewer than the decoder's layers:
+    what is added after the last one reaches no text."""
+    head_dim, depth = int(rng.choice([8, 12, 16])), int(rng.integers(3, 5))
+    rows, cols = rng.integers(1, head_dim // 6 + 1, 2).tolist()
+    features = int(rng.integers(1, min(depth, arch.text_layers) + 1))
+    changes = {
+        "head_dim": head_dim,
+        "mrope": (head_dim // 2 - rows - cols, rows, cols),
+        "vision_depth": depth,
+        "text_layers": arch.text_layers + 1,
+        "window": 1,
+        "full": (),
+        "width": int(rng.integers(2, 9)) * 4,
+        "side": int(rng.integers(2, 9)),
+        "deepstack": tuple(sorted(rng.choice(depth, features, replace=False).tolist())),
+    }
+    return dataclasses.replace(arch, **(changes | (AS_RELEASED_3 if arch.seed == QWEN3 else {})))
 
 
 def build(arch: Architecture) -> Any:
@@ -113,11 +153,12 @@ def build(arch: Architecture) -> Any:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(1)
-    width = arch.kv_heads * arch.group * arch.head_dim
-    config = transformers.Qwen2_5_VLConfig(
+    width = arch.width or arch.kv_heads * arch.group * arch.head_dim
+    config = (transformers.Qwen3VLConfig if arch.width else transformers.Qwen2_5_VLConfig)(
         text_config={
             "vocab_size": arch.vocab,
             "hidden_size": width,
+            **({"head_dim": arch.head_dim} if arch.width else {}),
             "intermediate_size": arch.text_ff,
             "num_hidden_layers": arch.text_layers,
             "num_attention_heads": arch.kv_heads * arch.group,
@@ -139,10 +180,16 @@ def build(arch: Architecture) -> Any:
             "num_heads": arch.vision_heads,
             "patch_size": arch.patch,
             "temporal_patch_size": arch.temporal,
-            "window_size": arch.window * arch.patch * 2,
-            "fullatt_block_indexes": list(arch.full),
             "out_hidden_size": width,
-            "tokens_per_second": 2,
+            **(
+                {"num_position_embeddings": arch.side**2, "deepstack_visual_indexes": list(arch.deepstack)}
+                if arch.width
+                else {
+                    "window_size": arch.window * arch.patch * 2,
+                    "fullatt_block_indexes": list(arch.full),
+                    "tokens_per_second": 2,
+                }
+            ),
         },
         image_token_id=arch.vocab - 1,
         video_token_id=arch.vocab - 2,
@@ -150,7 +197,8 @@ def build(arch: Architecture) -> Any:
         vision_end_token_id=arch.vocab - 4,
         tie_word_embeddings=arch.tied,
     )
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    family = transformers.Qwen3VLForConditionalGeneration if arch.width else None
+    model = (family or transformers.Qwen2_5_VLForConditionalGeneration)(config).float().eval()
     rng = np.random.default_rng([2306, arch.seed])
     with torch.no_grad():
         for name, param in sorted(model.named_parameters()):
@@ -160,7 +208,9 @@ def build(arch: Architecture) -> Any:
 
 def _sample_groups(rng: np.random.Generator, name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
     normal = rng.standard_normal(shape)
-    if name.endswith(("norm.weight", "layernorm.weight", "norm1.weight", "norm2.weight", "ln_q.weight")):
+    if name.endswith(
+        ("norm.weight", "layernorm.weight", "norm1.weight", "norm2.weight", "ln_q.weight", "_norm.weight")
+    ):
         value = 1 + 0.3 * normal
     elif name.endswith("bias"):
         value = 0.4 * normal
@@ -292,6 +342,7 @@ def oracle() -> SimpleNamespace:
     """The functions above, for tests."""
     return SimpleNamespace(
         architecture=architecture,
+        qwen3=QWEN3,
         build=build,
         inputs=inputs,
         continue_greedily=continue_greedily,

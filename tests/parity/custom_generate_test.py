@@ -40,8 +40,8 @@ EMBEDDED = Path(qwenla_jax.__file__).parent / "assets" / "tiny"
 TRAINED = ReattentionOptions("route", keep_ratio=0.25, max_insertions=1)  # the settings of the export below
 R = 24
 COUNT = int(os.environ.get("QWENLA_CUSTOM_GENERATE", "0"))
-# A batch of rows of one and of two images; a row without an image.
-SEEDS = range(COUNT) if COUNT else (19, 7)
+# A batch of rows of one and of two images; a row without an image; a batch of Qwen3-VL's, with features for DeepStack.
+SEEDS = (*range(COUNT), *range(100, 100 + COUNT)) if COUNT else (19, 7, 104)
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0) if COUNT else (0.25,)
 MODES = [("none", 0.5), ("copy", 0.5), *(("route", ratio) for ratio in RATIOS)]
 

@@ -3,21 +3,30 @@
 `QWENLA_ARCHITECTURES=24` tries more random architectures than the nine that cover what differs.
 """
 
+import dataclasses
 import functools
 import os
 
 import jax
 import numpy as np
 import pytest
+import torch
 from models import sampler_of
 
 import qwenla_jax
+from qwenla_jax.model.families import FAMILIES, QWEN3_VL
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
 
 COUNT = int(os.environ.get("QWENLA_ARCHITECTURES", "8"))
 SEEDS = [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.slow) for seed in sorted({*range(COUNT), 12})]
+# Qwen3-VL's, see conftest.py: the released head size, padded rows, three features for DeepStack, two images.
+QWEN3 = (100, 104, 107, 111)
+SEEDS += [
+    seed if seed in QWEN3 else pytest.param(seed, marks=pytest.mark.slow)
+    for seed in sorted({*QWEN3, *range(100, 100 + COUNT * 5 // 6)})
+]
 TOLERANCE = 1e-4  # of visual tokens and logits in float32, absolute; both are of order 1
 # bfloat16: root mean square distance of our logits from transformers' float32 logits, as a share of the logits'
 # standard deviation, and over the distance of transformers' own bfloat16 logits. Orders of rounding differ by chance:
@@ -50,8 +59,6 @@ def _extend(prompts, continuation):
 
 def _official_logits(model, hf, continuation, arch):
     """transformers' logits of the whole left-padded rows, float32 [Q, P + R, V]."""
-    import torch
-
     ids = torch.cat([hf["input_ids"], continuation], dim=1)
     ones, zeros = torch.ones_like(continuation), torch.zeros_like(continuation)
     with torch.no_grad():
@@ -69,12 +76,12 @@ def _official_logits(model, hf, continuation, arch):
 
 
 def _official_visual(model, hf):
-    import torch
-
     with torch.no_grad():
         out = model.model.get_image_features(hf["pixel_values"].to(model.dtype), hf["image_grid_thw"])
+    features = [torch.cat(list(x)).float() for x in getattr(out, "deepstack_features", None) or ()]
     out = getattr(out, "pooler_output", out)
-    return (torch.cat(list(out)) if isinstance(out, list | tuple) else out).float().numpy()
+    out = (torch.cat(list(out)) if isinstance(out, list | tuple) else out).float()
+    return torch.cat([out, *features], dim=1).numpy()
 
 
 def _visual_rows(batch, visual_ZxD):
@@ -128,8 +135,6 @@ def test_random_architecture(oracle, saved, seed):
 
 def test_far_positions(oracle, saved):
     """At position 30,000 one unit in the last place of a frequency shows."""
-    import torch
-
     arch = oracle.architecture(11)
     official, folder = saved(arch)
     batch = oracle.inputs(arch)
@@ -157,8 +162,6 @@ def test_the_architectures_cover_what_differs(oracle):
 @pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (5, 12))])
 def test_bfloat16(oracle, saved, seed):
     """As close to the float32 logits as transformers in bfloat16 is."""
-    import torch
-
     arch = oracle.architecture(seed)
     official, folder = saved(arch)
     batch = oracle.inputs(arch)
@@ -177,3 +180,27 @@ def test_bfloat16(oracle, saved, seed):
     ours_rms, theirs_rms = (np.sqrt(np.mean(np.concatenate(e) ** 2)) for e in (ours_error, theirs_error))
     assert ours_rms < BFLOAT16_RATIO * theirs_rms, (ours_rms, theirs_rms)
     assert ours_rms < BFLOAT16_DISTANCE * exact.std(), (ours_rms, exact.std())
+
+
+@pytest.mark.parametrize("part", [None, "DeepStack", "qk_norm", "mrope_interleaved", "num_position_embeddings"])
+def test_each_part_of_qwen3_vl_shows_in_the_logits(oracle, saved, monkeypatch, part):
+    """Each part that Qwen2.5-VL lacks, left out on purpose, is seen; the tolerance is not too wide."""
+    arch = oracle.architecture(107)
+    official, folder = saved(arch)
+    batch = oracle.inputs(arch)
+    model, params = qwenla_jax.load(folder)
+    if part in ("qk_norm", "mrope_interleaved"):
+        monkeypatch.setitem(FAMILIES, "qwen3_vl", dataclasses.replace(QWEN3_VL, **{part: False}))
+    if part == "num_position_embeddings":
+        params["visual"]["pos_embed"] = jax.tree.map(jax.numpy.zeros_like, params["visual"]["pos_embed"])
+    variables, prompts = {"params": params}, batch.prompts
+    visual_ZxD = model.apply(variables, batch.vision, method="encode")
+    if part == "DeepStack":
+        visual_ZxD = visual_ZxD.at[:, arch.width :].set(0)
+    x = model.apply(variables, prompts.ids_QxP, prompts.visual_QxP, visual_ZxD, method="embed")
+    logits = logits_of(params, model.apply(variables, x, prompts.pos_QxPx3, method="decode").hidden_BxTxD)
+    nothing = torch.zeros(len(prompts.length_Q), 0, dtype=torch.int64)
+    P, n = prompts.ids_QxP.shape[1], prompts.length_Q[0]
+    expected = _official_logits(official, batch.hf, nothing, arch)[0, P - n :]
+    distance = np.abs(np.asarray(logits)[0, :n] - expected).max()
+    assert distance < TOLERANCE if part is None else distance > 100 * TOLERANCE, distance

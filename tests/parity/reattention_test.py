@@ -20,14 +20,17 @@ from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention import splice
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.reattention.route import select
+from qwenla_jax.sampling import slots, step
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.token import suppression_bias
-from qwenla_jax.train.logprobs import response_selection, response_states
+from qwenla_jax.train.logprobs import response_logprobs, response_selection, response_states
 
 TOLERANCE = 1e-4
 # Odd grids, two images, padded batches, rows without an image, one to four KV heads, tied and untied.
 MORE = "QWENLA_ARCHITECTURES" in os.environ
 FAST, SLOW = (5, 12), (3, 4, 7, 14, 15) if MORE else (4, 7, 14)
+# Of Qwen3-VL (conftest.py), whose inserted tokens have features for DeepStack: padded rows, and two images.
+QWEN3, QWEN3_SLOW = (104, 111), (100, 106, 107) if MORE else (106,)
 
 
 def cases(fast, slow):
@@ -87,7 +90,7 @@ def case(oracle, saved):
     return make
 
 
-@pytest.mark.parametrize("seed", cases(FAST, [(seed,) for seed in SLOW]))
+@pytest.mark.parametrize("seed", cases(FAST + QWEN3, [(seed,) for seed in SLOW + QWEN3_SLOW]))
 @torch.no_grad()
 def test_copy_is_the_image_given_again(case, seed):
     c = case(seed)
@@ -103,8 +106,8 @@ def test_copy_is_the_image_given_again(case, seed):
 
 # What is given again (None: all), and in which form.
 SAMPLED = cases(
-    [(5, None, "compact"), (12, 0.3, "compact")],
-    [(4, 0.7, "bias"), (7, None, "compact")]
+    [(5, None, "compact"), (12, 0.3, "compact"), (111, None, "compact"), (104, 0.3, "compact")],
+    [(4, 0.7, "bias"), (7, None, "compact"), (106, 0.7, "bias")]
     + MORE * [(3, 0.1, "compact"), (14, 0.7, "compact"), (15, None, "compact")],
 )
 
@@ -139,8 +142,11 @@ def test_sampling_is_greedy_over_the_expanded_prompt(case, seed, share, form):
 
 
 ROUTED = cases(
-    [(5, 0.1, "compact"), (5, 0.7, "compact"), (12, 0.3, "compact"), (5, 0.5, "bias")],
-    [(4, 0.3, "compact"), (7, 0.5, "compact"), (14, 0.1, "bias")]
+    [
+        *[(5, 0.1, "compact"), (5, 0.7, "compact"), (12, 0.3, "compact"), (5, 0.5, "bias")],
+        *[(104, 0.5, "compact"), (111, 0.3, "bias")],
+    ],
+    [(4, 0.3, "compact"), (7, 0.5, "compact"), (14, 0.1, "bias"), (106, 0.7, "compact")]
     + MORE
     * [
         *[(5, 0.3, "compact"), (12, 0.1, "compact"), (12, 0.7, "compact"), (12, 0.5, "bias")],
@@ -181,7 +187,7 @@ def test_route_is_the_most_attended_tokens_at_their_positions(case, monkeypatch,
     assert by_attention  # and not by raster order
 
 
-@pytest.mark.parametrize("seed", FAST[1:])
+@pytest.mark.parametrize("seed", (FAST[1], QWEN3[1]))
 def test_the_ends_of_route(case, seed):
     """All of the tokens are COPY, none of them is text alone."""
     c = case(seed)
@@ -191,3 +197,29 @@ def test_the_ends_of_route(case, seed):
     for form in ("compact", "bias"):
         for share, same in ((1.0, copied), (0.0, blind)):
             np.testing.assert_array_equal(run(look_options(c.arch, mode="route", keep_ratio=share, form=form))[0], same)
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["whole", "without_features"])
+@pytest.mark.parametrize("mode", ["copy", "route"])
+def test_replay_is_what_was_sampled(case, monkeypatch, mode, dropped):
+    """Log-probabilities of two samples a question; an insertion without its features for DeepStack is seen."""
+    c = case(QWEN3[0])
+    width = c.model.config.text.hidden_size
+    embed = step.embed_with_sources
+    bare = lambda *args: embed(*args[:-1], args[-1].at[..., width:].set(0))  # noqa: E731
+    monkeypatch.setattr(step, "embed_with_sources", bare if dropped else embed)
+    slots._programs_alone.cache_clear()
+    Q = len(c.prompts.length_Q)
+    logit_bias_V = suppression_bias(c.arch.vocab, c.arch.vocab, range(c.arch.vocab - 4, c.arch.vocab))
+    logit_bias_V[ids_of(c.arch)[0]] += 3
+    reattention = look_options(c.arch, mode=mode, rows_at_once=2)
+    sample = sampler_of(c.model, SampleOptions(2, 24, 1.0, 1.0, (c.arch.vocab - 1,), reattention))
+    rollout = sample(c.params, c.vision, c.prompts, logit_bias_V, 0, 0, np.arange(2 * Q, dtype=np.uint32))
+    slots._programs_alone.cache_clear()
+    assert rollout.inserted_B.sum() > Q
+    replayed = jax.jit(functools.partial(response_logprobs, c.model, temperature=1.0, reattention=reattention))
+    given = c.params, c.vision, c.prompts, rollout.ids_BxR, logit_bias_V
+    logp_BxR, _ = replayed(*given, length_B=rollout.length_B, selected_BxExX=rollout.selected_BxExX)
+    here_BxR = np.arange(24) < rollout.length_B[:, None]
+    distance = np.abs(np.where(here_BxR, logp_BxR - rollout.logp_BxR, 0)).max()
+    assert distance > 100 * TOLERANCE if dropped else distance < TOLERANCE, distance

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from models import small_model
+from models import small_config
 
+from qwenla_jax.model.families import FAMILIES
 from qwenla_jax.planner.flops import (
     Work,
     attention,
@@ -18,24 +19,25 @@ from qwenla_jax.planner.flops import (
     vision_forward,
 )
 
-CONFIG = small_model()[0].config
+CONFIG = small_config()
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """(forward, forward and backward): what torch counts for one image of 4 windows and 20 tokens, all pairs."""
+@pytest.fixture(scope="module", params=FAMILIES)
+def counted(request):
+    """A model, and forward, forward and backward as torch counts them: an image of 4 windows, 20 tokens, all pairs."""
+    config = small_config(request.param)
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from torch.utils.flop_counter import FlopCounterMode
 
     torch.set_num_threads(1)
-    hf = transformers.Qwen2_5_VLConfig(**CONFIG.to_hf())
+    hf = transformers.AutoConfig.for_model(**config.to_hf())
     hf._attn_implementation = "eager"
-    model = transformers.Qwen2_5_VLForConditionalGeneration(hf)
-    ids = torch.tensor([[1, CONFIG.vision_start_token_id, *[CONFIG.image_token_id] * 16, 2, 3]])
-    pixels = torch.zeros(64, CONFIG.vision.patch_values)
+    model = getattr(transformers, config.family.architecture)(hf)
+    ids = torch.tensor([[1, config.vision_start_token_id, *[config.image_token_id] * 16, 2, 3]])
+    pixels = torch.zeros(64, config.vision.patch_values)
     inputs = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 8, 8]])}
-    inputs["mm_token_type_ids"] = (ids == CONFIG.image_token_id).int()
+    inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
     counts = []
     for backward in (False, True):
         with FlopCounterMode(display=False) as counter:
@@ -43,19 +45,19 @@ def counted():
             if backward:
                 out.sum().backward()
         counts.append(counter.get_total_flops())
-    return counts
+    return config, counts
 
 
 def test_forward_and_backward_are_what_torch_counts(counted):
     patches = np.full((1, 4), 16)
-    tokens = 20
+    tokens, (config, counts) = 20, counted
     forward = (
-        vision_forward(CONFIG.vision, patches)
-        + decoder_forward(CONFIG.text, tokens, tokens**2, tokens)
-        + head(CONFIG.text, tokens)
+        vision_forward(config.vision, patches)
+        + decoder_forward(config.text, tokens, tokens**2, tokens)
+        + head(config.text, tokens)
     )
-    assert forward.flops == counted[0]
-    assert (forward * 3 - patch_embed(CONFIG.vision, 64)).flops == counted[1]
+    assert forward.flops == counts[0]
+    assert (forward * 3 - patch_embed(config.vision, 64)).flops == counts[1]
 
 
 def test_products_by_hand():

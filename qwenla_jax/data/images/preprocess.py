@@ -31,7 +31,7 @@ class ImageLayout:
       merge_size: patches of a visual token's side.
       temporal_patch_size: frames of a patch; an image is repeated that many times in it.
       window_size: pixels of an attention window's side.
-      tokens_per_second: steps of the time position in a second of video.
+      tokens_per_second: steps of the time position in a second of video; 0: videos are not supported.
 
     Raises:
       ValueError: a number is not positive, or the window holds no whole number of visual tokens.
@@ -46,7 +46,7 @@ class ImageLayout:
     def __post_init__(self) -> None:
         """Checks that the sizes are positive and consistent."""
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or value < (name != "tokens_per_second"):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
         if self.window_size < self.token_pixels:
             raise ValueError(

@@ -64,9 +64,11 @@ def video_to_patches(
         always at least 1.05 times the settings' min_pixels (the rule of Qwen's own utilities).
 
     Raises:
-      ValueError: no frames, frames of different sizes or of another kind than described, a rate that is not positive,
-        or a frame that cannot be used; the message names the frame.
+      ValueError: a model without videos, no frames, frames of different sizes or of another kind than described, a
+        rate that is not positive, or a frame that cannot be used; the message names the frame.
     """
+    if not layout.tokens_per_second:
+        raise ValueError("videos are not supported for this model (Qwen3-VL); give it the frames as images")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive and finite, got {fps}")
     images = [_image(frame, number) for number, frame in enumerate(frames)]

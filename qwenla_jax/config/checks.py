@@ -14,6 +14,7 @@ from ml_collections import config_dict
 from qwenla_jax.config.inference_config import InferenceConfig
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import ConfigError, build, refuse
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.sources import spec
 from qwenla_jax.rewards.built_in import BUILT_IN
 from qwenla_jax.rewards.weights import RewardSettings
@@ -53,6 +54,11 @@ def relations(options: RunOptions) -> Iterator[str]:
         )
     if options.stage == "sft" and options.reattention.mode == "vision_only":
         yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
+    if options.reattention.mode == "vision_only" and options.reattention.trigger != ReattentionOptions().trigger:
+        yield (
+            f"config.reattention.trigger: got {options.reattention.trigger!r}, but vision_only closes "
+            f"{ReattentionOptions().trigger}; use copy or route"
+        )
     rewards = options.rewards
     if options.stage == "brpo" and not (rewards.extra or any(getattr(rewards, name) for name in BUILT_IN)):
         yield "config.rewards: all weights are 0, expected at least one above 0"

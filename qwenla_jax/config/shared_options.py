@@ -64,6 +64,7 @@ class ReattentionOptions:
         "again: the images take the next positions, as if given a second time; original: those in the prompt",
         choices=POSITIONS,
     )
+    trigger: str = option("<REFLECTION>", "the token, one of the tokenizer's, before which images are inserted")
     content: str = option(
         "image",
         "what an insertion shows; controls in place of the image: "

@@ -133,10 +133,19 @@ class Runtime:
         )
 
     def reattention(self) -> ReattentionConfig:
-        """The run's re-attention, with the tokenizer's ids."""
-        ids = self.tokenizer.ids
-        options = dataclasses.asdict(self.config.reattention)
-        return ReattentionConfig(**options, open_id=ids.reflection_open, close_id=ids.reflection_close)
+        """The run's re-attention, with the tokenizer's ids.
+
+        Raises:
+          ValueError: the trigger is not one token that can be sampled and goes on.
+        """
+        options, ids = self.config.reattention, self.tokenizer.ids
+        trigger = self.tokenizer.encode(options.trigger)
+        if len(trigger) != 1 or trigger[0] in (*ids.suppressed(), *ids.stop()):
+            raise ValueError(
+                f"config.reattention.trigger: {options.trigger!r} is {len(trigger)} token(s) {trigger} of this "
+                "tokenizer; expected one, such as <REFLECTION>, that neither ends a response nor stands for images"
+            )
+        return ReattentionConfig(**dataclasses.asdict(options), open_id=trigger[0], close_id=ids.reflection_close)
 
     def collate_prompts(
         self, examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
@@ -156,7 +165,7 @@ class Runtime:
             response_buckets(self.config.max_response_tokens),
             insertion_buckets(self.config.reattention.max_insertions),
             self.config.reattention,
-            self.tokenizer.ids.reflection_open,
+            self.reattention().open_id,
         )
 
     def context(self) -> Any:
@@ -202,9 +211,12 @@ def assemble(
       config: the settings.
       mesh: the devices.
       model, shardings, tokenizer, processor: what was loaded; the processor with the checkpoint's own bounds.
+
+    Raises:
+      ValueError: see `Runtime.reattention`.
     """
     sizes = model.config
-    return Runtime(
+    runtime = Runtime(
         config=config,
         mesh=mesh,
         model=model,
@@ -214,6 +226,8 @@ def assemble(
         layout=layout_of(sizes),
         logit_bias_V=suppression_bias(sizes.text.vocab_size, tokenizer.vocab_size, tokenizer.ids.suppressed()),
     )
+    runtime.reattention()  # refused here, not in the middle of a run
+    return runtime
 
 
 def processor_of(config: InferenceConfig, processor: ProcessorSettings) -> ProcessorSettings:

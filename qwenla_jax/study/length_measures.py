@@ -172,14 +172,14 @@ def continued(example: Example, runtime: Runtime, other: Example, selected_M: np
     """
     tok, options = runtime.tokenizer, runtime.reattention()
     ids_R = example.ids_T[example.prompt_length :]
-    told = told_tokens(ids_R, tok)
+    told, ids = told_tokens(ids_R, tok), ids_R.tolist()
     end = told.start + (told.start == told.stop)  # a section without words is given to its end
     look = int(np.flatnonzero(ids_R[:end] == tok.ids.reflection_open)[-1])  # an insertion stands before the tag
     control = other.frames[0]
     if options.content != "other":
         control = control_frame(options.content, example.frames[0], None, runtime)
-    cut = responded(example, ids_R[:look], tok, runtime, options, control, selected_M, ids_R[look:end])
-    return Question(cut, tok.decode(ids_R[:end]), len(cut.ids_T) - example.prompt_length - end)
+    cut = responded(example, ids[:look], tok, runtime, options, control, selected_M, ids[look:end])
+    return Question(cut, tok.decode(ids[:end]), len(cut.ids_T) - example.prompt_length - end)
 
 
 def told_after(response: str) -> str:

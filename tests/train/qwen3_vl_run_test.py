@@ -1,6 +1,9 @@
-"""Whole runs of a random tiny Qwen3-VL: BRPO with ROUTE resumed to the bit, and SFT with COPY on adapters."""
+"""A random tiny Qwen3-VL in whole: BRPO with ROUTE resumed to the bit, SFT with COPY on adapters, and the server."""
 
+import base64
+import io
 import json
+import random
 from dataclasses import replace
 
 import jax
@@ -21,9 +24,14 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.config.shared_options import ReattentionOptions
+from qwenla_jax.data.synthetic.scenes import make_scene
 from qwenla_jax.inference.load import tiny_processor
 from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import init_params
+from qwenla_jax.serve import engine_loop
+from qwenla_jax.serve.chat_prompt import to_example
+from qwenla_jax.serve.protocol import parse_request
+from qwenla_jax.serve.serve_options import ServeOptions
 from qwenla_jax.train.loop import run
 from qwenla_jax.weights.hub import EMBEDDED
 
@@ -93,3 +101,32 @@ def test_sft_with_copy_trains_adapters(start, tmp_path):
     assert not any("norm" in name or "embed" in name for name in moved)
     model = qwenla_jax.load(tmp_path / "hf").model
     assert model.config.family.name == "Qwen3-VL"
+
+
+def test_the_server_answers_as_one_alone_does(start):
+    """With insertions, whose number a random model's sampled responses decide."""
+    checkpoint, image = qwenla_jax.load(start), make_scene(0, 1, 7).image
+    often = np.asarray(checkpoint.params["decoder"]["embed"]["embedding"]).copy()
+    often[checkpoint.tokenizer.ids.reflection_open] *= 8  # its logit too, where the two are tied
+    decoder = {**checkpoint.params["decoder"], "embed": {"embedding": often}}
+    checkpoint = replace(checkpoint, params={**checkpoint.params, "decoder": decoder})
+    options = ServeOptions(model=str(start), served_model_name=("q",), max_model_len=192, limit_mm_per_prompt=1, max_num_seqs=2)
+    served = engine_loop.build(checkpoint, options)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "How many?"}]
+    inserted = 0
+    for seed in range(6):
+        settings = {"temperature": 2.0, "seed": seed, "max_completion_tokens": 64}
+        body = {"messages": [{"role": "user", "content": parts}], "reattention": {"mode": "copy"}, **settings}
+        chat = parse_request(json.dumps(body).encode(), options)
+        example = to_example(chat.messages, served.tok, served.processor, served.layout, 1)
+        question = engine_loop.to_question(chat, example, served, random.Random(0))
+        ((_, _, rollout),) = served.engine.run(question.requests)
+        got = rollout.ids_BxR[0, : rollout.length_B[0]].tolist()
+        want = qwenla_jax.ask(checkpoint, image, "How many?", temperature=2.0, seed=seed, max_new_tokens=64)
+        assert served.tok.decode([i for i in got if i not in served.tok.ids.stop()]) == want.text
+        assert int(rollout.inserted_B[0]) == len(want.reattention)
+        inserted += len(want.reattention)
+    assert inserted

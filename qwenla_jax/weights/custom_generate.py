@@ -37,10 +37,11 @@ def write_custom_generate(
     (folder / CODE_FOLDER / "generate.py").write_text(_SOURCE.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / CODE_FOLDER / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     settings = dataclasses.asdict(reattention or ReattentionOptions())
+    (trigger,) = tokenizer.encode(settings.pop("trigger"))
     suppressed = (st.VISION_START, st.VISION_END, st.VISION_PAD, st.IMAGE_PAD, st.VIDEO_PAD)
     ids = [i for token in suppressed if (i := tokenizer.token_to_id(token)) is not None]
     tokens = {
-        "reflection_token_id": tokenizer.token_to_id(st.REFLECTION_OPEN),
+        "reflection_token_id": trigger,
         "suppressed_token_ids": ids,
         "vocab_size": tokenizer.vocab_size,
     }

@@ -238,7 +238,8 @@ def test_printed_settings_are_taken_back_and_show_in_the_help(monkeypatch, capsy
 def test_the_list_has_every_recipe_with_its_presets(monkeypatch, capsys):
     words = [line.replace(",", "").split() for line in shown(monkeypatch, capsys, "--list").splitlines()]
     recipes = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    wanted = dict.fromkeys(recipes, ["tiny", "3b", "7b", "32b", "72b"]) | {"base": ["tiny"]}
+    sizes = ["3b", "7b", "32b", "72b", *(f"qwen3vl-{size}" for size in ("2b", "4b", "8b", "32b"))]
+    wanted = dict.fromkeys(recipes, ["tiny", *sizes]) | {"base": ["tiny"]}
     wanted["distill"] = [*wanted["brpo"], "cold_start"]
     wanted["cold_start"] = [*wanted["brpo"], "brief"]
     wanted["brpo"] = [*wanted["brpo"], "3b_80gb", "3b_v5e8", "7b_8x80gb", "7b_v5p8", "7b_geometry3k"]

@@ -126,14 +126,15 @@ def start(way):
 
 
 def make_runtime(way, sizes, devices):
-    """A run's fixed parts around a small model; of the tokenizer there are ids only."""
+    """A run's fixed parts around a small model; of the tokenizer there are ids, and the trigger's tokens."""
     options, config = make_options(way, sizes), make_config(way)
     mesh = make_mesh(options.mesh, devices)
     shardings = param_shardings(config, mesh, kernels_to_adapt(options, config), way.rank or 1)
     bias = suppression_bias(way.vocab, way.vocab, [IMAGE, VIDEO, START, END])
     bias[OPEN] += 4.0
-    ids = types.SimpleNamespace(reflection_open=OPEN, reflection_close=CLOSE, stop=lambda: (STOP,))
-    tokenizer = types.SimpleNamespace(ids=ids)
+    never = lambda: (IMAGE, VIDEO, START, END)  # noqa: E731
+    ids = types.SimpleNamespace(reflection_open=OPEN, reflection_close=CLOSE, stop=lambda: (STOP,), suppressed=never)
+    tokenizer = types.SimpleNamespace(ids=ids, encode={"<REFLECTION>": [OPEN]}.get)
     return TrainRuntime(options.inference, mesh, QwenVL(config), shardings, tokenizer, None, None, bias, options)
 
 

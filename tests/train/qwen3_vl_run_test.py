@@ -110,7 +110,8 @@ def test_the_server_answers_as_one_alone_does(start):
     often[checkpoint.tokenizer.ids.reflection_open] *= 8  # its logit too, where the two are tied
     decoder = {**checkpoint.params["decoder"], "embed": {"embedding": often}}
     checkpoint = replace(checkpoint, params={**checkpoint.params, "decoder": decoder})
-    options = ServeOptions(model=str(start), served_model_name=("q",), max_model_len=192, limit_mm_per_prompt=1, max_num_seqs=2)
+    sizes = {"max_model_len": 192, "limit_mm_per_prompt": 1, "max_num_seqs": 2}
+    options = ServeOptions(model=str(start), served_model_name=("q",), **sizes)
     served = engine_loop.build(checkpoint, options)
     stream = io.BytesIO()
     image.save(stream, "PNG")

@@ -58,16 +58,23 @@ class Measured:
 
 
 def generated(
-    runtime: Runtime, params: Params, source: SceneSource, given: Any | None, sampler: Sampler, shown: int = 4
+    runtime: Runtime,
+    params: Params,
+    source: SceneSource,
+    sampler: Sampler,
+    given: bool,
+    score: Any | None = None,
+    shown: int = 4,
 ) -> Measured:
     """Greedy answers.
 
     Args:
       runtime, params: the arm's.
       source: the questions, with their written responses.
-      given: None: all of the response is generated. Otherwise it is given up to where it tells what is seen, see
-        `continued`, and this is the first of `forced_programs`, by which ROUTE selects.
       sampler: a greedy one with one response a question, of `answer_sampler`.
+      given: whether the written response is given up to where it tells what is seen (`continued`), and only the rest is
+        generated.
+      score: where it is given and the arm selects tokens, the first of `forced_programs`, by which it does.
       shown: answers that are kept as text.
 
     Returns:
@@ -76,7 +83,7 @@ def generated(
       `wrong_details` (marks); `tokens` generated and `inserted_tokens`.
     """
     begin, rows, texts = time.perf_counter(), [], []
-    for record, prefix, text, length, inserted in _answers(runtime, params, source, given, sampler):
+    for record, prefix, text, length, inserted in _answers(runtime, params, source, sampler, given, score):
         index, whole = len(rows), prefix + text
         told = told_after(whole)
         one = judge_answer(f"<CAPTION>{told}</CAPTION>", "", record.kind, source.caption(index))
@@ -120,24 +127,24 @@ class Question(NamedTuple):
 
 
 def _answers(
-    runtime: Runtime, params: Params, source: SceneSource, given: Any | None, sampler: Sampler
+    runtime: Runtime, params: Params, source: SceneSource, sampler: Sampler, given: bool, score: Any | None
 ) -> Iterator[tuple[Record, str, str, int, int]]:
     """For each question its record, what was given of its response, what was generated, and tokens of it and put in.
 
     The one place where answers are generated.
     """
-    rows, make = runtime.config.batch_size, runtime.example(with_response=given is not None)
+    rows, make = runtime.config.batch_size, runtime.example(with_response=given)
     examples = (make(source[index]) for index in range(len(source)))
     batches = iter(lambda: list(itertools.islice(examples, rows)), [])
     questions: collections.deque[Question] = collections.deque()
 
     def asked() -> Iterator[tuple[list[Example], np.ndarray]]:
         for batch in batches:
-            new = [Question(e) for e in batch] if given is None else given_questions(runtime, params, batch, given)
+            new = given_questions(runtime, params, batch, score) if given else [Question(e) for e in batch]
             questions.extend(new)
             yield [one.example for one in new], np.arange(rows, dtype=np.uint32)
 
-    for batch in sample_batches(_asked_with(runtime, given is not None), params, asked(), sampler):
+    for batch in sample_batches(_asked_with(runtime, given), params, asked(), sampler):
         r = batch.rollout
         inserted_B = np.asarray(r.selected_BxExX).sum((1, 2))
         for row, record in enumerate(batch.records):
@@ -145,10 +152,11 @@ def _answers(
             yield record, prefix, batch.texts[row], int(r.length_B[row]), inserted + int(inserted_B[row])
 
 
-def given_questions(runtime: Runtime, params: Params, batch: list[Example], score: Any) -> list[Question]:
+def given_questions(runtime: Runtime, params: Params, batch: list[Example], score: Any | None) -> list[Question]:
     """Examples with their responses, as questions that are to be continued."""
     selected: list[np.ndarray | None] = [None] * len(batch)
     if runtime.reattention().selects:
+        assert score is not None
         rows, first = runtime.config.batch_size, int(runtime.reattention().delimiters)
         vision, prompts, responses = runtime.collate_responses(batch, runtime.buckets(rows), rows)
         with runtime.context():

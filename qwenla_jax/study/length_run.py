@@ -217,11 +217,10 @@ def measure(
         ways: dict[str, Measured] = {}
         ways[FORCED] = teacher_forced(runtime, params, source, programs, size.profiled)
         if not arm.squeezed:
-            ways[CONTINUED] = generated(runtime, params, source, programs[0], continuing)
+            ways[CONTINUED] = generated(runtime, params, source, continuing, True, programs[0])
             if working == "chain":  # words between numbers are no task
-                ways[FREE] = generated(
-                    runtime, params, source, None, answer_sampler(runtime, tokens + REST, given=False)
-                )
+                sampler = answer_sampler(runtime, tokens + REST, given=False)
+                ways[FREE] = generated(runtime, params, source, sampler, False)
         name = f"{working}/{tokens}"
         cells[name] = {way: encode(kinds | one.numbers) for way, one in ways.items()}
         answers[name] = {way: list(one.answers) for way, one in ways.items() if one.answers}

@@ -178,7 +178,7 @@ def test_answers_are_judged(model, given):
 
     sampler = answer_sampler(runtime, 200, given)
     sampler.run = lambda params, batches: (respond(batch.prompts) for batch in batches)
-    one = generated(runtime, params, records, "nothing is selected" if given else None, sampler)
+    one = generated(runtime, params, records, sampler, given)
     got = one.numbers
     assert got["right"].tolist() == [1, 1, 0, 0]
     assert got["worked"].tolist() == [1, 1, 1, 1 if given else 0]

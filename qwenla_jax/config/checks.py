@@ -18,6 +18,7 @@ from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.sources import spec
 from qwenla_jax.rewards.built_in import BUILT_IN
 from qwenla_jax.rewards.weights import RewardSettings
+from qwenla_jax.utils.visible import in_brief
 from qwenla_jax.weights.hub import hub_name
 
 MOST_UPDATES = 2**31 - 1  # their number is an int32
@@ -54,11 +55,10 @@ def relations(options: RunOptions) -> Iterator[str]:
         )
     if options.stage == "sft" and options.reattention.mode == "vision_only":
         yield "config.reattention.mode: vision_only closes reflections that the training texts fill; train with copy"
-    if options.reattention.mode == "vision_only" and options.reattention.trigger != ReattentionOptions().trigger:
-        yield (
-            f"config.reattention.trigger: got {options.reattention.trigger!r}, but vision_only closes "
-            f"{ReattentionOptions().trigger}; use copy or route"
-        )
+    trigger, usual = options.reattention.trigger, ReattentionOptions().trigger
+    if options.reattention.mode == "vision_only" and trigger != usual:
+        got = in_brief(repr(trigger), 80)
+        yield f"config.reattention.trigger: got {got}, but vision_only closes {usual}; use copy or route"
     rewards = options.rewards
     if options.stage == "brpo" and not (rewards.extra or any(getattr(rewards, name) for name in BUILT_IN)):
         yield "config.rewards: all weights are 0, expected at least one above 0"
@@ -76,8 +76,8 @@ def relations(options: RunOptions) -> Iterator[str]:
     for pattern in options.lora.modules:
         try:
             re.compile(pattern)
-        except re.error as error:
-            yield f"config.lora.modules: {pattern!r} is not a regular expression: {error}"
+        except (re.error, RecursionError, OverflowError) as error:
+            yield f"config.lora.modules: {in_brief(repr(pattern), 80)} is not a regular expression: {error}"
     if options.lora.rank and not options.lora.modules:
         yield "config.lora.modules: got none, expected at least one regular expression with config.lora.rank"
     if not options.lora.rank and all(mode == "freeze" for _, mode in optim.trainable):

@@ -31,6 +31,7 @@ from qwenla_jax.sampling.slots import rollout_program
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.types import PromptBatch, ResponseBatch, VisionBatch
+from qwenla_jax.utils.visible import in_brief
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Runtime:
         trigger = self.tokenizer.encode(options.trigger)
         if len(trigger) != 1 or trigger[0] in (*ids.suppressed(), *ids.stop()):
             raise ValueError(
-                f"config.reattention.trigger: {options.trigger!r} is {len(trigger)} token(s) {trigger} of this "
+                f"config.reattention.trigger: {in_brief(repr(options.trigger), 80)} is {len(trigger)} token(s) of this "
                 "tokenizer; expected one, such as <REFLECTION>, that neither ends a response nor stands for images"
             )
         return ReattentionConfig(**dataclasses.asdict(options), open_id=trigger[0], close_id=ids.reflection_close)

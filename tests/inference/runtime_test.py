@@ -8,7 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from qwenla_jax.config.checks import from_config_dict
 from qwenla_jax.config.inference_config import InferenceConfig
+from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.config.schema import ConfigError, to_dict
 from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.inference.runtime import build
@@ -45,3 +48,9 @@ def test_a_trigger_that_is_none_is_refused(trigger, message):
     options = dataclasses.replace(COPY, trigger=trigger)
     with pytest.raises(ValueError, match=f"reattention.trigger: {trigger!r} is {message}".replace("|", r"\|")):
         build(InferenceConfig(reattention=options))
+
+
+def test_vision_only_closes_reflections_alone():
+    options = RunOptions(reattention=ReattentionOptions(mode="vision_only", trigger="<CAPTION>"))
+    with pytest.raises(ConfigError, match="reattention.trigger: got '<CAPTION>', but vision_only closes <REFLECTION>"):
+        from_config_dict(to_dict(options))

@@ -149,6 +149,7 @@ def test_wrong_settings_are_refused_before_anything_starts():
         ({"rank": 0}, "config.lora.rank: got 0, expected at least 1"),
         ({"alpha": 0.0}, "config.lora.alpha: got 0.0, expected more than 0"),
         ({"modules": ("decoder/(",)}, r"config.lora.modules: 'decoder/\(' is not a regular expression"),
+        ({"modules": ("(" * 5000 + ")" * 5000,)}, r"config.lora.modules: '\(+\.\.\.\)+' is not a regular expression"),
         ({"modules": ()}, "config.lora.modules: got none"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -202,7 +202,7 @@ def _check_family(family: Family, vision: VisionConfig, text: TextConfig) -> Non
         raise ValueError(
             f"vision.tokens_per_second is {vision.tokens_per_second} and vision.num_position_embeddings "
             f"{vision.num_position_embeddings}; of {family.name} one must be above 0, the "
-            f"{'first, and the other 0' if family.videos else 'second, and the other 0'}"
+            f"{'first' if family.videos else 'second'}, and the other 0"
         )
     if family.mrope_interleaved and 3 * max(text.mrope_section[1:]) > text.head_dim // 2:
         raise ValueError(

@@ -111,7 +111,8 @@ def example(runtime: TrainRuntime, load: Load, response_tokens: int = 0) -> Exam
         )
     more = missing + response_tokens
     # A response with insertions has as many tags as it may.
-    tags = [runtime.tokenizer.ids.reflection_open] * min(response_tokens, runtime.options.reattention.max_insertions)
+    reattention = runtime.reattention()
+    tags = [reattention.open_id] * min(response_tokens, reattention.max_insertions)
     filled = np.concatenate([np.full(more - len(tags), short.ids_T[-1]), tags])
     return dataclasses.replace(
         short,

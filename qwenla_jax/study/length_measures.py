@@ -182,7 +182,7 @@ def continued(example: Example, runtime: Runtime, other: Example, selected_M: np
     ids_R = example.ids_T[example.prompt_length :]
     told, ids = told_tokens(ids_R, tok), ids_R.tolist()
     end = told.start + (told.start == told.stop)  # a section without words is given to its end
-    look = int(np.flatnonzero(ids_R[:end] == tok.ids.reflection_open)[-1])  # an insertion stands before the tag
+    look = int(np.flatnonzero(ids_R[:end] == options.open_id)[-1])  # an insertion stands before the tag
     control = other.frames[0]
     if options.content != "other":
         control = control_frame(options.content, example.frames[0], None, runtime)

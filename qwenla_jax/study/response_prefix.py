@@ -16,6 +16,7 @@ from qwenla_jax.data.batching.example import Example
 from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.data.images.preprocess import FramePatches, image_to_patches, to_rgb
 from qwenla_jax.inference.runtime import Runtime
+from qwenla_jax.reattention.options import TEXT_ONLY
 from qwenla_jax.text.tokenizer import Tokenizer
 
 
@@ -24,7 +25,7 @@ def responded(
     response: Sequence[int],
     tok: Tokenizer,
     runtime: Runtime,
-    reattention: ReattentionOptions | None = None,
+    reattention: ReattentionOptions = TEXT_ONLY,
     control: FramePatches | None = None,
     selected_M: np.ndarray | None = None,
     after: Sequence[int] = (),
@@ -37,13 +38,13 @@ def responded(
       example: a prompt with one image; whatever stands behind `prompt_length` is left out.
       response: ids before the insertion.
       tok, runtime: tokenizer, and the layout of images.
-      reattention: the arm's; with mode "none" or None nothing is inserted.
+      reattention: the arm's; with mode "none" nothing is inserted.
       control: what is shown in the image's place, of its grid; None: the image itself.
       selected_M: bool, the visual tokens that are shown; None: all.
       after: ids after the insertion.
     """
     (image,), ids = example.frames, tok.ids
-    M, inserts = image.num_visual_tokens, reattention is not None and reattention.mode != "none"
+    M, inserts = image.num_visual_tokens, reattention.mode != "none"
     block = [ids.vision_start, *[ids.image_pad] * M, ids.vision_end] if inserts else []
     ids_T = np.concatenate([example.ids_T[: example.prompt_length], response, block, after]).astype(np.int32)
     grids = [(image.rows, image.cols)] * (2 if inserts else 1)
@@ -52,7 +53,7 @@ def responded(
     at = np.flatnonzero(ids_T == ids.image_pad)
     visual_T, present_T = np.full(len(ids_T), -1, np.int32), np.ones(len(ids_T), bool)
     visual_T[at[:M]] = np.arange(M)
-    if reattention is not None and inserts:
+    if inserts:
         if reattention.content != "pause":  # which is the image token's own embedding
             visual_T[at[M:]] = np.arange(M) + (0 if control is None else M)
         present_T[at[M:]] = True if selected_M is None else selected_M
@@ -79,14 +80,16 @@ def control_frame(
       runtime: image processor and layout.
 
     Raises:
-      ValueError: another content, or no other image.
+      ValueError: another content, or content "other" without its image.
     """
     if content in ("image", "pause"):
         return None
     if content == "blank":  # patches are normalized: zero is the processor's mean
         return dataclasses.replace(image, patches_SxC=np.zeros_like(image.patches_SxC))
     if content != "other" or other is None:
-        raise ValueError(f"content: got {content!r} with other image {other}; expected other with one")
+        raise ValueError(
+            f"content: got {content!r} with other image {other}; expected image, pause, blank, or other with one"
+        )
     side = runtime.layout.token_pixels
     # Of the right size already; the bounds would change that of an image which their rounding lets exceed them.
     unbounded = dataclasses.replace(runtime.processor, min_pixels=1, max_pixels=MOST_PIXELS)

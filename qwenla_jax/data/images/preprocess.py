@@ -163,7 +163,6 @@ class ProcessorSettings:
         """The content of a preprocessor_config.json that transformers reads, with both spellings of the bounds."""
         return {
             "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2_5_VLProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
             "do_rescale": True,

@@ -66,6 +66,16 @@ def relations(options: RunOptions) -> Iterator[str]:
         RewardSettings.from_options(rewards, (), data.max_response_tokens)
     except ConfigError as error:
         yield from (f"config.rewards.{problem}" for problem in str(error).splitlines())
+    if options.brpo.importance_min >= options.brpo.importance_max:
+        yield (
+            f"config.brpo.importance_min: got {options.brpo.importance_min:g}, expected less than importance_max "
+            f"({options.brpo.importance_max:g})"
+        )
+    if options.brpo.importance_sampling != "none" and options.brpo.inner_updates > 1:
+        yield (
+            f"config.brpo.inner_updates: got {options.brpo.inner_updates}, expected 1 with importance_sampling: the "
+            "ratio is taken in the update that follows the sampling"
+        )
     if options.brpo.resample_rounds and not options.brpo.drop_zero_std_groups:
         yield "config.brpo.resample_rounds: nothing is resampled without config.brpo.drop_zero_std_groups"
     if options.brpo.reward_total == "normalised" and options.brpo.scale != "group":

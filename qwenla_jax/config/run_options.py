@@ -131,6 +131,19 @@ class BrpoOptions:
         None, "questions sampled at once; none: as many as in a microbatch of an update", low=1, high=MOST_ROWS
     )
     inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1, high=1024)
+    rollout_weights: str = option(
+        "same",
+        "the decoder's weights while sampling: the same, or int8: rounded with a scale for each output",
+        choices=("same", "int8"),
+    )
+    importance_sampling: str = option(
+        "none",
+        "correction of the difference between the sampler's probabilities and the trained model's by their ratio, of "
+        "each token or of the response; beyond the bounds it is truncated, or masked: set to 0",
+        choices=("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    )
+    importance_min: float = option(0.0, "lower bound of that ratio", low=0)
+    importance_max: float = option(3.0, "upper bound of that ratio", above=0)
     norm: str = option(
         "sequence",
         "what the loss is divided by: sequence (each response counts equally, GRPO), token (each token does, DAPO), "

@@ -25,6 +25,7 @@ from qwenla_jax.parallel.mesh import make_mesh
 from qwenla_jax.parallel.sharding import activation_rules, gathered
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
+from qwenla_jax.sampling.param_layout import cast, cast_shardings
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.slot_sizes import sizes_of_batch
 from qwenla_jax.sampling.slots import rollout_program
@@ -99,26 +100,26 @@ class Runtime:
             questions=questions,
             token_bytes=self.tokenizer.token_bytes,
             mesh=self.mesh,
-            shardings=self._sampling_shardings,
+            shardings=self._sampling_shardings(options),
         )
 
     def sampling_program(self, options: SampleOptions, prompts: PromptBatch) -> Any:
         """See `slots.rollout_program`; for batches of the prompts' shapes."""
         sizes = sizes_of_batch(options.reattention, prompts)
-        shardings = self.shardings, self._sampling_shardings
+        shardings = self.shardings, self._sampling_shardings(options)
         return rollout_program(self.model.config, options, sizes, self.mesh, *shardings)
 
-    @property
-    def _sampling_shardings(self) -> Any:
-        return gathered(self.shardings) if self.config.mesh.gather_to_sample else self.shardings
+    def _sampling_shardings(self, options: SampleOptions) -> Any:
+        shardings = gathered(self.shardings) if self.config.mesh.gather_to_sample else self.shardings
+        return cast_shardings(shardings, options.int8)
 
-    def sampling_params(self, params: Params) -> Params:
-        """The parameters as engines take them: in the compute type, and gathered where the settings say so."""
-        dtype = jnp.dtype(self.config.dtype)
-        if not self.config.mesh.gather_to_sample and all(x.dtype == dtype for x in jax.tree.leaves(params)):
+    def sampling_params(self, params: Params, options: SampleOptions) -> Params:
+        """The parameters as engines of such options take them: see `param_layout.cast`, and gathered if set so."""
+        dtype, mesh = jnp.dtype(self.config.dtype), self.config.mesh
+        if not (mesh.gather_to_sample or options.int8) and all(x.dtype == dtype for x in jax.tree.leaves(params)):
             return params
-        cast = lambda params: jax.tree.map(lambda x: x.astype(dtype), params)  # noqa: E731
-        return jax.jit(cast, out_shardings=self._sampling_shardings)(params)
+        own = functools.partial(cast, dtype=self.config.dtype, int8=options.int8)
+        return jax.jit(own, out_shardings=self._sampling_shardings(options))(params)
 
     def sample_options(self, group_size: int, temperature: float, top_p: float = 1.0) -> SampleOptions:
         """Sampling options with the run's response length, stop tokens and re-attention."""

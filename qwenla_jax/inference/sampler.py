@@ -76,7 +76,7 @@ class Sampler:
         """
         if any(engine.busy for engine in self._engines.values()):
             raise RuntimeError("the sampler is running already; take another one for batches within its loop")
-        params = self._runtime.sampling_params(params)
+        params = self._runtime.sampling_params(params, self._options)
         most = self.buckets.visual[:1]
 
         def visual(batch: Asked) -> tuple[int, ...]:

@@ -246,11 +246,49 @@ class Decoder(nn.Module):
         layers = jnp.arange(cfg.num_layers)
         carry = x_BxTxD, nothing
         turn = jnp.cos(angles), jnp.sin(angles)
-        (x, total), new = self.layers(carry, *turn, tuple(runs), features, tuple(past), layers)
+        apart = {} if self.is_initializing() else self.variables["params"]["layers"]
+        if "0" in apart:
+            (x, total), new = _each_layer(self.config, apart, carry, *turn, tuple(runs), features, tuple(past))
+        else:
+            (x, total), new = self.layers(carry, *turn, tuple(runs), features, tuple(past), layers)
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
         received = {names[number]: sums / cfg.num_layers for number, sums in total.items()}
         return Decoded(self.norm(x), new, received)
+
+
+def layers_apart(decoder: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's parameters with each layer's own arrays under "0", "1" and so on, in place of the stacked ones.
+
+    The decoder takes either form. On CPU a scan copies a layer's weights out of the stacked arrays before it multiplies
+    by them, which for a few tokens takes longer than the products; on TPU it reads them where they are.
+
+    Args:
+      decoder: the decoder's parameters, stacked.
+    """
+    stacked = decoder["layers"]
+    length = len(jax.tree.leaves(stacked)[0])
+    return decoder | {"layers": {str(n): jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(length)}}
+
+
+def _each_layer(
+    config: ModelConfig,
+    params: dict[str, Any],
+    carry: tuple[jax.Array, AttentionReceived],
+    cos: jax.Array,
+    sin: jax.Array,
+    runs: tuple[Mask | PageReads, ...],
+    features_BxTxC: jax.Array | None,
+    past: tuple[tuple[jax.Array, jax.Array], ...],
+) -> tuple[tuple[jax.Array, AttentionReceived], tuple[jax.Array, jax.Array]]:
+    """What the scan over layers gives, of layers apart."""
+    block, new = DecoderLayer(config, parent=None), []
+    for n in range(config.text.num_layers):
+        own = jax.tree.map(lambda x, n=n: x[n], past)
+        given = cos, sin, runs, features_BxTxC, own, jnp.int32(n)
+        carry, keys_values = block.apply({"params": params[str(n)]}, carry, *given)
+        new.append(keys_values)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *new)
 
 
 def _sharded_bias(bias_BxS: jax.Array | None) -> jax.Array | None:

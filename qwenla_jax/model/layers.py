@@ -16,6 +16,8 @@ MASK_VALUE = -1e30
 # The name of attention's results in the remat policies.
 ATTENTION_OUTPUT = "attention_output"
 
+# The scales of a linear layer's outputs, beside a kernel in int8; see `sampling.param_layout`.
+KERNEL_SCALE = "kernel_scale"
 # A linear layer's low-rank adapter, beside its kernel; see `model.lora`.
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
 
@@ -29,7 +31,8 @@ class Dense(nn.Module):
     """A linear layer with a two-dimensional kernel [in, out].
 
     The rows are flattened before the product: one large 2-D matmul is what every backend does best. Where the tree
-    holds an adapter beside the kernel, scale (x A) B is added; W + scale A B is never made.
+    holds an adapter beside the kernel, scale (x A) B is added; W + scale A B is never made. A product with a kernel in
+    int8 is multiplied by the scales beside it.
 
     Attributes:
       features: size of the output's last axis.
@@ -52,6 +55,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.dtype(self.param_dtype))
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = rows @ kernel.astype(self.dtype)
+        if self.has_variable("params", KERNEL_SCALE):
+            y = y * self.get_variable("params", KERNEL_SCALE).astype(self.dtype)
         if self.use_bias:
             init = partitioned(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, (self.features,), jnp.dtype(self.param_dtype))

@@ -189,7 +189,10 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     update = sum(parts.values(), Work()) + parts["policy forward"] * again
     # Each round reads the weights once a token.
     at_once = max(1, round(sizes.sampled))
-    rollout = sum(step(at_once)["rollout"].values(), Work()) * (sizes.sampled / at_once * sizes.rounds / sizes.tensor)
+    rollout = sum(step(at_once)["rollout"].values(), Work())
+    if options.brpo.rollout_weights == "int8":  # read by the prefill and with every token
+        rollout = rollout + Work(0.0, -_rounded_away(runtime) * sizes.tensor * sizes.response)
+    rollout = rollout * (sizes.sampled / at_once * sizes.rounds / sizes.tensor)
     return {"rollout": rollout, "update": update * share + adamw}
 
 
@@ -218,7 +221,7 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     kv = 2 * text.num_layers * text.num_kv_heads * text.head_dim * value / kv_share
     # A base with adapters is stored as it is computed.
     cast = (kept.trained if options.lora.rank else kept.params) * value if options.dtype != options.param_dtype else 0.0
-    layer = _layer_numbers(config) * value / tensor
+    layer = _kernel_numbers(config) / text.num_layers * value / tensor
     vocab = text.hidden_size * text.vocab_size * value / tensor
     heads = text.num_heads / tensor
     carried = value * (
@@ -237,8 +240,10 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     if options.stage == "sft":
         return {"update": update}
     whole = options.mesh.gather_to_sample
+    sampled_weights = kept.params * value * fsdp - _rounded_away(runtime)
+    own_copy = options.brpo.rollout_weights == "int8"
     rollout = {
-        "parameters as computed": kept.params * value * fsdp if whole else cast,
+        "parameters as computed": sampled_weights if whole else sampled_weights / fsdp if own_copy else cast,
         "cache": kv * sampled * (P + sizes.group * R),
         "temporaries": 4 * max(heads * sampled * P * P * 2, sampled * sizes.group * text.vocab_size * 3)
         + (0 if whole else 2 * layer + 2 * vocab),
@@ -253,11 +258,19 @@ def _saved(remat: str, config: TextConfig | VisionConfig, keys: int) -> int:
     return D + {"full": 0, "dots": products, "none": 2 * products}[remat]
 
 
-def _layer_numbers(config: ModelConfig) -> int:
-    """Parameters of one decoder layer, without biases and norms."""
+def _kernel_numbers(config: ModelConfig) -> int:
+    """Parameters of the decoder's layers, without biases and norms."""
     text = config.text
     attention = text.hidden_size * text.head_dim * (2 * text.num_heads + 2 * text.num_kv_heads)
-    return attention + 3 * text.hidden_size * text.intermediate_size
+    return text.num_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+
+
+def _rounded_away(runtime: TrainRuntime) -> float:
+    """Bytes of a chip's share of the heads that int8 kernels save the sampler; 0 where it has the model's own."""
+    options = runtime.options
+    if options.brpo.rollout_weights != "int8":
+        return 0.0
+    return _kernel_numbers(runtime.model.config) * (SIZES[options.dtype] - 1) / runtime.mesh.shape["tensor"]
 
 
 def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, list[Collective]]:
@@ -292,7 +305,8 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     if options.stage == "sft":
         return {"update": update}
     rounds = (1 if options.mesh.gather_to_sample else R) * sizes.rounds
-    rollout = [Collective("all-gather", weights, fsdp, rounds, "weights")] if fsdp > 1 else []
+    sampled = round(weights - _rounded_away(runtime))
+    rollout = [Collective("all-gather", sampled, fsdp, rounds, "weights")] if fsdp > 1 else []
     if tensor > 1:
         acts = round(sizes.sampled * sizes.group * text.hidden_size * value)
         rollout.append(Collective("all-reduce", acts, tensor, 2 * text.num_layers * R * sizes.rounds, "activations"))

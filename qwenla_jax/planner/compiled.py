@@ -219,7 +219,7 @@ def lower_rollout(runtime: TrainRuntime, params: Any, vision: VisionBatch, promp
     """
     options = runtime.options.brpo
     questions = options.rollout_batch or prompts.length_Q.shape[1]
-    sampling = runtime.sample_options(options.group_size, options.temperature, options.top_p)
+    sampling = runtime.rollout_options()
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((questions, *x.shape[2:]), x.dtype), (vision, prompts))
     number = jax.ShapeDtypeStruct((), np.uint32)
     bias = jax.ShapeDtypeStruct(runtime.logit_bias_V.shape, runtime.logit_bias_V.dtype)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,6 +20,7 @@ from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.sharding import activation_rules, batch_sharding
+from qwenla_jax.sampling.param_layout import cast, for_cpu
 from qwenla_jax.sampling.recent_logprobs import RecentLogprobs
 from qwenla_jax.sampling.request import Request, Update, check_request, row_settings
 from qwenla_jax.sampling.sample_options import SampleOptions
@@ -117,10 +117,12 @@ class Engine:
         self._mesh = mesh
         sizes = sizes_for(options.reattention, buckets, slots)
         self._sizes = sizes if options.top_logprobs is None else dataclasses.replace(sizes, reported=steps)
-        one_core = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
-        if one_core and max(self._sizes.cache(options), self._sizes.prompt) > 2 * PAGE:
+        self._on_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+        if self._on_cpu and max(self._sizes.cache(options), self._sizes.prompt) > 2 * PAGE:
             options = dataclasses.replace(options, page=PAGE)
         self.options = dataclasses.replace(options, temperature=0.0, top_p=1.0)
+        # On one device there is nothing to place, and layers may be apart.
+        shardings = None if self._on_cpu else shardings
         self._programs = slot_programs(model.config, self.options, self._sizes, mesh, shardings)
         self._params: Params | None = None
         self._state: SampleState | None = None
@@ -137,14 +139,14 @@ class Engine:
 
     @property
     def params(self) -> Params | None:
-        """The parameters in the compute type."""
+        """The parameters as the programs take them, see `sampling.param_layout`."""
         return self._params
 
     @params.setter
     def params(self, params: Params) -> None:
-        """Casts the parameters, and drops what is cached from earlier ones."""
-        dtype = jnp.dtype(self._model.config.dtype)
-        self._params = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
+        """Takes parameters, cast or not, and drops what is cached from earlier ones."""
+        params = cast(params, self._model.config.dtype)
+        self._params = for_cpu(params) if self._on_cpu else params
         self._visual.clear()
         self._prompts.clear()
 

@@ -26,6 +26,7 @@ class SampleOptions:
         log-probabilities, and no program computes them.
       page: cache slots of a page of keys and values, see `model.pages`; None: a row is one page, which is read whole.
       shards: equal shards of rows, each on its own devices; an insertion call takes the same number of rows from each.
+      int8: whether the decoder's kernels are in int8, see `param_layout.cast`.
     """
 
     group_size: int
@@ -39,6 +40,7 @@ class SampleOptions:
     penalties: bool = False
     top_logprobs: int | None = None
     page: int | None = None
+    int8: bool = False
 
     def pages(self, slots: int) -> tuple[int, int]:
         """The number of pages that hold so many cache slots, and the slots of a page."""

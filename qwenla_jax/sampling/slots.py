@@ -18,6 +18,7 @@ from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.parallel.distributed import is_multiprocess
 from qwenla_jax.parallel.sharding import batch_sharding, replicated
 from qwenla_jax.reattention.options import RowReattention, row_reattention
+from qwenla_jax.sampling.param_layout import cast
 from qwenla_jax.sampling.penalties import RowPenalties, first_counts
 from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.sampling.recent_logprobs import RecentLogprobs, no_logprobs
@@ -127,9 +128,8 @@ def rollout_program(
         step: jax.Array,
         sample_B: jax.Array,
     ) -> Rollout:
-        cast = jax.tree.map(lambda x: x.astype(config.dtype), given)
-        cast = jax.lax.with_sharding_constraint(cast, params)
-        visual = make.encode(cast, vision) if isinstance(vision, VisionBatch) else vision
+        own = jax.lax.with_sharding_constraint(cast(given, config.dtype, options.int8), params)
+        visual = make.encode(own, vision) if isinstance(vision, VisionBatch) else vision
         each = lambda value, dtype: jnp.full((B,), value, dtype)  # noqa: E731
         settings = RowSettings(
             each(seed, jnp.uint32),
@@ -143,9 +143,9 @@ def rollout_program(
         )
         state = jax.lax.with_sharding_constraint(make.empty(), places)
         slot_Q = jnp.arange(Q) % (Q // options.shards)
-        state = make.insert(state, make.prefill(cast, visual, prompts), settings, each(True, bool), slot_Q)
+        state = make.insert(state, make.prefill(own, visual, prompts), settings, each(True, bool), slot_Q)
         forever = jnp.int32(FOREVER)
-        return make.decode(cast, state, logit_bias_V, each(False, bool), forever, jnp.zeros((Q,), bool))[1]
+        return make.decode(own, state, logit_bias_V, each(False, bool), forever, jnp.zeros((Q,), bool))[1]
 
     return jax.jit(
         run,

@@ -26,6 +26,7 @@ from qwenla_jax.model.qwen_vl import Params
 from qwenla_jax.parallel.distributed import place
 from qwenla_jax.parallel.mesh import make_mesh
 from qwenla_jax.parallel.sharding import batch_sharding
+from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.train.adapters import add_adapters, kernels_to_adapt
 from qwenla_jax.types import VisionBatch, VisualTokens
 
@@ -55,6 +56,12 @@ class TrainRuntime(Runtime):
           note: called with a message for each invalid record.
         """
         return usable(source, self.example(with_response), self.config, note)
+
+    def rollout_options(self) -> SampleOptions:
+        """How the responses of BRPO are sampled."""
+        brpo = self.options.brpo
+        options = self.sample_options(brpo.group_size, brpo.temperature, brpo.top_p)
+        return dataclasses.replace(options, int8=brpo.rollout_weights == "int8")
 
     def batches(
         self,

@@ -64,6 +64,7 @@ class Way:
       beta: weight of the KL term.
       rank: of adapters on every kernel that can have one; None: the model itself is trained.
       family: of the model.
+      int8: sampled with int8 kernels, and corrected.
     """
 
     reattention: ReattentionOptions
@@ -73,6 +74,7 @@ class Way:
     beta: float = 0.0
     rank: int | None = None
     family: str = FAMILY
+    int8: bool = False
 
 
 LOOK = {"max_insertions": E, "rows_at_once": 4}
@@ -80,7 +82,7 @@ WAYS = {
     "copy": Way(ReattentionOptions(mode="copy", **LOOK), 104, 80, 24, beta=0.1),
     "route": Way(ReattentionOptions(mode="route", form="bias", **LOOK), 97, 44, 20),
     "qwen3_vl": Way(ReattentionOptions(mode="route", **LOOK), 104, 80, 24, beta=0.1, family="qwen3_vl"),
-    "lora": Way(ReattentionOptions(), 104, 80, 24, beta=0.1, rank=6),
+    "lora": Way(ReattentionOptions(), 104, 80, 24, beta=0.1, rank=6, int8=True),
 }
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -98,10 +100,11 @@ def make_config(way):
 def make_options(way, sizes):
     """A run's settings. AdamW's first update is the gradient's sign, which rounding decides where that is near 0: with
     so large an eps it is no steeper in the gradient than 1."""
+    sampled = {"rollout_weights": "int8", "importance_sampling": "sequence_truncate"} if way.int8 else {}
     return RunOptions(
         data=DataOptions(batch_size=Q, max_response_tokens=R),
         optim=OptimOptions(learning_rate=RATE, warmup_ratio=0.0, eps=RATE),
-        brpo=BrpoOptions(group_size=G, beta=way.beta),
+        brpo=BrpoOptions(group_size=G, beta=way.beta, **sampled),
         lora=LoraOptions(rank=way.rank, modules=("(decoder/layers|visual/(blocks|merger))/.*/kernel",)),
         mesh=MeshOptions(*sizes),
         reattention=way.reattention,
@@ -148,9 +151,7 @@ def compute(way, sizes, devices):
     numbers = np.arange(Q * G, dtype=np.uint32)
     inputs = (params, vision, prompts, runtime.logit_bias_V, np.uint32(0), np.uint32(0), numbers)
     with runtime.context():
-        sampler = (
-            runtime.sampling_program(runtime.sample_options(G, 1.0), prompts).lower(*inputs).compile(accepted(QUICK))
-        )
+        sampler = runtime.sampling_program(runtime.rollout_options(), prompts).lower(*inputs).compile(accepted(QUICK))
         rollout = sampler(*inputs)
         optimizer = make_optimizer(options.optim, 10, params)
         states = state_shardings(params, runtime.shardings, optimizer, runtime.mesh)

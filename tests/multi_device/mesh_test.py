@@ -30,7 +30,7 @@ def assert_equal(script, *arguments):
         ("copy", ALL or ["1,8,1", "2,2,2"]),
         ("route", ALL or ["8,1,1", "1,1,8"]),
         ("qwen3_vl", ALL or ["2,2,2"]),
-        ("lora", ["2,2,2"]),  # text alone, with adapters
+        ("lora", ["2,2,2"]),  # text alone, with adapters, sampled with int8 kernels
     ],
 )
 def test_a_mesh_computes_what_one_device_does_and_sends_what_it_must(way, meshes):

@@ -7,6 +7,7 @@ advantages are a block within a long method, whose lines are taken from the sour
 import collections
 import inspect
 import itertools
+import math
 import textwrap
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import torch
 from trl.trainer import grpo_trainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from qwenla_jax.train.brpo.loss import advantages, brpo_loss, denominator
+from qwenla_jax.train.brpo.loss import advantages, brpo_loss, denominator, importance_ratio
 
 LONGEST = 9  # the most tokens that a response may have
 LOW, HIGH = 0.15, 0.3
@@ -48,10 +49,11 @@ def batch(seed, kind):
     return logp, old, logp + 0.5 * drift, rng.normal(size=rows), mask, tool
 
 
-def trl_loss(loss_type, level, beta, logp, old, ref, adv, mask, tool, *, parts=1, items=None):
+def trl_loss(loss_type, level, beta, logp, old, ref, adv, mask, tool, *, parts=1, items=None, importance=None):
     """TRL's loss and its gradient in the log-probabilities, and its metrics.
 
     `parts`: how many such batches TRL would sum to one update, and `items` the tokens of all of them.
+    `importance`: the ratios of `trl_importance`, for a sampler that is not the policy.
     """
     leaf = torch.tensor(logp, requires_grad=True)
     entropies = torch.zeros_like(leaf)
@@ -72,8 +74,8 @@ def trl_loss(loss_type, level, beta, logp, old, ref, adv, mask, tool, *, parts=1
         model=SimpleNamespace(training=True),
         off_policy_mask_threshold=None,
         top_entropy_quantile=1.0,
-        use_vllm=False,
-        vllm_importance_sampling_correction=False,
+        use_vllm=importance is not None,
+        vllm_importance_sampling_correction=importance is not None,
     )
     rows, tokens = logp.shape
     inputs = {
@@ -86,6 +88,7 @@ def trl_loss(loss_type, level, beta, logp, old, ref, adv, mask, tool, *, parts=1
         "old_per_token_logps": torch.tensor(old),
         "ref_per_token_logps": torch.tensor(ref),
         "num_items_in_batch": torch.tensor((mask * tool).sum() if items is None else items),
+        "importance_sampling_ratio": importance,
     }
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     loss.backward()
@@ -126,6 +129,57 @@ def test_loss_and_gradient(loss_type, level, beta, kind):
                 clipped[side] += metrics[f"clip_ratio/{side}_mean"]
     if level == "token":  # else these draws would not see the clip
         assert all((share > 0) == (kind != "on policy") for share in clipped.values())
+
+
+def trl_importance(mode, low, high, logp, sampler, mask, tool):
+    """TRL's own lines from the sampler's log-probabilities to the ratios."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    first, last = (
+        "                per_token_logps_diff = (old",
+        "            # Compute the per-token log probabilities for the",
+    )
+    assert source.count(first) == source.count(last) == 1, "TRL's method changed: find its ratios anew"
+    names = {
+        "torch": torch,
+        "math": math,
+        "self": SimpleNamespace(
+            vllm_importance_sampling_mode=mode,
+            vllm_importance_sampling_clip_min=low or None,
+            vllm_importance_sampling_clip_max=high,
+        ),
+        "old_per_token_logps": torch.tensor(logp),
+        "sampling_per_token_logps": torch.tensor(sampler),
+        "mask": torch.tensor(mask * tool),
+    }
+    exec(textwrap.dedent(source[source.index(first) : source.index(last)]), names)
+    return names["vllm_importance_sampling_ratio"]
+
+
+@pytest.mark.parametrize("low", [0.0, 0.7])
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+def test_importance_sampling(mode, low):
+    """Of a sampler that is not the policy: ratios, and the loss and its gradient on policy."""
+    high, beyond = 1.6, 0
+    for seed, (loss_type, norm) in enumerate(NORMS.items()):
+        logp, sampler, ref, adv, mask, tool = batch(seed, "holes")
+        want = trl_importance(mode, low, high, logp, sampler, mask, tool)
+        with jax.enable_x64(True):
+            given = jnp.asarray(logp), jnp.asarray(ref), jnp.asarray(adv), jnp.asarray(mask * tool)
+            got = importance_ratio(given[0], jnp.asarray(sampler), given[3], mode, low, high)
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+            rest = {"beta": 0.3, "clip_low": LOW, "clip_high": HIGH, "norm": norm, "importance": got}
+
+            def objective(x, given=given, rest=rest, norm=norm):
+                value, _ = brpo_loss(x, given[0], *given[1:], **rest)
+                return value / denominator(norm, float(len(given[2])), given[3].sum(), LONGEST)
+
+            value, grad = jax.value_and_grad(objective)(given[0])
+        numbers = logp, logp, ref, adv, mask, tool
+        loss, want_grad, _ = trl_loss(loss_type, "token", 0.3, *numbers, importance=want)
+        np.testing.assert_allclose(value, loss, rtol=1e-6)
+        np.testing.assert_allclose(grad, want_grad, atol=1e-7)
+        beyond += int(((want == 0) | (want == high) | (want == low)).sum())
+    assert beyond > 5  # else these draws would not see the bounds
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])

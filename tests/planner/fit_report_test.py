@@ -98,6 +98,20 @@ def test_weights_gathered_once_save_what_a_token_costs():
     assert (each.bound, once.bound) == ("links", "memory")
 
 
+def test_int8_rollouts_save_a_byte_a_weight():
+    options = dataclasses.replace(LARGE, mesh=dataclasses.replace(LARGE.mesh, gather_to_sample=True))
+    int8 = dataclasses.replace(options, brpo=dataclasses.replace(options.brpo, rollout_weights="int8"))
+    one, other = (estimate(each, parse_topology("v5p:2x2x4"), Load(512)).phases for each in (options, int8))
+    # 28 layers of 3584 x (3584 + 512 + 512) + 3584 x 3584 + 3 x 3584 x 18944, halved over tensor.
+    kernels = 28 * (3584 * 8192 + 3 * 3584 * 18944)
+    assert one["rollout"].peak_bytes - other["rollout"].peak_bytes == pytest.approx(kernels / 2)
+    # Read with each of 1,024 tokens, in both parts; sent once a step and part to each of 8, by the other 7.
+    assert one["rollout"].hbm_bytes - other["rollout"].hbm_bytes == pytest.approx(2 * 1024 * kernels / 2)
+    saved = one["rollout"].sent["all-gather"] - other["rollout"].sent["all-gather"]
+    assert saved == pytest.approx(2 * kernels / 2 * 7 / 8)
+    assert one["update"].hbm_bytes == other["update"].hbm_bytes
+
+
 def test_a_collective_on_a_ring():
     assert Collective("all-reduce", 80, 4, 2, "").sent == 2 * 80 * 3 / 4 * 2
     assert Collective("all-gather", 80, 4, 2, "").sent == 80 * 3 / 4 * 2

@@ -18,7 +18,7 @@ from qwenla_jax.model import pages
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import ReattentionConfig, forced_tokens
 from qwenla_jax.sampling import engine as engine_module
-from qwenla_jax.sampling import slots, step
+from qwenla_jax.sampling import param_layout, slots, step
 from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
@@ -206,10 +206,12 @@ def agrees(got, want):
     return equal and np.abs(got.logp_BxR - want.logp_BxR).max() < 1e-5
 
 
-@pytest.mark.parametrize(("slots", "page"), [(2, 64), (7, 16), (3, 24)])
-def test_other_numbers_of_slots_and_other_pages_give_the_same_rows(slots, page):
+@pytest.mark.parametrize(("slots", "page", "apart"), [(2, 64, False), (7, 16, False), (3, 24, False), (3, 8, True)])
+def test_other_slots_and_pages_and_layers_apart_give_the_same_rows(slots, page, apart, monkeypatch):
     """Of 64 slots prompts and responses are one page each; of 24 prompts alone, so whole rows stand beside pages."""
+    monkeypatch.setattr(param_layout, "LEAST_APART", 0 if apart else 2**25)
     one = engine(slots, page)
+    assert ("0" in one.params["decoder"]["layers"]) == apart
     got = {number: rollout for number, _, rollout in one.run(map(request, range(REQUESTS)))}
     assert all(agrees(got[number], want) for number, want in enumerate(reference()))
 

@@ -82,6 +82,32 @@ def kl_estimate(logp: jax.Array, ref_logp: jax.Array, form: str = "k3") -> jax.A
     return {"k1": lambda: -d, "k2": lambda: 0.5 * d * d, "k3": lambda: jnp.expm1(d) - d}[form]()
 
 
+def importance_ratio(
+    logp_BxR: jax.Array, sampler_logp_BxR: jax.Array, mask_BxR: jax.Array, mode: str, low: float, high: float
+) -> jax.Array:
+    """Importance-sampling correction of responses whose sampler is not the policy: its rounding, or int8 weights.
+
+    Truncated and masked ratios as in TRL's `vllm_importance_sampling_mode` (paper silent).
+
+    Args:
+      logp_BxR: log-probabilities under the parameters that sampled, by the trainer's own pass.
+      sampler_logp_BxR: by the sampler.
+      mask_BxR: 1 on the tokens that count.
+      mode: "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask": the ratio of each token, or the
+        product over the response; beyond the bounds it is cut to them, or 0.
+      low, high: bounds of the ratio.
+
+    Returns:
+      float32 [B, R], or [B, 1] by sequence.
+    """
+    level, beyond = mode.split("_")
+    log_ratio = (logp_BxR - sampler_logp_BxR) * mask_BxR
+    ratio = jnp.exp(log_ratio.sum(-1, keepdims=True) if level == "sequence" else log_ratio)
+    if beyond == "truncate":
+        return jnp.clip(ratio, low, high)
+    return jnp.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+
+
 def brpo_loss(
     logp_BxR: jax.Array,
     old_logp_BxR: jax.Array,
@@ -95,6 +121,7 @@ def brpo_loss(
     norm: str = "sequence",
     ratio: str = "token",
     kl: str = "k3",
+    importance: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The BRPO objective, negated: GRPO's clipped ratio minus beta times the KL divergence (paper, section BRPO).
 
@@ -112,6 +139,7 @@ def brpo_loss(
       ratio: "token": every token has its own probability ratio (paper); "sequence": all tokens of a response have their
         geometric mean (GSPO, arXiv 2507.18071).
       kl: see `kl_estimate`.
+      importance: of `importance_ratio`; the clipped ratio is multiplied by it, the KL divergence is not.
 
     Returns:
       the loss summed over responses, and sums over tokens: `kl`, `clip_low`, `clip_high`, `ratio`.
@@ -127,7 +155,8 @@ def brpo_loss(
     clipped = jnp.where(ratio_BxR > 1.0 + clip_high, 1.0 + clip_high, ratio_BxR)
     clipped = jnp.where(ratio_BxR < 1.0 - clip_low, 1.0 - clip_low, clipped)
     kl_BxR = kl_estimate(logp_BxR * mask, ref_logp_BxR * mask, kl)
-    token = jnp.minimum(ratio_BxR * adv, clipped * adv) - beta * kl_BxR
+    gain = jnp.minimum(ratio_BxR * adv, clipped * adv)
+    token = (gain if importance is None else gain * importance) - beta * kl_BxR
     loss_B = -(token * mask).sum(-1)
     sums = {
         "kl": jnp.sum(kl_BxR * mask),

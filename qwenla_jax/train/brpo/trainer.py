@@ -190,7 +190,7 @@ def brpo_sampler(runtime: TrainRuntime) -> Sampler:
     """The sampler of a BRPO run's rollouts: a microbatch of questions at once, or as many as the settings say."""
     options = runtime.options.brpo
     rows = options.rollout_batch or runtime.options.data.batch_size // runtime.options.optim.accumulation
-    return Sampler(runtime, runtime.sample_options(options.group_size, options.temperature, options.top_p), rows)
+    return Sampler(runtime, runtime.rollout_options(), rows)
 
 
 def sample_microbatches(sampler: Sampler, params: Params, batch: Any, step: int, turn: int, rows: int) -> Rollout:

@@ -13,7 +13,7 @@ from qwenla_jax.model.lora import adapted_kernels, base_of, joined
 from qwenla_jax.model.qwen_vl import Params, QwenVL
 from qwenla_jax.model.trainable import trainable_labels, trained_part
 from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig, forced_tokens
-from qwenla_jax.train.brpo.loss import brpo_loss, denominator
+from qwenla_jax.train.brpo.loss import brpo_loss, denominator, importance_ratio
 from qwenla_jax.train.logprobs import response_logprobs
 from qwenla_jax.train.sft.update import TRAIN_ALL, Rules, accumulate
 from qwenla_jax.train.train_state import Gradient
@@ -88,9 +88,16 @@ def make_brpo_gradient(
                     ref_logp_BxR = jax.lax.stop_gradient(logprobs(ref_params)[0])
                 else:
                     ref_logp_BxR = jax.lax.stop_gradient(logp_BxR)
+                old_logp_BxR, importance = rollout_batch.logp_BxR, None
+                if options.importance_sampling != "none":
+                    old_logp_BxR = jax.lax.stop_gradient(logp_BxR)  # on policy: it is the only update
+                    bounds = options.importance_min, options.importance_max
+                    importance = importance_ratio(
+                        old_logp_BxR, rollout_batch.logp_BxR, mask_BxR, options.importance_sampling, *bounds
+                    )
                 value, sums = brpo_loss(
                     logp_BxR,
-                    rollout_batch.logp_BxR,
+                    old_logp_BxR,
                     ref_logp_BxR,
                     rollout_batch.advantage_B,
                     mask_BxR,
@@ -100,10 +107,13 @@ def make_brpo_gradient(
                     norm=options.norm,
                     ratio=options.ratio,
                     kl=options.kl,
+                    importance=importance,
                 )
                 gap_BxR = jnp.abs(logp_BxR - rollout_batch.logp_BxR)
                 sums = sums | {"entropy": jnp.sum(entropy_BxR * mask_BxR), "gap": jnp.sum(gap_BxR * mask_BxR)}
                 sums["tokens"] = jnp.sum(mask_BxR)
+                if importance is not None:
+                    sums["importance"] = jnp.sum(importance * mask_BxR)
                 return value, sums
 
             (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained)
@@ -112,7 +122,8 @@ def make_brpo_gradient(
         grads, value, sums = accumulate(part, (vision, prompts, rollout_batch))
         tokens = jnp.maximum(sums["tokens"], 1.0)
         divisor = denominator(options.norm, rollout_batch.counted_B.sum(), sums["tokens"], longest)
-        return jax.tree.map(lambda g: g / divisor, grads), {
+        corrected = {"importance_ratio_mean": sums["importance"] / tokens} if "importance" in sums else {}
+        return jax.tree.map(lambda g: g / divisor, grads), corrected | {
             "loss": value / divisor,
             "num_tokens": sums["tokens"],
             "kl": sums["kl"] / tokens,
@@ -120,7 +131,7 @@ def make_brpo_gradient(
             "clip_ratio/low_mean": sums["clip_low"] / tokens,
             "clip_ratio/high_mean": sums["clip_high"] / tokens,
             "ratio_mean": sums["ratio"] / tokens,
-            # Between the sampler and this update: rounding alone, where the update is on policy.
+            # Between the sampler and this update: rounding alone, where the update is on policy (int8's included).
             "sampling_logp_difference": sums["gap"] / tokens,
         }
 

@@ -101,17 +101,21 @@ class Guard:
 def first_step_problems(options: RunOptions, number: int, metrics: Mapping[str, Any]) -> list[str]:
     """Problems of the first step of a BRPO run, which is on policy; empty where there are none.
 
-    Sampler and update compute the same log-probabilities, so their ratio is 1; and at the very first step the policy is
-    the reference, so their divergence is 0.
+    Sampler and update compute the same log-probabilities, so their ratio is 1, unless the sampler's weights are int8;
+    and at the very first step the policy is the reference, so their divergence is 0.
     """
     if not float(metrics["num_tokens"]) or float(metrics["skipped"]):
         return []  # no evidence; skipped updates are counted elsewhere
     bound = LOGP_BOUNDS[options.dtype]
     first = {name: float(metrics.get(f"first_update/{name}", metrics[name])) for name in ON_POLICY}
-    checks = [
-        ("the log-probabilities of sampler and trainer differ by", first["sampling_logp_difference"], bound),
-        ("the probability ratio differs from 1 by", abs(first["ratio_mean"] - 1), bound),
-    ]
+    checks = (
+        []
+        if options.brpo.rollout_weights == "int8"
+        else [
+            ("the log-probabilities of sampler and trainer differ by", first["sampling_logp_difference"], bound),
+            ("the probability ratio differs from 1 by", abs(first["ratio_mean"] - 1), bound),
+        ]
+    )
     if number == 1 and options.brpo.beta:
         checks.append(("the divergence from the reference is", abs(first["kl"]), bound * bound))
     return [f"{text} {value:.2g}, expected at most {most:.2g}" for text, value, most in checks if not value <= most]

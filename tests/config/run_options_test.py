@@ -100,6 +100,11 @@ def test_unknown_key_names_the_nearest(key, nearest):
          "config.optim.trainable: got 'tune' for '.*', expected 'train', 'freeze' or 'tags'"),
         ("optim__accumulation", 3,
          "config.optim.accumulation: got 3, expected a divisor of config.data.batch_size (8)"),
+        ("brpo", {"importance_min": 3.0},
+         "config.brpo.importance_min: got 3, expected less than importance_max (3)"),
+        ("brpo", {"importance_sampling": "token_mask", "inner_updates": 2},
+         "config.brpo.inner_updates: got 2, expected 1 with importance_sampling: the ratio is taken in the update that "
+         "follows the sampling"),
         ("data__source", "nowhere.jsonl",
          "config.data.source: there is no file 'nowhere.jsonl'; expected scenes, easy_vqa, an existing .jsonl file or "
          "NAME:PATH"),

@@ -229,6 +229,8 @@ def test_what_the_first_step_must_be():
     assert first_step_problems(SMALL, 1, good) == []
     assert "ratio" in first_step_problems(SMALL, 1, good | {"ratio_mean": 1.01})[0]
     assert "reference" in first_step_problems(SMALL, 1, good | {"kl": 0.01})[0]
+    int8 = replace(SMALL, brpo=replace(SMALL.brpo, rollout_weights="int8"))
+    assert first_step_problems(int8, 1, good | {"ratio_mean": 1.01, "sampling_logp_difference": 0.1}) == []
     assert first_step_problems(SMALL, 9, good | {"kl": 0.01}) == []  # resumed: it has moved from the reference
     assert len(first_step_problems(SMALL, 1, good | {"kl": math.nan, "sampling_logp_difference": math.nan})) == 2
     assert first_step_problems(SMALL, 1, good | {"num_tokens": 0, "ratio_mean": 0.0}) == []

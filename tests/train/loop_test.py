@@ -79,6 +79,14 @@ def test_a_run_leaves_everything(uninterrupted):
     assert from_config_dict(json.loads((uninterrupted / "settings.json").read_text())) == SMALL
 
 
+def test_int8_rollouts_are_corrected(tmp_path):
+    brpo = replace(SMALL.brpo, rollout_weights="int8", importance_sampling="token_truncate")
+    run(replace(SMALL, steps=1, brpo=brpo, eval=replace(SMALL.eval, every=0, final_size=0)), tmp_path)
+    (first,) = lines(tmp_path)
+    assert 1e-4 < first["train/sampling_logp_difference"] < 0.1
+    assert first["train/ratio_mean"] == 1 and 1e-5 < abs(first["train/importance_ratio_mean"] - 1) < 0.1
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, tmp_path, monkeypatch):
     """Stopped after step 2 and resumed in a new process: metrics and weights to the last bit."""
     save = Checkpoints.save

@@ -151,7 +151,7 @@ _FIRST, _SECOND = Base("a", "tiny", 2500), Base("b", "random:tiny", 5000)
 SIZES = {
     size.name: size
     for size in (
-        Size("quick", (_FIRST,), 2, (TEXT, BLANK, COPY, OTHER), (SHORT,), (16, 160)),
+        Size("quick", (_FIRST,), 2, (TEXT, BLANK, COPY, OTHER, SQUEEZED), (SHORT,), (16, 160)),
         Size("full", (_FIRST, _SECOND), 5, tuple(ARMS), tuple(CONDITIONS.values()), (16, 64, 160, 320)),
     )
 }

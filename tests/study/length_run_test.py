@@ -12,7 +12,7 @@ from length_studies import content
 from qwenla_jax.config.schema import to_json
 from qwenla_jax.study import length_run
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, TEXT, training_source
+from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZED, TEXT, training_source
 from qwenla_jax.study.length_results import read_results
 from qwenla_jax.train.loop import RunRefused
 
@@ -44,6 +44,7 @@ def run(tmp_path, size=SIZE):
 def test_what_is_there_is_kept(tmp_path, ran):
     files = run(tmp_path)
     models = {TEXT: "a_short_0_text-only", BLANK: "a_short_0_blank", COPY: "a_short_0_copy", OTHER: "a_short_0_copy"}
+    models[SQUEEZED] = models[TEXT]
     first = ["base_a"]
     for arm, model in models.items():
         first += [model] * ARMS[arm].trained + [(arm, model)]

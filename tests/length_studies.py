@@ -24,7 +24,13 @@ def content(arm, seed=0, accuracy=None, base="a", slots=None):
     for tokens, share in accuracy.items():
         answered = {"kind": rng.integers(0, 3, SCENES), "right": hardness < share, "worked": ones, "tokens": 40 * ones}
         answered["inserted_tokens"] = slots * ones
-        answered |= {"named": 4 * ones, "invented": ones, "details": 4 * ones, "wrong_details": 0 * ones}
+        answered |= {
+            "named": 4 * ones,
+            "invented": ones,
+            "missed": ones * (3 if arm == COPY else 1),
+            "details": 4 * ones,
+            "wrong_details": 0 * ones,
+        }
         forced = {"inserted_tokens": slots * ones, "colours": 4 * ones, "right_colours": 4 * (hardness < share)}
         cells[f"chain/{tokens}"] = {"continued": encode(answered), "forced": encode(forced)}
     model = ARMS[ARMS[arm].model or arm]

@@ -25,13 +25,19 @@ from qwenla_jax.study.length_arms import (
     TRAINED_TOKENS,
     VISION,
 )
-from qwenla_jax.study.length_results import FORCED, FREE, Result
+from qwenla_jax.study.length_results import CONTINUED, FORCED, FREE, Result
 from qwenla_jax.study.statistics import Ratio
 from qwenla_jax.study.tables import Table
 
 AGREES, OPPOSITE, OPEN = "as stated", "the opposite", "cannot be told"
 HEADS = ("difference", "stated", "points [95%]", "by seed", "sd (scenes)", "result")
 CONTROLS = (TEXT, BLANK, OTHER)
+# Shares that CHAIR_i and recall are made of, and marks: words, counted, out of which.
+TOLD = (
+    ("CHAIR_i", "invented", "named"),
+    ("left out", "missed", "objects"),
+    ("wrong marks", "wrong_details", "details"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +60,20 @@ def _colours(result: Result) -> Ratio:
     return result.ratio("chain", PRIMARY_TOKENS, FORCED, "right_colours", "colours")
 
 
+def _told(over: str, under: str, tokens: int = PRIMARY_TOKENS) -> Measure:
+    """A share of what continued answers tell after the look."""
+    return lambda result: result.ratio("chain", tokens, CONTINUED, over, under)
+
+
 def _less(after: str, before: str, of: Measure, condition: str = SHORT.name) -> list[Weighed]:
     return [(1.0, condition, after, of), (-1.0, condition, before, of)]
+
+
+def _telling(words: str, over: str, under: str) -> tuple[Difference, ...]:
+    """Of one of `TOLD`: COPY less its controls, and at a trained length less text-only."""
+    far, near = _told(over, under), _told(over, under, TRAINED_TOKENS)
+    rows = [Difference(f"COPY - {name}, {words}", _less(COPY, name, far)) for name in CONTROLS]
+    return (*rows, Difference(f"COPY - {TEXT}, {words}, N = {TRAINED_TOKENS}", _less(COPY, TEXT, near)))
 
 
 def _negative(terms: Sequence[Weighed]) -> list[Weighed]:
@@ -131,6 +149,11 @@ def claims() -> tuple[tuple[str, str, tuple[Difference, ...]], ...]:
                 Difference("BRPO with COPY - text-only BRPO", (), 1),
                 Difference(f"BRPO: reflections an answer, less those at N = {TRAINED_TOKENS}", (), 1),
             ),
+        ),
+        (
+            "Told after the look",
+            "What continued answers tell: objects that are not there, objects left out, and wrong marks.",
+            tuple(row for words, over, under in TOLD for row in _telling(words, over, under)),
         ),
         (
             "Beside them",

@@ -48,6 +48,7 @@ NARROW = 5.4  # inches: a page on a telephone is hardly wider than the figure's 
 Quotient = tuple[str, str | None, str]  # a measure, what it is divided by, the way of measuring; see `Result.ratio`
 ACCURACY: Quotient = ("right", None, CONTINUED)
 COLOURS: Quotient = ("right_colours", "colours", FORCED)
+INVENTED: Quotient = ("invented", "named", CONTINUED)
 
 
 def length_figure(study: Study, of: Quotient = ACCURACY, label: str = "right answers (%)") -> Figure:

@@ -16,7 +16,7 @@ from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.length_analysis import Contrast, Measure, Study, verdict
 from qwenla_jax.study.length_arms import ARMS, CONDITIONS, PRIMARY_TOKENS, SHORT, SIZES, TRAINED_TOKENS
 from qwenla_jax.study.length_claims import AGREES, OPEN, OPPOSITE, claim_tables, reason
-from qwenla_jax.study.length_figure import COLOURS, length_figure, lengths_of
+from qwenla_jax.study.length_figure import COLOURS, INVENTED, length_figure, lengths_of
 from qwenla_jax.study.length_results import CONTINUED, FORCED, FREE, Result, read_results
 from qwenla_jax.study.report_formats import Report, Section, illustration, write_formats
 from qwenla_jax.study.statistics import Ratio
@@ -67,13 +67,21 @@ def write_length_report(results: Path, path: Path) -> str:
         ALT.format("colour words"),
         lambda: length_figure(study, COLOURS, "colour words (%)"),
     )
+    invented = illustration(
+        "chair",
+        "Figure 3",
+        "CHAIR_i: objects of captions after the look (continued) that are not in the image, against N, by arm, with "
+        "95% intervals.",
+        ALT.format("CHAIR_i"),
+        lambda: length_figure(study, INVENTED, "CHAIR_i (%)"),
+    )
     report = Report(
         TITLE,
         (
             Section("", [*head, accuracy, _made_of(study, all_results), INTERVALS]),
             Section("Verdict at every length", [_verdicts(study)]),
             Section("Claims", [READING, *claim_tables(study)]),
-            Section("Measures", [colours, *_tables(study)]),
+            Section("Measures", [colours, invented, *_tables(study)]),
             Section("Answers", [_answers(all_results)]),
         ),
     )
@@ -160,6 +168,7 @@ def _tables(study: Study) -> Iterator[Table]:
         ("accuracy", FREE, "right", None, 100),
         ("working right", FREE, "worked", None, 100),
         ("CHAIR_i after the look", CONTINUED, "invented", "named", 100),
+        ("objects left out of those there", CONTINUED, "missed", "objects", 100),
         ("wrong marks", CONTINUED, "wrong_details", "details", 100),
         ("reflections an answer", FREE, "reflections", None, 1),
         ("colour words right", FORCED, "right_colours", "colours", 100),

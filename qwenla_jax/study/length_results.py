@@ -61,7 +61,7 @@ class Result:
     answers: Mapping[str, Mapping[str, Sequence[str]]]
 
     def ratio(self, working: str, tokens: int, way: str, over: str, under: str | None = None) -> Ratio:
-        """A measure a scene, or over another measure.
+        """A measure a scene, or over another measure, or over "objects": all that the scene has.
 
         Raises:
           StudyError: it was not measured.
@@ -69,7 +69,10 @@ class Result:
         try:
             cell = self.cells[working, tokens][way]
             top = cell[over]
-            bottom = np.full(len(top), 1.0 if over in BY_SCENE else BLOCK) if under is None else cell[under]
+            if under == "objects":
+                bottom = cell["named"] - cell["invented"] + cell["missed"]
+            else:
+                bottom = np.full(len(top), 1.0 if over in BY_SCENE else BLOCK) if under is None else cell[under]
         except KeyError as error:
             raise StudyError(f"{self.path}: no {way} {over} at {tokens} tokens of {working} ({error})") from error
         return Ratio(top, bottom)

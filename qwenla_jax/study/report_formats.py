@@ -71,11 +71,12 @@ def write_formats(report: Report, path: Path) -> list[str]:
 
     Args:
       report: what is written.
-      path: of the Markdown; the others have its name with another suffix.
+      path: of the Markdown; the others have its name with another suffix. Its folder is made.
 
     Returns:
       a line for each: its path, or what it lacks.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     for part in (part for section in report.sections for part in section.parts):
         if isinstance(part, Illustration):
             write_text(path.with_name(f"{part.stem}.svg"), part.svg.decode())

@@ -206,9 +206,9 @@ def test_the_same_arm_twice_and_files_that_are_none(tmp_path):
 
 def test_the_report_is_made_of_the_files(tmp_path):
     folder = folder_of(tmp_path / "results", arms=(*QUICK, SQUEEZED))
-    head = write_length_report(folder, tmp_path / "report.md")
+    head = write_length_report(folder, tmp_path / "new" / "report.md")
     assert "trained on short answers: **helps**" in head and "Provisional" in head
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "new" / "report.md").read_text()
     study = Study.of(read_results(folder))
     one = study.difference("short", COPY, TEXT, right(160))
     assert f"| COPY - text-only | above 0 | {100 * one.value:+.1f} [{100 * one.low:+.1f}" in text
@@ -219,6 +219,9 @@ def test_the_report_is_made_of_the_files(tmp_path):
     assert f"| accuracy (continued) | {COPY} |" in text and "-> 7 \\| an answer" in text
     # A ratio of sums: one invented object of four.
     assert "| CHAIR_i after the look (continued) | COPY | 25.0 [25.0, 25.0] | 25.0 [25.0, 25.0] |" in text
+    # Three of four objects named are there; beside them COPY leaves out three, and text-only one.
+    assert "| COPY - text-only, left out | - | +25.0 [+25.0, +25.0] |" in text
+    assert "| COPY - text-only, CHAIR_i | - | +0.0 [+0.0, +0.0] |" in text
 
 
 def test_a_difference_of_differences(tmp_path):

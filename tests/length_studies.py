@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 
 from qwenla_jax.config.schema import to_dict
-from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, ROUTE_25, SQUEEZED, TEXT
+from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, ROUTE_25, SIZES, SQUEEZED, TEXT
 from qwenla_jax.study.length_results import encode, write_result
 
 SCENES = 400
-QUICK = (TEXT, BLANK, COPY, OTHER)
+QUICK = SIZES["quick"].arms
 TRUE = {TEXT: 0.5, BLANK: 0.5, COPY: 0.7, OTHER: 0.3, SQUEEZED: 0.6, ROUTE_25: 0.6}  # accuracy at 160 tokens
 
 

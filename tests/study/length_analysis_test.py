@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 import pytest
-from length_studies import QUICK, SCENES, content, folder_of
+from length_studies import SCENES, content, folder_of
 
 from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.length_analysis import HELPS, HELPS_NOT, UNKNOWN, Study, contrast, right, verdict
-from qwenla_jax.study.length_arms import BLANK, COPY, OTHER, SQUEEZED, TEXT
+from qwenla_jax.study.length_arms import BLANK, COPY, OTHER, TEXT
 from qwenla_jax.study.length_report import write_length_report
 from qwenla_jax.study.length_results import BLOCK, read_results, write_result
 from qwenla_jax.study.statistics import Ratio
@@ -205,7 +205,7 @@ def test_the_same_arm_twice_and_files_that_are_none(tmp_path):
 
 
 def test_the_report_is_made_of_the_files(tmp_path):
-    folder = folder_of(tmp_path / "results", arms=(*QUICK, SQUEEZED))
+    folder = folder_of(tmp_path / "results")
     head = write_length_report(folder, tmp_path / "new" / "report.md")
     assert "trained on short answers: **helps**" in head and "Provisional" in head
     text = (tmp_path / "new" / "report.md").read_text()

@@ -65,7 +65,7 @@ def pdf_text(path):
 def written(tmp_path_factory):
     """A report on two base models of two seeds each, with an arm more than the quick size has."""
     folder = tmp_path_factory.mktemp("length")
-    folder_of(folder / "results", arms=(*QUICK, SQUEEZED, ROUTE_25), bases="ab")
+    folder_of(folder / "results", arms=(*QUICK, ROUTE_25), bases="ab")
     write_length_report(folder / "results", folder / "report.md")
     return folder
 

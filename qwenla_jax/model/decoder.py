@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -245,12 +246,11 @@ class Decoder(nn.Module):
         nothing = {number: jnp.zeros((*x_BxTxD.shape[:2], keys[number]), jnp.float32) for number in returns_attention}
         layers = jnp.arange(cfg.num_layers)
         carry = x_BxTxD, nothing
-        turn = jnp.cos(angles), jnp.sin(angles)
-        apart = {} if self.is_initializing() else self.variables["params"]["layers"]
-        if "0" in apart:
-            (x, total), new = _each_layer(self.config, apart, carry, *turn, tuple(runs), features, tuple(past))
+        same = jnp.cos(angles), jnp.sin(angles), tuple(runs), features
+        if not self.is_initializing() and is_apart(params := self.variables["params"]):
+            (x, total), new = _each_layer(self.config, params["layers"], carry, same, tuple(past))
         else:
-            (x, total), new = self.layers(carry, *turn, tuple(runs), features, tuple(past), layers)
+            (x, total), new = self.layers(carry, *same, tuple(past), layers)
         if not cfg.tie_word_embeddings and self.is_initializing():
             self.lm_head()
         received = {names[number]: sums / cfg.num_layers for number, sums in total.items()}
@@ -271,22 +271,17 @@ def layers_apart(decoder: dict[str, Any]) -> dict[str, Any]:
     return decoder | {"layers": {str(n): jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(length)}}
 
 
-def _each_layer(
-    config: ModelConfig,
-    params: dict[str, Any],
-    carry: tuple[jax.Array, AttentionReceived],
-    cos: jax.Array,
-    sin: jax.Array,
-    runs: tuple[Mask | PageReads, ...],
-    features_BxTxC: jax.Array | None,
-    past: tuple[tuple[jax.Array, jax.Array], ...],
-) -> tuple[tuple[jax.Array, AttentionReceived], tuple[jax.Array, jax.Array]]:
-    """What the scan over layers gives, of layers apart."""
+def is_apart(decoder: Mapping[str, Any]) -> bool:
+    """Whether the decoder's parameters are of `layers_apart`."""
+    return "0" in decoder["layers"]
+
+
+def _each_layer(config: ModelConfig, params: Mapping[str, Any], carry: Any, same: tuple[Any, ...], past: Any) -> Any:
+    """What the scan over layers gives, of layers apart; `same` are the arguments that it broadcasts."""
     block, new = DecoderLayer(config, parent=None), []
     for n in range(config.text.num_layers):
         own = jax.tree.map(lambda x, n=n: x[n], past)
-        given = cos, sin, runs, features_BxTxC, own, jnp.int32(n)
-        carry, keys_values = block.apply({"params": params[str(n)]}, carry, *given)
+        carry, keys_values = block.apply({"params": params[str(n)]}, carry, *same, own, jnp.int32(n))
         new.append(keys_values)
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *new)
 

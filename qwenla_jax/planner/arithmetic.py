@@ -189,9 +189,7 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     update = sum(parts.values(), Work()) + parts["policy forward"] * again
     # Each round reads the weights once a token.
     at_once = max(1, round(sizes.sampled))
-    rollout = sum(step(at_once)["rollout"].values(), Work())
-    if options.brpo.rollout_weights == "int8":  # read by the prefill and with every token
-        rollout = rollout + Work(0.0, -_rounded_away(runtime) * sizes.tensor * sizes.response)
+    rollout = sum(step(at_once)["rollout"].values(), Work(0.0, -_rounded_away(runtime) * sizes.response))
     rollout = rollout * (sizes.sampled / at_once * sizes.rounds / sizes.tensor)
     return {"rollout": rollout, "update": update * share + adamw}
 
@@ -240,10 +238,11 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     if options.stage == "sft":
         return {"update": update}
     whole = options.mesh.gather_to_sample
-    sampled_weights = kept.params * value * fsdp - _rounded_away(runtime)
-    own_copy = options.brpo.rollout_weights == "int8"
+    copied = cast
+    if whole or options.brpo.rollout_weights == "int8":
+        copied = (kept.params * value * fsdp - _rounded_away(runtime) / tensor) / (1 if whole else fsdp)
     rollout = {
-        "parameters as computed": sampled_weights if whole else sampled_weights / fsdp if own_copy else cast,
+        "parameters as computed": copied,
         "cache": kv * sampled * (P + sizes.group * R),
         "temporaries": 4 * max(heads * sampled * P * P * 2, sampled * sizes.group * text.vocab_size * 3)
         + (0 if whole else 2 * layer + 2 * vocab),
@@ -266,11 +265,11 @@ def _kernel_numbers(config: ModelConfig) -> int:
 
 
 def _rounded_away(runtime: TrainRuntime) -> float:
-    """Bytes of a chip's share of the heads that int8 kernels save the sampler; 0 where it has the model's own."""
+    """Bytes that int8 kernels save the sampler, over all heads; 0 where it has the model's own."""
     options = runtime.options
     if options.brpo.rollout_weights != "int8":
         return 0.0
-    return _kernel_numbers(runtime.model.config) * (SIZES[options.dtype] - 1) / runtime.mesh.shape["tensor"]
+    return _kernel_numbers(runtime.model.config) * (SIZES[options.dtype] - 1.0)
 
 
 def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, list[Collective]]:
@@ -305,7 +304,7 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     if options.stage == "sft":
         return {"update": update}
     rounds = (1 if options.mesh.gather_to_sample else R) * sizes.rounds
-    sampled = round(weights - _rounded_away(runtime))
+    sampled = round(weights - _rounded_away(runtime) / tensor)
     rollout = [Collective("all-gather", sampled, fsdp, rounds, "weights")] if fsdp > 1 else []
     if tensor > 1:
         acts = round(sizes.sampled * sizes.group * text.hidden_size * value)

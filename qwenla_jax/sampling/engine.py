@@ -117,12 +117,12 @@ class Engine:
         self._mesh = mesh
         sizes = sizes_for(options.reattention, buckets, slots)
         self._sizes = sizes if options.top_logprobs is None else dataclasses.replace(sizes, reported=steps)
-        self._on_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
-        if self._on_cpu and max(self._sizes.cache(options), self._sizes.prompt) > 2 * PAGE:
+        self._on_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+        if self._on_one_cpu and max(self._sizes.cache(options), self._sizes.prompt) > 2 * PAGE:
             options = dataclasses.replace(options, page=PAGE)
         self.options = dataclasses.replace(options, temperature=0.0, top_p=1.0)
         # On one device there is nothing to place, and layers may be apart.
-        shardings = None if self._on_cpu else shardings
+        shardings = None if self._on_one_cpu else shardings
         self._programs = slot_programs(model.config, self.options, self._sizes, mesh, shardings)
         self._params: Params | None = None
         self._state: SampleState | None = None
@@ -146,7 +146,7 @@ class Engine:
     def params(self, params: Params) -> None:
         """Takes parameters, cast or not, and drops what is cached from earlier ones."""
         params = cast(params, self._model.config.dtype)
-        self._params = for_cpu(params) if self._on_cpu else params
+        self._params = for_cpu(params) if self._on_one_cpu else params
         self._visual.clear()
         self._prompts.clear()
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qwenla_jax.model.decoder import layers_apart
+from qwenla_jax.model.decoder import is_apart, layers_apart
 from qwenla_jax.model.layers import KERNEL_SCALE
 from qwenla_jax.model.qwen_vl import Params
 
@@ -65,7 +65,8 @@ def _each_dense(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[st
 
 def for_cpu(params: Params) -> Params:
     """Parameters of `cast` with the decoder's layers one by one, see `layers_apart`, where that pays on CPU."""
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params["decoder"]["layers"]))
-    if LEAST_APART <= size <= MOST_APART:
-        return params | {"decoder": layers_apart(params["decoder"])}
-    return params
+    decoder = params["decoder"]
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(decoder["layers"]))
+    if is_apart(decoder) or not LEAST_APART <= size <= MOST_APART:
+        return params
+    return params | {"decoder": layers_apart(decoder)}

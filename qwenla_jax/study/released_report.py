@@ -48,6 +48,7 @@ def write_released_report(results: Path, path: Path) -> str:
             f"{_judged(model, study, of_model)} {size} questions; measuring took {hours:.2f} h, reasoning aside.\n"
         )
     head.append("In brackets 95% intervals: questions are drawn with replacement, the same draw for all arms.\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
     parts = [*head, beside(path, lambda: released_figure(by_model), CAPTION)]
     for model, study in by_model.items():
         parts += _tables(model, study)

@@ -108,14 +108,12 @@ def first_step_problems(options: RunOptions, number: int, metrics: Mapping[str, 
         return []  # no evidence; skipped updates are counted elsewhere
     bound = LOGP_BOUNDS[options.dtype]
     first = {name: float(metrics.get(f"first_update/{name}", metrics[name])) for name in ON_POLICY}
-    checks = (
-        []
-        if options.brpo.rollout_weights == "int8"
-        else [
+    checks = []
+    if options.brpo.rollout_weights != "int8":
+        checks += [
             ("the log-probabilities of sampler and trainer differ by", first["sampling_logp_difference"], bound),
             ("the probability ratio differs from 1 by", abs(first["ratio_mean"] - 1), bound),
         ]
-    )
     if number == 1 and options.brpo.beta:
         checks.append(("the divergence from the reference is", abs(first["kl"]), bound * bound))
     return [f"{text} {value:.2g}, expected at most {most:.2g}" for text, value, most in checks if not value <= most]

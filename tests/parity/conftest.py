@@ -337,6 +337,21 @@ def continue_greedily(model: Any, arch: Architecture, hf: dict[str, Any], tokens
     return out[:, hf["input_ids"].shape[1] :]
 
 
+def logits(model: Any, hf: dict[str, Any], continuation: Any) -> np.ndarray:
+    """transformers' logits of the whole left-padded rows with a continuation, float32 [Q, P + R, V]."""
+    torch = pytest.importorskip("torch")
+    ones, zeros = torch.ones_like(continuation), torch.zeros_like(continuation)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.cat([hf["input_ids"], continuation], dim=1),
+            attention_mask=torch.cat([hf["attention_mask"], ones], dim=1),
+            mm_token_type_ids=torch.cat([hf["mm_token_type_ids"], zeros.to(torch.int32)], dim=1),
+            pixel_values=hf["pixel_values"].to(model.dtype),
+            image_grid_thw=hf["image_grid_thw"],
+        )
+    return out.logits.float().numpy()
+
+
 @pytest.fixture(scope="session")
 def oracle() -> SimpleNamespace:
     """The functions above, for tests."""
@@ -346,6 +361,7 @@ def oracle() -> SimpleNamespace:
         build=build,
         inputs=inputs,
         continue_greedily=continue_greedily,
+        logits=logits,
         settings=settings,
         cases=CASES,
         tokens=CONTINUATION,

@@ -32,14 +32,8 @@ def test_sampled_tokens_and_their_log_probabilities(oracle, saved):
     with torch.no_grad():
         for kernel in kernels:
             kernel.weight.copy_(rounded(kernel.weight))
-        want = oracle.continue_greedily(official, arch, batch.hf)
-        ones = torch.ones_like(want)
-        whole = {
-            "input_ids": torch.cat([batch.hf["input_ids"], want], dim=1),
-            "attention_mask": torch.cat([batch.hf["attention_mask"], ones], dim=1),
-            "mm_token_type_ids": torch.cat([batch.hf["mm_token_type_ids"], (0 * ones).to(torch.int32)], dim=1),
-        }
-        logits = official(**(batch.hf | whole)).logits[:, -want.shape[1] - 1 : -1].numpy()
+    want = oracle.continue_greedily(official, arch, batch.hf)
+    logits = oracle.logits(official, batch.hf, want)[:, -want.shape[1] - 1 : -1]
     bias_V = suppression_bias(arch.vocab, arch.vocab, range(arch.vocab - 4, arch.vocab))
     logp = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits + bias_V)), want.numpy()[..., None], 2)[..., 0]
     options = SampleOptions(1, oracle.tokens, 0.0, 1.0, (arch.vocab - 1,))

@@ -57,24 +57,6 @@ def _extend(prompts, continuation):
     return ids, pos, visual
 
 
-def _official_logits(model, hf, continuation, arch):
-    """transformers' logits of the whole left-padded rows, float32 [Q, P + R, V]."""
-    ids = torch.cat([hf["input_ids"], continuation], dim=1)
-    ones, zeros = torch.ones_like(continuation), torch.zeros_like(continuation)
-    with torch.no_grad():
-        return (
-            model(
-                input_ids=ids,
-                attention_mask=torch.cat([hf["attention_mask"], ones], dim=1),
-                mm_token_type_ids=torch.cat([hf["mm_token_type_ids"], zeros.to(torch.int32)], dim=1),
-                pixel_values=hf["pixel_values"].to(model.dtype),
-                image_grid_thw=hf["image_grid_thw"],
-            )
-            .logits.float()
-            .numpy()
-        )
-
-
 def _official_visual(model, hf):
     with torch.no_grad():
         out = model.model.get_image_features(hf["pixel_values"].to(model.dtype), hf["image_grid_thw"])
@@ -111,7 +93,7 @@ def test_random_architecture(oracle, saved, seed):
     # Visual tokens and logits, of the prompt and of transformers' own greedy continuation.
     continuation = oracle.continue_greedily(official, arch, hf)
     assert continuation.shape[1] == oracle.tokens
-    expected = _official_logits(official, hf, continuation, arch)
+    expected = oracle.logits(official, hf, continuation)
     visual_ZxD, logits = _forward(model, params, batch.vision, *_extend(batch.prompts, continuation.numpy()))
     np.testing.assert_allclose(_visual_rows(batch, visual_ZxD), _official_visual(official, hf), atol=TOLERANCE, rtol=0)
     logits = np.asarray(logits)
@@ -166,10 +148,10 @@ def test_bfloat16(oracle, saved, seed):
     official, folder = saved(arch)
     batch = oracle.inputs(arch)
     continuation = torch.from_numpy(np.random.default_rng(seed).integers(0, arch.vocab - 4, (len(batch.length_Q), 32)))
-    exact = _official_logits(official, batch.hf, continuation, arch)
+    exact = oracle.logits(official, batch.hf, continuation)
     # Loaded anew: `to` would round the frequencies of RoPE too, which transformers keeps in float32.
     rounded = type(official).from_pretrained(folder, dtype=torch.bfloat16)
-    theirs = _official_logits(rounded, batch.hf, continuation, arch)
+    theirs = oracle.logits(rounded, batch.hf, continuation)
     model, params = qwenla_jax.load(folder, dtype="bfloat16")
     _, ours = _forward(model, params, batch.vision, *_extend(batch.prompts, continuation.numpy()))
     P = batch.hf["input_ids"].shape[1]
@@ -201,6 +183,6 @@ def test_each_part_of_qwen3_vl_shows_in_the_logits(oracle, saved, monkeypatch, p
     logits = logits_of(params, model.apply(variables, x, prompts.pos_QxPx3, method="decode").hidden_BxTxD)
     nothing = torch.zeros(len(prompts.length_Q), 0, dtype=torch.int64)
     P, n = prompts.ids_QxP.shape[1], prompts.length_Q[0]
-    expected = _official_logits(official, batch.hf, nothing, arch)[0, P - n :]
+    expected = oracle.logits(official, batch.hf, nothing)[0, P - n :]
     distance = np.abs(np.asarray(logits)[0, :n] - expected).max()
     assert distance < TOLERANCE if part is None else distance > 100 * TOLERANCE, distance

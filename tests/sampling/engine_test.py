@@ -211,6 +211,7 @@ def test_other_slots_and_pages_and_layers_apart_give_the_same_rows(slots, page, 
     """Of 64 slots prompts and responses are one page each; of 24 prompts alone, so whole rows stand beside pages."""
     monkeypatch.setattr(param_layout, "LEAST_APART", 0 if apart else 2**25)
     one = engine(slots, page)
+    one.params = one.params  # laid out already
     assert ("0" in one.params["decoder"]["layers"]) == apart
     got = {number: rollout for number, _, rollout in one.run(map(request, range(REQUESTS)))}
     assert all(agrees(got[number], want) for number, want in enumerate(reference()))

@@ -229,9 +229,9 @@ def test_the_report_tells_accuracy_and_differences(study, tmp_path):
         content = json.loads(path.read_text())
         content |= {"right": [int(content["arm"] == COPY)] * 3, "logp_answer": [-1.0 - content["tokens"]] * 3}
         (tmp_path / path.name).write_text(json.dumps(content))
-    head = write_released_report(tmp_path, tmp_path / "report.md")
+    head = write_released_report(tmp_path, tmp_path / "new" / "report.md")
     assert f"tiny: whether COPY helps after {N} tokens of reasoning: **helps**" in head
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "new" / "report.md").read_text()
     assert "| right answers, % | COPY | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |" in text
     assert "| right answers, % | ROUTE 50 - COPY | -100.0 [-100.0, -100.0] |" in text
     assert "| log-probability of the answer, nats | text-only | -1.000 [-1.000, -1.000] | -25.000" in text

@@ -39,6 +39,7 @@ from qwenla_jax.study.length_arms import (
     Condition,
     Size,
     base_options,
+    first_options,
     source_name,
     stage_options,
 )
@@ -71,7 +72,10 @@ def run_length(size: Size, workdir: Path, results: Path, note: Callable[[str], N
     files = []
     for number, base in enumerate(size.bases):
         base_name = f"base_{base.name}"
-        run_stage(Stage(base_name, base_options(base, number), _trained, ()), workdir.joinpath, note)
+        first_name = f"{base_name}_first"
+        run_stage(Stage(first_name, first_options(base, number), _trained, ()), workdir.joinpath, note)
+        options = base_options(base, number, str(workdir / first_name / "hf"))
+        run_stage(Stage(base_name, options, _trained, (first_name,)), workdir.joinpath, note)
         for seed in range(size.seeds):
             for condition in size.conditions:
                 for name in size.arms:
@@ -83,7 +87,7 @@ def run_length(size: Size, workdir: Path, results: Path, note: Callable[[str], N
                         stage = Stage(stage_name, options, _trained, (base_name,))
                         run_stage(stage, workdir.joinpath, note)
                     file = results / "_".join([*parts[:2], f"seed{seed}", f"{_slug(name)}.json"])
-                    places = workdir / base_name, workdir / stage_name
+                    places = workdir / first_name, workdir / base_name, workdir / stage_name
                     _measured(arm, condition, size, seed, base.name, places, file, note)
                     files.append(file)
     return files
@@ -119,12 +123,12 @@ def _measured(
     size: Size,
     seed: int,
     base: str,
-    places: tuple[Path, Path],
+    places: tuple[Path, Path, Path],
     file: Path,
     note: Callable[[str], None],
 ) -> None:
-    """One arm's result, unless it is there; `places` are the folders of the base model and of the arm's model."""
-    base_folder, folder = places
+    """One arm's result, unless it is there; `places`: of first training, base model, arm's model."""
+    _, base_folder, folder = places
     label = f"{base} {condition.name} seed {seed}: {arm.name}"
     model = saved(folder / DONE, "stamp", "seconds")
     of = {"stamp": model["stamp"], "tokens": list(size.tokens), "scenes": size.scenes, "profiled": size.profiled}

@@ -48,6 +48,11 @@ def relations(options: RunOptions) -> Iterator[str]:
             f"config.brpo.rollout_batch: got {options.brpo.rollout_batch}, expected a divisor of "
             f"config.data.batch_size ({data.batch_size})"
         )
+    if options.brpo.group_size % options.brpo.group_parts:
+        yield (
+            f"config.brpo.group_parts: got {options.brpo.group_parts}, expected a divisor of config.brpo.group_size "
+            f"({options.brpo.group_size})"
+        )
     if options.steps * options.brpo.inner_updates > MOST_UPDATES:
         yield (
             f"config.steps: got {options.steps} with {options.brpo.inner_updates} inner updates each, expected at most "

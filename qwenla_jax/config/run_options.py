@@ -130,6 +130,12 @@ class BrpoOptions:
     rollout_batch: int | None = option(
         None, "questions sampled at once; none: as many as in a microbatch of an update", low=1, high=MOST_ROWS
     )
+    group_parts: int = option(
+        1,
+        "parts in which an update works through the responses to a question, for long ones: same gradient, less memory",
+        low=1,
+        high=MOST_ROWS,
+    )
     inner_updates: int = option(1, "mu: optimizer steps taken on one set of samples", low=1, high=1024)
     rollout_weights: str = option(
         "same",

@@ -257,13 +257,16 @@ def _backward(saved: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, tupl
 segment_attention.defvjp(_forward, _backward)
 
 
-def _block_size(q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> int:
-    """Queries worked on at once: all T where their scores are small, else a power of two."""
-    _, T, N, _ = q_BxTxNxH.shape
-    query_bytes = 4 * N * sum(segment.k.shape[1] for segment in segments)
-    if T * query_bytes <= SCORE_BYTES:
-        return T
+def query_block(queries: int, heads: int, keys: int) -> int:
+    """Queries worked on at once: all of them where their float32 scores are small, else a power of two."""
+    query_bytes = 4 * heads * keys
+    if queries * query_bytes <= SCORE_BYTES:
+        return queries
     return max(LEAST_QUERIES, 2 ** (SCORE_BYTES // query_bytes).bit_length() // 2)
+
+
+def _block_size(q_BxTxNxH: jax.Array, segments: Sequence[Segment]) -> int:
+    return query_block(q_BxTxNxH.shape[1], q_BxTxNxH.shape[2], sum(segment.k.shape[1] for segment in segments))
 
 
 def _split(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:

@@ -12,9 +12,11 @@ paper silent: nothing of this changes what is computed.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import jax
@@ -53,8 +55,23 @@ def kernel_for(choice: str, backend: str, capability: str = "") -> str:
     return "splash" if backend == "tpu" else "xla"
 
 
+_planned_backend: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned_backend", default=None)
+
+
+@contextlib.contextmanager
+def planned_for(backend: str) -> Iterator[None]:
+    """What is traced within takes the kernels of this backend: for programs compiled where it is not."""
+    token = _planned_backend.set(backend)
+    try:
+        yield
+    finally:
+        _planned_backend.reset(token)
+
+
 def kernel_here(choice: str) -> str:
-    """`kernel_for` this process's default backend."""
+    """`kernel_for` the backend of `planned_for`, else this process's default one."""
+    if backend := _planned_backend.get():
+        return kernel_for(choice, backend)
     return kernel_for(choice, jax.default_backend(), str(getattr(jax.devices()[0], "compute_capability", "")))
 
 

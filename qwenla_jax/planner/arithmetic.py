@@ -16,7 +16,9 @@ import numpy as np
 from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.data.batching.example import Example
+from qwenla_jax.model.attention import query_block
 from qwenla_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from qwenla_jax.model.kernels import kernel_for
 from qwenla_jax.model.lora import base_of
 from qwenla_jax.model.trainable import trainable_labels, trained_part
 from qwenla_jax.planner.compiled import Load, abstract_params, example
@@ -77,6 +79,7 @@ class Sizes:
       rounds: batches that a step samples one after the other.
       sampled: questions of such a batch on the chip's shard of rows.
       group: G; 1 in supervised training.
+      passes: of an update over a part: it has all questions, and 1 / passes of the responses to each.
       prompt, response: tokens, the batch's buckets.
       patches_IxW: patches in each window of each of a question's images.
       slots: patch slots of a question's images, padding included.
@@ -88,6 +91,7 @@ class Sizes:
     rounds: int
     sampled: float
     group: int
+    passes: int
     prompt: int
     response: int
     patches_IxW: np.ndarray
@@ -114,6 +118,7 @@ def sizes_of(runtime: TrainRuntime, load: Load) -> Sizes:
         rounds=rounds,
         sampled=options.data.batch_size / rounds / shards,
         group=options.brpo.group_size if options.stage == "brpo" else 1,
+        passes=options.brpo.group_parts if options.stage == "brpo" else 1,
         prompt=buckets.fit("prompts", len(one.ids_T), "the prompt"),
         response=options.data.max_response_tokens,
         patches_IxW=valid_IxS.reshape(len(valid_IxS), -1, window).sum(2),
@@ -178,18 +183,19 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
         back = forward * (backward + again) - patch_embed(config.vision, float(patches.sum()), value)
         return {"update": (forward + back) * share + adamw}
 
-    def step(questions: int) -> dict[str, dict[str, Work]]:
-        prompt_Q, response_B = np.full(questions, sizes.prompt), np.full(questions * sizes.group, sizes.response)
+    def step(questions: int, group: int) -> dict[str, dict[str, Work]]:
+        prompt_Q, response_B = np.full(questions, sizes.prompt), np.full(questions * group, sizes.response)
         patches = np.tile(sizes.patches_IxW, (questions, 1))
         return brpo_step_work(config, patches, prompt_Q, response_B, 0, bool(options.brpo.beta), value)
 
-    parts = step(questions)["update"]
+    # Each pass sees the prompts again.
+    parts = step(questions, sizes.group // sizes.passes)["update"]
     if options.lora.rank:
         parts["policy backward"] = parts["policy forward"] - vision_forward(config.vision, patches, value)
-    update = sum(parts.values(), Work()) + parts["policy forward"] * again
+    update = (sum(parts.values(), Work()) + parts["policy forward"] * again) * sizes.passes
     # Each round reads the weights once a token.
     at_once = max(1, round(sizes.sampled))
-    rollout = sum(step(at_once)["rollout"].values(), Work(0.0, -_rounded_away(runtime) * sizes.response))
+    rollout = sum(step(at_once, sizes.group)["rollout"].values(), Work(0.0, -_rounded_away(runtime) * sizes.response))
     rollout = rollout * (sizes.sampled / at_once * sizes.rounds / sizes.tensor)
     return {"rollout": rollout, "update": update * share + adamw}
 
@@ -206,15 +212,19 @@ def least_bytes(options: RunOptions, config: ModelConfig) -> float:
     return float(kept + (total * computed if apart else 0))
 
 
-def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, dict[str, float]]:
-    """Bytes of one chip beside the resident ones, by phase and component; an estimate."""
+def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident, tpu: bool) -> dict[str, dict[str, float]]:
+    """Bytes of one chip beside the resident ones, by phase and component; an estimate.
+
+    On a TPU splash attention keeps scores on the chip, and copies the shared keys for every row. Elsewhere those of a
+    block of queries are counted, though cuDNN may save them.
+    """
     config, options = runtime.model.config, runtime.options
     text, vision = config.text, config.vision
     value = SIZES[options.dtype]
     fsdp, tensor = runtime.mesh.shape["fsdp"], sizes.tensor
     sampled = sizes.sampled
     Q, P, R = sizes.questions, sizes.prompt, sizes.response
-    B = Q * sizes.group
+    B = Q * sizes.group / sizes.passes
     kv_share = tensor if text.num_kv_heads % tensor == 0 else 1
     kv = 2 * text.num_layers * text.num_kv_heads * text.head_dim * value / kv_share
     # A base with adapters is stored as it is computed.
@@ -226,14 +236,22 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
         _saved(options.remat, text, text.num_kv_heads * text.head_dim) * text.num_layers * (B * R + Q * P)
         + _saved(options.remat, vision, vision.hidden_size) * vision.depth * Q * sizes.slots
     )
-    scores = 4 * 3 * heads * max(B * R * R, B * R * P, Q * P * P)
+    row_kv = 2 * text.num_kv_heads * text.head_dim * value / kv_share
+    splash = tpu and kernel_for(options.attention, "tpu") == "splash"
+
+    def scores(rows: float, queries: int, keys: int) -> float:
+        """Keys and values a row with splash, else scores; each with what the backward pass has of them."""
+        if splash:
+            return 2 * row_kv * rows * keys
+        return 4 * 3 * heads * rows * query_block(queries, text.num_heads, keys) * keys
+
     inner = 4 * 3 * (text.intermediate_size / tensor) * max(B * R, Q * P)
     chunk = 4 * 3 * min(text.vocab_size, VOCAB_CHUNK) * min(4096, B * R)
     update = {
-        "gradient": kept.trained * 4 * (2 if sizes.parts > 1 else 1),
+        "gradient": kept.trained * 4 * (2 if sizes.parts * sizes.passes > 1 else 1),
         "parameters as computed": cast,
         "activations": carried + kv * Q * P * 2,
-        "temporaries": max(scores + inner, chunk) + 2 * layer + 2 * vocab,
+        "temporaries": max(max(scores(B, R, P + R), scores(Q, P, P)) + inner, chunk) + 2 * layer + 2 * vocab,
     }
     if options.stage == "sft":
         return {"update": update}
@@ -244,7 +262,7 @@ def transient(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, 
     rollout = {
         "parameters as computed": copied,
         "cache": kv * sampled * (P + sizes.group * R),
-        "temporaries": 4 * max(heads * sampled * P * P * 2, sampled * sizes.group * text.vocab_size * 3)
+        "temporaries": max(scores(sampled, P, P) * 2 / 3, 4 * sampled * sizes.group * text.vocab_size * 3)
         + (0 if whole else 2 * layer + 2 * vocab),
     }
     return {"rollout": rollout, "update": update}
@@ -283,8 +301,8 @@ def traffic(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, li
     value = SIZES[options.dtype]
     data, fsdp, tensor = (runtime.mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
     weights, gradient = kept.params * value * fsdp, kept.trained * value * fsdp
-    Q, P, R, A = sizes.questions, sizes.prompt, sizes.response, sizes.parts
-    B = Q * sizes.group
+    Q, P, R, A = sizes.questions, sizes.prompt, sizes.response, sizes.parts * sizes.passes
+    B = Q * sizes.group / sizes.passes
 
     def phase(forward: int, backward: int, tokens: float, grads: bool) -> list[Collective]:
         rounds = forward + backward

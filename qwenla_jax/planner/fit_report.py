@@ -12,6 +12,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from qwenla_jax.config.run_options import RunOptions
+from qwenla_jax.model.kernels import planned_for
 from qwenla_jax.parallel.mesh import AXES, make_mesh, mesh_sizes
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import Chip, Topology, slices, tpu_devices
@@ -122,7 +123,7 @@ def estimate(options: RunOptions, topology: Topology, load: Load) -> Fit:
     sizes = arithmetic.sizes_of(runtime, load)
     kept = arithmetic.resident(runtime)
     work, traffic = arithmetic.work(runtime, sizes, kept), arithmetic.traffic(runtime, sizes, kept)
-    extra = arithmetic.transient(runtime, sizes, kept)
+    extra = arithmetic.transient(runtime, sizes, kept, topology.chip.is_tpu)
     phases, peaks = {}, {}
     for name, more in extra.items():
         peaks[name] = sum(kept.components.values()) + sum(more.values())
@@ -157,7 +158,8 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
     sizes = arithmetic.sizes_of(runtime, load)
     kept = arithmetic.resident(runtime)
     work = arithmetic.work(runtime, sizes, kept)
-    planned = plan_programs(runtime, load)
+    with planned_for("tpu"):
+        planned = plan_programs(runtime, load)
     phases, used, problem = {}, {}, None
     for name, program in planned.programs.items():
         begin, busy = time.perf_counter(), time.process_time()
@@ -181,7 +183,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
     components: dict[str, float] = dict(kept.components)
     if phases:
         worst = max(phases, key=lambda name: phases[name].peak_bytes)
-        guess = arithmetic.transient(runtime, sizes, kept).get(worst, {})
+        guess = arithmetic.transient(runtime, sizes, kept, True).get(worst, {})
         rest = phases[worst].peak_bytes - sum(kept.components.values())
         known = {part: size for part, size in guess.items() if part in ("cache", "activations", "gradient")}
         components |= known | {"temporaries": rest - sum(known.values())}

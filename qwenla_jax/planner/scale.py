@@ -15,7 +15,39 @@ from qwenla_jax.planner.published import published_sizes
 from qwenla_jax.utils.json_files import loads
 
 CHIPS = ("v5e", "v5p", "v6e")
-LOADS = {"1,024 new tokens": Load(512), "8,192 in all": Load(7168)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step of a table has to do.
+
+    Attributes:
+      load: of a question.
+      response_tokens: new tokens of each response.
+      group_parts: of an update; see `BrpoOptions`.
+      sizes: presets of the table; none: all.
+    """
+
+    load: Load
+    response_tokens: int = 1024
+    group_parts: int = 1
+    sizes: tuple[str, ...] = ()
+
+    def of(self, options: RunOptions) -> RunOptions:
+        """A preset's settings with these."""
+        return dataclasses.replace(
+            options,
+            data=dataclasses.replace(options.data, max_response_tokens=self.response_tokens),
+            brpo=dataclasses.replace(options.brpo, group_parts=self.group_parts),
+        )
+
+
+LOADS = {
+    "1,024 new tokens": Work(Load(512)),
+    "8,192 in all": Work(Load(7168)),
+    "16,384 new tokens": Work(Load(512), 16_384, 8, ("7b",)),
+    "32,768 new tokens": Work(Load(512), 32_768, 8, ("7b",)),
+}
 SCALING = ("v5p:2x2x4", "v5p:4x8x8", "v5p:8x8x16")
 
 
@@ -61,11 +93,11 @@ def fit_cases(preset: Preset, results: Results) -> Iterator[tuple[str, str, str,
       preset: a size's settings.
       results: looked at anew for every case, so that what is compiled meanwhile counts.
     """
-    for load in LOADS:
-        for size in published_sizes():
+    for load, work in LOADS.items():
+        for size in work.sizes or published_sizes():
             for name in CHIPS:
                 tried = []
-                for case in _candidates(preset(size), size, name, load):
+                for case in _candidates(work.of(preset(size)), size, name, load):
                     if best(case, results).fits:
                         yield size, name, load, case
                         break
@@ -78,7 +110,7 @@ def fit_cases(preset: Preset, results: Results) -> Iterator[tuple[str, str, str,
 def _candidates(preset: RunOptions, size: str, name: str, load: str) -> Iterator[Case]:
     """What fits by arithmetic, the first choice first."""
     for options in _variants(preset):
-        for topology, planned in fitting(options, chip(name), LOADS[load]):
+        for topology, planned in fitting(options, chip(name), LOADS[load].load):
             yield Case("fit", size, load, options, topology, planned)
 
 
@@ -106,7 +138,7 @@ def scaling_cases(preset: Preset) -> Iterator[Case]:
             optim=dataclasses.replace(options.optim, accumulation=1),
             mesh=dataclasses.replace(options.mesh, data=chips // 16, fsdp=16, tensor=1),
         )
-        yield Case("scaling", "7b", first, options, topology, estimate(options, topology, LOADS[first]))
+        yield Case("scaling", "7b", first, options, topology, estimate(options, topology, LOADS[first].load))
 
 
 def read_results(path: Path) -> dict[tuple[str, str], Fit]:
@@ -137,7 +169,7 @@ def best(case: Case, results: Results) -> Fit:
 
 def compile_case(case: Case, path: Path, quick: bool = False) -> Fit:
     """Compiles a case and appends its result to the file."""
-    result = compile_fit(case.options, case.topology, LOADS[case.load], quick)
+    result = compile_fit(case.options, case.topology, LOADS[case.load].load, quick)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"case": case.key, "fit": dataclasses.asdict(result)}) + "\n")
@@ -171,12 +203,15 @@ moves peak and traffic somewhat{shown}. Rows marked *arithmetic* were not compil
 in both. The step's time is the roofline's with every response as long as may be: no run is faster, real ones slower.
 
 The load is the paper's: 16 questions a step in 2 parts, 8 responses each, one image of 640 x 480 pixels (391 visual
-tokens, 300 of Qwen3-VL); prompts of 512 tokens with responses of 1,024, or prompts of 7,168 with the same responses,
-8,192 in all.
+tokens, 300 of Qwen3-VL); prompts of 512 tokens with responses of 1,024, prompts of 7,168 with the same responses,
+8,192 in all, or, of the 7B, prompts of 512 tokens with responses of 16,384 and 32,768. With these an update works
+through the responses to a question one by one (`config.brpo.group_parts=8`), and rows and heads do: no axis for the
+sequence is needed.
 bfloat16 with float32 parameters and moments, rematerialised layers, a frozen reference. "Gathered once": the weights
-are gathered over fsdp before they sample, not in every layer of every token. A slice fits where 10% of a chip's memory
-stays free; listed is the smallest of those that rows (16, or 8 in 2 parts) and heads divide over, by arithmetic and
-where it was compiled by that too. "No slice": the largest that rows and heads divide over is too small.
+are gathered over fsdp before they sample, not in every layer of every token. Attention is splash attention, as a run
+on a TPU has it. A slice fits where 10% of a chip's memory stays free; listed is the smallest of those that rows (16, or
+8 in 2 parts) and heads divide over, by arithmetic and where it was compiled by that too. "No slice": the largest that
+rows and heads divide over is too small.
 """
 _FIT_HEADER = """\
 | model | slice | chips | data, fsdp, tensor | parts | gathered | peak GB a chip | free | step s | \

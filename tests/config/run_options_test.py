@@ -100,6 +100,8 @@ def test_unknown_key_names_the_nearest(key, nearest):
          "config.optim.trainable: got 'tune' for '.*', expected 'train', 'freeze' or 'tags'"),
         ("optim__accumulation", 3,
          "config.optim.accumulation: got 3, expected a divisor of config.data.batch_size (8)"),
+        ("brpo", {"group_parts": 3},
+         "config.brpo.group_parts: got 3, expected a divisor of config.brpo.group_size (8)"),
         ("brpo", {"importance_min": 3.0},
          "config.brpo.importance_min: got 3, expected less than importance_max (3)"),
         ("brpo", {"importance_sampling": "token_mask", "inner_updates": 2},

@@ -65,6 +65,7 @@ class Way:
       rank: of adapters on every kernel that can have one; None: the model itself is trained.
       family: of the model.
       int8: sampled with int8 kernels, and corrected.
+      group_parts: parts of a group in the update on eight devices; on one device it is whole.
     """
 
     reattention: ReattentionOptions
@@ -75,11 +76,12 @@ class Way:
     rank: int | None = None
     family: str = FAMILY
     int8: bool = False
+    group_parts: int = 1
 
 
 LOOK = {"max_insertions": E, "rows_at_once": 4}
 WAYS = {
-    "copy": Way(ReattentionOptions(mode="copy", **LOOK), 104, 80, 24, beta=0.1),
+    "copy": Way(ReattentionOptions(mode="copy", **LOOK), 104, 80, 24, beta=0.1, group_parts=G),
     "route": Way(ReattentionOptions(mode="route", form="bias", **LOOK), 97, 44, 20),
     "qwen3_vl": Way(ReattentionOptions(mode="route", **LOOK), 104, 80, 24, beta=0.1, family="qwen3_vl"),
     "lora": Way(ReattentionOptions(), 104, 80, 24, beta=0.1, rank=6, int8=True),
@@ -97,14 +99,14 @@ def make_config(way):
     return dataclasses.replace(config, text=text, vision=vision)
 
 
-def make_options(way, sizes):
+def make_options(way, sizes, devices=1):
     """A run's settings. AdamW's first update is the gradient's sign, which rounding decides where that is near 0: with
     so large an eps it is no steeper in the gradient than 1."""
     sampled = {"rollout_weights": "int8", "importance_sampling": "sequence_truncate"} if way.int8 else {}
     return RunOptions(
         data=DataOptions(batch_size=Q, max_response_tokens=R),
         optim=OptimOptions(learning_rate=RATE, warmup_ratio=0.0, eps=RATE),
-        brpo=BrpoOptions(group_size=G, beta=way.beta, **sampled),
+        brpo=BrpoOptions(group_size=G, group_parts=way.group_parts if devices > 1 else 1, beta=way.beta, **sampled),
         lora=LoraOptions(rank=way.rank, modules=("(decoder/layers|visual/(blocks|merger))/.*/kernel",)),
         mesh=MeshOptions(*sizes),
         reattention=way.reattention,
@@ -130,7 +132,7 @@ def start(way):
 
 def make_runtime(way, sizes, devices):
     """A run's fixed parts around a small model; of the tokenizer there are ids, and the trigger's tokens."""
-    options, config = make_options(way, sizes), make_config(way)
+    options, config = make_options(way, sizes, devices), make_config(way)
     mesh = make_mesh(options.mesh, devices)
     shardings = param_shardings(config, mesh, kernels_to_adapt(options, config), way.rank or 1)
     bias = suppression_bias(way.vocab, way.vocab, [IMAGE, VIDEO, START, END])

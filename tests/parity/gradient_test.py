@@ -5,6 +5,7 @@ question, in which the images stand again, under a policy, the one that sampled,
 """
 
 import copy
+import dataclasses
 
 import jax
 import numpy as np
@@ -119,7 +120,8 @@ def test_every_parameters_gradient(oracle, tmp_path, mode, share, seed):
         selected_BxExX=selected_BxExX,
     )
     one_part = jax.tree.map(lambda x: np.asarray(x)[None], (batch.vision, prompts, rollout_batch))
-    gradient = jax.jit(make_brpo_gradient(model, OPTIONS, R, reattention=reattention))
+    options = dataclasses.replace(OPTIONS, group_parts=G if share < 1 else 1)
+    gradient = jax.jit(make_brpo_gradient(model, options, R, reattention=reattention))
     logit_bias_V = suppression_bias(arch.vocab, arch.vocab, suppressed)
     grads, metrics = gradient(params["policy"], params["ref"], *one_part, logit_bias_V)
     np.testing.assert_allclose(metrics["loss"], loss.item(), atol=2e-6)

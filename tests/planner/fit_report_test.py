@@ -13,6 +13,7 @@ from fit_options import LARGE
 
 from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
+from qwenla_jax.model import kernels
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import CHIPS, chip, parse_topology, slices, tpu_devices
 from qwenla_jax.planner.compiled import Load
@@ -112,6 +113,28 @@ def test_int8_rollouts_save_a_byte_a_weight():
     assert one["update"].hbm_bytes == other["update"].hbm_bytes
 
 
+def test_a_long_answer_by_hand():
+    """The 7B with 32,768 new tokens on 16 chips: a question a chip, 14 of 28 heads, 2 of 4 key heads."""
+    data = dataclasses.replace(LARGE.data, max_response_tokens=32_768)
+    whole = dataclasses.replace(LARGE, data=data)
+    one_by_one = dataclasses.replace(whole, brpo=dataclasses.replace(LARGE.brpo, group_parts=8))
+    fits = [estimate(options, parse_topology("v6e:4x4"), Load(512)) for options in (whole, one_by_one)]
+    assert [fit.mesh for fit in fits] == [(1, 8, 2)] * 2 and [fit.fits for fit in fits] == [False, True]
+    for fit, rows in zip(fits, (8, 1), strict=True):
+        kept = 2 * (28 * 3584 * (rows * 32_768 + 512) + 32 * 1280 * 2048) + 2 * (2 * 28 * 2 * 128 * 2) * 512
+        inner = 3 * 4 * 18_944 / 2 * rows * 32_768
+        weights = 2 * 2 * (3584 * 128 * (2 * 28 + 2 * 4) + 3 * 3584 * 18_944) / 2 + 2 * 2 * 3584 * 152_064 / 2
+        copied = 2 * 2 * 2 * (2 * 128) * rows * (512 + 32_768)  # a row's keys and values, and their gradient
+        assert fit.components["activations"] == kept
+        assert fit.components["temporaries"] == pytest.approx(inner + weights + copied)
+    more = fits[1].phases["update"].flops / fits[0].phases["update"].flops
+    assert 1 < more < 1.05  # prompts and images eight times
+    # Without splash, scores of 128 queries of all 14 heads and 8 rows, three times, by the same formula.
+    plain = estimate(dataclasses.replace(whole, attention="xla"), parse_topology("v6e:4x4"), Load(512))
+    scores = 3 * 4 * 14 * 8 * 128 * (512 + 32_768)
+    assert plain.peak_bytes - fits[0].peak_bytes == pytest.approx(scores - 2 * 2 * 2 * (2 * 128) * 8 * (512 + 32_768))
+
+
 def test_a_collective_on_a_ring():
     assert Collective("all-reduce", 80, 4, 2, "").sent == 2 * 80 * 3 / 4 * 2
     assert Collective("all-gather", 80, 4, 2, "").sent == 80 * 3 / 4 * 2
@@ -144,8 +167,8 @@ sys.stdin.read()
 @pytest.mark.skipif(
     sys.platform != "linux" or os.uname().machine != "x86_64", reason="the TPU compiler is for Linux on x86-64"
 )
-def test_the_tiny_model_compiles_for_a_tpu():
-    """Beside two plans that hold the compiler, and after they were killed."""
+def test_the_tiny_model_compiles_for_a_tpu(monkeypatch):
+    """Beside two plans that hold the compiler, and after they were killed; with the attention that a TPU would have."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     others = [subprocess.Popen([sys.executable, "-c", HOLDS], **pipes, cwd=ROOT) for _ in range(2)]
     try:
@@ -162,7 +185,13 @@ def test_the_tiny_model_compiles_for_a_tpu():
         eval=EvalOptions(batch_size=4),
         mesh=MeshOptions(data=1, fsdp=4, tensor=1),
     )
+    for name in ("FEWEST_QUERIES", "SMALLEST_HEAD"):
+        monkeypatch.setattr(kernels, name, 16)
+    shapes, splash = [], kernels.splash_attention
+    monkeypatch.setattr(kernels, "splash_attention", lambda q, kv: shapes.append(q.shape) or splash(q, kv))
     fit = compile_fit(options, parse_topology("v5e:2x2"), Load(64, 112, 112), quick=True)
+    # Prompts and responses in the decoder's heads of 32, windows in the tower's of 16; here there is none of it.
+    assert {shape[-1] for shape in shapes} == {16, 32} and kernels.kernel_here("auto") == "xla"
     assert fit.problem is None and fit.fits and fit.source == "compiled quickly"
     assert fit.phases["update"].sent and np.isfinite(fit.step_s)
     assert fit.peak_bytes >= sum(fit.components[name] for name in ("parameters", "optimiser"))

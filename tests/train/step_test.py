@@ -130,6 +130,10 @@ def test_brpo_gradient_does_not_depend_on_the_parts(norm, parts):
         grads, metrics = gradient(params, reference, *split(vision, prompts, n), cut, BIAS)
         metrics.pop("sampling_logp_difference")
         results.append((grads, metrics))
+    one_by_one = jax.jit(brpo_gradient(norm=norm, group_parts=2))
+    cut = jax.tree.map(lambda x: x.reshape(2, len(x) // 2, *x.shape[1:]), rollout_batch)
+    results.append(one_by_one(params, reference, *split(vision, prompts, 2), cut, BIAS))
+    results[-1][1].pop("sampling_logp_difference")
     for grads, metrics in results[1:]:
         assert_close(results[0][0], grads, 1e-5)
         assert_close(results[0][1], metrics, 1e-4)

@@ -50,6 +50,9 @@ def make_brpo_gradient(
 ) -> Gradient:
     """The gradient of the whole batch and its metrics; every array of the batch has a leading axis of A microbatches.
 
+    With `options.group_parts` each microbatch is worked through in so many parts, which have the same questions and
+    some of the responses to each; a sum over tokens does not depend on it.
+
     The reference's log-probabilities are computed here, in the gradient's program, so that they never leave the
     device; without a KL term (beta 0) they are not computed and the reference may be None. Policy and reference both
     see the rollout's insertions. `longest` is the most tokens that a response may have. The gradient is a tree of the
@@ -119,7 +122,18 @@ def make_brpo_gradient(
             (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained)
             return grads, value, sums
 
-        grads, value, sums = accumulate(part, (vision, prompts, rollout_batch))
+        if options.group_parts == 1:
+            grads, value, sums = accumulate(part, (vision, prompts, rollout_batch))
+        else:
+            asked, questions = (vision, prompts), prompts.ids_QxP.shape[:2]
+
+            def group_part(batch: tuple[jax.Array, RolloutBatch]):
+                return part((*jax.tree.map(lambda x: x[batch[0]], asked), batch[1]))
+
+            rows = _split_groups(rollout_batch, questions, options.group_parts)
+            grads, value, sums = accumulate(
+                group_part, (jnp.repeat(jnp.arange(questions[0]), options.group_parts), rows)
+            )
         tokens = jnp.maximum(sums["tokens"], 1.0)
         divisor = denominator(options.norm, rollout_batch.counted_B.sum(), sums["tokens"], longest)
         corrected = {"importance_ratio_mean": sums["importance"] / tokens} if "importance" in sums else {}
@@ -136,3 +150,15 @@ def make_brpo_gradient(
         }
 
     return gradient
+
+
+def _split_groups(rollout_batch: RolloutBatch, questions: tuple[int, int], parts: int) -> RolloutBatch:
+    """[A, Q * G, ...] to [A * parts, Q * (G / parts), ...]; `questions` are A and Q."""
+
+    def split(x_AxBx: jax.Array) -> jax.Array:
+        A, Q = questions
+        tail = x_AxBx.shape[2:]
+        rows = x_AxBx.shape[1] // (Q * parts)
+        return jnp.moveaxis(x_AxBx.reshape(A, Q, parts, rows, *tail), 2, 1).reshape(A * parts, Q * rows, *tail)
+
+    return jax.tree.map(split, rollout_batch)

@@ -80,7 +80,7 @@ class DecoderAttention(nn.Module):
         segments: list[Segment | PageReads] = []
         for run in runs:
             if isinstance(run, PageReads):
-                segments.append(run if run.page_N is not None else whole_rows(run, layer))
+                segments.append(run if run.count_E is not None else whole_rows(run, layer))
             else:
                 length_Q, bias_QxS = run
                 segments.append(Segment(*next(keys_values), bias=bias_QxS, length_Q=length_Q, causal=length_Q is None))

@@ -68,11 +68,16 @@ def planned_for(backend: str) -> Iterator[None]:
         _planned_backend.reset(token)
 
 
+def backend_here() -> str:
+    """The backend of `planned_for`, else this process's default one: "cpu", "gpu" or "tpu"."""
+    return _planned_backend.get() or jax.default_backend()
+
+
 def kernel_here(choice: str) -> str:
-    """`kernel_for` the backend of `planned_for`, else this process's default one."""
-    if backend := _planned_backend.get():
-        return kernel_for(choice, backend)
-    return kernel_for(choice, jax.default_backend(), str(getattr(jax.devices()[0], "compute_capability", "")))
+    """`kernel_for` the backend of `backend_here`."""
+    planned = _planned_backend.get() is not None
+    capability = "" if planned else str(getattr(jax.devices()[0], "compute_capability", ""))
+    return kernel_for(choice, backend_here(), capability)
 
 
 def check_backend(choice: str, backend: str) -> None:

@@ -50,15 +50,16 @@ class PageReads:
       row_E: int32, the row of each reader, by shards of rows; None: every row is a reader. B // E consecutive rows of
         queries belong to a reader.
       shards: equal shards of rows, each on its own devices; a reader's row is of its own shard. Static.
-      page_N, count_E: numbers e * F + f of the readers' pages, the filled ones first, and how many each reader has
-        filled; None where a row has one page.
+      count_E: pages that each reader has filled; None where a row has one page.
+      page_N: numbers e * F + f of the readers' pages, the filled ones first; None where a row has one page, and where
+        all readers read their pages f together.
     """
 
     pages: Pages
     row_E: jax.Array | None
     shards: int = struct.field(pytree_node=False, default=1)
-    page_N: jax.Array | None = None
     count_E: jax.Array | None = None
+    page_N: jax.Array | None = None
 
     def rows(self) -> jax.Array:
         """int32 [E], the row of each reader."""
@@ -82,13 +83,15 @@ def empty_pages(
     return Pages(zeros, jnp.zeros_like(zeros), jnp.zeros((rows,), jnp.int32), bias_RxS)
 
 
-def reads(pages: Pages, row_E: jax.Array | None = None, shards: int = 1) -> PageReads:
+def reads(pages: Pages, row_E: jax.Array | None = None, shards: int = 1, together: bool = False) -> PageReads:
     """What readers of the given rows read; see `PageReads`."""
     read = PageReads(pages, row_E, shards)
     F, W = pages.row_pages, pages.k_LxAxKxWxH.shape[3]
     if F == 1:
         return read
     count_E = -(-read.take(pages.length_R) // W)
+    if together:
+        return dataclasses.replace(read, count_E=count_E)
     filled_N = (jnp.arange(F) < count_E[:, None]).reshape(-1)
     page_N = jnp.argsort(~filled_N, stable=True).astype(jnp.int32)
     return dataclasses.replace(read, page_N=page_N, count_E=count_E)
@@ -171,7 +174,9 @@ def attend_pages(
       `page_weights`.
     """
     pages, row_E, page_N = read.pages, read.rows(), read.page_N
-    assert page_N is not None and read.count_E is not None  # rows have several pages
+    assert read.count_E is not None  # rows have several pages
+    if page_N is None:
+        return _attend_together(q_BxTxNxH, read, layer, keep_scores)
     F, (_, _, K, W, H) = pages.row_pages, pages.k_LxAxKxWxH.shape
     lay = _layout(q_BxTxNxH, read)
     q_ExKxMxH = lay.group(q_BxTxNxH)
@@ -219,11 +224,61 @@ def attend_pages(
     return partial, scores[0] if keep_scores else None
 
 
+def _attend_together(
+    q_BxTxNxH: jax.Array, read: PageReads, layer: jax.Array, keep_scores: bool
+) -> tuple[Partial, jax.Array | None]:
+    """`attend_pages` where every round is of page f of all readers, up to the last that any of them has filled.
+
+    A page that a reader has not filled adds exactly nothing to what it has.
+    """
+    pages, F = read.pages, read.pages.row_pages
+    (L, A, K, W, H), lay = pages.k_LxAxKxWxH.shape, _layout(q_BxTxNxH, read)
+    assert read.count_E is not None
+    q_ExKxMxH = lay.group(q_BxTxNxH)
+    E, M, scale = len(q_ExKxMxH), q_ExKxMxH.shape[2], H**-0.5
+    rows = A // F
+    length_E = read.take(pages.length_R)
+
+    def page(x_LxAxKxWxH: jax.Array, f: jax.Array) -> jax.Array:
+        own = jax.lax.dynamic_slice(
+            x_LxAxKxWxH.reshape(L, rows, F, K, W, H), (layer, 0, f, 0, 0, 0), (1, rows, 1, K, W, H)
+        )
+        return read.take(own.reshape(rows, K, W, H))
+
+    def turn(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        f, top, total, out, *scores = carry
+        s = jnp.einsum("ekmh,ekwh->ekmw", q_ExKxMxH, page(pages.k_LxAxKxWxH, f), preferred_element_type=jnp.float32)
+        s = s * scale
+        if pages.bias_RxS is not None:
+            bias_RxW = jax.lax.dynamic_slice_in_dim(pages.bias_RxS, f * W, W, axis=1)
+            s = s + read.take(bias_RxW)[:, None, None]
+        s = jnp.where((f * W + jnp.arange(W) < length_E[:, None])[:, None, None], s, MASK_VALUE)
+        new = jnp.maximum(top, s.max(-1))
+        # Where nothing is filled yet, the scores are not above the mask's, and must not count as even attention.
+        e = jnp.where(s > MASK_VALUE, jnp.exp(s - new[..., None]), 0.0)
+        v_ExKxWxH = page(pages.v_LxAxKxWxH, f)
+        part = jnp.einsum("ekmw,ekwh->ekmh", e.astype(v_ExKxWxH.dtype), v_ExKxWxH, preferred_element_type=jnp.float32)
+        keep = jnp.exp(top - new)
+        scores = [jax.lax.dynamic_update_slice_in_dim(x, s[:, None], f, axis=1) for x in scores]
+        return f + 1, new, total * keep + e.sum(-1), out * keep[..., None] + part, *scores
+
+    zeros = jnp.zeros((E, K, M, H), jnp.float32)
+    scores = [jnp.full((E, F, K, M, W), MASK_VALUE, jnp.float32)] * keep_scores
+    start = (jnp.int32(0), jnp.full((E, K, M), MASK_VALUE, jnp.float32), zeros[..., 0], zeros, *scores)
+    last = read.count_E.max()
+    # The name tells the loops apart in a compiled program's text: of a row's own pages, or of those that rows share.
+    with jax.named_scope("own_pages" if lay.G == 1 else "shared_pages"):
+        _, top, total, out, *scores = jax.lax.while_loop(lambda carry: carry[0] < last, turn, start)
+    partial = Partial(lay.ungroup(top), lay.ungroup(total), lay.ungroup(out))
+    return partial, scores[0].reshape(E * F, K, M, W) if keep_scores else None
+
+
 def page_weights(q_BxTxNxH: jax.Array, read: PageReads, scores: jax.Array, lse_BxTxN: jax.Array) -> jax.Array:
     """The attention that each slot received: float32 [B, T, F * W], the mean of the probabilities over the heads."""
     lay, F = _layout(q_BxTxNxH, read), read.pages.row_pages
     at_ExF, filled_ExF = _places(read, F)
-    p = jnp.exp(scores[at_ExF] - lay.group(lse_BxTxN)[:, None, :, :, None])
+    own = scores[at_ExF] if read.page_N is not None else scores.reshape(-1, F, *scores.shape[1:])  # in order already
+    p = jnp.exp(own - lay.group(lse_BxTxN)[:, None, :, :, None])
     p_ExFxKxMxW = jnp.where(filled_ExF[:, :, None, None, None], p, 0.0)
     p_ExKxMxFxW = jnp.moveaxis(p_ExFxKxMxW, 1, 3)
     return lay.ungroup(p_ExKxMxFxW.reshape(*p_ExKxMxFxW.shape[:3], -1)).mean(2)
@@ -237,7 +292,7 @@ def _layout(q_BxTxNxH: jax.Array, read: PageReads) -> RowLayout:
 
 def _places(read: PageReads, pages: int) -> tuple[jax.Array, jax.Array]:
     """Where each reader's pages lie among `page_N`, and which of them are filled: int32 and bool [E, F]."""
-    assert read.page_N is not None and read.count_E is not None
+    assert read.count_E is not None
     first_E = jnp.cumsum(read.count_E) - read.count_E
-    f_F = jnp.arange(pages)
-    return jnp.minimum(first_E[:, None] + f_F, len(read.page_N) - 1), f_F < read.count_E[:, None]
+    f_F, last = jnp.arange(pages), len(read.count_E) * pages - 1
+    return jnp.minimum(first_E[:, None] + f_F, last), f_F < read.count_E[:, None]

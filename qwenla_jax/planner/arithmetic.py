@@ -22,7 +22,7 @@ from qwenla_jax.model.kernels import kernel_for
 from qwenla_jax.model.lora import base_of
 from qwenla_jax.model.trainable import trainable_labels, trained_part
 from qwenla_jax.planner.compiled import Load, abstract_params, example
-from qwenla_jax.planner.flops import Work, brpo_step_work, decoder_forward, head, patch_embed, vision_forward
+from qwenla_jax.planner.flops import Work, brpo_step_work, decode, decoder_forward, head, patch_embed, vision_forward
 from qwenla_jax.planner.hlo import Collective
 from qwenla_jax.tools.dry_run import parameter_counts
 from qwenla_jax.train.logprobs import VOCAB_CHUNK
@@ -198,6 +198,19 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     rollout = sum(step(at_once, sizes.group)["rollout"].values(), Work(0.0, -_rounded_away(runtime) * sizes.response))
     rollout = rollout * (sizes.sampled / at_once * sizes.rounds / sizes.tensor)
     return {"rollout": rollout, "update": update * share + adamw}
+
+
+def token_bytes(runtime: TrainRuntime, sizes: Sizes) -> float:
+    """Bytes that one chip has to read and write for a token of its rows, on average over the responses: the decoder's
+    weights and the head's, and the keys and values that are filled.
+    """
+    questions = max(1, round(sizes.sampled))
+    prompt_B = np.full(questions * sizes.group, sizes.prompt)
+    response_B = np.full(questions * sizes.group, sizes.response)
+    text, value = runtime.model.config.text, SIZES[runtime.options.dtype]
+    layers = decode(text, prompt_B, response_B, sizes.group, value).bytes / sizes.response
+    logits = head(text, float(len(prompt_B)), value).bytes
+    return (layers + logits - _rounded_away(runtime)) / sizes.tensor
 
 
 def least_bytes(options: RunOptions, config: ModelConfig) -> float:

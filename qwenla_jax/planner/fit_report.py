@@ -16,8 +16,9 @@ from qwenla_jax.model.kernels import planned_for
 from qwenla_jax.parallel.mesh import AXES, make_mesh, mesh_sizes
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import Chip, Topology, slices, tpu_devices
-from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs, planned_config
+from qwenla_jax.planner.compiled import Load, abstract_runtime, page_counts, plan_programs, planned_config
 from qwenla_jax.planner.flops import Work
+from qwenla_jax.planner.hbm_traffic import memory_traffic, token_bytes
 from qwenla_jax.planner.hlo import KINDS, Collective, collectives
 from qwenla_jax.train.train_runtime import TrainRuntime
 
@@ -37,6 +38,10 @@ class Phase:
       peak_bytes: most memory in use while the phase runs, everything resident included.
       seconds: the roofline's: no program with these figures is faster.
       bound: what those seconds are due to: "compute", "memory" or "links".
+      moved_bytes: to and from memory by the compiled program; of a rollout for one token of the chip's rows, on average
+        over a response. None for arithmetic.
+      least_bytes: what it has to move at least, by arithmetic.
+      exposed: of `sent`, bytes in collectives that no other work overlaps; None for arithmetic.
       compile_s: seconds that compiling took; None for arithmetic.
       compile_cpu_s: processor seconds of that, over all cores.
     """
@@ -48,6 +53,9 @@ class Phase:
     peak_bytes: float
     seconds: float
     bound: str
+    moved_bytes: float | None = None
+    least_bytes: float | None = None
+    exposed: float | None = None
     compile_s: float | None = None
     compile_cpu_s: float | None = None
 
@@ -160,6 +168,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
     work = arithmetic.work(runtime, sizes, kept)
     with planned_for("tpu"):
         planned = plan_programs(runtime, load)
+        pages = page_counts(runtime, planned.batch[1]) if options.stage == "brpo" else (1, 1)
     phases, used, problem = {}, {}, None
     for name, program in planned.programs.items():
         begin, busy = time.perf_counter(), time.process_time()
@@ -179,7 +188,14 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         text = compiled.as_text()
         assert text is not None
         result = collectives(text, topology.chips, _dynamic_trips(runtime, name))
-        phases[name] = _phase(topology.chip, work.get(name, Work()), result, peak, times, **spent)
+        moved = memory_traffic(text)
+        if name == "rollout":
+            read = {"moved_bytes": token_bytes(moved, *pages), "least_bytes": arithmetic.token_bytes(runtime, sizes)}
+        else:
+            least = work[name].bytes if name in work else None
+            read = {"moved_bytes": float(sum(one.bytes for one in moved)), "least_bytes": least}
+        read["exposed"] = sum(one.sent * times for one in result if one.group > 1 and not one.overlapped)
+        phases[name] = _phase(topology.chip, work.get(name, Work()), result, peak, times, **read, **spent)
     components: dict[str, float] = dict(kept.components)
     if phases:
         worst = max(phases, key=lambda name: phases[name].peak_bytes)
@@ -271,6 +287,12 @@ def describe(fit: Fit, least: Topology | None) -> list[str]:
             f"{name}: {phase.flops / 1e12:.2f} TFLOP, {phase.hbm_bytes / gb:.1f} GB read and written, peak "
             f"{phase.peak_bytes / gb:.2f} GB, at least {phase.seconds:.3f} s (bound by {phase.bound}){took}"
         )
+        if phase.moved_bytes is not None and phase.least_bytes:
+            what = "a token, on average over a response" if name == "rollout" else "a step"
+            ratio = phase.moved_bytes / phase.least_bytes
+            lines.append(f"  {phase.moved_bytes / gb:.2f} GB moved {what}: {ratio:.2f} of what it has to be")
+        if phase.exposed and (sent := sum(phase.sent.values())):
+            lines.append(f"  {phase.exposed / gb:.2f} of {sent / gb:.2f} GB are sent while nothing else is computed")
         lines += [f"  {kind:24} {size / gb:8.2f} GB sent in {phase.count[kind]:,}" for kind, size in phase.sent.items()]
     lines.append(f"a step takes at least {fit.step_s:.2f} s by the roofline")
     lines.append(f"smallest slice that fits, by arithmetic: {least.name if least else 'none'}")

@@ -28,6 +28,7 @@ class Collective:
       payload: bytes of the whole array on a chip: what is gathered, reduced, exchanged or passed on.
       group: chips that take part together.
       times: runs of the instruction.
+      overlapped: whether other work stands between its start and its end.
       where: the operation of the source it comes from; empty where the compiler made it up.
     """
 
@@ -36,6 +37,7 @@ class Collective:
     group: int
     times: int
     where: str
+    overlapped: bool = False
 
     @property
     def sent(self) -> float:
@@ -46,11 +48,24 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """One line of a program's text."""
+
     name: str
     type: str
     opcode: str
     rest: str  # operands and attributes
+
+    @property
+    def where(self) -> str:
+        """The operation of the source it comes from; empty where the compiler made it up."""
+        result = re.search(r'op_name="([^"]*)"', self.rest)
+        return result[1] if result else ""
+
+    @property
+    def is_over_pages(self) -> bool:
+        """Whether it is a loop over pages of keys and values, see `model.pages`."""
+        return self.opcode == "while" and re.search(r"/(own|shared)_pages/while$", self.where) is not None
 
     def attribute(self, name: str) -> str | None:
         """The computation that an attribute names."""
@@ -68,7 +83,7 @@ class _Instruction:
         return re.findall(r"%([\w.-]+)", self.rest[:end])
 
 
-Computations = dict[str, list[_Instruction]]
+Computations = dict[str, list[Instruction]]
 
 
 def parse(text: str) -> tuple[str, Computations]:
@@ -88,14 +103,14 @@ def parse(text: str) -> tuple[str, Computations]:
     return entry, computations
 
 
-def _instruction(name: str, text: str) -> _Instruction:
+def _instruction(name: str, text: str) -> Instruction:
     depth = end = 0
     for end, char in enumerate(text):  # noqa: B007 - the type ends at the first space outside its brackets
         depth += (char in "([{") - (char in ")]}")
         if char == " " and not depth:
             break
     opcode, _, rest = text[end + 1 :].partition("(")
-    return _Instruction(name, text[:end], opcode.strip(), rest)
+    return Instruction(name, text[:end], opcode.strip(), rest)
 
 
 def type_bytes(text: str) -> int:
@@ -143,7 +158,8 @@ def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> lis
       text: `Compiled.as_text()`.
       chips: devices of the program.
       dynamic_trips: runs of the loops that count to no constant, in the program's order; of nested ones the innermost
-        counts. A loop beyond the list runs once.
+        counts. A loop beyond the list runs once, and so does one over pages of keys and values (`model.pages`), in
+        which nothing is sent.
 
     Raises:
       ValueError: see `parse`.
@@ -153,45 +169,64 @@ def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> lis
     result: list[Collective] = []
 
     def visit(name: str, times: int) -> None:
-        for one in computations.get(name, ()):
+        inside = computations.get(name, [])
+        for at, one in enumerate(inside):
             kind = one.opcode.removesuffix("-start")
             if kind in KINDS:
-                result.append(_collective(one, kind, name, times, chips))
+                result.append(_collective(one, kind, name, times, chips, _overlapped(one, inside[at + 1 :])))
             if one.opcode == "while":
                 body, condition = one.attribute("body"), one.attribute("condition")
                 count = trip_count(one, name, computations)
                 if count is None:
-                    count = 1 if _has_dynamic(body, computations) else next(trips, 1)
+                    once = one.is_over_pages or has_dynamic(body, computations)
+                    count = 1 if once else next(trips, 1)
                 visit(condition or "", times * (count + 1))
                 visit(body or "", times * count)
             elif one.opcode in ("fusion", "call", "async-start", "conditional"):
-                for called in _called(one):
-                    visit(called, times)
+                for each in called(one):
+                    visit(each, times)
 
     visit(entry, 1)
     return result
 
 
-def _called(one: _Instruction) -> Iterator[str]:
+def called(one: Instruction) -> Iterator[str]:
+    """Names of the computations that an instruction runs, loops aside."""
     for name in ("calls", "to_apply", "true_computation", "false_computation"):
-        if called := one.attribute(name):
-            yield called
+        if there := one.attribute(name):
+            yield there
     listed = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
     yield from re.findall(r"%?([\w.-]+)", listed[1]) if listed else ()
 
 
-def _has_dynamic(name: str | None, computations: Computations) -> bool:
+def has_dynamic(name: str | None, computations: Computations) -> bool:
     """Whether a loop that counts to no constant lies within."""
     for one in computations.get(name or "", ()):
         if one.opcode == "while":
-            if trip_count(one, name or "", computations) is None or _has_dynamic(one.attribute("body"), computations):
+            counted = one.is_over_pages or trip_count(one, name or "", computations) is not None
+            if not counted or has_dynamic(one.attribute("body"), computations):
                 return True
-        elif one.opcode in ("call", "conditional") and any(_has_dynamic(c, computations) for c in _called(one)):
+        elif one.opcode in ("call", "conditional") and any(has_dynamic(c, computations) for c in called(one)):
             return True
     return False
 
 
-def _collective(one: _Instruction, kind: str, computation: str, times: int, chips: int) -> Collective:
+_WORK = ("convolution", "custom-call", "dot", "fusion", "while")
+
+
+def _overlapped(one: Instruction, after: Sequence[Instruction]) -> bool:
+    """Whether work of another kind stands between a collective's start and its end; the text is in order."""
+    if not one.opcode.endswith("-start"):
+        return False
+    for other in after:
+        if one.name in other.operands() and other.opcode.endswith("-done"):
+            return False
+        if other.opcode in _WORK:
+            return True
+    return False
+
+
+def _collective(one: Instruction, kind: str, computation: str, times: int, chips: int, overlapped: bool) -> Collective:
     group = group_size(one.rest, chips)
     payload = type_bytes(one.type)
     if one.opcode == "all-gather-start":
@@ -205,11 +240,10 @@ def _collective(one: _Instruction, kind: str, computation: str, times: int, chip
     # The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind = "reduce-scatter"
-    where = re.search(r'op_name="([^"]*)"', one.rest)
-    return Collective(kind, payload, group, times, where[1] if where else "")
+    return Collective(kind, payload, group, times, one.where, overlapped)
 
 
-def trip_count(loop: _Instruction, parent: str, computations: Computations) -> int | None:
+def trip_count(loop: Instruction, parent: str, computations: Computations) -> int | None:
     """How often a loop runs; None where it does not count to a constant."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(known[1])
@@ -235,18 +269,18 @@ def trip_count(loop: _Instruction, parent: str, computations: Computations) -> i
     return max(0, -(-(limit - start) // step))
 
 
-def _index(one: _Instruction | None) -> int | None:
+def _index(one: Instruction | None) -> int | None:
     """The number of the loop's value that this reads."""
     result = re.search(r"index=(\d+)", one.rest) if one and one.opcode == "get-tuple-element" else None
     return int(result[1]) if result else None
 
 
-def _constant(one: _Instruction | None) -> int | None:
+def _constant(one: Instruction | None) -> int | None:
     result = re.match(r"(-?\d+)\)", one.rest) if one and one.opcode == "constant" else None
     return int(result[1]) if result else None
 
 
-def _step(name: str, index: int, body: dict[str, _Instruction]) -> int | None:
+def _step(name: str, index: int, body: dict[str, Instruction]) -> int | None:
     """What a round adds to the value of that number; None where it is not a sum with constants."""
     total = 0
     while name in body:
@@ -267,7 +301,7 @@ def _step(name: str, index: int, body: dict[str, _Instruction]) -> int | None:
     return None
 
 
-def _start(loop: _Instruction, index: int, parent: dict[str, _Instruction]) -> int:
+def _start(loop: Instruction, index: int, parent: dict[str, Instruction]) -> int:
     """The value that the count starts from; 0, as nearly always, where the text hides it."""
     initial = parent.get(loop.operands()[0])
     if initial is None or initial.opcode != "tuple":

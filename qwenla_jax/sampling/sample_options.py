@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from qwenla_jax.model.kernels import backend_here
 from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
 from qwenla_jax.sampling.recent_logprobs import MOST_TOP_LOGPROBS
 
@@ -25,6 +26,7 @@ class SampleOptions:
       top_logprobs: the largest `top_logprobs` that requests may set, 0 to 20; None: they may ask for no
         log-probabilities, and no program computes them.
       page: cache slots of a page of keys and values, see `model.pages`; None: a row is one page, which is read whole.
+      together: whether all rows read their first, second and further pages together, as accelerators do best.
       shards: equal shards of rows, each on its own devices; an insertion call takes the same number of rows from each.
       int8: whether the decoder's kernels are in int8, see `param_layout.cast`.
     """
@@ -40,12 +42,14 @@ class SampleOptions:
     penalties: bool = False
     top_logprobs: int | None = None
     page: int | None = None
+    together: bool = False
     int8: bool = False
 
     def pages(self, slots: int) -> tuple[int, int]:
         """The number of pages that hold so many cache slots, and the slots of a page."""
         page = min(self.page or slots, slots)
-        return -(-slots // page), page
+        count = -(-slots // page)
+        return count, -(-slots // count) if self.together else page
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -55,3 +59,20 @@ class SampleOptions:
             raise ValueError("temperature must be at least 0 and top_p above 0 and at most 1")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
             raise ValueError(f"top_logprobs: got {self.top_logprobs}, expected 0 to {MOST_TOP_LOGPROBS}, or None")
+
+
+# Slots of a page, where each row's pages are read by themselves, and where all rows' are read together. One of a few
+# rows' keys fits into a TPU's own memory, and then it is read once; a larger one would be copied before it is read.
+PAGE, TOGETHER = 64, 1024
+
+
+def paged(options: SampleOptions, slots: int, on_one_cpu: bool) -> SampleOptions:
+    """The options with the pages that are read fastest, for caches of so many slots.
+
+    A row is read no further than it is filled on one CPU device, and no further than the longest one on accelerators.
+    """
+    if on_one_cpu:
+        return dataclasses.replace(options, page=PAGE) if slots > 2 * PAGE else options
+    if backend_here() == "cpu" or slots <= TOGETHER:
+        return options
+    return dataclasses.replace(options, page=TOGETHER, together=True)

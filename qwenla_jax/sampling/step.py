@@ -58,12 +58,12 @@ def decode_step(
     pending_B = tag_B & (rollout.inserted_B < rows.reattention.allowed_B)
     fed_B = active_B & ~pending_B
     x_Bx1xD = model.apply({"params": params}, ids_B[:, None], None, None, method="embed")
-    cache = reads(state.cache, shards=options.shards)
+    cache = reads(state.cache, None, options.shards, options.together)
     decoded = model.apply(
         {"params": params},
         x_Bx1xD,
         text_positions(state.next_pos_B, 1),
-        reads(state.prefix, shards=options.shards),
+        reads(state.prefix, None, options.shards, options.together),
         cache,
         None,
         returned_attention(reattention),
@@ -132,8 +132,8 @@ def run_insertions(
     # The tag follows the insertion's last slot.
     at_CxT = jnp.arange(slots + 1) == tokens.length_B[:, None]
     ids_CxT, source_CxT, pos_CxTx3, bias_CxT = _with_tag(reattention, tokens, at_CxT)
-    prefix = reads(state.prefix, rows.row_C // group, options.shards)
-    cache = reads(state.cache, rows.row_C, options.shards)
+    prefix = reads(state.prefix, rows.row_C // group, options.shards, options.together)
+    cache = reads(state.cache, rows.row_C, options.shards, options.together)
     x_CxTxD = embed_with_sources(model, params, ids_CxT, source_CxT, rows.take(state.prompt_QxPxD, 0, group))
     returned = returned_attention(reattention)
     decoded = model.apply({"params": params}, x_CxTxD, pos_CxTx3, prefix, cache, bias_CxT, returned, method="decode")

@@ -151,7 +151,7 @@ class Size:
 
 
 ROWS = 64  # scenes measured at once
-_FIRST, _SECOND = Base("a", "tiny", 4000, 2000), Base("b", "random:tiny", 8000, 4000)
+_FIRST, _SECOND = Base("a", "tiny", 4000, 1200), Base("b", "random:tiny", 8000, 2400)
 SIZES = {
     size.name: size
     for size in (

@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from qwenla_jax.data.synthetic.length_options import WORKINGS
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
 from qwenla_jax.inference.attention_mass import PARTS
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.length_analysis import Contrast, Measure, Study, verdict
-from qwenla_jax.study.length_arms import ARMS, CONDITIONS, PRIMARY_TOKENS, SHORT, SIZES, TRAINED_TOKENS
+from qwenla_jax.study.length_analysis import Contrast, Measure, Study, Term, contrast, right, verdict
+from qwenla_jax.study.length_arms import ARMS, CONDITIONS, PRIMARY_TOKENS, SHORT, SIZES, TEXT, TRAINED_TOKENS
 from qwenla_jax.study.length_claims import AGREES, OPEN, OPPOSITE, claim_tables, reason
 from qwenla_jax.study.length_figure import COLOURS, INVENTED, length_figure, lengths_of
 from qwenla_jax.study.length_results import CONTINUED, FORCED, FREE, Result, read_results
@@ -201,6 +203,19 @@ def _tables(study: Study) -> Iterator[Table]:
             body = [row for number, kind in enumerate(LENGTH_KINDS) for row in rows(kind, 100, _of_kind(number))]
             caption = "Accuracy of continued answers by kind of question, in percent."
             yield Table(f"Training {condition}, kinds", caption, ("kind", "arm", *heads), tuple(body), names=2)
+            yield Table(
+                f"Training {condition}, against text-only",
+                "Share of continued answers that are right where text-only's is wrong to the same question, and the "
+                "other way round, in percent.",
+                ("answers", "arm", *heads),
+                tuple(
+                    (words, arm, *(_exchanged(study, condition, arm, tokens, gained) for tokens in lengths))
+                    for words, gained in (("right where text-only is wrong", True), ("wrong where it is right", False))
+                    for arm in arms
+                    if arm != TEXT and not ARMS[arm].squeezed
+                ),
+                names=2,
+            )
 
 
 def _ratio(working: str, way: str, over: str, under: str | None) -> Callable[[int], Measure]:
@@ -227,6 +242,25 @@ def _cell(study: Study, condition: str, arm: str, of: Measure, scale: float) -> 
     places = 1 if scale == 100 else 2
     low, high = (f"{scale * end:.{places}f}" for end in (one.low, one.high))
     return f"{scale * one.value:.{places}f} [{low}, {high}]"
+
+
+def _exchanged(study: Study, condition: str, arm: str, tokens: int, gained: bool) -> str:
+    """Answers that only the arm, or only text-only, has right; "" where one of them was not measured."""
+    models: dict[str, list[list[Term]]] = {}
+    of = right(tokens)
+    try:
+        for (base, _, name, other), result in sorted(study.results.items()):
+            if (name, other) == (condition, arm):
+                text = study.results.get((base, result.seed, name, TEXT))
+                if text is None:
+                    return ""
+                ours, theirs = of(result).over > 0, of(text).over > 0
+                only = ours & ~theirs if gained else theirs & ~ours
+                models.setdefault(base, []).append([(1.0, Ratio(only * 1.0, np.ones(len(only))))])
+    except StudyError:
+        return ""
+    one = contrast(list(models.values()))
+    return f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
 
 
 def _answers(results: Sequence[Result]) -> Table:

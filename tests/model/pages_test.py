@@ -56,10 +56,12 @@ def test_append_writes_behind_each_row_and_drops_what_finds_no_slot(biased, shar
     assert not biased or np.array_equal(filled.bias_RxS, bias)
 
 
-@pytest.mark.parametrize("round_bytes", [pages.ROUND_BYTES, 2000])  # all pages at once, or a few a round
+# All pages at once, a few a round, or page by page of all rows together.
+@pytest.mark.parametrize("round_bytes", [pages.ROUND_BYTES, 2000, None])
 @pytest.mark.parametrize(("rows", "share"), [(None, 1), ([4, 1], 1), (None, 2)])
 def test_pages_are_attended_as_whole_rows_are(rows, share, round_bytes, monkeypatch):
     monkeypatch.setattr(pages, "ROUND_BYTES", round_bytes)
+    together = round_bytes is None
     rng = np.random.default_rng([len(rows or []), share])
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     length_R = jnp.asarray([0, W, W + 1, F * W, 2 * W + 1, 3], jnp.int32)
@@ -69,7 +71,7 @@ def test_pages_are_attended_as_whole_rows_are(rows, share, round_bytes, monkeypa
     B = (R if rows is None else len(rows)) * share
     q_BxTxNxH, layer = normal(B, T, K * J, H), jnp.int32(1)
     new = Segment(normal(B, T, K, H), normal(B, T, K, H), causal=True)
-    read = reads(paged, row_E)
+    read = reads(paged, row_E, together=together)
     part, scores = attend_pages(q_BxTxNxH, read, layer, keep_scores=True)
     out, lse_BxTxN = joined([part, attend_segment(q_BxTxNxH, new)])
     one_page = lambda x: jnp.moveaxis(jnp.asarray(of_slots(x)), 3, 2)  # noqa: E731

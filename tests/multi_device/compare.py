@@ -66,6 +66,7 @@ class Way:
       family: of the model.
       int8: sampled with int8 kernels, and corrected.
       group_parts: parts of a group in the update on eight devices; on one device it is whole.
+      together: whether eight devices read keys and values in pages, those of all rows together; one reads rows whole.
     """
 
     reattention: ReattentionOptions
@@ -77,12 +78,13 @@ class Way:
     family: str = FAMILY
     int8: bool = False
     group_parts: int = 1
+    together: bool = False
 
 
 LOOK = {"max_insertions": E, "rows_at_once": 4}
 WAYS = {
     "copy": Way(ReattentionOptions(mode="copy", **LOOK), 104, 80, 24, beta=0.1, group_parts=G),
-    "route": Way(ReattentionOptions(mode="route", form="bias", **LOOK), 97, 44, 20),
+    "route": Way(ReattentionOptions(mode="route", form="bias", **LOOK), 97, 44, 20, together=True),
     "qwen3_vl": Way(ReattentionOptions(mode="route", **LOOK), 104, 80, 24, beta=0.1, family="qwen3_vl"),
     "lora": Way(ReattentionOptions(), 104, 80, 24, beta=0.1, rank=6, int8=True),
 }
@@ -152,8 +154,11 @@ def compute(way, sizes, devices):
     vision = vision.replace(shards=runtime.row_shards)
     numbers = np.arange(Q * G, dtype=np.uint32)
     inputs = (params, vision, prompts, runtime.logit_bias_V, np.uint32(0), np.uint32(0), numbers)
+    sampling = runtime.rollout_options()
+    if devices > 1 and way.together:
+        sampling = dataclasses.replace(sampling, page=4, together=True)
     with runtime.context():
-        sampler = runtime.sampling_program(runtime.rollout_options(), prompts).lower(*inputs).compile(accepted(QUICK))
+        sampler = runtime.sampling_program(sampling, prompts).lower(*inputs).compile(accepted(QUICK))
         rollout = sampler(*inputs)
         optimizer = make_optimizer(options.optim, 10, params)
         states = state_shardings(params, runtime.shardings, optimizer, runtime.mesh)

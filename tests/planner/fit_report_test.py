@@ -194,5 +194,8 @@ def test_the_tiny_model_compiles_for_a_tpu(monkeypatch):
     assert {shape[-1] for shape in shapes} == {16, 32} and kernels.kernel_here("auto") == "xla"
     assert fit.problem is None and fit.fits and fit.source == "compiled quickly"
     assert fit.phases["update"].sent and np.isfinite(fit.step_s)
+    for phase in (fit.phases["rollout"], fit.phases["update"]):
+        assert phase.moved_bytes > phase.least_bytes > 0 and 0 <= phase.exposed <= sum(phase.sent.values())
+    assert "of what it has to be" in "\n".join(describe(fit, None))
     assert fit.peak_bytes >= sum(fit.components[name] for name in ("parameters", "optimiser"))
     assert jax.config.jax_optimization_level == "UNKNOWN"  # as it was

@@ -89,6 +89,25 @@ def test_collectives_of_a_text_by_hand():
     assert len(result) == len(collectives(TEXT, 8)) == 4
 
 
+def test_work_between_start_and_end_overlaps_what_is_sent():
+    end = "  %passed.2 ="
+    work = "  %work = f32[4,4]{1,0} fusion(%x.1), kind=kLoop, calls=%add\n"
+    reshaped = "  %other = f32[16]{0} bitcast(%x.1)\n"
+    for between, overlapped in (("", False), (reshaped, False), (work, True), (reshaped + work, True)):
+        found = collectives(TEXT.replace(end, between + end), 8)
+        assert {one.kind for one in found if one.overlapped} == ({"collective-permute"} if overlapped else set())
+    late = TEXT.replace("  ROOT %out", work + "  ROOT %out")  # behind the end
+    assert not any(one.overlapped for one in collectives(late, 8))
+
+
+def test_loops_over_pages_take_no_rounds():
+    """Of the loop within, if it is over pages, the one around it is that of the list."""
+    nested = TEXT.replace("%nine = s32[]{:T(128)} constant(9)", "%nine = s32[]{:T(128)} custom-call()")
+    pages = nested.replace("body=%open_body", 'body=%open_body, metadata={op_name="a/own_pages/while"}')
+    times = {one.kind: one.times for one in collectives(pages, 8, [7])}
+    assert times["all-gather"] == times["all-reduce"] == 7
+
+
 def test_a_loop_beyond_the_list_runs_once_and_of_nested_ones_the_innermost_counts():
     assert next(one for one in collectives(TEXT, 8) if one.kind == "all-reduce").times == 5
     nested = TEXT.replace("%nine = s32[]{:T(128)} constant(9)", "%nine = s32[]{:T(128)} custom-call()")

@@ -18,7 +18,7 @@ from qwenla_jax.model import pages
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import ReattentionConfig, forced_tokens
 from qwenla_jax.sampling import engine as engine_module
-from qwenla_jax.sampling import param_layout, slots, step
+from qwenla_jax.sampling import param_layout, sample_options, slots, step
 from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
@@ -91,10 +91,13 @@ REQUESTS = 24
 SCHEDULES = int(os.environ.get("QWENLA_SCHEDULES", "4"))
 
 
-def engine(slots=SLOTS, page=8, **changes):
+def engine(slots=SLOTS, page=8, together=False, **changes):
     """With pages of 8 slots, two a round; or a page a row, read whole, as where devices are several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "PAGE", page)
+        patch.setattr(sample_options, "PAGE", page)
+        if together:  # as on accelerators
+            own = lambda options, slots, on_one_cpu: dataclasses.replace(options, page=page, together=True)  # noqa: E731
+            patch.setattr(engine_module, "paged", own)
         return Engine(*model(), OPTIONS, BUCKETS, slots, BIAS, STEPS, token_bytes=in_text, **changes)
 
 
@@ -206,13 +209,15 @@ def agrees(got, want):
     return equal and np.abs(got.logp_BxR - want.logp_BxR).max() < 1e-5
 
 
-@pytest.mark.parametrize(("slots", "page", "apart"), [(2, 64, False), (7, 16, False), (3, 24, False), (3, 8, True)])
-def test_other_slots_and_pages_and_layers_apart_give_the_same_rows(slots, page, apart, monkeypatch):
+@pytest.mark.parametrize(
+    ("slots", "page", "way"), [(2, 64, ""), (7, 16, ""), (3, 24, ""), (3, 8, "apart"), (3, 8, "together")]
+)
+def test_other_slots_and_pages_and_layers_apart_give_the_same_rows(slots, page, way, monkeypatch):
     """Of 64 slots prompts and responses are one page each; of 24 prompts alone, so whole rows stand beside pages."""
-    monkeypatch.setattr(param_layout, "LEAST_APART", 0 if apart else 2**25)
-    one = engine(slots, page)
+    monkeypatch.setattr(param_layout, "LEAST_APART", 0 if way == "apart" else 2**25)
+    one = engine(slots, page, way == "together")
     one.params = one.params  # laid out already
-    assert ("0" in one.params["decoder"]["layers"]) == apart
+    assert ("0" in one.params["decoder"]["layers"]) == (way == "apart")
     got = {number: rollout for number, _, rollout in one.run(map(request, range(REQUESTS)))}
     assert all(agrees(got[number], want) for number, want in enumerate(reference()))
 

@@ -45,13 +45,14 @@ def test_what_is_there_is_kept(tmp_path, ran):
     files = run(tmp_path)
     models = {TEXT: "a_short_0_text-only", BLANK: "a_short_0_blank", COPY: "a_short_0_copy", OTHER: "a_short_0_copy"}
     models[SQUEEZED] = models[TEXT]
-    first = ["base_a"]
+    first = ["base_a_first", "base_a"]
     for arm, model in models.items():
         first += [model] * ARMS[arm].trained + [(arm, model)]
     assert ran == first
     found = {result.arm: result for result in read_results(tmp_path / "results")}
     assert found.keys() == models.keys() and sorted(result.path for result in found.values()) == sorted(files)
-    assert {result.images["trained"] for result in found.values()} == {512}  # 256 of the base model, 256 of stage 4
+    # 256 of each of the base model's two trainings, and 256 of stage 4.
+    assert {result.images["trained"] for result in found.values()} == {768}
     # Again, with a result and a training lost: these alone, and what was measured of that training.
     ran.clear()
     files[1].unlink()

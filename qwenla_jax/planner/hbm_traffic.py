@@ -1,0 +1,204 @@
+"""Bytes that a compiled program moves to and from memory, instruction by instruction, read from its text.
+
+The compiler's own count sees a loop's body once, and a program is mostly loops. Here every instruction is counted as
+the compiler counts it, operands read and result written, and as often as its loops run. Of an array from which a slice
+is taken the slice counts, also within a fusion; of one that is updated in place the update. Arrays that the text places
+in the chip's own memory (`S(1)`) count nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+from qwenla_jax.planner.hlo import Computations, Instruction, called, parse, trip_count, type_bytes
+
+_FREE = frozenset(
+    (
+        "after-all", "bitcast", "call", "conditional", "constant", "get-tuple-element", "opt-barrier", "parameter",
+        "partition-id", "replica-id", "tuple", "while",
+    )
+)  # fmt: skip
+_SLICES = frozenset(("dynamic-slice", "gather", "slice"))
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # and which of their operands is the update
+_ARRAYS = re.compile(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What one instruction moves.
+
+    Attributes:
+      read, written: bytes of one run.
+      times: runs, those of the loops in `within` aside.
+      within: the loops that count to no constant in which it stands, the outermost first, by name and operation.
+      where: the operation of the source it comes from; empty where the compiler made it up.
+      opcode, type: of the instruction.
+    """
+
+    read: int
+    written: int
+    times: int
+    within: tuple[str, ...]
+    where: str
+    opcode: str
+    type: str
+
+    @property
+    def bytes(self) -> int:
+        """Read and written, over all runs."""
+        return (self.read + self.written) * self.times
+
+
+def memory_traffic(text: str) -> list[Moved]:
+    """What each instruction of a compiled program moves.
+
+    Args:
+      text: `Compiled.as_text()`.
+
+    Raises:
+      ValueError: see `hlo.parse`.
+    """
+    entry, computations = parse(text)
+    result: list[Moved] = []
+
+    def visit(name: str, times: int, within: tuple[str, ...]) -> None:
+        there = {one.name: one for one in computations.get(name, ())}
+        for one in there.values():
+            if one.opcode == "while":
+                count = trip_count(one, name, computations)
+                inner = within if count is not None else (*within, f"{one.name} {one.where}")
+                visit(one.attribute("body") or "", times * (1 if count is None else count), inner)
+            elif one.opcode in ("call", "conditional", "async-start"):
+                for each in called(one):
+                    visit(each, times, within)
+            if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")) or one.opcode == "async-start":
+                continue
+            read, written = _moved(one, there, computations)
+            if read or written:
+                result.append(Moved(read, written, times, within, one.where, one.opcode, one.type))
+
+    visit(entry, 1, ())
+    return result
+
+
+def token_bytes(moved: Sequence[Moved], own_pages: int, shared_pages: int) -> float:
+    """Bytes that a sampler's program moves for a token, on average over a response.
+
+    Its outermost loop that counts to no constant, the one with most bytes, has a round a token. Loops within it are of
+    pages of keys and values, named in `model.pages`: of a row's own pages half are filled on average, all that are
+    begun are read.
+
+    Args:
+      moved: of the program.
+      own_pages, shared_pages: of a row of the cache and of a prompt, filled at the end.
+
+    Raises:
+      ValueError: there is no such loop.
+    """
+    loops = collections.Counter[str]()
+    for one in moved:
+        loops.update({one.within[0]: one.bytes} if one.within else {})
+    if not loops:
+        raise ValueError("the program has no loop over tokens; expected that of a sampler")
+    (name, _), *_ = loops.most_common(1)
+    total = 0.0
+    for one in (one for one in moved if one.within[:1] == (name,)):
+        rounds = 1.0
+        if len(one.within) > 1:
+            rounds = (own_pages + 1) / 2 if "own_pages" in one.within[-1] else shared_pages
+        total += one.bytes * rounds
+    return total
+
+
+def _in_memory(type_: str) -> int:
+    """Bytes of a type without what lies in the chip's own memory."""
+    return sum(type_bytes(array) for array in _ARRAYS.findall(type_) if not re.search(r"S\([1-9]", array))
+
+
+def _moved(one: Instruction, there: dict[str, Instruction], computations: Computations) -> tuple[int, int]:
+    operands = [there[name] for name in one.operands() if name in there]
+    if one.opcode == "fusion":
+        return _fusion(one, operands, computations)
+    if one.opcode == "copy-start":  # its type is (result, operand, context)
+        result, operand = _ARRAYS.findall(one.type)[:2]
+        return _in_memory(operand), _in_memory(result)
+    sizes = [_in_memory(operand.type) for operand in operands]
+    if one.opcode in _SLICES:
+        size = type_bytes(one.type)
+        rest = sum(sizes[1:])
+        return (min(size, sizes[0]) if sizes else 0) + rest, _in_memory(one.type)
+    if one.opcode in _UPDATES:
+        update = operands[_UPDATES[one.opcode]]
+        return sum(sizes[1:]), type_bytes(update.type) if sizes[0] else 0
+    return sum(sizes), _in_memory(one.type)
+
+
+def _fusion(one: Instruction, operands: Sequence[Instruction], computations: Computations) -> tuple[int, int]:
+    """A fusion reads of an operand what it slices out, and writes of a result what it updates."""
+    name = one.attribute("calls") or ""
+    inner = computations.get(name, [])
+    numbers = {int(each.rest.partition(")")[0]): each for each in inner if each.opcode == "parameter"}
+    read = 0
+    for number, operand in enumerate(operands):
+        whole = _in_memory(operand.type)
+        if whole and number in numbers:
+            used = _used(numbers[number].name, name, computations)
+            whole = whole if used is None else min(whole, used)
+        read += whole
+    updates = {part: size for part, size in _updated(inner)}
+    arrays = _ARRAYS.findall(one.type)
+    written = 0
+    for number, array in enumerate(arrays):
+        size = _in_memory(array)
+        written += min(size, updates.get(number, size))
+    return read, written
+
+
+def _used(parameter: str, name: str, computations: Computations) -> int | None:
+    """Bytes that a fused computation reads of a parameter; None where it reads all."""
+    total, wanted = 0, {parameter}
+    inside = computations.get(name, [])
+    for one in inside:
+        names = one.operands()
+        if not wanted & set(names):
+            continue
+        if one is inside[-1] and one.opcode not in (*_SLICES, *_UPDATES, "fusion"):
+            return None
+        if one.opcode == "bitcast":
+            wanted.add(one.name)
+        elif one.opcode in _SLICES and names[0] in wanted and not wanted & set(names[1:]):
+            total += type_bytes(one.type)
+        elif one.opcode in _UPDATES and names[0] in wanted and not wanted & set(names[1:]):
+            wanted.add(one.name)  # in place: what it holds besides is not read
+        elif one.opcode == "fusion":
+            inner = one.attribute("calls") or ""
+            numbers = {int(each.rest.partition(")")[0]): each.name for each in computations.get(inner, ())
+                       if each.opcode == "parameter"}  # fmt: skip
+            for number, operand in enumerate(names):
+                if operand in wanted:
+                    part = _used(numbers[number], inner, computations) if number in numbers else None
+                    if part is None:
+                        return None
+                    total += part
+        elif one.opcode == "tuple":
+            continue
+        else:
+            return None
+    return total
+
+
+def _updated(inner: Sequence[Instruction]) -> Iterator[tuple[int, int]]:
+    """Numbers of a fusion's results that are updates in place, with the bytes of the update."""
+    there = {one.name: one for one in inner}
+    if not inner:
+        return
+    root = inner[-1]
+    for number, name in enumerate(root.operands() if root.opcode == "tuple" else [root.name]):
+        one = there.get(name)
+        while one is not None and one.opcode == "bitcast":
+            one = there.get(one.operands()[0])
+        if one is not None and one.opcode in _UPDATES:
+            yield number, type_bytes(there[one.operands()[_UPDATES[one.opcode]]].type)

@@ -1,0 +1,114 @@
+"""Bytes moved, read from programs' texts. Oracles: the compiler's count where there are no loops, and hand numbers."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qwenla_jax.planner.hbm_traffic import memory_traffic, token_bytes
+
+
+def abstract(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+INDEX = abstract(dtype=jnp.int32)
+PROGRAMS = {
+    "product": (lambda x, w: jnp.tanh(x @ w), abstract(64, 128), abstract(128, 32)),
+    "slice": (lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, 1, 0) * 2.0 + 1, abstract(28, 64, 64), INDEX),
+    "layer": (lambda x, w, i: x @ w[i], abstract(16, 64), abstract(28, 64, 64), INDEX),
+    "sum": (lambda x: jnp.exp(x).sum(1), abstract(64, 256)),
+    "update": (
+        lambda x, y, i: jax.lax.dynamic_update_slice_in_dim(x, y * 2, i, 0),
+        abstract(28, 64),
+        abstract(1, 64),
+        INDEX,
+    ),
+}
+
+
+def compiled(run, *inputs):
+    return jax.jit(run).lower(*inputs).compile()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_without_loops_it_is_the_compilers_count(name):
+    program = compiled(*PROGRAMS[name])
+    counted = sum(one.bytes for one in memory_traffic(program.as_text()))
+    assert counted == program.cost_analysis()["bytes accessed"]
+
+
+def test_a_layer_is_counted_as_often_as_it_runs():
+    """28 products of [16, 64] with [64, 64]: the compiler counts one."""
+
+    def run(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    program = compiled(run, abstract(16, 64), abstract(28, 64, 64))
+    moved = memory_traffic(program.as_text())
+    inside = [one for one in moved if one.times == 28]
+    assert {one.times for one in moved} == {1, 28}
+    product = 4 * (2 * 16 * 64 + 64 * 64)
+    assert 28 * product <= sum(one.bytes for one in inside) < 28 * 4 * product
+    assert sum(one.bytes for one in moved) > 10 * program.cost_analysis()["bytes accessed"]
+
+
+# A sampler: a loop over tokens with 2 layers, in each a product by 512 bytes of weights, and a loop over pages of 64
+# bytes, which a fusion slices out of 256. What is placed in the chip's own memory, S(1), is not moved.
+SAMPLER = """HloModule jit_run, is_scheduled=true
+
+%sliced (a: f32[2,2,16], b: s32[]) -> f32[16] {
+  %a = f32[2,2,16]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %page = f32[1,1,16]{2,1,0} dynamic-slice(%a, %b, %b, %zero), dynamic_slice_sizes={1,1,16}
+  ROOT %flat = f32[16]{0} bitcast(%page)
+}
+
+%page_body (p: (s32[], f32[2,2,16], f32[16])) -> (s32[], f32[2,2,16], f32[16]) {
+  %p = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) parameter(0)
+  %f = s32[] get-tuple-element(%p), index=0
+  %k = f32[2,2,16]{2,1,0} get-tuple-element(%p), index=1
+  %read = f32[16]{0:S(1)} fusion(%k, %f), kind=kLoop, calls=%sliced
+  ROOT %q = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) tuple(%f, %k, %read)
+}
+
+%open (c: (s32[], f32[2,2,16], f32[16])) -> pred[] {
+  %c = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) parameter(0)
+  ROOT %go = pred[] custom-call(), custom_call_target="more"
+}
+
+%layer (l: (s32[], f32[2,2,16], f32[16])) -> (s32[], f32[2,2,16], f32[16]) {
+  %l = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) parameter(0)
+  %i = s32[] get-tuple-element(%l), index=0
+  %x = f32[16]{0:S(1)} get-tuple-element(%l), index=2
+  %w = f32[128]{0} custom-call(), custom_call_target="weights"
+  %out = f32[16]{0:S(1)} custom-call(%w, %x), custom_call_target="product"
+  %pages = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) while(%l), condition=%open, body=%page_body, metadata={op_name="jit(run)/while/body/attn/own_pages/while"}
+  ROOT %m = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) tuple(%i, %l, %out)
+}
+
+%token (t: (s32[], f32[2,2,16], f32[16])) -> (s32[], f32[2,2,16], f32[16]) {
+  %t = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) parameter(0)
+  ROOT %layers = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) while(%t), condition=%open, body=%layer, backend_config={"known_trip_count":{"n":"2"}}
+}
+
+ENTRY %main (s: (s32[], f32[2,2,16], f32[16])) -> (s32[], f32[2,2,16], f32[16]) {
+  %s = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) parameter(0)
+  %start = f32[1000]{0} broadcast(%s), dimensions={}
+  ROOT %loop = (s32[], f32[2,2,16]{2,1,0}, f32[16]{0:S(1)}) while(%s), condition=%open, body=%token, metadata={op_name="jit(run)/while"}
+}
+"""  # noqa: E501
+
+
+def test_a_token_of_a_sampler_by_hand():
+    moved = memory_traffic(SAMPLER)
+    # In a layer 512 bytes of weights are written by what makes them and read by the product. A page is 64 bytes, and 4
+    # for its number; of 5 pages 3 are filled on average.
+    weights, page = 2 * 512, 64 + 4
+    assert token_bytes(moved, 5, 1) == 2 * (weights + 3 * page)
+    shared = memory_traffic(SAMPLER.replace("own_pages", "shared_pages"))
+    assert token_bytes(shared, 5, 7) == 2 * (weights + 7 * page)
+    in_memory = memory_traffic(SAMPLER.replace(":S(1)", ""))
+    assert token_bytes(in_memory, 1, 1) == 2 * (weights + page + 3 * 64)  # the product reads and writes 64, the page 64
+    with pytest.raises(ValueError, match="no loop over tokens"):
+        token_bytes(moved[:1], 1, 1)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.linen.spmd import logical_to_mesh_axes
+from jax.sharding import AxisType, PartitionSpec
 
 from qwenla_jax.model.attention import Partial, RowLayout, Segment
 from qwenla_jax.model.layers import MASK_VALUE
@@ -61,6 +65,11 @@ class PageReads:
     count_E: jax.Array | None = None
     page_N: jax.Array | None = None
 
+    @property
+    def together(self) -> bool:
+        """Whether all readers read their pages f together."""
+        return self.count_E is not None and self.page_N is None
+
     def rows(self) -> jax.Array:
         """int32 [E], the row of each reader."""
         return jnp.arange(len(self.pages.length_R)) if self.row_E is None else self.row_E
@@ -109,7 +118,7 @@ def append(
       bias_ExT: their bias, if the pages have one; None: 0.
     """
     pages, U = read.pages, read.shards
-    R, F, W = len(pages.length_R), pages.row_pages, pages.k_LxAxKxWxH.shape[3]
+    R, F, K, W = len(pages.length_R), pages.row_pages, *pages.k_LxAxKxWxH.shape[2:4]
     T = k_LxExTxKxH.shape[2]
     row_E = read.rows()
     first_E = read.take(pages.length_R)
@@ -124,6 +133,8 @@ def append(
         mesh = jax.sharding.get_abstract_mesh()
         if U == 1 and (mesh.empty or mesh.size == 1):  # lines would lie across the devices that have the heads
             return _write_lines(old, new, page_UxExT[0], slot_ExT % W)
+        if read.together and (on_devices := _on_devices(U, K)) is not None:
+            return on_devices(old, new, page_UxExT, slot_UxExT % W)
         new_UxExTxLxKxH = by_shard(jnp.moveaxis(new.astype(old.dtype), 0, 2))
         put = lambda old, page, slot, new: old.at[:, page, :, slot].set(new, mode="drop")  # noqa: E731
         split = old.reshape(old.shape[0], U, -1, *old.shape[2:])
@@ -152,6 +163,29 @@ def _write_lines(old_LxAxKxWxH: jax.Array, new: jax.Array, page_ExT: jax.Array, 
     lines = jnp.moveaxis(new.astype(old_LxAxKxWxH.dtype), 3, 1).reshape(-1, H)
     flat = old_LxAxKxWxH.reshape(-1, H)
     return flat.at[line_LxKxExT.reshape(-1)].set(lines, mode="drop").reshape(old_LxAxKxWxH.shape)
+
+
+def _on_devices(shards: int, heads: int) -> Callable[..., jax.Array] | None:
+    """`_write_lines` on each device's own rows and heads; None where rows are not split over the devices by shards.
+
+    A TPU's scatter over rows and slots would lay the array out as it likes, and reading it in pages as that likes: the
+    array would be copied twice for every token.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = logical_to_mesh_axes(("batch", "act_heads"))
+    assert axes is not None  # names were given
+    by_row, by_head = axes
+    sizes = [math.prod(mesh.shape[name] for name in ((by,) if isinstance(by, str) else by or ())) for by in axes]
+    if sizes[0] != shards or AxisType.Manual in mesh.axis_types:
+        return None
+    by_head = by_head if heads % sizes[1] == 0 else None
+    keys = PartitionSpec(None, by_row, by_head)
+    return jax.shard_map(
+        lambda old, new, page, slot: _write_lines(old, new, page[0], slot[0]),
+        in_specs=(keys, PartitionSpec(None, by_row, None, by_head), PartitionSpec(by_row), PartitionSpec(by_row)),
+        out_specs=keys,
+        check_vma=False,
+    )
 
 
 def whole_rows(read: PageReads, layer: jax.Array) -> Segment:

@@ -1,6 +1,7 @@
 """The engine on meshes and on one device: engine.py MESH..; prints "equal" or fails.
 
 Batches of questions in every mode, greedy and drawn, through fewer slots than questions, so that slots are used again.
+On a mesh the rows' pages are read together, as on accelerators; on one device each row's by themselves.
 """
 
 import os
@@ -22,6 +23,7 @@ import numpy as np  # noqa: E402
 from qwenla_jax.config.shared_options import MeshOptions  # noqa: E402
 from qwenla_jax.parallel.mesh import make_mesh  # noqa: E402
 from qwenla_jax.parallel.sharding import param_shardings  # noqa: E402
+from qwenla_jax.sampling import engine  # noqa: E402
 from qwenla_jax.sampling.engine import Engine  # noqa: E402
 from qwenla_jax.sampling.request import Request  # noqa: E402
 
@@ -33,6 +35,8 @@ def rollouts(sizes):
     """What every question of every batch comes to, on a mesh of these sizes."""
     (model, params), (vision, prompts) = one_device.model(), one_device.asked()
     mesh = make_mesh(MeshOptions(*sizes), int(np.prod(sizes)))
+    if mesh.size > 1:
+        engine.paged = lambda options, slots, on_one_cpu: dataclasses.replace(options, page=8, together=True)
     shardings, shards = param_shardings(model.config, mesh), sizes[0] * sizes[1]
     one = Engine(
         model,

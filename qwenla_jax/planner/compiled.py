@@ -177,12 +177,14 @@ class Planned:
       reference: with layouts; None where there is none.
       batch: of one update, see `abstract_batch`.
       programs: name ("rollout", "reference", "update") -> `jax.stages.Lowered`, in the order of a step.
+      pages: of a row's cache and of a prompt's in the rollout, all filled; see `model.pages`.
     """
 
     state: TrainState
     reference: Any
     batch: tuple[Any, ...]
     programs: dict[str, jax.stages.Lowered]
+    pages: tuple[int, int] = (1, 1)
 
 
 def plan_programs(runtime: TrainRuntime, load: Load) -> Planned:
@@ -197,11 +199,12 @@ def plan_programs(runtime: TrainRuntime, load: Load) -> Planned:
     state = abstract_state(params, optimizer, shardings)
     batch = abstract_batch(runtime, load)
     bias = jax.ShapeDtypeStruct(runtime.logit_bias_V.shape, runtime.logit_bias_V.dtype)
-    programs, reference = {}, None
+    programs, reference, pages = {}, None, (1, 1)
     with runtime.context():
         if options.stage == "brpo":
             vision, prompts, _ = batch
             programs["rollout"] = lower_rollout(runtime, params, vision, prompts)
+            pages = _page_counts(runtime, prompts)
             if options.brpo.beta:
                 make = reference_program(runtime)
                 reference = _laid_out(jax.eval_shape(make, params), stored_reference_shardings(runtime))
@@ -209,18 +212,7 @@ def plan_programs(runtime: TrainRuntime, load: Load) -> Planned:
                     programs["reference"] = make.lower(params)
             batch = (reference, *batch)
         programs["update"] = update_program(runtime, optimizer, shardings).lower(state, *batch, bias)
-    return Planned(state, reference, batch, programs)
-
-
-def page_counts(runtime: TrainRuntime, prompts: PromptBatch) -> tuple[int, int]:
-    """Pages of a row's cache and of a prompt's in the program of `lower_rollout`, all filled."""
-    sampling = runtime.rollout_options()
-    sizes = sizes_of_batch(
-        sampling.reattention, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), prompts)
-    )
-    cache = sizes.cache(sampling)
-    sampling = paged(sampling, max(cache, sizes.prompt), False)
-    return sampling.pages(cache)[0], sampling.pages(sizes.prompt)[0]
+    return Planned(state, reference, batch, programs, pages)
 
 
 def lower_rollout(runtime: TrainRuntime, params: Any, vision: VisionBatch, prompts: PromptBatch) -> jax.stages.Lowered:
@@ -239,3 +231,13 @@ def lower_rollout(runtime: TrainRuntime, params: Any, vision: VisionBatch, promp
     return runtime.sampling_program(sampling, part[1]).lower(
         params, *part, bias, number, number, jax.ShapeDtypeStruct((questions * options.group_size,), np.uint32)
     )
+
+
+def _page_counts(runtime: TrainRuntime, prompts: PromptBatch) -> tuple[int, int]:
+    sampling = runtime.rollout_options()
+    sizes = sizes_of_batch(
+        sampling.reattention, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), prompts)
+    )
+    cache = sizes.cache(sampling)
+    sampling = paged(sampling, max(cache, sizes.prompt), False)
+    return sampling.pages(cache)[0], sampling.pages(sizes.prompt)[0]

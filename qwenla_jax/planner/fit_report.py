@@ -16,7 +16,7 @@ from qwenla_jax.model.kernels import planned_for
 from qwenla_jax.parallel.mesh import AXES, make_mesh, mesh_sizes
 from qwenla_jax.planner import arithmetic
 from qwenla_jax.planner.chips import Chip, Topology, slices, tpu_devices
-from qwenla_jax.planner.compiled import Load, abstract_runtime, page_counts, plan_programs, planned_config
+from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs, planned_config
 from qwenla_jax.planner.flops import Work
 from qwenla_jax.planner.hbm_traffic import memory_traffic, token_bytes
 from qwenla_jax.planner.hlo import KINDS, Collective, collectives
@@ -168,7 +168,6 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
     work = arithmetic.work(runtime, sizes, kept)
     with planned_for("tpu"):
         planned = plan_programs(runtime, load)
-        pages = page_counts(runtime, planned.batch[1]) if options.stage == "brpo" else (1, 1)
     phases, used, problem = {}, {}, None
     for name, program in planned.programs.items():
         begin, busy = time.perf_counter(), time.process_time()
@@ -190,7 +189,10 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         result = collectives(text, topology.chips, _dynamic_trips(runtime, name))
         moved = memory_traffic(text)
         if name == "rollout":
-            read = {"moved_bytes": token_bytes(moved, *pages), "least_bytes": arithmetic.token_bytes(runtime, sizes)}
+            read = {
+                "moved_bytes": token_bytes(moved, *planned.pages),
+                "least_bytes": arithmetic.token_bytes(runtime, sizes),
+            }
         else:
             least = work[name].bytes if name in work else None
             read = {"moved_bytes": float(sum(one.bytes for one in moved)), "least_bytes": least}

@@ -209,9 +209,10 @@ through the responses to a question one by one (`config.brpo.group_parts=8`), an
 sequence is needed.
 bfloat16 with float32 parameters and moments, rematerialised layers, a frozen reference. "Gathered once": the weights
 are gathered over fsdp before they sample, not in every layer of every token. Attention is splash attention, as a run
-on a TPU has it. A slice fits where 10% of a chip's memory stays free; listed is the smallest of those that rows (16, or
-8 in 2 parts) and heads divide over, by arithmetic and where it was compiled by that too. "No slice": the largest that
-rows and heads divide over is too small.
+on a TPU has it; rows marked * were compiled earlier, with attention in plain XLA in blocks of queries. A slice fits
+where 10% of a chip's memory stays free; listed is the smallest of those that rows (16, or 8 in 2 parts) and heads
+divide over, by arithmetic and where it was compiled by that too. "No slice": the largest that rows and heads divide
+over is too small.
 """
 _FIT_HEADER = """\
 | model | slice | chips | data, fsdp, tensor | parts | gathered | peak GB a chip | free | step s | \
@@ -245,10 +246,12 @@ def _fit_row(size: str, name: str, case: Case | None, results: Results) -> str:
     head = f"| {size} | {fit.topology} | {fit.chips} | {mesh} | {parts} | {gathered} |"
     if fit.problem:
         return f"{head} | does not compile | | | | compiled |"
+    earlier = fit.source in (FULL, QUICK) and fit.phases["rollout"].moved_bytes is None
+    source = f"{fit.source}{'*' if earlier else ''}"
     bounds = " / ".join(phase.bound for name, phase in fit.phases.items() if name != "reference")
     return (
         f"{head} {fit.peak_bytes / 1e9:.1f} | {fit.headroom:.0%}"
-        f"{'' if fit.fits else ' (too little)'} | {fit.step_s:.1f} | {bounds} | {_compile_time(fit)} | {fit.source} |"
+        f"{'' if fit.fits else ' (too little)'} | {fit.step_s:.1f} | {bounds} | {_compile_time(fit)} | {source} |"
     )
 
 

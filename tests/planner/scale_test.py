@@ -12,8 +12,8 @@ from qwenla_jax.planner.compiled import Load
 from qwenla_jax.planner.fit_report import Fit, Phase
 
 PHASES = {
-    "rollout": Phase(2e12, 3e9, {"all-gather": 4e9}, {"all-gather": 1}, 5e9, 0.5, "memory", 10.0, 20.0),
-    "update": Phase(6e12, 7e9, {"all-reduce": 8e9}, {"all-reduce": 2}, 9e9, 1.5, "compute", 30.0, 40.0),
+    "rollout": Phase(2e12, 3e9, {"all-gather": 4e9}, {"all-gather": 1}, 5e9, 0.5, "memory", 1, 1, 0, 10.0, 20.0),
+    "update": Phase(6e12, 7e9, {"all-reduce": 8e9}, {"all-reduce": 2}, 9e9, 1.5, "compute", 1, 1, 0, 30.0, 40.0),
 }
 FIT = Fit("v5p:2x2x4", 16, (1, 8, 2), "compiled", 102e9, {"parameters": 9e9}, 9e9, 0.9, True, PHASES, 2.0)
 QUICK = dataclasses.replace(FIT, source="compiled quickly", peak_bytes=8e9)
@@ -83,6 +83,12 @@ def test_rows_say_where_they_are_from(cases):
     columns = {line.count("|") for line in text.splitlines() if line.startswith(("| 7b", "| 72b", "| model"))}
     assert len(columns) == 1
     assert "three ways" not in text
+
+
+def test_rows_of_earlier_programs_are_marked(cases):
+    before = {name: dataclasses.replace(phase, moved_bytes=None) for name, phase in PHASES.items()}
+    result = {(cases[0].key, "compiled"): dataclasses.replace(FIT, phases=before)}
+    assert "| 40 (60) | compiled* |" in scale.page(lambda size: LARGE, result, "a machine")
 
 
 def test_what_was_compiled_both_ways_is_compared(cases):

@@ -224,6 +224,24 @@ def test_the_report_is_made_of_the_files(tmp_path):
     assert "| COPY - text-only, CHAIR_i | - | +0.0 [+0.0, +0.0] |" in text
 
 
+def test_right_where_text_only_is_wrong(tmp_path):
+    """By hand: an arm of accuracy a is right in the scenes whose hardness is below a, so that arms are nested."""
+    write_length_report(folder_of(tmp_path / "results"), tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    rows = [
+        line.split(" | ")
+        for line in text[text.index("against text-only") :].splitlines()
+        if line.startswith(("| right where", "| wrong where"))
+    ]
+    got = {(row[0].removeprefix("| "), row[1]): row[-1].split(" ")[0] for row in rows}
+    hardness = np.stack([np.random.default_rng([seed, 5]).random(400) for seed in (0, 1)])
+    share = lambda low, high: f"{100 * ((low <= hardness) & (hardness < high)).mean():.1f}"  # noqa: E731
+    gained, lost = "right where text-only is wrong", "wrong where it is right"
+    assert (got[gained, COPY], got[lost, COPY]) == (share(0.5, 0.7), "0.0")
+    assert (got[gained, OTHER], got[lost, OTHER]) == ("0.0", share(0.3, 0.5))
+    assert {arm for _, arm in got} == {BLANK, COPY, OTHER}
+
+
 def test_a_difference_of_differences(tmp_path):
     study = study_of(tmp_path, seeds=3)
     far, near = right(160), right(16)

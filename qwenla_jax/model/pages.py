@@ -166,7 +166,7 @@ def _write_lines(old_LxAxKxWxH: jax.Array, new: jax.Array, page_ExT: jax.Array, 
 
 
 def _on_devices(shards: int, heads: int) -> Callable[..., jax.Array] | None:
-    """`_write_lines` on each device's own rows and heads; None where rows are not split over the devices by shards.
+    """`_write_lines` on each device's own rows and heads; None where these do not divide over the devices.
 
     A TPU's scatter over rows and slots would lay the array out as it likes, and reading it in pages as that likes: the
     array would be copied twice for every token.
@@ -176,9 +176,8 @@ def _on_devices(shards: int, heads: int) -> Callable[..., jax.Array] | None:
     assert axes is not None  # names were given
     by_row, by_head = axes
     sizes = [math.prod(mesh.shape[name] for name in ((by,) if isinstance(by, str) else by or ())) for by in axes]
-    if sizes[0] != shards or AxisType.Manual in mesh.axis_types:
+    if sizes[0] != shards or heads % sizes[1] or AxisType.Manual in mesh.axis_types:
         return None
-    by_head = by_head if heads % sizes[1] == 0 else None
     keys = PartitionSpec(None, by_row, by_head)
     return jax.shard_map(
         lambda old, new, page, slot: _write_lines(old, new, page[0], slot[0]),

@@ -26,8 +26,8 @@ from qwenla_jax.parallel.sharding import activation_rules, gathered
 from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.param_layout import cast, cast_shardings
-from qwenla_jax.sampling.sample_options import SampleOptions, paged
-from qwenla_jax.sampling.slot_sizes import sizes_of_batch
+from qwenla_jax.sampling.sample_options import SampleOptions
+from qwenla_jax.sampling.slot_sizes import paged, sizes_of_batch
 from qwenla_jax.sampling.slots import rollout_program
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.text.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ class Runtime:
     def sampling_program(self, options: SampleOptions, prompts: PromptBatch) -> Any:
         """See `slots.rollout_program`; for batches of the prompts' shapes."""
         sizes = sizes_of_batch(options.reattention, prompts)
-        options = paged(options, max(sizes.cache(options), sizes.prompt), False)
+        options = paged(options, sizes, on_one_cpu=False)
         shardings = self.shardings, self._sampling_shardings(options)
         return rollout_program(self.model.config, options, sizes, self.mesh, *shardings)
 

@@ -301,10 +301,7 @@ def _on_mesh(kernel: Any, q: jax.Array, segments: tuple[Segment, ...], rows: str
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
         return kernel(q, segments)
     B, _, N, _ = q.shape
-    axes = logical_to_mesh_axes((rows, None, "act_heads", None))
-    assert axes is not None  # names were given
-    by_row, _, by_head, _ = axes
-    shards, parts = (math.prod(mesh.shape[name] for name in _names(by)) for by in (by_row, by_head))
+    (by_row, shards), (by_head, parts) = mesh_axes(rows, "act_heads")
     if B % shards:
         by_row, shards = None, 1
     K = segments[0].k.shape[2]
@@ -326,8 +323,12 @@ def _on_mesh(kernel: Any, q: jax.Array, segments: tuple[Segment, ...], rows: str
     return call(q, tuple(_flat(s) for s in split))
 
 
-def _names(axes: Any) -> tuple[str, ...]:
-    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+def mesh_axes(*names: str) -> list[tuple[Any, int]]:
+    """Of logical axes what a `PartitionSpec` says of each, and the devices of the present mesh it is split over."""
+    axes, shape = logical_to_mesh_axes(names), jax.sharding.get_abstract_mesh().shape
+    assert axes is not None  # names were given
+    parts = [() if by is None else (by,) if isinstance(by, str) else tuple(by) for by in axes]
+    return [(by, math.prod(shape[name] for name in part)) for by, part in zip(axes, parts, strict=True)]
 
 
 def _flat(segment: Segment) -> Segment:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AxisType, PartitionSpec
 
 from qwenla_jax.model.attention import Partial, RowLayout, Segment
+from qwenla_jax.model.kernels import mesh_axes
 from qwenla_jax.model.layers import MASK_VALUE
 
 # Bytes of keys that one round of `attend_pages` reads: about what a core's cache holds.
@@ -57,6 +56,7 @@ class PageReads:
       count_E: pages that each reader has filled; None where a row has one page.
       page_N: numbers e * F + f of the readers' pages, the filled ones first; None where a row has one page, and where
         all readers read their pages f together.
+      rounds: where they do, pages that the fullest reader has filled; else None.
     """
 
     pages: Pages
@@ -64,11 +64,7 @@ class PageReads:
     shards: int = struct.field(pytree_node=False, default=1)
     count_E: jax.Array | None = None
     page_N: jax.Array | None = None
-
-    @property
-    def together(self) -> bool:
-        """Whether all readers read their pages f together."""
-        return self.count_E is not None and self.page_N is None
+    rounds: jax.Array | None = None
 
     def rows(self) -> jax.Array:
         """int32 [E], the row of each reader."""
@@ -100,7 +96,7 @@ def reads(pages: Pages, row_E: jax.Array | None = None, shards: int = 1, togethe
         return read
     count_E = -(-read.take(pages.length_R) // W)
     if together:
-        return dataclasses.replace(read, count_E=count_E)
+        return dataclasses.replace(read, count_E=count_E, rounds=count_E.max())
     filled_N = (jnp.arange(F) < count_E[:, None]).reshape(-1)
     page_N = jnp.argsort(~filled_N, stable=True).astype(jnp.int32)
     return dataclasses.replace(read, page_N=page_N, count_E=count_E)
@@ -133,7 +129,7 @@ def append(
         mesh = jax.sharding.get_abstract_mesh()
         if U == 1 and (mesh.empty or mesh.size == 1):  # lines would lie across the devices that have the heads
             return _write_lines(old, new, page_UxExT[0], slot_ExT % W)
-        if read.together and (on_devices := _on_devices(U, K)) is not None:
+        if read.rounds is not None and (on_devices := _on_devices(U, K)) is not None:
             return on_devices(old, new, page_UxExT, slot_UxExT % W)
         new_UxExTxLxKxH = by_shard(jnp.moveaxis(new.astype(old.dtype), 0, 2))
         put = lambda old, page, slot, new: old.at[:, page, :, slot].set(new, mode="drop")  # noqa: E731
@@ -172,11 +168,8 @@ def _on_devices(shards: int, heads: int) -> Callable[..., jax.Array] | None:
     array would be copied twice for every token.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = logical_to_mesh_axes(("batch", "act_heads"))
-    assert axes is not None  # names were given
-    by_row, by_head = axes
-    sizes = [math.prod(mesh.shape[name] for name in ((by,) if isinstance(by, str) else by or ())) for by in axes]
-    if sizes[0] != shards or heads % sizes[1] or AxisType.Manual in mesh.axis_types:
+    (by_row, rows), (by_head, parts) = mesh_axes("batch", "act_heads")
+    if rows != shards or heads % parts or AxisType.Manual in mesh.axis_types:
         return None
     keys = PartitionSpec(None, by_row, by_head)
     return jax.shard_map(
@@ -266,7 +259,8 @@ def _attend_together(
     """
     pages, F = read.pages, read.pages.row_pages
     (L, A, K, W, H), lay = pages.k_LxAxKxWxH.shape, _layout(q_BxTxNxH, read)
-    assert read.count_E is not None
+    rounds = read.rounds
+    assert rounds is not None
     q_ExKxMxH = lay.group(q_BxTxNxH)
     E, M, scale = len(q_ExKxMxH), q_ExKxMxH.shape[2], H**-0.5
     rows = A // F
@@ -298,10 +292,9 @@ def _attend_together(
     zeros = jnp.zeros((E, K, M, H), jnp.float32)
     scores = [jnp.full((E, F, K, M, W), MASK_VALUE, jnp.float32)] * keep_scores
     start = (jnp.int32(0), jnp.full((E, K, M), MASK_VALUE, jnp.float32), zeros[..., 0], zeros, *scores)
-    last = read.count_E.max()
     # The name tells the loops apart in a compiled program's text: of a row's own pages, or of those that rows share.
     with jax.named_scope("own_pages" if lay.G == 1 else "shared_pages"):
-        _, top, total, out, *scores = jax.lax.while_loop(lambda carry: carry[0] < last, turn, start)
+        _, top, total, out, *scores = jax.lax.while_loop(lambda carry: carry[0] < rounds, turn, start)
     partial = Partial(lay.ungroup(top), lay.ungroup(total), lay.ungroup(out))
     return partial, scores[0].reshape(E * F, K, M, W) if keep_scores else None
 

@@ -200,7 +200,7 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
     return {"rollout": rollout, "update": update * share + adamw}
 
 
-def token_bytes(runtime: TrainRuntime, sizes: Sizes) -> float:
+def least_token_bytes(runtime: TrainRuntime, sizes: Sizes) -> float:
     """Bytes that one chip has to read and write for a token of its rows, on average over the responses: the decoder's
     weights and the head's, and the keys and values that are filled.
     """

@@ -20,8 +20,7 @@ from qwenla_jax.model.config import ModelConfig
 from qwenla_jax.model.qwen_vl import QwenVL, init_params
 from qwenla_jax.parallel.sharding import param_shardings
 from qwenla_jax.planner.published import published_config, published_processor, published_sizes
-from qwenla_jax.sampling.sample_options import paged
-from qwenla_jax.sampling.slot_sizes import sizes_of_batch
+from qwenla_jax.sampling.slot_sizes import paged, sizes_of_batch
 from qwenla_jax.text.tokenizer import Tokenizer
 from qwenla_jax.train.adapters import kernels_to_adapt, with_adapters
 from qwenla_jax.train.brpo.reference import reference_program, stored_reference_shardings
@@ -234,10 +233,10 @@ def lower_rollout(runtime: TrainRuntime, params: Any, vision: VisionBatch, promp
 
 
 def _page_counts(runtime: TrainRuntime, prompts: PromptBatch) -> tuple[int, int]:
+    """`Planned.pages` of the rollout of prompts in parts."""
     sampling = runtime.rollout_options()
     sizes = sizes_of_batch(
         sampling.reattention, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), prompts)
     )
-    cache = sizes.cache(sampling)
-    sampling = paged(sampling, max(cache, sizes.prompt), False)
-    return sampling.pages(cache)[0], sampling.pages(sizes.prompt)[0]
+    sampling = paged(sampling, sizes, on_one_cpu=False)
+    return sampling.pages(sizes.cache(sampling))[0], sampling.pages(sizes.prompt)[0]

@@ -189,14 +189,14 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         result = collectives(text, topology.chips, _dynamic_trips(runtime, name))
         moved = memory_traffic(text)
         if name == "rollout":
-            read = {
-                "moved_bytes": token_bytes(moved, *planned.pages),
-                "least_bytes": arithmetic.token_bytes(runtime, sizes),
-            }
+            bytes_, least = token_bytes(moved, *planned.pages), arithmetic.least_token_bytes(runtime, sizes)
         else:
-            least = work[name].bytes if name in work else None
-            read = {"moved_bytes": float(sum(one.bytes for one in moved)), "least_bytes": least}
-        read["exposed"] = sum(one.sent * times for one in result if one.group > 1 and not one.overlapped)
+            bytes_, least = float(sum(one.bytes for one in moved)), work[name].bytes if name in work else None
+        read = {
+            "moved_bytes": bytes_,
+            "least_bytes": least,
+            "exposed": sum(one.sent * times for one in result if one.group > 1 and not one.overlapped),
+        }
         phases[name] = _phase(topology.chip, work.get(name, Work()), result, peak, times, **read, **spent)
     components: dict[str, float] = dict(kept.components)
     if phases:

@@ -34,17 +34,12 @@ class Moved:
       read, written: bytes of one run.
       times: runs, those of the loops in `within` aside.
       within: the loops that count to no constant in which it stands, the outermost first, by name and operation.
-      where: the operation of the source it comes from; empty where the compiler made it up.
-      opcode, type: of the instruction.
     """
 
     read: int
     written: int
     times: int
     within: tuple[str, ...]
-    where: str
-    opcode: str
-    type: str
 
     @property
     def bytes(self) -> int:
@@ -78,7 +73,7 @@ def memory_traffic(text: str) -> list[Moved]:
                 continue
             read, written = _moved(one, there, computations)
             if read or written:
-                result.append(Moved(read, written, times, within, one.where, one.opcode, one.type))
+                result.append(Moved(read, written, times, within))
 
     visit(entry, 1, ())
     return result
@@ -139,22 +134,20 @@ def _moved(one: Instruction, there: dict[str, Instruction], computations: Comput
 def _fusion(one: Instruction, operands: Sequence[Instruction], computations: Computations) -> tuple[int, int]:
     """A fusion reads of an operand what it slices out, and writes of a result what it updates."""
     name = one.attribute("calls") or ""
-    inner = computations.get(name, [])
-    numbers = {int(each.rest.partition(")")[0]): each for each in inner if each.opcode == "parameter"}
-    read = 0
+    parameters, read = _parameters(name, computations), 0
     for number, operand in enumerate(operands):
         whole = _in_memory(operand.type)
-        if whole and number in numbers:
-            used = _used(numbers[number].name, name, computations)
-            whole = whole if used is None else min(whole, used)
-        read += whole
-    updates = {part: size for part, size in _updated(inner)}
-    arrays = _ARRAYS.findall(one.type)
-    written = 0
-    for number, array in enumerate(arrays):
-        size = _in_memory(array)
-        written += min(size, updates.get(number, size))
-    return read, written
+        used = _used(parameters[number], name, computations) if whole else 0
+        read += whole if used is None else min(whole, used)
+    updates = dict(_updated(computations.get(name, [])))
+    sizes = map(_in_memory, _ARRAYS.findall(one.type))
+    return read, sum(min(size, updates.get(number, size)) for number, size in enumerate(sizes))
+
+
+def _parameters(name: str, computations: Computations) -> dict[int, str]:
+    """Names of a fused computation's parameters by their number."""
+    inside = computations.get(name, ())
+    return {int(one.rest.partition(")")[0]): one.name for one in inside if one.opcode == "parameter"}
 
 
 def _used(parameter: str, name: str, computations: Computations) -> int | None:
@@ -175,11 +168,10 @@ def _used(parameter: str, name: str, computations: Computations) -> int | None:
             wanted.add(one.name)  # in place: what it holds besides is not read
         elif one.opcode == "fusion":
             inner = one.attribute("calls") or ""
-            numbers = {int(each.rest.partition(")")[0]): each.name for each in computations.get(inner, ())
-                       if each.opcode == "parameter"}  # fmt: skip
+            parameters = _parameters(inner, computations)
             for number, operand in enumerate(names):
                 if operand in wanted:
-                    part = _used(numbers[number], inner, computations) if number in numbers else None
+                    part = _used(parameters[number], inner, computations)
                     if part is None:
                         return None
                     total += part

@@ -178,7 +178,7 @@ def collectives(text: str, chips: int, dynamic_trips: Sequence[int] = ()) -> lis
                 body, condition = one.attribute("body"), one.attribute("condition")
                 count = trip_count(one, name, computations)
                 if count is None:
-                    once = one.is_over_pages or has_dynamic(body, computations)
+                    once = one.is_over_pages or _has_dynamic(body, computations)
                     count = 1 if once else next(trips, 1)
                 visit(condition or "", times * (count + 1))
                 visit(body or "", times * count)
@@ -199,14 +199,14 @@ def called(one: Instruction) -> Iterator[str]:
     yield from re.findall(r"%?([\w.-]+)", listed[1]) if listed else ()
 
 
-def has_dynamic(name: str | None, computations: Computations) -> bool:
+def _has_dynamic(name: str | None, computations: Computations) -> bool:
     """Whether a loop that counts to no constant lies within."""
     for one in computations.get(name or "", ()):
         if one.opcode == "while":
             counted = one.is_over_pages or trip_count(one, name or "", computations) is not None
-            if not counted or has_dynamic(one.attribute("body"), computations):
+            if not counted or _has_dynamic(one.attribute("body"), computations):
                 return True
-        elif one.opcode in ("call", "conditional") and any(has_dynamic(c, computations) for c in called(one)):
+        elif one.opcode in ("call", "conditional") and any(_has_dynamic(c, computations) for c in called(one)):
             return True
     return False
 

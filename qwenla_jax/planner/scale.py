@@ -18,14 +18,14 @@ CHIPS = ("v5e", "v5p", "v6e")
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What a step of a table has to do.
+class Table:
+    """A table of the page: what its runs have to do in a step.
 
     Attributes:
       load: of a question.
       response_tokens: new tokens of each response.
       group_parts: of an update; see `BrpoOptions`.
-      sizes: presets of the table; none: all.
+      sizes: its presets; none: all.
     """
 
     load: Load
@@ -43,10 +43,10 @@ class Work:
 
 
 LOADS = {
-    "1,024 new tokens": Work(Load(512)),
-    "8,192 in all": Work(Load(7168)),
-    "16,384 new tokens": Work(Load(512), 16_384, 8, ("7b",)),
-    "32,768 new tokens": Work(Load(512), 32_768, 8, ("7b",)),
+    "1,024 new tokens": Table(Load(512)),
+    "8,192 in all": Table(Load(7168)),
+    "16,384 new tokens": Table(Load(512), 16_384, 8, ("7b",)),
+    "32,768 new tokens": Table(Load(512), 32_768, 8, ("7b",)),
 }
 SCALING = ("v5p:2x2x4", "v5p:4x8x8", "v5p:8x8x16")
 
@@ -93,11 +93,11 @@ def fit_cases(preset: Preset, results: Results) -> Iterator[tuple[str, str, str,
       preset: a size's settings.
       results: looked at anew for every case, so that what is compiled meanwhile counts.
     """
-    for load, work in LOADS.items():
-        for size in work.sizes or published_sizes():
+    for load, table in LOADS.items():
+        for size in table.sizes or published_sizes():
             for name in CHIPS:
                 tried = []
-                for case in _candidates(work.of(preset(size)), size, name, load):
+                for case in _candidates(table.of(preset(size)), size, name, load):
                     if best(case, results).fits:
                         yield size, name, load, case
                         break

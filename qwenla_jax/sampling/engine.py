@@ -23,9 +23,9 @@ from qwenla_jax.parallel.sharding import activation_rules, batch_sharding
 from qwenla_jax.sampling.param_layout import cast, for_cpu
 from qwenla_jax.sampling.recent_logprobs import RecentLogprobs
 from qwenla_jax.sampling.request import Request, Update, check_request, row_settings
-from qwenla_jax.sampling.sample_options import SampleOptions, paged
+from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.sampling.sample_state import SampleState
-from qwenla_jax.sampling.slot_sizes import empty_prompts, sizes_for
+from qwenla_jax.sampling.slot_sizes import empty_prompts, paged, sizes_for
 from qwenla_jax.sampling.slots import FOREVER, Prefilled, no_rows, slot_programs
 from qwenla_jax.text.token_text import StopSearch, TokenText
 from qwenla_jax.types import PromptBatch, Rollout, VisionBatch, VisualTokens
@@ -117,7 +117,7 @@ class Engine:
         sizes = sizes_for(options.reattention, buckets, slots)
         self._sizes = sizes if options.top_logprobs is None else dataclasses.replace(sizes, reported=steps)
         self._on_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
-        options = paged(options, max(self._sizes.cache(options), self._sizes.prompt), self._on_one_cpu)
+        options = paged(options, self._sizes, self._on_one_cpu)
         self.options = dataclasses.replace(options, temperature=0.0, top_p=1.0)
         # On one device there is nothing to place, and layers may be apart.
         shardings = None if self._on_one_cpu else shardings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from qwenla_jax.model.kernels import backend_here
 from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
 from qwenla_jax.sampling.recent_logprobs import MOST_TOP_LOGPROBS
 
@@ -59,20 +58,3 @@ class SampleOptions:
             raise ValueError("temperature must be at least 0 and top_p above 0 and at most 1")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
             raise ValueError(f"top_logprobs: got {self.top_logprobs}, expected 0 to {MOST_TOP_LOGPROBS}, or None")
-
-
-# Slots of a page, where each row's pages are read by themselves, and where all rows' are read together. One of a few
-# rows' keys fits into a TPU's own memory, and then it is read once; a larger one would be copied before it is read.
-PAGE, TOGETHER = 64, 1024
-
-
-def paged(options: SampleOptions, slots: int, on_one_cpu: bool) -> SampleOptions:
-    """The options with the pages that are read fastest, for caches of so many slots.
-
-    A row is read no further than it is filled on one CPU device, and no further than the longest one on accelerators.
-    """
-    if on_one_cpu:
-        return dataclasses.replace(options, page=PAGE) if slots > 2 * PAGE else options
-    if backend_here() == "cpu" or slots <= TOGETHER:
-        return options
-    return dataclasses.replace(options, page=TOGETHER, together=True)

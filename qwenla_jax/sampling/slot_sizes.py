@@ -7,10 +7,14 @@ import dataclasses
 import numpy as np
 
 from qwenla_jax.data.batching.collate import Buckets
+from qwenla_jax.model.kernels import backend_here
 from qwenla_jax.reattention.options import ReattentionConfig, most_slots
 from qwenla_jax.sampling.sample_options import SampleOptions
 from qwenla_jax.types import PromptBatch, ReinsertedImages
 
+# Slots of a page, where each row's pages are read by themselves, and where all rows' are read together. One of a few
+# rows' keys fits into a TPU's own memory, and then it is read once; a larger one would be copied before it is read.
+PAGE, TOGETHER = 64, 1024
 LEAST_INSERTION = 16  # slots of the smallest size that insertions are padded to
 
 
@@ -39,6 +43,19 @@ class SlotSizes:
         """Cache slots of a row: the longest response with all its insertions."""
         most = self.insertions[-1] if self.insertions else 0
         return options.max_new_tokens + options.reattention.max_insertions * most
+
+
+def paged(options: SampleOptions, sizes: SlotSizes, on_one_cpu: bool) -> SampleOptions:
+    """The options with the pages that are read fastest, for a state of these sizes.
+
+    A row is read no further than it is filled on one CPU device, and no further than the longest one on accelerators.
+    """
+    slots = max(sizes.cache(options), sizes.prompt)
+    if on_one_cpu:
+        return dataclasses.replace(options, page=PAGE) if slots > 2 * PAGE else options
+    if backend_here() == "cpu" or slots <= TOGETHER:
+        return options
+    return dataclasses.replace(options, page=TOGETHER, together=True)
 
 
 def sizes_of_batch(reattention: ReattentionConfig, prompts: PromptBatch) -> SlotSizes:

@@ -15,7 +15,7 @@ from qwenla_jax.data.synthetic.length_options import WORKINGS
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
 from qwenla_jax.inference.attention_mass import PARTS
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.length_analysis import Contrast, Measure, Study, Term, contrast, right, verdict
+from qwenla_jax.study.length_analysis import Contrast, Measure, Study, right, verdict
 from qwenla_jax.study.length_arms import ARMS, CONDITIONS, PRIMARY_TOKENS, SHORT, SIZES, TEXT, TRAINED_TOKENS
 from qwenla_jax.study.length_claims import AGREES, OPEN, OPPOSITE, claim_tables, reason
 from qwenla_jax.study.length_figure import COLOURS, INVENTED, length_figure, lengths_of
@@ -203,19 +203,13 @@ def _tables(study: Study) -> Iterator[Table]:
             body = [row for number, kind in enumerate(LENGTH_KINDS) for row in rows(kind, 100, _of_kind(number))]
             caption = "Accuracy of continued answers by kind of question, in percent."
             yield Table(f"Training {condition}, kinds", caption, ("kind", "arm", *heads), tuple(body), names=2)
-            yield Table(
-                f"Training {condition}, against text-only",
+            body = [row for words, gained in _EXCHANGES for row in rows(words, 100, _exchanged(study, gained))]
+            caption = (
                 "Share of continued answers that are right where text-only's is wrong to the same question, and the "
-                "other way round, in percent.",
-                ("answers", "arm", *heads),
-                tuple(
-                    (words, arm, *(_exchanged(study, condition, arm, tokens, gained) for tokens in lengths))
-                    for words, gained in (("right where text-only is wrong", True), ("wrong where it is right", False))
-                    for arm in arms
-                    if arm != TEXT and not ARMS[arm].squeezed
-                ),
-                names=2,
+                "other way round, in percent."
             )
+            heading = f"Training {condition}, against text-only"
+            yield Table(heading, caption, ("answers", "arm", *heads), tuple(body), names=2)
 
 
 def _ratio(working: str, way: str, over: str, under: str | None) -> Callable[[int], Measure]:
@@ -232,6 +226,23 @@ def _of_kind(number: int) -> Callable[[int], Measure]:
     return lambda tokens: lambda result: of(result, tokens)
 
 
+_EXCHANGES = (("right where text-only is wrong", True), ("wrong where it is right", False))
+
+
+def _exchanged(study: Study, gained: bool) -> Callable[[int], Measure]:
+    """Continued answers that only the arm has right, or only text-only to the same questions."""
+
+    def of(result: Result, tokens: int) -> Ratio:
+        text = study.results.get((result.base, result.seed, result.condition, TEXT))
+        if text is None or result.arm == TEXT or ARMS[result.arm].squeezed:  # such an arm generates nothing
+            raise StudyError(f"{result.path}: has no answers of {TEXT} beside it")
+        ours, theirs = (right(tokens)(one).over > 0 for one in (result, text))
+        only = ours & ~theirs if gained else theirs & ~ours
+        return Ratio(only * 1.0, np.ones(len(only)))
+
+    return lambda tokens: lambda result: of(result, tokens)
+
+
 def _cell(study: Study, condition: str, arm: str, of: Measure, scale: float) -> str:
     try:
         one: Contrast = study.share(condition, arm, of)
@@ -242,25 +253,6 @@ def _cell(study: Study, condition: str, arm: str, of: Measure, scale: float) -> 
     places = 1 if scale == 100 else 2
     low, high = (f"{scale * end:.{places}f}" for end in (one.low, one.high))
     return f"{scale * one.value:.{places}f} [{low}, {high}]"
-
-
-def _exchanged(study: Study, condition: str, arm: str, tokens: int, gained: bool) -> str:
-    """Answers that only the arm, or only text-only, has right; "" where one of them was not measured."""
-    models: dict[str, list[list[Term]]] = {}
-    of = right(tokens)
-    try:
-        for (base, _, name, other), result in sorted(study.results.items()):
-            if (name, other) == (condition, arm):
-                text = study.results.get((base, result.seed, name, TEXT))
-                if text is None:
-                    return ""
-                ours, theirs = of(result).over > 0, of(text).over > 0
-                only = ours & ~theirs if gained else theirs & ~ours
-                models.setdefault(base, []).append([(1.0, Ratio(only * 1.0, np.ones(len(only))))])
-    except StudyError:
-        return ""
-    one = contrast(list(models.values()))
-    return f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
 
 
 def _answers(results: Sequence[Result]) -> Table:

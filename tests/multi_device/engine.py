@@ -36,7 +36,7 @@ def rollouts(sizes):
     (model, params), (vision, prompts) = one_device.model(), one_device.asked()
     mesh = make_mesh(MeshOptions(*sizes), int(np.prod(sizes)))
     if mesh.size > 1:
-        engine.paged = lambda options, slots, on_one_cpu: dataclasses.replace(options, page=8, together=True)
+        engine.paged = lambda options, sizes, on_one_cpu: dataclasses.replace(options, page=8, together=True)
     shardings, shards = param_shardings(model.config, mesh), sizes[0] * sizes[1]
     one = Engine(
         model,

@@ -53,7 +53,7 @@ def test_a_line_that_is_no_result_is_named(tmp_path, line):
 
 def test_what_was_compiled_and_is_too_small_gives_way(monkeypatch):
     """By hand: two slices fit by arithmetic with either setting; results strike them out one after another."""
-    monkeypatch.setattr(scale, "LOADS", {"1,024 new tokens": scale.Work(Load(512))})
+    monkeypatch.setattr(scale, "LOADS", {"1,024 new tokens": scale.Table(Load(512))})
     monkeypatch.setattr(scale, "CHIPS", ("v5p",))
     monkeypatch.setattr(scale, "published_sizes", lambda: ("7b",))
     both = [(parse_topology(name), FIT) for name in ("v5p:2x2x1", "v5p:2x2x2")]

@@ -18,7 +18,7 @@ from qwenla_jax.model import pages
 from qwenla_jax.model.qwen_vl import logits_of
 from qwenla_jax.reattention.options import ReattentionConfig, forced_tokens
 from qwenla_jax.sampling import engine as engine_module
-from qwenla_jax.sampling import param_layout, sample_options, slots, step
+from qwenla_jax.sampling import param_layout, slot_sizes, slots, step
 from qwenla_jax.sampling.engine import Engine
 from qwenla_jax.sampling.request import Request
 from qwenla_jax.sampling.sample_options import SampleOptions
@@ -94,9 +94,9 @@ SCHEDULES = int(os.environ.get("QWENLA_SCHEDULES", "4"))
 def engine(slots=SLOTS, page=8, together=False, **changes):
     """With pages of 8 slots, two a round; or a page a row, read whole, as where devices are several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_options, "PAGE", page)
+        patch.setattr(slot_sizes, "PAGE", page)
         if together:  # as on accelerators
-            own = lambda options, slots, on_one_cpu: dataclasses.replace(options, page=page, together=True)  # noqa: E731
+            own = lambda options, sizes, on_one_cpu: dataclasses.replace(options, page=page, together=True)  # noqa: E731
             patch.setattr(engine_module, "paged", own)
         return Engine(*model(), OPTIONS, BUCKETS, slots, BIAS, STEPS, token_bytes=in_text, **changes)
 

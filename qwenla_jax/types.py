@@ -60,15 +60,17 @@ class TokenBatch:
       ids_BxT: int32, token ids; padding holds any valid id.
       pos_BxTx3: int32, M-RoPE positions (time, row, column).
       visual_BxT: int32, index into the flattened [I * M] visual tokens where the id is an image pad, else -1.
-      loss_BxT: float32, weight of the loss on *predicting* the token at T; 0 on prompt and padding.
       length_B: int32, tokens in the row.
+      target_BxR: int32, slots of the tokens that the loss is on, never 0; padding repeats any.
+      loss_BxR: float32, weight of the loss on predicting each of them; 0 in padding.
     """
 
     ids_BxT: Array
     pos_BxTx3: Array
     visual_BxT: Array
-    loss_BxT: Array
     length_B: Array
+    target_BxR: Array
+    loss_BxR: Array
 
 
 @struct.dataclass

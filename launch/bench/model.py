@@ -94,8 +94,9 @@ class Model:
         """Forward and backward; gives the mean loss."""
         shape, params = self.shape, self.params
         vision, p = self.inputs(shape.train_rows, len(self.ids))
-        loss_BxT = jnp.zeros(p.ids_QxP.shape, jnp.float32).at[:, shape.prompt :].set(1.0)
-        tokens = TokenBatch(p.ids_QxP, p.pos_QxPx3, p.visual_QxP, loss_BxT, p.length_Q)
+        target_BxR = jnp.tile(jnp.arange(shape.prompt, len(self.ids)), (shape.train_rows, 1))
+        loss_BxR = jnp.ones(target_BxR.shape, jnp.float32)
+        tokens = TokenBatch(p.ids_QxP, p.pos_QxPx3, p.visual_QxP, p.length_Q, target_BxR, loss_BxR)
         batch = jax.tree.map(lambda x: x[None], (vision, tokens))
         logit_bias_V = jnp.zeros(shape.config.text.vocab_size, jnp.float32)
         if rank:

@@ -25,8 +25,8 @@ from qwenla_jax.planner.compiled import Load, abstract_params, example
 from qwenla_jax.planner.flops import Work, brpo_step_work, decode, decoder_forward, head, patch_embed, vision_forward
 from qwenla_jax.planner.hlo import Collective
 from qwenla_jax.tools.dry_run import parameter_counts
-from qwenla_jax.train.logprobs import VOCAB_CHUNK
 from qwenla_jax.train.loop import abstract_state, state_plan
+from qwenla_jax.train.token_logprobs import VOCAB_CHUNK
 from qwenla_jax.train.train_runtime import TrainRuntime
 
 SIZES = {"float32": 4, "bfloat16": 2}

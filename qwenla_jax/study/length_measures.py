@@ -34,7 +34,8 @@ from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.study.response_prefix import control_frame, responded
 from qwenla_jax.text.response_format import parse
 from qwenla_jax.text.tokenizer import Tokenizer
-from qwenla_jax.train.logprobs import response_selection, response_states, token_logprobs
+from qwenla_jax.train.logprobs import response_selection, response_states
+from qwenla_jax.train.token_logprobs import token_logprobs
 from qwenla_jax.types import PromptBatch, VisionBatch
 
 SQUEEZED_STEP = 0.1  # positions that a token of the reasoning takes where they are squeezed

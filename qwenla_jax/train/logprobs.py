@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, for every loss: chunked over tokens and vocabulary."""
+"""Log-probabilities of responses to prompts with images, as the sampler computed them."""
 
 from __future__ import annotations
 
@@ -7,86 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
-from qwenla_jax.parallel.sharding import row_shards
 from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig
 from qwenla_jax.reattention.splice import embed_with_sources, replay_selection, splice
 from qwenla_jax.sampling.prefill import encode_prompts, text_positions
+from qwenla_jax.train.token_logprobs import token_logprobs
 from qwenla_jax.types import PromptBatch, VisionBatch
-
-TOKEN_CHUNK = 4096  # on one device
-VOCAB_CHUNK = 16384
-
-
-def token_logprobs(
-    hidden_BxTxD: jax.Array,
-    head_DxV: jax.Array,
-    ids_BxT: jax.Array,
-    logit_bias_V: jax.Array | np.ndarray,
-    temperature: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of given tokens and the entropy of their distributions; [B, T, V] never exists whole.
-
-    The chunks run along T and V and never along B: rows are sharded over the devices, and a loop over them would make
-    every device compute all of them.
-
-    Args:
-      hidden_BxTxD: hidden states that predict the tokens.
-      head_DxV: output matrix.
-      ids_BxT: int32 tokens.
-      logit_bias_V: float32 added to the logits (`sampling.token.suppression_bias`).
-      temperature: divides the logits; > 0.
-
-    Returns:
-      float32 [B, T] natural log-probabilities and float32 [B, T] entropies in nats. No gradient flows through the
-      entropy.
-    """
-    B, T, D = hidden_BxTxD.shape
-    V = head_DxV.shape[1]
-    vocab = max(size for size in range(1, min(V, VOCAB_CHUNK) + 1) if V % size == 0)
-    if vocab * 16 < min(V, VOCAB_CHUNK):  # V is nearly prime: its divisors are too small to be chunks
-        vocab = V
-    # Counted by device: every chunk gathers the matrix again, so the number of chunks must not grow with the mesh.
-    rows = max(1, B // row_shards())
-    chunks = -(-T // max(1, TOKEN_CHUNK // rows))
-    length = -(-T // chunks)
-
-    @jax.checkpoint
-    def vocab_chunk(hidden: jax.Array, ids: jax.Array, carry: tuple[jax.Array, ...], start: jax.Array):
-        top, total, weighted, chosen = carry
-        head = jax.lax.dynamic_slice_in_dim(head_DxV, start, vocab, axis=1).astype(hidden.dtype)
-        bias = jax.lax.dynamic_slice_in_dim(logit_bias_V, start, vocab)
-        logits = (jnp.dot(hidden, head, preferred_element_type=jnp.float32) + bias) / temperature
-        new_top = jax.lax.stop_gradient(jnp.maximum(top, logits.max(-1)))
-        scale, e = jnp.exp(top - new_top), jnp.exp(logits - new_top[:, None])
-        # A product with a mask, not a gather: its gradient is a product too and not a scatter.
-        here = jnp.arange(vocab)[None, :] == (ids - start)[:, None]
-        chosen = chosen + jnp.sum(jnp.where(here, logits, 0.0), -1)
-        weighted = weighted * scale + jax.lax.stop_gradient(jnp.sum(e * logits, -1))
-        return new_top, total * scale + e.sum(-1), weighted, chosen
-
-    @jax.checkpoint
-    def token_chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden, ids = inputs[0].reshape(-1, D), inputs[1].reshape(-1)
-        zeros = jnp.zeros(ids.shape, jnp.float32)
-        carry = (zeros - jnp.inf, zeros, zeros, zeros)
-        if vocab == V:
-            carry = vocab_chunk(hidden, ids, carry, jnp.zeros((), jnp.int32))
-        else:
-            starts = jnp.arange(0, V, vocab, dtype=jnp.int32)
-            carry, _ = jax.lax.scan(lambda c, s: (vocab_chunk(hidden, ids, c, s), None), carry, starts)
-        top, total, weighted, chosen = carry
-        lse = top + jnp.log(total)
-        entropy = jax.lax.stop_gradient(lse - weighted / total)
-        return (chosen - lse).reshape(B, -1), entropy.reshape(B, -1)
-
-    if chunks == 1:
-        return token_chunk((hidden_BxTxD, ids_BxT))
-    pad = [(0, 0), (0, chunks * length - T)]
-    hidden = jnp.pad(hidden_BxTxD, [*pad, (0, 0)]).reshape(B, chunks, length, D)
-    ids = jnp.pad(ids_BxT, pad).reshape(B, chunks, length)
-    logp, entropy = jax.lax.map(token_chunk, (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(ids, 1, 0)))
-    whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T]  # noqa: E731
-    return whole(logp), whole(entropy)
 
 
 def response_states(

@@ -18,7 +18,7 @@ from qwenla_jax.parallel.sharding import gathered, row_shards
 from qwenla_jax.planner.arithmetic import sizes_of
 from qwenla_jax.planner.compiled import Load, abstract_batch, abstract_runtime, plan_programs
 from qwenla_jax.sampling.token import suppression_bias
-from qwenla_jax.train import logprobs
+from qwenla_jax.train import token_logprobs as logprobs
 from qwenla_jax.train.train_runtime import build, make_run_source
 
 

@@ -198,10 +198,9 @@ def test_an_update_moves_the_adapters_and_nothing_else(rules):
     also = {p: x for p, x in flatten_dict(more, sep="/").items() if rules is TAGS and p in VOCABULARY_AXIS}
     assert moments(state.opt_state) == 2 * sum(x.nbytes for x in (own | also).values())
     vision, prompts = questions(2)
-    tokens = TokenBatch(
-        prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP, np.ones(prompts.ids_QxP.shape, np.float32),
-        prompts.length_Q,
-    )  # fmt: skip
+    target_BxR = np.tile(np.arange(1, prompts.ids_QxP.shape[1], dtype=np.int32), (2, 1))
+    loss_BxR = np.ones(target_BxR.shape, np.float32)
+    tokens = TokenBatch(prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP, prompts.length_Q, target_BxR, loss_BxR)
     batch = jax.tree.map(lambda x: np.asarray(x)[None], (vision, tokens))
     bias = suppression_bias(VOCAB, VOCAB, [IMAGE])
     gradient = make_sft_gradient(model, rules)

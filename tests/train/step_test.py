@@ -41,9 +41,10 @@ def score():
 def sft_batch(rows, seed=0):
     vision, prompts = questions(rows, seed)
     rng = np.random.default_rng(seed)
-    loss = (np.arange(16) >= rng.integers(8, 14, rows)[:, None]) & (np.arange(16) < prompts.length_Q[:, None])
+    target_BxR = np.minimum(rng.integers(8, 14, rows)[:, None] + np.arange(8), 15).astype(np.int32)
+    loss = (np.diff(target_BxR, prepend=0) > 0) & (target_BxR < prompts.length_Q[:, None])
     return vision, TokenBatch(
-        prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP, loss.astype(np.float32), prompts.length_Q
+        prompts.ids_QxP, prompts.pos_QxPx3, prompts.visual_QxP, prompts.length_Q, target_BxR, loss.astype(np.float32)
     )
 
 
@@ -94,7 +95,7 @@ def test_sft_gradient_does_not_depend_on_the_parts():
     for cut, cut_metrics in cuts:
         assert_close(whole, cut, 1e-5)
         np.testing.assert_allclose(metrics["loss"], cut_metrics["loss"], rtol=1e-5)
-    plain = jax.grad(lambda p: sft_loss(model()[0], p, vision, tokens, BIAS)[0] / tokens.loss_BxT.sum())
+    plain = jax.grad(lambda p: sft_loss(model()[0], p, vision, tokens, BIAS)[0] / tokens.loss_BxR.sum())
     assert_close(whole, jax.jit(plain)(params), 1e-5)
 
 
@@ -109,7 +110,7 @@ def test_sft_learns_and_only_from_the_response():
         state, metrics = step(state, *batch, BIAS)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.05 * losses[0]
-    blind = tokens.replace(loss_BxT=np.zeros_like(tokens.loss_BxT))
+    blind = tokens.replace(loss_BxR=np.zeros_like(tokens.loss_BxR))
     grads, metrics = sft_gradient()(params, *split(vision, blind, 1), BIAS)
     assert all(not np.any(g) for g in jax.tree.leaves(grads)) and float(metrics["loss"]) == 0
 

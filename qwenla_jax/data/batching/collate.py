@@ -224,7 +224,10 @@ def _check_others(examples: Sequence[Example], buckets: Buckets, rows: int) -> N
 def collate_sft(
     examples: Sequence[Example], buckets: Buckets, batch_size: int | None = None
 ) -> tuple[VisionBatch, TokenBatch]:
-    """Pads prompts with their responses to buckets; the loss weighs 1 on the response's tokens and 0 elsewhere.
+    """Pads prompts with their responses to buckets; the loss weighs 1 on the response's tokens.
+
+    The loss has room for half of a row's tokens, or for all where a response is longer than half: of two sizes a
+    bucket, the smaller one spares the head most prompts with an image.
 
     Args:
       examples: at most `batch_size`, from `to_sft_example`.
@@ -238,10 +241,14 @@ def collate_sft(
         if example.prompt_length == len(example.ids_T):
             raise ValueError(f"record {example.record.id!r} comes without a response")
     vision, ids, pos, visual, length = _collate(examples, buckets, "tokens", batch_size)
-    loss_BxT = np.zeros(ids.shape, np.float32)
+    half, longest = ids.shape[1] // 2, max(len(example.ids_T) - example.prompt_length for example in examples)
+    target_BxR = np.ones((len(ids), half if longest <= half else ids.shape[1]), np.int32)
+    loss_BxR = np.zeros(target_BxR.shape, np.float32)
     for row, example in enumerate(examples):
-        loss_BxT[row, example.prompt_length : len(example.ids_T)] = 1
-    return vision, TokenBatch(ids, pos, visual, loss_BxT, length)
+        n = len(example.ids_T) - example.prompt_length
+        target_BxR[row, :n] = np.arange(example.prompt_length, len(example.ids_T))
+        loss_BxR[row, :n] = 1
+    return vision, TokenBatch(ids, pos, visual, length, target_BxR, loss_BxR)
 
 
 def collate_responses(

@@ -12,7 +12,8 @@ from qwenla_jax.model.lora import joined
 from qwenla_jax.model.qwen_vl import Params, QwenVL, head_matrix
 from qwenla_jax.model.trainable import trainable_labels, trained_part
 from qwenla_jax.reattention.options import TEXT_ONLY, ReattentionConfig, forced_tokens
-from qwenla_jax.train.logprobs import response_logprobs, response_selection, token_logprobs
+from qwenla_jax.train.logprobs import response_logprobs, response_selection
+from qwenla_jax.train.token_logprobs import token_logprobs
 from qwenla_jax.train.train_state import Gradient
 from qwenla_jax.types import PromptBatch, ResponseBatch, TokenBatch, VisionBatch
 
@@ -29,10 +30,11 @@ def sft_loss(
       two float32 scalars: the weighted sum of -log p, and the weighted sum of p (for a mean token probability).
     """
     hidden_BxTxD = model.apply({"params": params}, vision, tokens.ids_BxT, tokens.pos_BxTx3, tokens.visual_BxT)
-    # The state at T - 1 predicts the token at T.
-    logp_BxT, _ = token_logprobs(hidden_BxTxD[:, :-1], head_matrix(params), tokens.ids_BxT[:, 1:], logit_bias_V)
-    weight_BxT = tokens.loss_BxT[:, 1:]
-    return -jnp.sum(logp_BxT * weight_BxT), jnp.sum(jnp.exp(logp_BxT) * weight_BxT)
+    # The state before a token predicts it.
+    pred_BxRxD = jnp.take_along_axis(hidden_BxTxD, tokens.target_BxR[..., None] - 1, axis=1)
+    ids_BxR = jnp.take_along_axis(tokens.ids_BxT, tokens.target_BxR, axis=1)
+    logp_BxR, _ = token_logprobs(pred_BxRxD, head_matrix(params), ids_BxR, logit_bias_V)
+    return -jnp.sum(logp_BxR * tokens.loss_BxR), jnp.sum(jnp.exp(logp_BxR) * tokens.loss_BxR)
 
 
 def reattention_sft_loss(
@@ -88,7 +90,7 @@ def make_sft_gradient(
                         model, whole, *batch, logit_bias_V=logit_bias_V, reattention=reattention
                     )
                 nll, prob = sft_loss(model, whole, *batch, logit_bias_V=logit_bias_V)
-                return nll, (prob, batch[1].loss_BxT[:, 1:].sum())
+                return nll, (prob, batch[1].loss_BxR.sum())
 
             (nll, (prob, weight)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
             return grads, {"loss": nll, "mean_token_probability": prob, "num_tokens": weight}

@@ -49,12 +49,14 @@ def test_loss_is_on_the_response_and_its_end(tok):
     records = [_record("a"), _record("bb", question="Which colour is that shape?", response="<CONCLUSION>2")]
     _, batch = collate_sft([to_sft_example(record, tok, SETTINGS, LAYOUT) for record in records], BUCKETS)
     for row, record in enumerate(records):
-        asked = batch.ids_BxT[row][batch.loss_BxT[row] == 1].tolist()
-        assert tok.decode(asked) == record.response + "<|im_end|>"
-        last = batch.length_B[row] - 1
-        assert batch.ids_BxT[row, last] == tok.ids.im_end and batch.loss_BxT[row, last] == 1
-        assert not batch.loss_BxT[row, last + 1 :].any()
-    assert set(np.unique(batch.loss_BxT)) == {0.0, 1.0}
+        targets = batch.target_BxR[row][batch.loss_BxR[row] == 1]
+        assert tok.decode(batch.ids_BxT[row][targets].tolist()) == record.response + "<|im_end|>"
+        assert batch.ids_BxT[row, targets[-1]] == tok.ids.im_end and targets[-1] == batch.length_B[row] - 1
+        assert (batch.target_BxR[row] > 0).all()
+    assert set(np.unique(batch.loss_BxR)) == {0.0, 1.0}
+    assert batch.target_BxR.shape[1] == batch.ids_BxT.shape[1] // 2
+    _, long = collate_sft([to_sft_example(_record("a", response="2" * 70), tok, SETTINGS, LAYOUT)], BUCKETS)
+    assert long.loss_BxR.sum() == 71 and long.target_BxR.shape == long.ids_BxT.shape
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_padding_is_harmless(tok):
     assert (batch.visual_QxP[1:] == -1).all() and (batch.visual_QxP[0, n:] == -1).all()
     assert not batch.ids_QxP[1:].any() and not vision.patches_IxSxC[1:].any() and not vision.valid_IxS[1:].any()
     _, sft = collate_sft([to_sft_example(_record("a"), tok, SETTINGS, LAYOUT)], BUCKETS, batch_size=3)
-    assert not sft.loss_BxT[1:].any() and sft.length_B.tolist()[1:] == [1, 1]
+    assert not sft.loss_BxR[1:].any() and sft.length_B.tolist()[1:] == [1, 1]
 
 
 def test_shapes_come_from_the_buckets_alone(tok):

@@ -178,7 +178,7 @@ def work(runtime: TrainRuntime, sizes: Sizes, kept: Resident) -> dict[str, Work]
         forward = (
             vision_forward(config.vision, patches, value)
             + decoder_forward(config.text, questions * T, questions * T * (T + 1) / 2, questions * T, value)
-            + head(config.text, questions * T, value)
+            + head(config.text, questions * sizes.response, value)
         )
         back = forward * (backward + again) - patch_embed(config.vision, float(patches.sum()), value)
         return {"update": (forward + back) * share + adamw}

@@ -20,6 +20,7 @@ from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs, p
 from qwenla_jax.planner.flops import Work
 from qwenla_jax.planner.hbm_traffic import memory_traffic, token_bytes
 from qwenla_jax.planner.hlo import KINDS, Collective, collectives
+from qwenla_jax.planner.hlo_products import product_flops
 from qwenla_jax.train.train_runtime import TrainRuntime
 
 HEADROOM = 0.1  # share of the memory that a run should leave free
@@ -41,6 +42,8 @@ class Phase:
       moved_bytes: to and from memory by the compiled program; of a rollout for one token of the chip's rows, on average
         over a response. None for arithmetic.
       least_bytes: what it has to move at least, by arithmetic.
+      product_flops: operations of the compiled products, those of attention kernels aside; None for arithmetic, and of
+        a rollout, whose loop over tokens counts to no constant.
       exposed: of `sent`, bytes in collectives that no other work overlaps; None for arithmetic.
       compile_s: seconds that compiling took; None for arithmetic.
       compile_cpu_s: processor seconds of that, over all cores.
@@ -55,6 +58,7 @@ class Phase:
     bound: str
     moved_bytes: float | None = None
     least_bytes: float | None = None
+    product_flops: float | None = None
     exposed: float | None = None
     compile_s: float | None = None
     compile_cpu_s: float | None = None
@@ -195,6 +199,7 @@ def compile_fit(options: RunOptions, topology: Topology, load: Load, quick: bool
         read = {
             "moved_bytes": bytes_,
             "least_bytes": least,
+            "product_flops": None if name == "rollout" else product_flops(text),
             "exposed": sum(one.sent * times for one in result if one.group > 1 and not one.overlapped),
         }
         phases[name] = _phase(topology.chip, work.get(name, Work()), result, peak, times, **read, **spent)
@@ -293,6 +298,10 @@ def describe(fit: Fit, least: Topology | None) -> list[str]:
             what = "a token, on average over a response" if name == "rollout" else "a step"
             ratio = phase.moved_bytes / phase.least_bytes
             lines.append(f"  {phase.moved_bytes / gb:.2f} GB moved {what}: {ratio:.2f} of what it has to be")
+        if phase.product_flops and phase.flops:
+            ratio = phase.product_flops / phase.flops
+            flops = f"{phase.product_flops / 1e12:.2f} TFLOP of products, attention kernels aside"
+            lines.append(f"  {flops}: {ratio:.2f} of all that it has to compute")
         if phase.exposed and (sent := sum(phase.sent.values())):
             lines.append(f"  {phase.exposed / gb:.2f} of {sent / gb:.2f} GB are sent while nothing else is computed")
         lines += [f"  {kind:24} {size / gb:8.2f} GB sent in {phase.count[kind]:,}" for kind, size in phase.sent.items()]

@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
-from qwenla_jax.planner.hlo import Computations, Instruction, called, parse, trip_count, type_bytes
+from qwenla_jax.planner.hlo import Computations, Instruction, parse, placed, type_bytes
 
 _FREE = frozenset(
     (
@@ -58,24 +58,12 @@ def memory_traffic(text: str) -> list[Moved]:
     """
     entry, computations = parse(text)
     result: list[Moved] = []
-
-    def visit(name: str, times: int, within: tuple[str, ...]) -> None:
-        there = {one.name: one for one in computations.get(name, ())}
-        for one in there.values():
-            if one.opcode == "while":
-                count = trip_count(one, name, computations)
-                inner = within if count is not None else (*within, f"{one.name} {one.where}")
-                visit(one.attribute("body") or "", times * (1 if count is None else count), inner)
-            elif one.opcode in ("call", "conditional", "async-start"):
-                for each in called(one):
-                    visit(each, times, within)
-            if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")) or one.opcode == "async-start":
-                continue
-            read, written = _moved(one, there, computations)
-            if read or written:
-                result.append(Moved(read, written, times, within))
-
-    visit(entry, 1, ())
+    for at in placed(entry, computations):
+        if at.one.opcode in _FREE or at.one.opcode.endswith(("-done", "-update")) or at.one.opcode == "async-start":
+            continue
+        read, written = _moved(at.one, at.there, computations)
+        if read or written:
+            result.append(Moved(read, written, at.times, at.within))
     return result
 
 

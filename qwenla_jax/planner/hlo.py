@@ -103,6 +103,41 @@ def parse(text: str) -> tuple[str, Computations]:
     return entry, computations
 
 
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """An instruction where it stands.
+
+    Attributes:
+      one: the instruction.
+      there: those of its computation, by name.
+      times: its runs, those of the loops in `within` aside.
+      within: the loops that count to no constant in which it stands, the outermost first, by name and operation.
+    """
+
+    one: Instruction
+    there: dict[str, Instruction]
+    times: int
+    within: tuple[str, ...]
+
+
+def placed(entry: str, computations: Computations) -> Iterator[Placed]:
+    """The instructions that a program runs, those in fusions aside."""
+
+    def visit(name: str, times: int, within: tuple[str, ...]) -> Iterator[Placed]:
+        there = {one.name: one for one in computations.get(name, ())}
+        for one in there.values():
+            yield Placed(one, there, times, within)
+            if one.opcode == "while":
+                count = trip_count(one, name, computations)
+                inner = within if count is not None else (*within, f"{one.name} {one.where}")
+                yield from visit(one.attribute("body") or "", times * (1 if count is None else count), inner)
+            elif one.opcode in ("call", "conditional", "async-start"):
+                for each in called(one):
+                    yield from visit(each, times, within)
+
+    yield from visit(entry, 1, ())
+
+
 def _instruction(name: str, text: str) -> Instruction:
     depth = end = 0
     for end, char in enumerate(text):  # noqa: B007 - the type ends at the first space outside its brackets
@@ -126,7 +161,17 @@ def _bits(dtype: str) -> int:
 
 
 def _array_bytes(dtype: str, dims: str) -> int:
-    return _bits(dtype) * math.prod(map(int, filter(None, dims.split(",")))) // 8
+    return _bits(dtype) * math.prod(_sizes(dims)) // 8
+
+
+def _sizes(dims: str) -> tuple[int, ...]:
+    return tuple(map(int, filter(None, dims.split(","))))
+
+
+def array_shape(text: str) -> tuple[int, ...]:
+    """The axes of an array's type, `f32[8,4]{1,0}`."""
+    (_, dims), *_ = _ARRAY.findall(text)
+    return _sizes(dims)
 
 
 def group_size(rest: str, chips: int) -> int:

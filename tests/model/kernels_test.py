@@ -183,9 +183,9 @@ def test_blocks_of_queries_with_a_mask_of_their_own_and_watched(monkeypatch):
     segments = (segments[0].replace(visible=jnp.asarray(visible)), *segments[1:])
     weight = normal(rng, *q.shape)
     result = []
-    for size in (attention.SCORE_BYTES, 1):
+    for size, queries in ((attention.SCORE_BYTES, attention.LEAST_QUERIES), (1, 8)):
         monkeypatch.setattr(attention, "SCORE_BYTES", size)
-        monkeypatch.setattr(attention, "LEAST_QUERIES", 8)
+        monkeypatch.setattr(attention, "LEAST_QUERIES", queries)
         out, received = jax.jit(lambda q, segments: attention_with_weights(q, segments, (0, 2)))(q, segments)
         gradient = jax.jit(jax.grad(lambda q, segments: jnp.sum(weight * segment_attention(q, segments))))
         result.append((out, *received, gradient(q, segments)))

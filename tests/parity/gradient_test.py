@@ -1,7 +1,8 @@
-"""The whole gradient of BRPO, vision tower included, against torch's autograd through transformers.
+"""The whole gradient of BRPO and of supervised training, vision tower included, against torch's autograd through
+transformers.
 
-The objective is written here a second time, from the paper's formula and on transformers' logits: G responses of each
-question, in which the images stand again, under a policy, the one that sampled, and a reference of other weights.
+BRPO's objective is written here a second time, from the paper's formula and on transformers' logits: G responses of
+each question, in which the images stand again, under a policy, the one that sampled, and a reference of other weights.
 """
 
 import copy
@@ -20,6 +21,8 @@ from qwenla_jax.reattention.options import ReattentionConfig
 from qwenla_jax.sampling.token import suppression_bias
 from qwenla_jax.train.brpo.loss import advantages
 from qwenla_jax.train.brpo.update import RolloutBatch, make_brpo_gradient
+from qwenla_jax.train.sft.update import make_sft_gradient
+from qwenla_jax.types import TokenBatch
 
 G, R = 3, 14
 OPTIONS = BrpoOptions(group_size=G, temperature=0.8, beta=0.2, clip_low=0.15, clip_high=0.3)
@@ -128,12 +131,40 @@ def test_every_parameters_gradient(oracle, tmp_path, mode, share, seed):
     # Both sides of the clip, and a reference that matters.
     assert min(metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]) > 0 and metrics["kl"] > 1e-3
 
-    # Written as a checkpoint, so that transformers says which of its parameters each is.
-    qwenla_jax.save(tmp_path / "gradient", model, grads)
-    named = type(policy).from_pretrained(tmp_path / "gradient", dtype=torch.float32)
+    assert_gradient(policy, model, grads, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [5, 104])
+def test_supervised_training(oracle, tmp_path, seed):
+    """Against the loss that transformers computes from labels: of each row the last 1 to 4 tokens."""
+    arch = oracle.architecture(seed)
+    official, batch = oracle.build(arch), oracle.inputs(arch)
+    length_Q = batch.length_Q
+    labels = torch.full_like(batch.hf["input_ids"], -100)
+    target_BxR, loss_BxR = np.ones((len(length_Q), 5), np.int32), np.zeros((len(length_Q), 5), np.float32)
+    for row, length in enumerate(length_Q):
+        n = row % 4 + 1
+        labels[row, -n:] = batch.hf["input_ids"][row, -n:]
+        target_BxR[row, :n], loss_BxR[row, :n] = np.arange(length - n, length), 1
+    loss = official(**batch.hf, labels=labels).loss
+    loss.backward()
+    official.save_pretrained(tmp_path / "official")
+    model, params = qwenla_jax.load(tmp_path / "official")
+    asked = batch.prompts
+    tokens = TokenBatch(asked.ids_QxP, asked.pos_QxPx3, asked.visual_QxP, length_Q, target_BxR, loss_BxR)
+    one_part = jax.tree.map(lambda x: np.asarray(x)[None], (batch.vision, tokens))
+    grads, metrics = jax.jit(make_sft_gradient(model))(params, *one_part, np.zeros(arch.vocab, np.float32))
+    np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-5)
+    assert_gradient(official, model, grads, tmp_path)
+
+
+def assert_gradient(official, model, grads, folder):
+    """Written as a checkpoint, so that transformers says which of its parameters each is."""
+    qwenla_jax.save(folder / "gradient", model, grads)
+    named = type(official).from_pretrained(folder / "gradient", dtype=torch.float32)
     ours = {name: value.detach() for name, value in named.named_parameters()}
-    assert ours.keys() == dict(policy.named_parameters()).keys()
-    for name, value in policy.named_parameters():
+    assert ours.keys() == dict(official.named_parameters()).keys()
+    for name, value in official.named_parameters():
         assert value.grad.norm() > 0, name
         error = float((ours[name] - value.grad).norm() / value.grad.norm())
         assert error < TOLERANCE, f"{name}: {error}"

@@ -77,6 +77,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixed_steps", type=int, default=40, help="steps over mixed images; 0: none (default: 40)")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of a large state, in suite resume; 0: none")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at once, in suite serving")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no work begins after, in suite gpu (default: 10)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one line of JSON; the table goes to stderr")
     args = parser.parse_args(argv)

@@ -1,8 +1,10 @@
 """One model beside transformers on the same shapes: training's forward and backward, prefill, and greedy decoding.
 
-Called by `main.py`. Suite model: 120M parameters in float32 on the CPU. Suite gpu: Qwen2.5-VL-7B's shape in bfloat16
-with random weights on one GPU, then a whole BRPO step, and COPY and ROUTE beside text-only. With `--small` both run
-their whole path on a tiny model, on whatever device there is.
+Called by `main.py`. Suite model: 120M parameters in float32 on the CPU. Suite gpu: first a tiny model in float32, whose
+losses and greedy tokens must be the peer's; then Qwen2.5-VL-7B's shape in bfloat16 with random weights on one GPU:
+prefill, decoding, training, whole BRPO steps, and COPY and ROUTE beside text-only. Each result goes to stderr when it
+is there, and no work begins after `--minutes`. With `--small` both run their whole path on a tiny model, on whatever
+device there is.
 
 A row of the table is a kind of work. Its floor is the larger of its operations at the matrix peak (`train.flops`),
 and of the bytes that cannot be avoided at the memory's rate, both measured in this run (the peak by XLA and by torch,
@@ -41,6 +43,7 @@ from launch.bench.machine import cores, machine, peaks
 from launch.bench.ours import Ours, note, write_scenes
 from launch.bench.shapes import RANK, STOP, Shape, floors, make_image, shape_of, tokens_of
 from qwenla_jax.config.run_options import DataOptions, LoraOptions
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.batching.collate import Buckets
 from qwenla_jax.data.batching.mrope_positions import visual_positions
 from qwenla_jax.model import lora
@@ -60,6 +63,14 @@ from qwenla_jax.weights.hf import load, save
 ROOT = Path(__file__).resolve().parents[2]
 AGREE = 1e-4  # nats a token, between our loss and the peer's
 IN_A_ROW = 2  # counted pieces of work of a turn
+NO_TIME = "no time left"
+# BRPO steps of suite gpu: rank of the adapters (0: all parameters) and re-attention in the rollouts.
+STEPS = {
+    "BRPO step, LoRA": (RANK, ReattentionOptions()),
+    "BRPO step, LoRA, COPY": (RANK, ReattentionOptions(mode="copy", max_insertions=1)),
+    "BRPO step, LoRA, ROUTE": (RANK, ReattentionOptions(mode="route", keep_ratio=0.5, max_insertions=1)),
+    "BRPO step, full": (0, ReattentionOptions()),
+}
 # What --small makes of the command line: the whole path, quickly.
 SMALL = {"rounds": 1, "steps": 1, "warmup": 1, "prompts": 2, "responses": 2, "tokens": 8}
 
@@ -242,8 +253,12 @@ def compare(args: argparse.Namespace, shape: Shape, folder: Path, device: str, s
         works.append((f"prefill, batch {n}", lambda n=n: model.prefill(n), asking("prefill", n)))
         words = ("generate", n, shape.new_tokens)
         works.append((f"generate, batch {n}", lambda n=n: model.generate(n, shape.new_tokens), asking(*words)))
+    if shape.config.dtype != "float32":  # what people wait for first
+        works = works[2:] + works[:2]
     for name, make, ask in works:
-        note(name)
+        if no_time(args, name):
+            rows[name] = {"seconds": [], "peer_seconds": [], "none": NO_TIME}
+            continue
         rows[name] = row = in_turn(args.rounds, make(), ask)
         result, answer = row.pop("result", None), row.pop("peer", {})
         if exact and "loss" in answer and not abs(result - answer["loss"]) <= AGREE:  # nor where one is not a number
@@ -252,12 +267,37 @@ def compare(args: argparse.Namespace, shape: Shape, folder: Path, device: str, s
             row |= {"loss": result, "peer_loss": answer["loss"]}
         if result is not None and "ids" in answer:
             row["equal_tokens"] = float(np.mean(np.array(result) == np.array(answer["ids"])))
+        note(f"{name}: ours {row['seconds']} s, peer {row['peer_seconds']} s")
         jax.clear_caches()
     output: dict[str, Any] = {"rows": rows, "peer_versions": None, "peer_peak": None}
     if peer is not None:
         output |= {"peer_versions": peer.versions, "peer_peak": peer.ask("peak", side)["matrix_gflops"]}
         peer.close()
     return output
+
+
+def no_time(args: argparse.Namespace, name: str) -> bool:
+    """Whether the time of suite gpu is over; says which work begins, or is left out."""
+    late = time.monotonic() > getattr(args, "deadline", float("inf"))
+    note(f"{name}: {NO_TIME}" if late else name)
+    return late
+
+
+def parity(args: argparse.Namespace, folder: Path, device: str) -> dict[str, Any]:
+    """A tiny model in float32 beside the peer's on the same device.
+
+    Raises:
+      RuntimeError: losses differ by more than `AGREE`, or greedy tokens differ.
+    """
+    small = argparse.Namespace(**vars(args) | SMALL)
+    folder.mkdir()
+    with jax.default_matmul_precision("highest"):
+        rows = compare(small, shape_of("gpu", True, "float32"), folder, device, 64)["rows"]
+    equal = [row["equal_tokens"] for row in rows.values() if "equal_tokens" in row]
+    if equal and min(equal) < 1:
+        raise RuntimeError(f"parity: only {min(equal):.1%} of greedy tokens are the peer's")
+    note("parity: losses and greedy tokens are the peer's" if equal else "parity: no peer to compare with")
+    return {name: row["loss"] - row["peer_loss"] for name, row in rows.items() if "loss" in row}
 
 
 def fill(result: dict[str, Any], shape: Shape) -> None:
@@ -288,7 +328,9 @@ def fill(result: dict[str, Any], shape: Shape) -> None:
             row["speed"] = row["peer_seconds_median"] / row["seconds_median"]
 
 
-def brpo(args: argparse.Namespace, shape: Shape, folder: Path, rank: int) -> dict[str, Any]:
+def brpo(
+    args: argparse.Namespace, shape: Shape, folder: Path, rank: int, reattention: ReattentionOptions
+) -> dict[str, Any]:
     """Seconds of a whole BRPO step of the training loop, with adapters or with all parameters."""
     checkpoint = checkpoint_of(shape, folder)
     own = argparse.Namespace(**vars(args) | {"checkpoint": f"random:{checkpoint}"})
@@ -298,6 +340,7 @@ def brpo(args: argparse.Namespace, shape: Shape, folder: Path, rank: int) -> dic
         questions = write_scenes(questions.parent, size + size // 4 + 16, args.seed)
     dtype = shape.config.dtype
     run = {"dtype": dtype, "param_dtype": dtype, "lora": LoraOptions(rank=rank or None)}
+    run |= {"reattention": reattention}
     try:
         data = {"max_prompt_tokens": max(shape.prompt, DataOptions.max_prompt_tokens)}
         rows = Ours(own, questions, size, run=run, **data).measure(args.steps, args.warmup)
@@ -305,7 +348,8 @@ def brpo(args: argparse.Namespace, shape: Shape, folder: Path, rank: int) -> dic
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"none": "does not fit"}
-    return {name: statistics.median(row[name] for row in rows) for name in ("step", "rollout", "update")}
+    times = {name: statistics.median(row[name] for row in rows) for name in ("step", "rollout", "update")}
+    return times | {"insertions": statistics.mean(row["insertions"] for row in rows)}
 
 
 def checkpoint_of(shape: Shape, folder: Path) -> Path:
@@ -334,14 +378,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.small:
         args = argparse.Namespace(**vars(args) | {name: min(most, getattr(args, name)) for name, most in SMALL.items()})
     gpu = args.suite == "gpu"
+    if gpu:
+        args = argparse.Namespace(**vars(args) | {"deadline": time.monotonic() + 60 * args.minutes})
     on_gpu = jax.default_backend() == "gpu"
     shape = shape_of(args.suite, args.small, "bfloat16" if gpu and on_gpu else "float32")
     sides = (4096, 8192) if on_gpu else (1024, 2048)
     kind = {"dtype": shape.config.dtype, "matrix": sides} | ({"line": 2**28} if on_gpu else {})
     before = peaks(**kind)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        result = compare(args, shape, folder, "cuda" if on_gpu else "cpu", sides[-1])
+        folder, device = Path(temporary), "cuda" if on_gpu else "cpu"
+        agreed = parity(args, folder / "parity", device) if gpu else None
+        result = compare(args, shape, folder, device, sides[-1]) | ({"parity": agreed} if gpu else {})
         result["peaks"] = {name: max(value, before[name]) for name, value in peaks(**kind).items()}
         # The machine can do what either of the two does.
         result["our_peak"] = result["peaks"]["matrix_gflops"]
@@ -351,11 +398,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if gpu:
             from launch.bench import reattention
 
-            for name, rank in (("BRPO step, LoRA", RANK), ("BRPO step, full", 0)):
-                note(name)
+            for name, (rank, reattention_options) in STEPS.items():
                 gc.collect()  # what went before leaves its memory
-                result.setdefault("steps", {})[name] = brpo(args, shape, folder, rank)
-            note("COPY and ROUTE")
+                row = {"none": NO_TIME}
+                if not no_time(args, name):
+                    row = brpo(args, shape, folder, rank, reattention_options)
+                    note(f"{name}: {row}")
+                result.setdefault("steps", {})[name] = row
+            if no_time(args, "COPY and ROUTE"):
+                return result
             gc.collect()
             start = argparse.Namespace(**vars(args) | {"checkpoint": f"random:{folder / 'start'}"})
             modes = reattention.SMALL_MODES if args.small else reattention.MODES
@@ -389,7 +440,7 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         )  # fmt: skip
         yield f"{name:<22}" + "".join(f"{cell:>12}" for cell in cells)
     for name, row in result.get("steps", {}).items():
-        yield f"{name:<22}" + (row.get("none") or ", ".join(f"{part} {row[part]:.3f} s" for part in row))
+        yield f"{name:<22}" + (row.get("none") or ", ".join(f"{part} {row[part]:.3f}" for part in row))
     if again := result.get("reattention"):
         from launch.bench import reattention
 

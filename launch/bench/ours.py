@@ -34,6 +34,7 @@ from qwenla_jax.train.train_runtime import build, make_run_source
 from qwenla_jax.utils.compile_counter import CompileCounter
 from qwenla_jax.weights.hf import save
 
+TAG_BIAS = 12.0  # with re-attention: so likely that most responses reflect, whatever the vocabulary
 PHASES = ("data", "rollout", "reward", "update")
 
 
@@ -90,6 +91,8 @@ class Ours:
         never = (*ids.suppressed(), *ids.stop())
         vocab = runtime.model.config.text.vocab_size
         logit_bias_V = suppression_bias(vocab, runtime.tokenizer.vocab_size, never)
+        if options.reattention.mode != "none":
+            logit_bias_V[ids.reflection_open] += TAG_BIAS
         self.runtime = dataclasses.replace(runtime, logit_bias_V=logit_bias_V)
         self.source = make_run_source(options, "train")
         self._reference = make_reference(self.runtime, params)
@@ -131,6 +134,7 @@ class Ours:
         self._seen.add(shape)
         phases = {name: metrics[f"timing_s/{name}"] for name in PHASES}
         phases["other"] = seconds - sum(phases.values())
+        row |= {"insertions": float(metrics.get("reattention/inserted_mean", 0.0))}
         return row | {"step": seconds, "cpu": cpu, "compilations": counter.count, **phases}
 
     def measure(self, steps: int, warmup: int) -> list[dict[str, Any]]:

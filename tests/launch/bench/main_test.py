@@ -261,6 +261,19 @@ def test_the_gpu_suite_needs_a_gpu(launch, capsys):
     assert "--suite=gpu needs a GPU, JAX has cpu; or --small" in capsys.readouterr().err
 
 
+def test_what_there_is_no_time_for_is_named(launch, tmp_path, capsys):
+    """And the rows before it are there."""
+    shape = launch.model.shape_of("gpu", True, "float32")
+    args = argparse.Namespace(rounds=1, peer_python=None, deadline=0.0)
+    rows = launch.model.compare(args, shape, tmp_path, "cpu", 64)["rows"]
+    assert {row["none"] for row in rows.values()} == {
+        "no time left"
+    } and "train: no time left" in capsys.readouterr().err
+    result = {"rows": rows, "peaks": {"matrix_gflops": 1.0, "memory_gb_s": 1.0}}
+    launch.model.fill(result, shape)
+    assert "share" not in rows["train"] and rows["train"]["flops_floor"] > 0
+
+
 @pytest.mark.slow
 def test_the_whole_path_at_small_size(tmp_path):
     pytest.importorskip("peft")
@@ -276,8 +289,11 @@ def test_the_whole_path_at_small_size(tmp_path):
     assert result["peaks"]["matrix_gflops"] == max(result["our_peak"], result["peer_peak"]) > 0
     assert generate["equal_tokens"] == 1.0 and generate["speed"] > 0 and len(generate["seconds"]) == 2
     assert abs(result["rows"]["train"]["loss"] - result["rows"]["train"]["peer_loss"]) <= 1e-4
-    assert set(result["steps"]) == {"BRPO step, LoRA", "BRPO step, full"}
-    assert all(set(row) == {"step", "rollout", "update"} for row in result["steps"].values())
+    assert max(map(abs, result["parity"].values())) <= 1e-4 and set(result["parity"]) == {"train", "train, LoRA"}
+    steps = result["steps"]
+    assert list(steps) == ["BRPO step, LoRA", "BRPO step, LoRA, COPY", "BRPO step, LoRA, ROUTE", "BRPO step, full"]
+    assert all(set(row) == {"step", "rollout", "update", "insertions"} for row in steps.values())
+    assert [row["insertions"] > 0 for row in steps.values()] == [False, True, True, False]
     modes = result["reattention"]["modes"]
     assert list(modes) == ["text only", "copy, 8 rows at once", "route 50%, compact, 8 rows"]
     assert modes["text only"]["ratio"] == 1.0 and modes["copy, 8 rows at once"]["inserted"] > 0

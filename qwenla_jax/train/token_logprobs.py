@@ -51,14 +51,15 @@ def token_logprobs(
 
     def split(x_BxTx: jax.Array) -> jax.Array:
         tail = x_BxTx.shape[2:]
-        x = jnp.pad(x_BxTx, [(0, 0), (0, chunks * length - T), *((0, 0) for _ in tail)])
+        x = jnp.pad(x_BxTx, [(0, 0), (0, chunks * length - T)] + [(0, 0)] * len(tail))
         return jnp.moveaxis(x.reshape(B, chunks, length, *tail), 1, 0).reshape(chunks, B * length, *tail)
 
     def whole(x_CxN: jax.Array) -> jax.Array:
         return jnp.moveaxis(x_CxN.reshape(chunks, B, length), 0, 1).reshape(B, -1)[:, :T]
 
     bias_V = jnp.asarray(logit_bias_V, jnp.float32)
-    logp_CxN, entropy_CxN = _logprobs(split(hidden_BxTxD), head_DxV, split(ids_BxT), bias_V, temperature)
+    result: Any = _logprobs(split(hidden_BxTxD), head_DxV, split(ids_BxT), bias_V, temperature)
+    logp_CxN, entropy_CxN = result
     return whole(logp_CxN), whole(entropy_CxN)
 
 

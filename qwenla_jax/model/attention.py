@@ -66,7 +66,7 @@ def segment_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...]) -> ja
       segments: at least one, all with the same K.
 
     Returns:
-      [B, T, N, H] in the queries' type. A query that sees no key gets the mean of the values, not nan.
+      [B, T, N, H] in the queries' type. A query that sees no key gets a mean of values, not nan.
     """
     *others, last = segments
     T = q_BxTxNxH.shape[1]

@@ -18,7 +18,7 @@ from qwenla_jax.model.layers import Dense, FeedForward, RMSNorm, partitioned, sc
 from qwenla_jax.model.pages import PageReads, attend_pages, page_weights, whole_rows
 from qwenla_jax.model.rope import mrope_angles, rotate
 
-# Up to this many rows the embedding's gradient is a product with a one-hot matrix, which beats a scatter.
+# Below this many rows a product with a one-hot matrix beats a gather, whose gradient is a scatter.
 ONE_HOT_VOCAB = 2048
 
 
@@ -162,28 +162,10 @@ class Embedding(nn.Module):
         cfg, (V, D) = self.config, (self.config.text.vocab_size, self.config.text.hidden_size)
         init = partitioned(nn.initializers.normal(cfg.initializer_range), ("vocab", "embed"))
         table_VxD = self.param("embedding", init, (V, D), jnp.dtype(cfg.param_dtype))
-        look_up = _look_up if V <= ONE_HOT_VOCAB else _gather
-        return look_up(table_VxD, ids_BxT).astype(cfg.dtype)
-
-
-def _gather(table_VxD: jax.Array, ids_BxT: jax.Array) -> jax.Array:
-    return jnp.take(table_VxD, ids_BxT, axis=0)
-
-
-@jax.custom_vjp
-def _look_up(table_VxD: jax.Array, ids_BxT: jax.Array) -> jax.Array:
-    """`_gather` whose gradient is a product."""
-    return _gather(table_VxD, ids_BxT)
-
-
-def _look_up_gradient(saved: tuple[jax.Array, jax.Array], d_out_BxTxD: jax.Array) -> tuple[jax.Array, None]:
-    table_VxD, ids_BxT = saved
-    V, D = table_VxD.shape
-    one_hot = jax.nn.one_hot(ids_BxT.reshape(-1), V, dtype=d_out_BxTxD.dtype)
-    return jnp.einsum("nv,nd->vd", one_hot, d_out_BxTxD.reshape(-1, D)).astype(table_VxD.dtype), None
-
-
-_look_up.defvjp(lambda table_VxD, ids_BxT: (_gather(table_VxD, ids_BxT), (table_VxD, ids_BxT)), _look_up_gradient)
+        if V <= ONE_HOT_VOCAB:
+            one_hot = jax.nn.one_hot(ids_BxT.reshape(-1), V, dtype=cfg.dtype)
+            return (one_hot @ table_VxD.astype(cfg.dtype)).reshape(*ids_BxT.shape, D)
+        return jnp.take(table_VxD, ids_BxT, axis=0).astype(cfg.dtype)
 
 
 class Head(nn.Module):

@@ -42,11 +42,11 @@ class Phase:
       moved_bytes: to and from memory by the compiled program; of a rollout for one token of the chip's rows, on average
         over a response. None for arithmetic.
       least_bytes: what it has to move at least, by arithmetic.
-      product_flops: operations of the compiled products, those of attention kernels aside; None for arithmetic, and of
-        a rollout, whose loop over tokens counts to no constant.
       exposed: of `sent`, bytes in collectives that no other work overlaps; None for arithmetic.
       compile_s: seconds that compiling took; None for arithmetic.
       compile_cpu_s: processor seconds of that, over all cores.
+      product_flops: operations of the compiled products, those of attention kernels aside; None for arithmetic, and of
+        a rollout, whose loop over tokens counts to no constant.
     """
 
     flops: float
@@ -58,10 +58,10 @@ class Phase:
     bound: str
     moved_bytes: float | None = None
     least_bytes: float | None = None
-    product_flops: float | None = None
     exposed: float | None = None
     compile_s: float | None = None
     compile_cpu_s: float | None = None
+    product_flops: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if min(args.clients) < 1:
         parser.error(f"--clients must be at least 1, got {min(args.clients)}")
+    if not args.minutes > 0:
+        parser.error(f"--minutes must be above 0, got {args.minutes}")
     if args.small and args.suite not in SMALL_SUITES:
         parser.error(f"--small: suite {args.suite} has no small form; {', '.join(SMALL_SUITES)} have")
     if args.peer_python is not None and not os.access(args.peer_python, os.X_OK):

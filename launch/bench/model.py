@@ -387,8 +387,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     before = peaks(**kind)
     with tempfile.TemporaryDirectory() as temporary:
         folder, device = Path(temporary), "cuda" if on_gpu else "cpu"
-        agreed = parity(args, folder / "parity", device) if gpu else None
-        result = compare(args, shape, folder, device, sides[-1]) | ({"parity": agreed} if gpu else {})
+        result = {"parity": parity(args, folder / "parity", device)} if gpu else {}
+        result |= compare(args, shape, folder, device, sides[-1])
         result["peaks"] = {name: max(value, before[name]) for name, value in peaks(**kind).items()}
         # The machine can do what either of the two does.
         result["our_peak"] = result["peaks"]["matrix_gflops"]
@@ -439,8 +439,11 @@ def table(result: dict[str, Any]) -> Iterator[str]:
             number("speed", ".2f"), number("equal_tokens", ".1%"),
         )  # fmt: skip
         yield f"{name:<22}" + "".join(f"{cell:>12}" for cell in cells)
+    units = {"insertions": " a response"}
     for name, row in result.get("steps", {}).items():
-        yield f"{name:<22}" + (row.get("none") or ", ".join(f"{part} {row[part]:.3f}" for part in row))
+        yield f"{name:<22}" + (
+            row.get("none") or ", ".join(f"{part} {row[part]:.3f}{units.get(part, ' s')}" for part in row)
+        )
     if again := result.get("reattention"):
         from launch.bench import reattention
 

@@ -71,13 +71,14 @@ def segment_attention(q_BxTxNxH: jax.Array, segments: tuple[Segment, ...]) -> ja
     *others, last = segments
     T = q_BxTxNxH.shape[1]
     size = max(LEAST_QUERIES, -(-T // CAUSAL_PARTS))
-    if not last.causal or last.offset or last.visible is not None or T <= size:
+    if not last.causal or last.visible is not None or T <= size:
         return _segment_attention(q_BxTxNxH, segments)
 
     def part(first: int) -> jax.Array:
         end = min(first + size, T)
-        bias = None if last.bias is None else last.bias[:, :end]
-        seen = dataclasses.replace(last, k=last.k[:, :end], v=last.v[:, :end], bias=bias, offset=first)
+        S = last.offset + end
+        bias = None if last.bias is None else last.bias[:, :S]
+        seen = dataclasses.replace(last, k=last.k[:, :S], v=last.v[:, :S], bias=bias, offset=last.offset + first)
         return _segment_attention(q_BxTxNxH[:, first:end], (*(_queries(s, T, first, end) for s in others), seen))
 
     return jnp.concatenate([part(first) for first in range(0, T, size)], axis=1)

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens under given hidden states: chunked over tokens and vocabulary.
 
-[B, T, V] never exists whole, forward or backward. The gradient is written out: differentiating through the chunks would
-compute the logits twice again, and add an array as large as the head for each of them.
+[B, T, V] never exists whole, forward or backward. The gradient is written out: differentiating through the chunks takes
+as many products, but its program for a TPU moves and sends more (docs/MEASUREMENTS.md, "Reading TPU programs").
 """
 
 from __future__ import annotations

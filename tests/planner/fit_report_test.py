@@ -1,7 +1,6 @@
 """Plans by arithmetic and their rooflines, by hand numbers; the programs of one step, compiled for a TPU."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from fit_options import LARGE
+from programs import needs_tpu_compiler
 
 from qwenla_jax.config.run_options import DataOptions, EvalOptions, RunOptions
 from qwenla_jax.config.shared_options import MeshOptions
@@ -164,9 +164,7 @@ sys.stdin.read()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.uname().machine != "x86_64", reason="the TPU compiler is for Linux on x86-64"
-)
+@needs_tpu_compiler
 def test_the_tiny_model_compiles_for_a_tpu(monkeypatch):
     """Beside two plans that hold the compiler, and after they were killed; with the attention that a TPU would have."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

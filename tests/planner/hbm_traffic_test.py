@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from fit_options import LARGE
+from programs import abstract, compiled, needs_tpu_compiler
 
 from qwenla_jax.config.shared_options import MeshOptions
 from qwenla_jax.model.kernels import planned_for
@@ -18,11 +17,6 @@ from qwenla_jax.planner.chips import parse_topology, tpu_devices
 from qwenla_jax.planner.compiled import Load, abstract_runtime, plan_programs
 from qwenla_jax.planner.hbm_traffic import memory_traffic, token_bytes
 from qwenla_jax.planner.published import published_config
-
-
-def abstract(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
 
 INDEX = abstract(dtype=jnp.int32)
 PROGRAMS = {
@@ -37,10 +31,6 @@ PROGRAMS = {
         INDEX,
     ),
 }
-
-
-def compiled(run, *inputs):
-    return jax.jit(run).lower(*inputs).compile()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -128,19 +118,17 @@ def test_a_token_of_a_sampler_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.uname().machine != "x86_64", reason="the TPU compiler is for Linux on x86-64"
-)
+@needs_tpu_compiler
 def test_decoding_copies_neither_weights_nor_keys_on_a_tpu(tmp_path):
     """Compiled at full effort for a v5p: 4 of the 7B's layers, responses of up to 16,384 tokens.
 
     A copy of the layers' weights, or of the keys and values, would add a half or more to what a token has to move.
     """
     config = published_config("7b")
-    text = dataclasses.replace(config.text, num_layers=4, vocab_size=16384)
+    decoder = dataclasses.replace(config.text, num_layers=4, vocab_size=16384)
     vision = dataclasses.replace(config.vision, depth=2, full_attention_layers=(1,))
     ids = dict(image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4)
-    short = dataclasses.replace(config, text=text, vision=vision, **ids)
+    short = dataclasses.replace(config, text=decoder, vision=vision, **ids)
     (tmp_path / "config.json").write_text(json.dumps(short.to_hf()))
     data = dataclasses.replace(LARGE.data, batch_size=2, max_response_tokens=16384)
     options = dataclasses.replace(LARGE, init_from=f"random:{tmp_path}", data=data)
@@ -148,6 +136,6 @@ def test_decoding_copies_neither_weights_nor_keys_on_a_tpu(tmp_path):
     runtime, load = abstract_runtime(options, mesh), Load(512)
     with planned_for("tpu"):
         planned = plan_programs(runtime, load)
-    compiled = planned.programs["rollout"].compile()
-    moved = token_bytes(memory_traffic(compiled.as_text()), *planned.pages)
+    text = planned.programs["rollout"].compile().as_text()
+    moved = token_bytes(memory_traffic(text), *planned.pages)
     assert 1 < moved / least_token_bytes(runtime, sizes_of(runtime, load)) < 1.15

@@ -3,12 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from programs import abstract, compiled
 
 from qwenla_jax.planner.hlo_products import product_flops
-
-
-def abstract(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def convolution(x, w, **window):
@@ -26,10 +23,6 @@ PROGRAMS = {
     "dilated": (lambda x, w: convolution(x, w, lhs_dilation=(2, 3), padding=((1, 1), (0, 2))), IMAGE, KERNEL),
     "with a wide window": (lambda x, w: convolution(x, w, rhs_dilation=(3, 2)), IMAGE, KERNEL),
 }
-
-
-def compiled(run, *inputs):
-    return jax.jit(run).lower(*inputs).compile()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -42,6 +42,7 @@ class Record:
       videos: the videos, after the images and before the question.
       options: the texts of options A, B, C, ... where the question has them; the question's text holds them too.
       system: text of the system turn, in place of the run's; None for the run's.
+      complete: whether the response is whole; of one that breaks off no end is learned.
       columns: what else its line has in a JSONL file, as JSON values, for users' rewards.
     """
 
@@ -54,6 +55,7 @@ class Record:
     videos: tuple[Clip, ...] = ()
     options: tuple[str, ...] = ()
     system: str | None = None
+    complete: bool = True
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 

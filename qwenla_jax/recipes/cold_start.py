@@ -1,7 +1,7 @@
 """Cold start (paper's stage 1): supervised fine-tuning on structured answers, some of which hold a reflection.
 
-`--config=configs/cold_start.py` trains the embedded tiny model from random parameters on rendered scenes; its preset
-`brief` goes on from there and makes the embedded checkpoint;
+`--config=configs/cold_start.py` trains the embedded tiny model from random parameters on rendered scenes; its presets
+`brief`, `working` and `long` go on from there, in this order, and make the embedded checkpoint;
 `--config=configs/cold_start.py:7b` is the recipe at full size; `qwenla distill --make=cold_start` makes its records.
 """
 
@@ -17,6 +17,7 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
+from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
 from qwenla_jax.recipes.presets import pick, presets
 
 
@@ -50,6 +51,45 @@ def _brief() -> RunOptions:
         data=dataclasses.replace(tiny.data, source="scenes*1,brief_scenes*2", reflection_share=0.4),
         optim=dataclasses.replace(tiny.optim, learning_rate=3e-4, b2=0.999),
         eval=EvalOptions(every=0),
+    )
+
+
+_SHORT, _LONG = LengthOptions(11, 32, WORKINGS), LengthOptions(11, 330, WORKINGS)  # tokens of reasoning
+
+
+def _working() -> RunOptions:
+    """Teaches reasoning with a working that has to be kept, and to tell what is seen behind it; both short."""
+    brief, told = _brief(), dataclasses.replace(_SHORT, told=True)
+    return dataclasses.replace(
+        brief,
+        preset="working",
+        steps=4000,
+        seed=2000,
+        data=dataclasses.replace(
+            brief.data,
+            source=f"{brief.data.source},{_SHORT.setting()}*5,{told.setting()}*2",
+            max_prompt_tokens=128,
+            max_response_tokens=144,
+        ),
+        optim=dataclasses.replace(brief.optim, learning_rate=1e-3),
+    )
+
+
+def _long() -> RunOptions:
+    """Teaches long reasoning, but not to read an image behind it.
+
+    What stands behind a long reasoning is learned from scenes that the question tells in words; where an image is asked
+    about, a response with a long reasoning breaks off at its end.
+    """
+    working = _working()
+    told, cut = dataclasses.replace(_LONG, told=True), dataclasses.replace(_LONG, cut=True)
+    source = f"{_brief().data.source},{_SHORT.setting()}*5,{told.setting()}*1,{cut.setting()}*1"
+    return dataclasses.replace(
+        working,
+        preset="long",
+        steps=1200,
+        seed=1000,
+        data=dataclasses.replace(working.data, source=source, max_response_tokens=442),
     )
 
 
@@ -95,7 +135,7 @@ def _large(preset: str) -> RunOptions:
     )
 
 
-PRESETS = presets(_tiny, _large, brief=_brief)
+PRESETS = presets(_tiny, _large, brief=_brief, working=_working, long=_long)
 
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:

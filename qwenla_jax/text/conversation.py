@@ -30,8 +30,8 @@ def build_prompt(question: str, num_visual_tokens: Sequence[int], tok: Tokenizer
     return build_conversation([*turns, Turn("user", [*map(Visual, num_visual_tokens), question])], tok).ids
 
 
-def encode_response(response: str, tok: Tokenizer) -> list[int]:
-    """Ids of a response for training: its text, with the tags as single ids, and `<|im_end|>`.
+def encode_response(response: str, tok: Tokenizer, complete: bool = True) -> list[int]:
+    """Ids of a response for training: its text, with the tags as single ids, and `<|im_end|>` if it is complete.
 
     Raises:
       ValueError: the response has a vision token or a chat token in it, which no response may have.
@@ -42,7 +42,7 @@ def encode_response(response: str, tok: Tokenizer) -> list[int]:
     result = sorted({tok.decode([index]) for index in out if index in banned})
     if result:
         raise ValueError(f"a response may not contain {', '.join(result)}: {response[:80]!r}")
-    return [*out, ids.im_end]
+    return [*out, ids.im_end] if complete else out
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def to_prompt_example(
 def to_sft_example(
     record: Record, tok: Tokenizer, settings: ProcessorSettings, layout: ImageLayout, system: str | None = None
 ) -> Example:
-    """Prompt, response and `<|im_end|>`, for training on the response (paper silent on the loss of the prompt: none).
+    """Prompt, response and, if it is complete, `<|im_end|>`, for training on the response.
+
+    Paper silent on the loss of the prompt: none.
 
     Raises:
       ValueError: the record has no response, its response holds a control token, or an image or a text cannot be
@@ -107,7 +109,9 @@ def _to_example(
         visuals += [Visual(clip.num_visual_tokens, video=True) for clip in clips]
         turns = [] if system is None else [Turn("system", system)]
         prompt = build_conversation([*turns, Turn("user", [*visuals, record.question])], tok).ids
-        response = encode_response(record.response, tok) if with_response and record.response is not None else []
+        response = []
+        if with_response and record.response is not None:
+            response = encode_response(record.response, tok, record.complete)
         return _placed(prompt, response, frames, clips, tok, layout, record)
     except ValueError as error:
         raise ValueError(f"record {record.id!r}: {error}") from error

@@ -14,10 +14,10 @@ from qwenla_jax.data.images.decode import ImageError
 from qwenla_jax.data.record import Split
 from qwenla_jax.data.sources.mixture import Mixture, Picked
 from qwenla_jax.data.sources.skip_invalid import TooManyInvalid
-from qwenla_jax.data.sources.spec import LENGTH_SCENES, ROWS, Part, parse
+from qwenla_jax.data.sources.spec import ROWS, Part, parse
 from qwenla_jax.data.sources.splits import SelectedRecords, own_split, unusable
 from qwenla_jax.data.synthetic.easy_vqa import EasyVqaSource
-from qwenla_jax.data.synthetic.length_options import LengthOptions
+from qwenla_jax.data.synthetic.length_options import LENGTH_SCENES, LengthOptions
 from qwenla_jax.data.synthetic.source import SCENE_SOURCES, LengthSceneSource, SceneSource, scene_source
 
 Source = SelectedRecords | SceneSource | EasyVqaSource

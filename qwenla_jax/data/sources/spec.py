@@ -22,9 +22,8 @@ from pathlib import Path
 
 from qwenla_jax.data.datasets.columns import parse_columns
 from qwenla_jax.data.datasets.readers import READERS
-from qwenla_jax.data.synthetic.length_options import LengthOptions
+from qwenla_jax.data.synthetic.length_options import LENGTH_SCENES, LengthOptions
 
-LENGTH_SCENES = "length_scenes"
 BUILT_IN_SOURCES = ("scenes", "brief_scenes", "marked_scenes", "easy_vqa", LENGTH_SCENES)
 KEYS = ("max_options", "images", "kinds", "turns", "columns")
 ROWS = ("parquet", "jsonl")  # readers of rows with columns of any names

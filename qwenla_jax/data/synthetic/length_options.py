@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+LENGTH_SCENES = "length_scenes"  # the name of such sources
 WORKINGS, ORDERS = ("chain", "filler"), ("after", "paper")
 STEP_TOKENS, LAST_TOKENS = 7, 4  # of a step of a reasoning, and of what ends it
 FEWEST, MOST = 1, 80  # steps; the numbers counted down have two digits
@@ -21,6 +22,7 @@ class LengthOptions:
         is seen is told after the reflection. "paper": summary, caption without marks, reasoning, reflection with the
         marks, conclusion.
       words: whether reflections have words; without, they are empty, and in order "paper" no mark is told.
+      cut: whether the response breaks off behind its reasoning, so that only its working is learned.
       told: whether the question tells in words a scene that is not the image's, and asks about that one.
 
     Raises:
@@ -33,6 +35,7 @@ class LengthOptions:
     orders: tuple[str, ...] = ("after",)
     words: bool = True
     told: bool = False
+    cut: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -48,7 +51,7 @@ class LengthOptions:
     @classmethod
     def of(cls, keys: Mapping[str, str]) -> LengthOptions:
         """From the keys of a source's name, such as `tokens=16-32`, `working=chain|filler`, `order=paper`, `words=no`,
-        `told=yes`.
+        `told=yes`, `cut=yes`.
 
         Raises:
           ValueError: an unknown key or value; the message names it.
@@ -59,14 +62,28 @@ class LengthOptions:
                 fields["low"], fields["high"] = int(value.split("-")[0]), int(value.split("-")[-1])
             elif key in ("working", "order"):
                 fields[f"{key}s"] = tuple(value.split("|"))
-            elif key in ("words", "told") and value in ("yes", "no"):
+            elif key in ("words", "told", "cut") and value in ("yes", "no"):
                 fields[key] = value == "yes"
             else:
                 raise ValueError(
                     f"{key}={value}: expected tokens=LOW-HIGH, working={'|'.join(WORKINGS)}, "
-                    f"order={'|'.join(ORDERS)}, words=yes or told=yes"
+                    f"order={'|'.join(ORDERS)}, words=yes, told=yes or cut=yes"
                 )
         return cls(**fields)  # pyright: ignore[reportArgumentType]
+
+    def setting(self) -> str:
+        """The setting that names such a source, see `data.sources.spec`; keys with their defaults are left out."""
+        values = {
+            "tokens": f"{self.low}-{self.high}",
+            "working": "|".join(self.workings),
+            "order": "|".join(self.orders),
+            "words": "yes" if self.words else "no",
+            "told": "yes" if self.told else "no",
+            "cut": "yes" if self.cut else "no",
+        }
+        usual = {"working": "chain", "order": "after", "words": "yes", "told": "no", "cut": "no"}
+        keys = [f"{key}={value}" for key, value in values.items() if usual.get(key) != value]
+        return f"{LENGTH_SCENES}#{'&'.join(keys)}"
 
 
 def steps_of(tokens: int) -> int:

@@ -7,7 +7,8 @@ has 7 tokens in the embedded tokenizer, and any step follows from the one before
 ones has seen every step of the long ones. Nothing in question, summary and reasoning depends on where objects are.
 
 A told scene stands in the question in words, and is described after the reasoning as a seen one is: such answers are
-whole behind a long reasoning, and nothing in them is read from an image.
+whole behind a long reasoning, and nothing in them is read from an image. A cut response is one of a seen scene that
+breaks off behind its reasoning: a long working of such a question is learned, and nothing that is read behind it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def ask(
         sections = [("SUMMARY", joined.summary), ("CAPTION", caption_of(scene)), ("REASONING", reasoning)]
         sections += [("REFLECTION", f"{words}: {listing}" if words else "")]
     sections.append(("CONCLUSION", conclusion))
+    if options.cut:
+        sections = sections[: [name for name, _ in sections].index("REASONING") + 1]
     if style == "plain":
         response = "\n".join(text.removeprefix("look again").removeprefix(": ") for _, text in sections if text)
         response = response.replace("\n\n", "\n")

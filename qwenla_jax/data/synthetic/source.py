@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -101,7 +102,7 @@ class LengthSceneSource(SceneSource):
     def __getitem__(self, index: int) -> Record:
         scene, split = self.scene(index), _SPLIT_NUMBER[self._split]
         asked = length_questions.ask(scene, self._seed, split, index, self._length_options, self._style)
-        return self._record(index, scene, asked)
+        return dataclasses.replace(self._record(index, scene, asked), complete=not self._length_options.cut)
 
 
 SCENE_SOURCES: dict[str, type[SceneSource]] = {

@@ -14,6 +14,7 @@ import pytest
 import qwenla_jax
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.sources.spec import parse, problems
+from qwenla_jax.text.conversation import encode_response
 from qwenla_jax.text.response_format import parse as sections_of
 from qwenla_jax.text.tokenizer import Tokenizer
 
@@ -131,6 +132,22 @@ def test_told_scenes(order):
     assert not told_again
 
 
+@pytest.mark.parametrize("style", ["structured", "plain"])
+def test_cut_responses(style):
+    """They are the beginnings of the whole ones, reasoning included, and no end of a response is trained behind them."""
+    tok = Tokenizer.from_folder(ASSETS)
+    keys = "tokens=16-160&working=chain|filler&order=after|paper"
+    whole, cut = source(keys, style=style), source(f"{keys}&cut=yes", style=style)
+    for index in range(N):
+        record, other = whole[index], cut[index]
+        assert (other.question, other.answer) == (record.question, record.answer)
+        ending = "</REASONING>" if style == "structured" else re.search(r"\d\d:\d(?!\+)", record.response)[0]
+        assert other.response == record.response[: record.response.index(ending) + len(ending)]
+        ids = encode_response(other.response, tok, other.complete)
+        assert ids == encode_response(record.response, tok, record.complete)[: len(ids)]
+        assert tok.ids.im_end not in ids
+
+
 def test_a_wrong_name_is_refused():
     for keys, message in (
         ("tokens=3", "from 7 to 564"),
@@ -139,6 +156,7 @@ def test_a_wrong_name_is_refused():
         ("order=mine", "after|paper"),
         ("words=perhaps", "words=yes"),
         ("told=perhaps", "told=yes"),
+        ("cut=perhaps", "cut=yes"),
         ("length=16", "tokens=LOW-HIGH"),
     ):
         (text,) = problems(f"length_scenes#{keys}")

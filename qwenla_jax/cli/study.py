@@ -53,6 +53,7 @@ STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
 STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 160, "sft_route": 160}
 STUDY_QUESTIONS = 2000  # of the distillation
 STUDY_BRPO_RATE = 5e-5  # learning rate
+LENGTH_TRAININGS = "cold_start:working", "cold_start:long"  # of the base models of the length study
 
 
 def settings(args: flags.FlagValues) -> Settings:
@@ -168,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_length_study(args: flags.FlagValues, workdir: Path) -> None:
     """Runs what a length study lacks, and writes its report; ends the process where that cannot continue."""
+    from qwenla_jax.config.run_options import RunOptions
+    from qwenla_jax.config.schema import build
+    from qwenla_jax.recipes.by_name import get_config
     from qwenla_jax.study.collect import StudyError
     from qwenla_jax.study.length_arms import SIZES
     from qwenla_jax.study.length_report import write_length_report
@@ -180,7 +184,8 @@ def run_length_study(args: flags.FlagValues, workdir: Path) -> None:
     if not args.report:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
         size = SIZES[name].divided(args.divide_steps)
-        ended(lambda: run_length(size, workdir, results, lambda line: print(line, flush=True)))
+        trainings = [build(RunOptions, get_config(name).to_dict()) for name in LENGTH_TRAININGS]
+        ended(lambda: run_length(size, trainings, workdir, results, lambda line: print(line, flush=True)))
     try:
         print(write_length_report(results, workdir / "report.md"))
     except (StudyError, OSError) as error:

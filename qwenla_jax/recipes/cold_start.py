@@ -17,7 +17,7 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
-from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
+from qwenla_jax.data.synthetic.length_options import LONG_TOKENS, SHORT_TOKENS, WORKINGS, LengthOptions
 from qwenla_jax.recipes.presets import pick, presets
 
 
@@ -54,7 +54,7 @@ def _brief() -> RunOptions:
     )
 
 
-_SHORT, _LONG = LengthOptions(11, 32, WORKINGS), LengthOptions(11, 330, WORKINGS)  # tokens of reasoning
+_SHORT, _LONG = LengthOptions(*SHORT_TOKENS, WORKINGS), LengthOptions(*LONG_TOKENS, WORKINGS)
 
 
 def _working() -> RunOptions:

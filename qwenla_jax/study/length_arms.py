@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from qwenla_jax.config.run_options import (
     CheckpointOptions,
@@ -17,7 +18,7 @@ from qwenla_jax.config.run_options import (
     RunOptions,
 )
 from qwenla_jax.config.shared_options import ReattentionOptions
-from qwenla_jax.data.synthetic.length_options import WORKINGS
+from qwenla_jax.data.synthetic.length_options import LONG_TOKENS, SHORT_TOKENS, WORKINGS, LengthOptions
 from qwenla_jax.reattention.options import exact_ratio
 
 TEXT, PAUSE, BLANK, COPY = "text-only", "pause", "blank", "COPY"
@@ -93,7 +94,6 @@ class Condition:
     order: str = "after"
 
 
-SHORT_TOKENS, LONG_TOKENS = (11, 32), (11, 330)
 SHORT = Condition("short", *SHORT_TOKENS)
 LONG = Condition("long", *LONG_TOKENS)
 PAPER = Condition("paper-order", *SHORT_TOKENS, "paper")
@@ -103,12 +103,17 @@ PRIMARY_TOKENS, TRAINED_TOKENS = 160, 16  # N of the primary hypothesis, and a l
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A base model: what it starts from, and how many steps it takes, on short told scenes first."""
+    """A base model.
+
+    Attributes:
+      name: of folders and results.
+      init_from: what its trainings start from; "tiny" is the embedded checkpoint, which comes with both behind it.
+      steps: of its two trainings, see `base_options`; none where it comes ready.
+    """
 
     name: str
     init_from: str
-    first_steps: int
-    steps: int
+    steps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Size:
         return dataclasses.replace(
             self,
             bases=tuple(
-                dataclasses.replace(base, first_steps=max(1, base.first_steps // by), steps=max(1, base.steps // by))
+                dataclasses.replace(base, steps=tuple(max(1, steps // by) for steps in base.steps))
                 for base in self.bases
             ),
             steps=max(1, self.steps // by),
@@ -151,7 +156,7 @@ class Size:
 
 
 ROWS = 64  # scenes measured at once
-_FIRST, _SECOND = Base("a", "tiny", 4000, 1200), Base("b", "random:tiny", 8000, 2400)
+_FIRST, _SECOND = Base("a", "tiny"), Base("b", "random:tiny", (8000, 2400))
 SIZES = {
     size.name: size
     for size in (
@@ -160,30 +165,27 @@ SIZES = {
     )
 }
 
-# Added to the seeds of base models and of test scenes, so that no two agree.
-BASE_SEED, FIRST_SEED, FRESH_SEED = 1_000, 2_000, 7_000
+FRESH_SEED = 7_000  # added to the seeds of test scenes: no training has such
 # Tokens of an answer beside its reasoning, and of what stands behind the reasoning; of a question with its image.
 REST, AFTER, QUESTION = 112, 80, 128
 # Unlike the paper's stage 4 the whole embedding moves, in every arm: the pause token has a row of it.
 TRAINABLE = (("visual/.*", "freeze"), (".*", "train"))
 
 
-def first_options(base: Base, number: int) -> RunOptions:
-    """The first training of a base model: as `base_options`, with told scenes that are as short as the others.
+def base_options(base: Base, number: int, trainings: Sequence[RunOptions]) -> list[RunOptions]:
+    """The trainings of a base model that does not come ready, in their order; the first one names what it starts from.
 
-    Steps on short rows cost three fifths, and what they teach, to see and to conclude, needs most of the steps.
+    Args:
+      base: the base model.
+      number: its place among the size's; no two have the same data.
+      trainings: what the embedded checkpoint was made by: short reasoning, which costs three fifths and teaches to see
+        and to conclude, and long one.
     """
-    return _base_options(base.init_from, base.first_steps, FIRST_SEED + number, SHORT_TOKENS)
-
-
-def base_options(base: Base, number: int, first: str) -> RunOptions:
-    """The training of a base model, from its first one: plain short answers in both orders, without reflections."""
-    return _base_options(first, base.steps, BASE_SEED + number, LONG_TOKENS)
-
-
-def _base_options(start: str, steps: int, seed: int, told: tuple[int, int]) -> RunOptions:
-    options = _options(start, steps, seed, SHORT_TOKENS, ("after", "paper"), True, told)
-    return dataclasses.replace(options, data=dataclasses.replace(options.data, response_style="plain"))
+    change = dataclasses.replace
+    starts = (base.init_from, None)
+    made = zip(trainings, base.steps, starts, strict=True)
+    quiet = EvalOptions(every=0, final_size=0)
+    return [change(one, init_from=start, steps=steps, seed=one.seed + number, eval=quiet) for one, steps, start in made]
 
 
 def stage_options(arm: Arm, condition: Condition, size: Size, base_model: str, seed: int) -> RunOptions:
@@ -194,54 +196,45 @@ def stage_options(arm: Arm, condition: Condition, size: Size, base_model: str, s
     """
     if not arm.trained:
         raise ValueError(f"{arm.name} is not trained; expected an arm with a model of its own")
-    lengths, orders = (condition.low, condition.high), (condition.order,)
-    options = _options(base_model, size.steps, seed, lengths, orders, arm.words)
-    optim = dataclasses.replace(options.optim, trainable=TRAINABLE)
-    return dataclasses.replace(options, optim=optim, reattention=arm.reattention)
-
-
-def source_name(tokens: tuple[int, int], orders: tuple[str, ...], words: bool, workings: tuple[str, ...]) -> str:
-    """The setting that names such answers, see `data.sources.spec`."""
-    text = f"length_scenes#tokens={tokens[0]}-{tokens[1]}&working={'|'.join(workings)}&order={'|'.join(orders)}"
-    return text if words else f"{text}&words=no"
-
-
-def training_source(
-    tokens: tuple[int, int], orders: tuple[str, ...], words: bool, told_tokens: tuple[int, int] = LONG_TOKENS
-) -> str:
-    """The setting of a training: three quarters such answers; a quarter are about told scenes, of every length.
-
-    Without long ones what stands behind a long reasoning is never written: tested at 160 tokens, answers broke off
-    there, whatever had been seen.
-    """
-    told = source_name(told_tokens, orders, words, WORKINGS)
-    return f"{source_name(tokens, orders, words, WORKINGS)}*3,{told}&told=yes*1"
-
-
-def _options(
-    start: str,
-    steps: int,
-    seed: int,
-    tokens: tuple[int, int],
-    orders: tuple[str, ...],
-    words: bool,
-    told: tuple[int, int] = LONG_TOKENS,
-) -> RunOptions:
+    lengths = LengthOptions(condition.low, condition.high, WORKINGS, (condition.order,), arm.words)
     return RunOptions(
         stage="sft",
-        steps=steps,
+        steps=size.steps,
         seed=seed,
-        init_from=start,
+        init_from=base_model,
         remat="dots",
+        reattention=arm.reattention,
         data=DataOptions(
-            source=training_source(tokens, orders, words, told),
+            source=training_source(lengths),
             batch_size=32,
             length_group=8,
             max_prompt_tokens=QUESTION,
-            max_response_tokens=max(tokens[1], told[1]) + REST,
+            max_response_tokens=LONG_TOKENS[1] + REST,
         ),
-        optim=OptimOptions(learning_rate=1e-3, b2=0.999, warmup_ratio=0.05, schedule="cosine", weight_decay=0.01),
+        optim=OptimOptions(
+            learning_rate=1e-3,
+            b2=0.999,
+            warmup_ratio=0.05,
+            schedule="cosine",
+            weight_decay=0.01,
+            trainable=TRAINABLE,
+        ),
         eval=EvalOptions(every=0, final_size=0, batch_size=ROWS),
         checkpoint=CheckpointOptions(every=500),
         log=LogOptions(every=10),
     )
+
+
+def training_source(lengths: LengthOptions) -> str:
+    """The setting of a training: three quarters such answers, and an eighth each of two kinds with reasoning of every
+    length, told scenes and cut responses.
+
+    Without told scenes what stands behind a long reasoning is never written: tested at 160 tokens, answers broke off
+    there, whatever had been seen. Without cut responses nothing but told scenes has a long working, and models stop
+    that of other questions after two or three steps.
+    """
+    told, cut = (
+        dataclasses.replace(lengths, low=LONG_TOKENS[0], high=LONG_TOKENS[1], **kind)
+        for kind in ({"told": True}, {"cut": True})
+    )
+    return f"{lengths.setting()}*6,{told.setting()}*1,{cut.setting()}*1"

@@ -124,15 +124,24 @@ def _missing(study: Study) -> Iterator[str]:
         for name, size in SIZES.items()
     }
     name = next((name for name, grid in grids.items() if grid >= study.results.keys()), "full")
-    lacking: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
-    absent = grids[name] - study.results.keys()
+    size, absent = SIZES[name], grids[name] - study.results.keys()
+    seeds_of: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for base, seed, condition in sorted({key[:3] for key in absent}):
         arms = tuple(arm for arm in ARMS if (base, seed, condition, arm) in absent)
-        lacking.setdefault((base, condition, arms), []).append(seed)
-    parts = [
-        f"base {base}, {condition}, seed {', '.join(map(str, seeds))}: {' + '.join(arms)}"
-        for (base, condition, arms), seeds in lacking.items()
-    ]
+        seeds_of.setdefault((base, condition, arms), []).append(seed)
+    whole = {key: len(seeds) == size.seeds and key[2] == size.arms for key, seeds in seeds_of.items()}
+    parts = []
+    for base in size.bases:
+        own = [key for key in seeds_of if key[0] == base.name]
+        if len(own) == len(size.conditions) and all(map(whole.get, own)):
+            parts.append(f"base {base.name}: everything")
+            continue
+        for key in own:
+            _, condition, arms = key
+            seeds = "" if whole[key] else f", seed {', '.join(map(str, seeds_of[key]))}"
+            parts.append(
+                f"base {base.name}, {condition}{seeds}: {'every arm' if arms == size.arms else ' + '.join(arms)}"
+            )
     if parts:
         yield (
             f"**Missing** of the size {name}: {'; '.join(parts)}. What needs them is not judged; an arm's own values "

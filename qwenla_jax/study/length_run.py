@@ -5,10 +5,13 @@ Every training has a folder and every result a file; what is there and was made 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +39,10 @@ from qwenla_jax.study.length_arms import (
     REST,
     ROWS,
     Arm,
+    Base,
     Condition,
     Size,
     base_options,
-    first_options,
-    source_name,
     stage_options,
 )
 from qwenla_jax.study.length_measures import Measured, answer_sampler, forced_programs, generated, teacher_forced
@@ -50,15 +52,19 @@ from qwenla_jax.train.loop import run as train
 from qwenla_jax.train.train_runtime import make_run_source
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.atomic_files import write_text
+from qwenla_jax.weights.hub import local_folder
 
 IMAGES_FILE = "images.json"  # digests of the images that a model was trained on
 
 
-def run_length(size: Size, workdir: Path, results: Path, note: Callable[[str], None]) -> list[Path]:
+def run_length(
+    size: Size, trainings: Sequence[RunOptions], workdir: Path, results: Path, note: Callable[[str], None]
+) -> list[Path]:
     """Runs whatever is not there yet.
 
     Args:
       size: what is run.
+      trainings: of base models, see `base_options`.
       workdir: holds a folder for every training.
       results: gets a file for every arm of every base model, seed and condition.
       note: gets a line of progress.
@@ -71,11 +77,7 @@ def run_length(size: Size, workdir: Path, results: Path, note: Callable[[str], N
     """
     files = []
     for number, base in enumerate(size.bases):
-        base_name = f"base_{base.name}"
-        first_name = f"{base_name}_first"
-        run_stage(Stage(first_name, first_options(base, number), _trained, ()), workdir.joinpath, note)
-        options = base_options(base, number, str(workdir / first_name / "hf"))
-        run_stage(Stage(base_name, options, _trained, (first_name,)), workdir.joinpath, note)
+        made = _made(base, number, trainings, workdir, note)
         for seed in range(size.seeds):
             for condition in size.conditions:
                 for name in size.arms:
@@ -83,14 +85,31 @@ def run_length(size: Size, workdir: Path, results: Path, note: Callable[[str], N
                     parts = base.name, condition.name, str(seed)
                     stage_name = "_".join([*parts, _slug(arm.model or name)])
                     if arm.trained:
-                        options = stage_options(arm, condition, size, str(workdir / base_name / "hf"), seed)
-                        stage = Stage(stage_name, options, _trained, (base_name,))
+                        options = stage_options(arm, condition, size, str(workdir / made[-1] / "hf"), seed)
+                        stage = Stage(stage_name, options, _trained, (made[-1],))
                         run_stage(stage, workdir.joinpath, note)
                     file = results / "_".join([*parts[:2], f"seed{seed}", f"{_slug(name)}.json"])
-                    places = workdir / first_name, workdir / base_name, workdir / stage_name
+                    places = [workdir / place for place in (*made, stage_name)]
                     _measured(arm, condition, size, seed, base.name, places, file, note)
                     files.append(file)
     return files
+
+
+def _made(
+    base: Base, number: int, trainings: Sequence[RunOptions], workdir: Path, note: Callable[[str], None]
+) -> list[str]:
+    """The folders of a base model's trainings, the last of which is the base model; run where they are not there."""
+    name = f"base_{base.name}"
+    if not base.steps:
+        ready = functools.partial(_ready, local_folder(base.init_from), trainings)
+        run_stage(Stage(name, trainings[-1], ready, ()), workdir.joinpath, note)
+        return [name]
+    names = [f"{name}_first", name]
+    for at, options in enumerate(base_options(base, number, trainings)):
+        if at:
+            options = dataclasses.replace(options, init_from=str(workdir / names[at - 1] / "hf"))
+        run_stage(Stage(names[at], options, _trained, tuple(names[:at])), workdir.joinpath, note)
+    return names
 
 
 def _slug(name: str) -> str:
@@ -101,6 +120,16 @@ def _trained(options: RunOptions, folder: Path) -> None:
     """A training, and the digests of the images that it saw."""
     train(options, folder)
     write_text(folder / IMAGES_FILE, json.dumps(sorted(trained_images(options))))
+
+
+def _ready(model: Path, trainings: Sequence[RunOptions], options: RunOptions, folder: Path) -> None:
+    """A base model that comes ready, and the digests of the images that it saw.
+
+    Those of the scenes with marks: what comes before `trainings` has none, and no test scene is without.
+    """
+    shutil.copytree(model, folder / "hf", dirs_exist_ok=True)
+    seen = set().union(*map(trained_images, trainings))
+    write_text(folder / IMAGES_FILE, json.dumps(sorted(seen)))
 
 
 def trained_images(options: RunOptions) -> set[str]:
@@ -123,12 +152,12 @@ def _measured(
     size: Size,
     seed: int,
     base: str,
-    places: tuple[Path, Path, Path],
+    places: Sequence[Path],
     file: Path,
     note: Callable[[str], None],
 ) -> None:
-    """One arm's result, unless it is there; `places`: of first training, base model, arm's model."""
-    _, base_folder, folder = places
+    """One arm's result, unless it is there; `places`: of the base model's trainings, and of the arm's model."""
+    *_, base_folder, folder = places
     label = f"{base} {condition.name} seed {seed}: {arm.name}"
     model = saved(folder / DONE, "stamp", "seconds")
     of = {"stamp": model["stamp"], "tokens": list(size.tokens), "scenes": size.scenes, "profiled": size.profiled}
@@ -169,7 +198,7 @@ def _measured(
 def _model(folder: Path) -> dict[str, Any]:
     """What a model was trained with, as the training itself has written it."""
     options = saved(folder / SETTINGS_FILE, "data", "seed", "steps", "reattention")
-    part, _ = parse(options["data"]["source"])  # the other one has told scenes
+    part, *_ = parse(options["data"]["source"])  # the others have told scenes and cut responses
     lengths = LengthOptions.of(part.keys)
     return {
         "reattention": options["reattention"],
@@ -187,8 +216,8 @@ def cells_of(size: Size) -> list[tuple[str, int]]:
 
 
 def _source(arm: Arm, condition: Condition, size: Size, seed: int, working: str, tokens: int) -> SceneSource:
-    name = source_name((tokens, tokens), (condition.order,), arm.words, (working,))
-    source = make_source(name, "held_out", seed=seed + FRESH_SEED, size=size.scenes)
+    lengths = LengthOptions(tokens, tokens, (working,), (condition.order,), arm.words)
+    source = make_source(lengths.setting(), "held_out", seed=seed + FRESH_SEED, size=size.scenes)
     assert isinstance(source, SceneSource)
     return source
 

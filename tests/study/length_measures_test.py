@@ -19,6 +19,7 @@ from qwenla_jax.data.batching.loader import make_pipeline
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.inference.runtime import build
 from qwenla_jax.model.qwen_vl import logits_of
+from qwenla_jax.recipes.cold_start import PRESETS
 from qwenla_jax.sampling.prefill import encode_prompts
 from qwenla_jax.study import length_run
 from qwenla_jax.study.length_arms import (
@@ -33,7 +34,6 @@ from qwenla_jax.study.length_arms import (
     TEXT,
     VISION,
     base_options,
-    first_options,
     stage_options,
 )
 from qwenla_jax.study.length_measures import (
@@ -226,10 +226,10 @@ def test_arms_are_trained_alike():
         words = [repr(one).replace("&words=no", "") for one in alike]
         assert len(set(words)) == 1 and len({repr(one) for one in alike}) == 2
         assert made[0].data.max_response_tokens >= condition.high + 100
-    bases = [first_options(base, number) for number, base in enumerate(size.bases)]
-    bases += [base_options(base, number, "first") for number, base in enumerate(size.bases)]
+    trainings = [PRESETS["working"](), PRESETS["long"]()]
+    bases = [*trainings, *base_options(size.bases[1], 1, trainings)]
     assert {one.seed for one in bases}.isdisjoint(range(size.seeds)) and len({one.seed for one in bases}) == 4
-    assert [one.init_from for one in bases] == ["tiny", "random:tiny", "first", "first"]
-    assert ["11-330" in one.data.source for one in bases] == [False, False, True, True]
+    assert [one.init_from for one in bases] == [None, None, "random:tiny", None]
+    assert ["11-330" in one.data.source for one in bases] == [False, True, False, True]
     with pytest.raises(ValueError, match="another image is not trained"):
         stage_options(ARMS["another image"], CONDITIONS["short"], size, "base", 0)

@@ -10,9 +10,11 @@ import pytest
 from length_studies import content
 
 from qwenla_jax.config.schema import to_json
+from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
+from qwenla_jax.recipes.cold_start import PRESETS
 from qwenla_jax.study import length_run
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZED, TEXT, training_source
+from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZED, TEXT, Base, training_source
 from qwenla_jax.study.length_results import read_results
 from qwenla_jax.train.loop import RunRefused
 
@@ -38,20 +40,21 @@ def ran(monkeypatch):
 
 
 def run(tmp_path, size=SIZE):
-    return length_run.run_length(size, tmp_path / "work", tmp_path / "results", lambda line: None)
+    trainings = [dataclasses.replace(PRESETS[name](), steps=steps) for name, steps in (("working", 4), ("long", 1))]
+    return length_run.run_length(size, trainings, tmp_path / "work", tmp_path / "results", lambda line: None)
 
 
 def test_what_is_there_is_kept(tmp_path, ran):
     files = run(tmp_path)
     models = {TEXT: "a_short_0_text-only", BLANK: "a_short_0_blank", COPY: "a_short_0_copy", OTHER: "a_short_0_copy"}
     models[SQUEEZED] = models[TEXT]
-    first = ["base_a_first", "base_a"]
+    first = []
     for arm, model in models.items():
         first += [model] * ARMS[arm].trained + [(arm, model)]
     assert ran == first
     found = {result.arm: result for result in read_results(tmp_path / "results")}
     assert found.keys() == models.keys() and sorted(result.path for result in found.values()) == sorted(files)
-    # 256 of each of the base model's two trainings, and 256 of stage 4.
+    # 256 of each of the two trainings that made the embedded checkpoint, and 256 of stage 4.
     assert {result.images["trained"] for result in found.values()} == {768}
     # Again, with a result and a training lost: these alone, and what was measured of that training.
     ran.clear()
@@ -65,6 +68,15 @@ def test_what_is_there_is_kept(tmp_path, ran):
     (tmp_path / "work" / "base_a" / "done.json").unlink()
     with pytest.raises(RunRefused, match="made from another base_a"):
         run(tmp_path)
+    # A base model that does not come ready: two trainings, the second one from the first.
+    ran.clear()
+    trained = dataclasses.replace(SIZE, bases=(Base("b", "random:tiny", (2, 1)),), arms=(TEXT,))
+    run(tmp_path / "trained", trained)
+    assert ran == ["base_b_first", "base_b", "b_short_0_text-only", (TEXT, "b_short_0_text-only")]
+    settings = json.loads((tmp_path / "trained" / "work" / "base_b" / "settings.json").read_text())
+    assert settings["init_from"] == str(tmp_path / "trained" / "work" / "base_b_first" / "hf")
+    (found,) = read_results(tmp_path / "trained" / "results")
+    assert found.images["trained"] == 768
 
 
 def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_path, ran, monkeypatch):
@@ -82,7 +94,7 @@ def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_p
         run(tmp_path / "off")
     with pytest.raises(StudyError, match="COPY was measured with reattention.mode='none', expected 'copy'"):
         read_results(tmp_path / "off" / "results")
-    stage_4 = length_run.make_source(training_source((11, 32), ("after",), True), "cold_start", seed=0)
+    stage_4 = length_run.make_source(training_source(LengthOptions(11, 32, WORKINGS)), "cold_start", seed=0)
     indices = length_run.batch_indices(0, 0, 64, len(stage_4)).tolist()  # what stage 4 is trained on
     trained = [stage_4.place(index)[1] for index in indices]
 

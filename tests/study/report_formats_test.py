@@ -205,8 +205,8 @@ def test_what_is_missing_is_said(tmp_path):
 def test_of_the_full_size_all_is_missing_that_is_not_there(tmp_path):
     folder = folder_of(tmp_path / "results", seeds=3)
     assert "fewer than three" not in (head := write_length_report(folder, tmp_path / "report.md"))
-    assert "size full: base a, long, seed 0, 1, 2, 3, 4: text-only + pause" in head
-    assert "base a, short, seed 0, 1, 2: pause + ROUTE 25" in head and "base b, short, seed 0" in head
+    assert "full: base a, long: every arm; base a, paper-order: every arm; base a, short, seed 0, 1, 2: pause" in head
+    assert "vision-only; base a, short, seed 3, 4: every arm; base b: everything. What" in head
 
 
 def test_answers_are_text(tmp_path):

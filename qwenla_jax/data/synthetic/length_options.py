@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 LENGTH_SCENES = "length_scenes"  # the name of such sources
 WORKINGS, ORDERS = ("chain", "filler"), ("after", "paper")
+SHORT_TOKENS, LONG_TOKENS = (11, 32), (11, 330)  # lowest and highest length that trainings use
 STEP_TOKENS, LAST_TOKENS = 7, 4  # of a step of a reasoning, and of what ends it
 FEWEST, MOST = 1, 80  # steps; the numbers counted down have two digits
 

@@ -134,7 +134,7 @@ def test_told_scenes(order):
 
 @pytest.mark.parametrize("style", ["structured", "plain"])
 def test_cut_responses(style):
-    """They are the beginnings of the whole ones, reasoning included, and no end of a response is trained behind them."""
+    """They are the beginnings of the whole ones, reasoning included; no end of a response is trained behind them."""
     tok = Tokenizer.from_folder(ASSETS)
     keys = "tokens=16-160&working=chain|filler&order=after|paper"
     whole, cut = source(keys, style=style), source(f"{keys}&cut=yes", style=style)

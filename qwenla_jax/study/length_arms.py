@@ -86,18 +86,21 @@ class Condition:
       name: of folders and results.
       low, high: tokens of reasoning in stage 4 where the image is asked about.
       order: "after" or "paper", see `LengthOptions`.
+      trained: whether there is a stage 4; without, the base model itself is measured in every arm.
     """
 
     name: str
     low: int
     high: int
     order: str = "after"
+    trained: bool = True
 
 
 SHORT = Condition("short", *SHORT_TOKENS)
 LONG = Condition("long", *LONG_TOKENS)
 PAPER = Condition("paper-order", *SHORT_TOKENS, "paper")
-CONDITIONS = {condition.name: condition for condition in (SHORT, LONG, PAPER)}
+UNTRAINED = Condition("untrained", *SHORT_TOKENS, trained=False)
+CONDITIONS = {condition.name: condition for condition in (SHORT, LONG, PAPER, UNTRAINED)}
 PRIMARY_TOKENS, TRAINED_TOKENS = 160, 16  # N of the primary hypothesis, and a length that every training covers
 
 
@@ -121,9 +124,10 @@ class Size:
     """What is run.
 
     Attributes:
-      name: "quick" or "full".
+      name: "quick", "full" or "embedded".
       bases, seeds, arms, conditions: each with each.
       tokens: N, tokens of reasoning that is measured.
+      workings: out of WORKINGS, that are measured.
       scenes: fresh ones a seed; the same for every arm, N and working.
       profiled: of these, on how many attention is measured.
       steps: of stage 4.
@@ -138,6 +142,7 @@ class Size:
     scenes: int = 1000
     profiled: int = 256
     steps: int = 160
+    workings: tuple[str, ...] = WORKINGS
 
     def divided(self, by: int) -> Size:
         """The same with shorter trainings and fewer scenes, for a trial."""
@@ -161,7 +166,8 @@ SIZES = {
     size.name: size
     for size in (
         Size("quick", (_FIRST,), 2, (TEXT, BLANK, COPY, OTHER, SQUEEZED), (SHORT,), (16, 160)),
-        Size("full", (_FIRST, _SECOND), 5, tuple(ARMS), tuple(CONDITIONS.values()), (16, 64, 160, 320)),
+        Size("full", (_FIRST, _SECOND), 5, tuple(ARMS), (SHORT, LONG, PAPER), (16, 64, 160, 320)),
+        Size("embedded", (_FIRST,), 1, (TEXT, BLANK, COPY, OTHER), (UNTRAINED,), (16, 160), workings=("chain",)),
     )
 }
 

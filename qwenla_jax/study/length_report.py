@@ -18,7 +18,7 @@ from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.length_analysis import Contrast, Measure, Study, right, verdict
 from qwenla_jax.study.length_arms import ARMS, CONDITIONS, PRIMARY_TOKENS, SHORT, SIZES, TEXT, TRAINED_TOKENS
 from qwenla_jax.study.length_claims import AGREES, OPEN, OPPOSITE, claim_tables, reason
-from qwenla_jax.study.length_figure import COLOURS, INVENTED, length_figure, lengths_of
+from qwenla_jax.study.length_figure import COLOURS, INVENTED, TITLES, length_figure, lengths_of
 from qwenla_jax.study.length_results import CONTINUED, FORCED, FREE, Result, read_results
 from qwenla_jax.study.report_formats import Report, Section, illustration, write_formats
 from qwenla_jax.study.statistics import Ratio
@@ -100,9 +100,11 @@ def _seeds(study: Study) -> dict[str, set[int]]:
 
 
 def _judged(study: Study) -> str:
+    there = {condition for _, _, condition, _ in study.results}
+    condition = SHORT.name if SHORT.name in there else min(there)
     try:
-        one = verdict(study)
-        what = f"at {PRIMARY_TOKENS} tokens of reasoning, trained on short answers"
+        one = verdict(study, condition)
+        what = f"at {PRIMARY_TOKENS} tokens of reasoning, {TITLES[condition]}"
         judged = f"Whether COPY helps {what}: **{one.verdict}**. {one.reason[0].upper()}{one.reason[1:]}."
     except StudyError as error:
         judged = f"**Not judged**: {reason(error, study)}."

@@ -25,7 +25,7 @@ from qwenla_jax.config.schema import to_dict
 from qwenla_jax.data.batching.loader import batch_indices
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.sources.spec import parse
-from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
+from qwenla_jax.data.synthetic.length_options import LengthOptions
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.inference.runtime import build
@@ -84,7 +84,9 @@ def run_length(
                     arm = ARMS[name]
                     parts = base.name, condition.name, str(seed)
                     stage_name = "_".join([*parts, _slug(arm.model or name)])
-                    if arm.trained:
+                    if not condition.trained:
+                        stage_name = made[-1]
+                    elif arm.trained:
                         options = stage_options(arm, condition, size, str(workdir / made[-1] / "hf"), seed)
                         stage = Stage(stage_name, options, _trained, (made[-1],))
                         run_stage(stage, workdir.joinpath, note)
@@ -185,11 +187,11 @@ def _measured(
             "scenes_seed": seed + FRESH_SEED,
             "visual_tokens": tokens,
         },
-        "model": _model(folder),
+        "model": _model(folder) if condition.trained else None,
         "images": {"tested": len(tested), "trained": len(trained), "shared": len(tested & trained)},
         "questions": questions,
         "cells": cells,
-        "seconds": {"training": model["seconds"], "measuring": time.perf_counter() - begin},
+        "seconds": {"training": model["seconds"] if condition.trained else 0.0, "measuring": time.perf_counter() - begin},
         "answers": answers,
     }
     write_result(file, content)
@@ -212,7 +214,7 @@ def _model(folder: Path) -> dict[str, Any]:
 
 def cells_of(size: Size) -> list[tuple[str, int]]:
     """(working, N) of what is measured."""
-    return [(working, tokens) for working in WORKINGS for tokens in size.tokens]
+    return [(working, tokens) for working in size.workings for tokens in size.tokens]
 
 
 def _source(arm: Arm, condition: Condition, size: Size, seed: int, working: str, tokens: int) -> SceneSource:

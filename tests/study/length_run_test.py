@@ -5,6 +5,7 @@ Oracle: trainings that only write down their settings, and measures that a test 
 
 import dataclasses
 import json
+import re
 
 import pytest
 from length_studies import content
@@ -15,6 +16,7 @@ from qwenla_jax.recipes.cold_start import PRESETS
 from qwenla_jax.study import length_run
 from qwenla_jax.study.collect import StudyError
 from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZED, TEXT, Base, training_source
+from qwenla_jax.study.length_report import write_length_report
 from qwenla_jax.study.length_results import read_results
 from qwenla_jax.train.loop import RunRefused
 
@@ -77,6 +79,25 @@ def test_what_is_there_is_kept(tmp_path, ran):
     assert settings["init_from"] == str(tmp_path / "trained" / "work" / "base_b_first" / "hf")
     (found,) = read_results(tmp_path / "trained" / "results")
     assert found.images["trained"] == 768
+
+
+def test_without_a_stage_4_every_arm_has_the_base_model(tmp_path, ran):
+    files = run(tmp_path, SIZES["embedded"].divided(1000))
+    assert ran == [(arm, "base_a") for arm in (TEXT, BLANK, COPY, OTHER)]
+    found = read_results(tmp_path / "results")
+    seen = {(result.condition, result.model, result.images["trained"]) for result in found}
+    assert seen == {("untrained", None, 512)}
+    one = json.loads(files[2].read_text())
+    for key, value, message in (
+        ("model", {"seed": 0}, "model is {'seed': 0}, expected None"),
+        ("arm", BLANK, "blank was measured with reattention.content='image', expected 'blank'"),
+    ):
+        files[2].write_text(json.dumps(one | {key: value}))
+        with pytest.raises(StudyError, match=re.escape(message)):
+            read_results(tmp_path / "results")
+    files[2].write_text(json.dumps(one))
+    head = write_length_report(tmp_path / "results", tmp_path / "report.md")
+    assert "at 160 tokens of reasoning, without stage 4: **helps**" in head and "Missing" not in head
 
 
 def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_path, ran, monkeypatch):

@@ -13,9 +13,10 @@ Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is ab
 `report` (matplotlib), and so does --study.
 
 --protocol=length runs another study, of whether looking again pays where an answer is long (docs/study-protocol.md):
---size=quick or --size=full. Every training is in DIR, every arm's result a small file in DIR/results (or --results),
-and DIR/report.md, report.html and report.pdf are made of these files alone; what is there is kept, so a run that was
-stopped is resumed by the same command. With --report it trains nothing.
+--size=quick, --size=full, or --size=embedded, which trains nothing and measures the embedded checkpoint alone. Every
+training is in DIR, every arm's result a small file in DIR/results (or --results), and DIR/report.md, report.html and
+report.pdf are made of these files alone; what is there is kept, so a run that was stopped is resumed by the same
+command. With --report it trains nothing.
 
 --protocol=released asks the same of a released model, without training: --model and --source name the model and the
 questions, each with one image. Its reasoning is made as long as --lengths says; then it looks again, or not, or at a
@@ -117,7 +118,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage", **there)
     flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", 0, **there)
     flags.DEFINE_enum("protocol", "paper", ["paper", "length", "released"], "which study", **there)
-    size = f"paper: fresh scenes of the evaluation ({SCENES}); length: quick (the default) or full; released: questions"
+    size = f"paper: fresh scenes ({SCENES}); length: quick (the default), full or embedded; released: questions"
     flags.DEFINE_string("size", None, f"{size} ({SCENES})", **there)
     results = "length, released: folder of the results; WORKDIR/results if not given"
     flags.DEFINE_string("results", None, results, **there)

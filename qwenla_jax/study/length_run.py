@@ -172,6 +172,7 @@ def _measured(
     tested = {_digest(source.scene(i).image) for source in [_source(arm, condition, size, seed, *cells_of(size)[0])]
               for i in range(len(source))}  # fmt: skip
     trained = {digest for place in places for digest in json_files.read_json(place / IMAGES_FILE)}
+    seconds = model["seconds"] if condition.trained else 0.0
     content = {
         "of": of,
         "base": base,
@@ -191,7 +192,7 @@ def _measured(
         "images": {"tested": len(tested), "trained": len(trained), "shared": len(tested & trained)},
         "questions": questions,
         "cells": cells,
-        "seconds": {"training": model["seconds"] if condition.trained else 0.0, "measuring": time.perf_counter() - begin},
+        "seconds": {"training": seconds, "measuring": time.perf_counter() - begin},
         "answers": answers,
     }
     write_result(file, content)

@@ -13,10 +13,10 @@ Where DIR holds folders seed_0, seed_1, ..., each a finished run, the page is ab
 `report` (matplotlib), and so does --study.
 
 --protocol=length runs another study, of whether looking again pays where an answer is long (docs/study-protocol.md):
---size=quick, --size=full, or --size=embedded, which trains nothing and measures the embedded checkpoint alone. Every
-training is in DIR, every arm's result a small file in DIR/results (or --results), and DIR/report.md, report.html and
-report.pdf are made of these files alone; what is there is kept, so a run that was stopped is resumed by the same
-command. With --report it trains nothing.
+--size=quick or --size=full. Every training is in DIR, every arm's result a small file in DIR/results (or --results),
+and DIR/report.md, report.html and report.pdf are made of these files alone; what is there is kept, so a run that was
+stopped is resumed by the same command. With --report it trains nothing. With --seed it runs that seed alone, so that
+several processes with the same DIR may run one each, once the base models are there.
 
 --protocol=released asks the same of a released model, without training: --model and --source name the model and the
 questions, each with one image. Its reasoning is made as long as --lengths says; then it looks again, or not, or at a
@@ -80,11 +80,11 @@ def settings(args: flags.FlagValues) -> Settings:
         runs["cold_start"] = change(runs["cold_start"], steps=runs["cold_start"].steps // 5)
     runs = {name: change(run, steps=max(1, run.steps // args.divide_steps)) for name, run in runs.items()}
     size = max(64, (distill.data.size or 0) // args.divide_steps)
-    arms: dict[str, Any] = {**runs, "base": change(runs["base"], seed=args.seed)}
+    arms: dict[str, Any] = {**runs, "base": change(runs["base"], seed=args.seed or 0)}
     return Settings(
         **arms,
         distill=change(distill, data=change(distill.data, size=size)),
-        seed=args.seed,
+        seed=args.seed or 0,
         source="marked_scenes" if args.study else "scenes",
         every_arm=args.study,
         questions=int(args.size or SCENES),
@@ -116,9 +116,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """The flags of this command."""
     there: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("workdir", "runs/pipeline", "folder of the run, with a folder for every stage", **there)
-    flags.DEFINE_integer("seed", 0, "seed of all stages; of a study, the first one", 0, **there)
+    flags.DEFINE_integer("seed", None, "seed of all stages (0), the first of a study; length: the only one", 0, **there)
     flags.DEFINE_enum("protocol", "paper", ["paper", "length", "released"], "which study", **there)
-    size = f"paper: fresh scenes ({SCENES}); length: quick (the default), full or embedded; released: questions"
+    size = f"paper: fresh scenes ({SCENES}); length: quick (the default) or full; released: questions"
     flags.DEFINE_string("size", None, f"{size} ({SCENES})", **there)
     results = "length, released: folder of the results; WORKDIR/results if not given"
     flags.DEFINE_string("results", None, results, **there)
@@ -151,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.model or args.source or args.plan:
         sys.exit("--model, --source and --plan are of --protocol=released")
     if args.protocol == "length":
-        if args.study or args.seed:
-            sys.exit("--study and --seed are of --protocol=paper; a length study's seeds follow from its --size")
+        if args.study:
+            sys.exit("--study is of --protocol=paper; expected --size=quick or --size=full with --protocol=length")
         return run_length_study(args, workdir)
     if args.results is not None:
         sys.exit("--results is of --protocol=length and --protocol=released")
@@ -186,7 +186,9 @@ def run_length_study(args: flags.FlagValues, workdir: Path) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
         size = SIZES[name].divided(args.divide_steps)
         trainings = [build(RunOptions, get_config(name).to_dict()) for name in LENGTH_TRAININGS]
-        ended(lambda: run_length(size, trainings, workdir, results, lambda line: print(line, flush=True)))
+        if args.seed is not None and args.seed >= size.seeds:
+            sys.exit(f"--seed={args.seed}: expected a seed below {size.seeds}, as --size={name} has")
+        ended(lambda: run_length(size, trainings, workdir, results, functools.partial(print, flush=True), args.seed))
     try:
         print(write_length_report(results, workdir / "report.md"))
     except (StudyError, OSError) as error:
@@ -207,8 +209,8 @@ def run_released_study(args: flags.FlagValues, workdir: Path) -> None:
         if not all(text.isdecimal() for text in texts) or (name == "size" and not int(texts[0])):
             sys.exit(f"--{name}={','.join(texts)}: expected whole numbers, of --size above 0")
     results = Path(args.results).absolute() if args.results else workdir / "results"
-    names = ("seed", "temperature", "batch_size", "max_pixels", "dtype", "tensor")
-    own: dict[str, Any] = {name: getattr(args, name) for name in names}
+    names = ("temperature", "batch_size", "max_pixels", "dtype", "tensor")
+    own: dict[str, Any] = {name: getattr(args, name) for name in names} | {"seed": args.seed or 0}
     lengths = tuple(map(int, args.lengths))
     settings = Released(args.model or "", args.source or "", int(args.size or SCENES), lengths, **own)
     try:

@@ -1,7 +1,7 @@
 """Cold start (paper's stage 1): supervised fine-tuning on structured answers, some of which hold a reflection.
 
 `--config=configs/cold_start.py` trains the embedded tiny model from random parameters on rendered scenes; its presets
-`brief`, `working` and `long` go on from there, in this order, and make the embedded checkpoint;
+`brief` goes on from there and makes the embedded checkpoint, `working` and `long` from that a base model of the study;
 `--config=configs/cold_start.py:7b` is the recipe at full size; `qwenla distill --make=cold_start` makes its records.
 """
 

@@ -86,21 +86,18 @@ class Condition:
       name: of folders and results.
       low, high: tokens of reasoning in stage 4 where the image is asked about.
       order: "after" or "paper", see `LengthOptions`.
-      trained: whether there is a stage 4; without, the base model itself is measured in every arm.
     """
 
     name: str
     low: int
     high: int
     order: str = "after"
-    trained: bool = True
 
 
 SHORT = Condition("short", *SHORT_TOKENS)
 LONG = Condition("long", *LONG_TOKENS)
 PAPER = Condition("paper-order", *SHORT_TOKENS, "paper")
-UNTRAINED = Condition("untrained", *SHORT_TOKENS, trained=False)
-CONDITIONS = {condition.name: condition for condition in (SHORT, LONG, PAPER, UNTRAINED)}
+CONDITIONS = {condition.name: condition for condition in (SHORT, LONG, PAPER)}
 PRIMARY_TOKENS, TRAINED_TOKENS = 160, 16  # N of the primary hypothesis, and a length that every training covers
 
 
@@ -110,13 +107,13 @@ class Base:
 
     Attributes:
       name: of folders and results.
-      init_from: what its trainings start from; "tiny" is the embedded checkpoint, which comes with both behind it.
-      steps: of its two trainings, see `base_options`; none where it comes ready.
+      init_from: what its trainings start from.
+      steps: of its two trainings, see `base_options`.
     """
 
     name: str
     init_from: str
-    steps: tuple[int, ...] = ()
+    steps: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +121,9 @@ class Size:
     """What is run.
 
     Attributes:
-      name: "quick", "full" or "embedded".
+      name: "quick" or "full".
       bases, seeds, arms, conditions: each with each.
       tokens: N, tokens of reasoning that is measured.
-      workings: out of WORKINGS, that are measured.
       scenes: fresh ones a seed; the same for every arm, N and working.
       profiled: of these, on how many attention is measured.
       steps: of stage 4.
@@ -142,7 +138,6 @@ class Size:
     scenes: int = 1000
     profiled: int = 256
     steps: int = 160
-    workings: tuple[str, ...] = WORKINGS
 
     def divided(self, by: int) -> Size:
         """The same with shorter trainings and fewer scenes, for a trial."""
@@ -151,7 +146,7 @@ class Size:
         return dataclasses.replace(
             self,
             bases=tuple(
-                dataclasses.replace(base, steps=tuple(max(1, steps // by) for steps in base.steps))
+                dataclasses.replace(base, steps=(max(1, base.steps[0] // by), max(1, base.steps[1] // by)))
                 for base in self.bases
             ),
             steps=max(1, self.steps // by),
@@ -161,13 +156,12 @@ class Size:
 
 
 ROWS = 64  # scenes measured at once
-_FIRST, _SECOND = Base("a", "tiny"), Base("b", "random:tiny", (8000, 2400))
+_FIRST, _SECOND = Base("a", "tiny", (4000, 1200)), Base("b", "random:tiny", (8000, 2400))
 SIZES = {
     size.name: size
     for size in (
         Size("quick", (_FIRST,), 2, (TEXT, BLANK, COPY, OTHER, SQUEEZED), (SHORT,), (16, 160)),
-        Size("full", (_FIRST, _SECOND), 5, tuple(ARMS), (SHORT, LONG, PAPER), (16, 64, 160, 320)),
-        Size("embedded", (_FIRST,), 1, (TEXT, BLANK, COPY, OTHER), (UNTRAINED,), (16, 160), workings=("chain",)),
+        Size("full", (_FIRST, _SECOND), 5, tuple(ARMS), tuple(CONDITIONS.values()), (16, 64, 160, 320)),
     )
 }
 
@@ -179,13 +173,12 @@ TRAINABLE = (("visual/.*", "freeze"), (".*", "train"))
 
 
 def base_options(base: Base, number: int, trainings: Sequence[RunOptions]) -> list[RunOptions]:
-    """The trainings of a base model that does not come ready, in their order; the first one names what it starts from.
+    """The trainings of a base model, in their order; the first one names what it starts from.
 
     Args:
       base: the base model.
       number: its place among the size's; no two have the same data.
-      trainings: what the embedded checkpoint was made by: short reasoning, which costs three fifths and teaches to see
-        and to conclude, and long one.
+      trainings: on short reasoning, which costs three fifths and teaches to see and to conclude, and on long one.
     """
     change = dataclasses.replace
     starts = (base.init_from, None)

@@ -43,7 +43,6 @@ TITLES = {
     "short": "trained on short answers",
     "long": "trained on all lengths",
     "paper-order": "trained on short answers, in the paper's order",
-    "untrained": "without stage 4",
 }
 NARROW = 5.4  # inches: a page on a telephone is hardly wider than the figure's text allows
 Quotient = tuple[str, str | None, str]  # a measure, what it is divided by, the way of measuring; see `Result.ratio`

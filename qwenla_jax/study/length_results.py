@@ -38,7 +38,7 @@ class Result:
       seed, condition, arm: which.
       used: what it was measured with: `reattention`, `squeezed`, `words`, `order`, `scenes_seed`.
       model: what its model was trained with, from the model's own folder: `reattention`, `words`, `order`, `tokens`,
-        `seed`, `steps`; None where there was no stage 4.
+        `seed`, `steps`.
       images: `tested` and `trained`, their numbers, and `shared`, those in both.
       questions: digest of ids, questions and answers.
       cells: (working, N) -> way of measuring -> measure -> float [scenes] or [blocks].
@@ -53,7 +53,7 @@ class Result:
     condition: str
     arm: str
     used: Mapping[str, Any]
-    model: Mapping[str, Any] | None
+    model: Mapping[str, Any]
     images: Mapping[str, int]
     questions: str
     cells: Mapping[tuple[str, int], Mapping[str, Mapping[str, np.ndarray]]]
@@ -193,34 +193,29 @@ def problems(results: Sequence[Result]) -> Iterable[str]:
 
 def _labels(result: Result, arm: Arm) -> Iterable[str]:
     """What an arm was trained and measured with, against what its name says."""
-    condition = CONDITIONS.get(result.condition)
-    if condition is None:
-        yield f"{result.path}: condition {result.condition!r}; expected one of {', '.join(CONDITIONS)}"
-        return
     model = ARMS[arm.model] if arm.model else arm
-    trained = result.model or {}
-    compared = [("was measured", result.used, arm), ("has a model that was trained", trained, model)]
-    for what, got, wanted in compared[: 1 + condition.trained]:
+    for what, got, wanted in (
+        ("was measured", result.used, arm),
+        ("has a model that was trained", result.model, model),
+    ):
         for name in (field.name for field in dataclasses.fields(ReattentionOptions)):
             have, want = got.get("reattention", {}).get(name), getattr(wanted.reattention, name)
             if have != want:
                 yield f"{result.path}: {arm.name} {what} with reattention.{name}={have!r}, expected {want!r}"
         if got.get("words") != wanted.words:
             yield f"{result.path}: {arm.name} {what} with words={got.get('words')!r}, expected {wanted.words}"
-    expected: list[tuple[str, object, object]] = [
+    condition = CONDITIONS.get(result.condition)
+    if condition is None:
+        yield f"{result.path}: condition {result.condition!r}; expected one of {', '.join(CONDITIONS)}"
+        return
+    for name, got, want in (
         ("order", result.used.get("order"), condition.order),
+        ("model.order", result.model.get("order"), condition.order),
+        ("model.tokens", result.model.get("tokens"), [condition.low, condition.high]),
         ("squeezed", result.used.get("squeezed"), arm.squeezed),
+        ("model.seed", result.model.get("seed"), result.seed),
         ("scenes_seed", result.used.get("scenes_seed"), result.seed + FRESH_SEED),
-    ]
-    if condition.trained:
-        expected += [
-            ("model.order", trained.get("order"), condition.order),
-            ("model.tokens", trained.get("tokens"), [condition.low, condition.high]),
-            ("model.seed", trained.get("seed"), result.seed),
-        ]
-    else:
-        expected.append(("model", result.model, None))
-    for name, got, want in expected:
+    ):
         if got != want:
             yield f"{result.path}: {name} is {got!r}, expected {want!r}"
 

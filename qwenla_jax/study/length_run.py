@@ -6,10 +6,8 @@ Every training has a folder and every result a file; what is there and was made 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ from qwenla_jax.config.schema import to_dict
 from qwenla_jax.data.batching.loader import batch_indices
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.sources.spec import parse
-from qwenla_jax.data.synthetic.length_options import LengthOptions
+from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
 from qwenla_jax.data.synthetic.source import SceneSource
 from qwenla_jax.inference.runtime import build
@@ -52,13 +50,17 @@ from qwenla_jax.train.loop import run as train
 from qwenla_jax.train.train_runtime import make_run_source
 from qwenla_jax.utils import json_files
 from qwenla_jax.utils.atomic_files import write_text
-from qwenla_jax.weights.hub import local_folder
 
 IMAGES_FILE = "images.json"  # digests of the images that a model was trained on
 
 
 def run_length(
-    size: Size, trainings: Sequence[RunOptions], workdir: Path, results: Path, note: Callable[[str], None]
+    size: Size,
+    trainings: Sequence[RunOptions],
+    workdir: Path,
+    results: Path,
+    note: Callable[[str], None],
+    seed: int | None = None,
 ) -> list[Path]:
     """Runs whatever is not there yet.
 
@@ -68,6 +70,7 @@ def run_length(
       workdir: holds a folder for every training.
       results: gets a file for every arm of every base model, seed and condition.
       note: gets a line of progress.
+      seed: the only one that is run, once the base models are there several processes may run one each; None: all.
 
     Returns:
       the results' files.
@@ -76,23 +79,21 @@ def run_length(
       train.loop.RunRefused: a folder was made from what is no longer there.
     """
     files = []
-    for number, base in enumerate(size.bases):
-        made = _made(base, number, trainings, workdir, note)
-        for seed in range(size.seeds):
+    for place, base in enumerate(size.bases):
+        made = _made(base, place, trainings, workdir, note)
+        for number in range(size.seeds) if seed is None else [seed]:
             for condition in size.conditions:
                 for name in size.arms:
                     arm = ARMS[name]
-                    parts = base.name, condition.name, str(seed)
+                    parts = base.name, condition.name, str(number)
                     stage_name = "_".join([*parts, _slug(arm.model or name)])
-                    if not condition.trained:
-                        stage_name = made[-1]
-                    elif arm.trained:
-                        options = stage_options(arm, condition, size, str(workdir / made[-1] / "hf"), seed)
+                    if arm.trained:
+                        options = stage_options(arm, condition, size, str(workdir / made[-1] / "hf"), number)
                         stage = Stage(stage_name, options, _trained, (made[-1],))
                         run_stage(stage, workdir.joinpath, note)
-                    file = results / "_".join([*parts[:2], f"seed{seed}", f"{_slug(name)}.json"])
-                    places = [workdir / place for place in (*made, stage_name)]
-                    _measured(arm, condition, size, seed, base.name, places, file, note)
+                    file = results / "_".join([*parts[:2], f"seed{number}", f"{_slug(name)}.json"])
+                    places = [workdir / training for training in (*made, stage_name)]
+                    _measured(arm, condition, size, number, base.name, places, file, note)
                     files.append(file)
     return files
 
@@ -101,12 +102,7 @@ def _made(
     base: Base, number: int, trainings: Sequence[RunOptions], workdir: Path, note: Callable[[str], None]
 ) -> list[str]:
     """The folders of a base model's trainings, the last of which is the base model; run where they are not there."""
-    name = f"base_{base.name}"
-    if not base.steps:
-        ready = functools.partial(_ready, local_folder(base.init_from), trainings)
-        run_stage(Stage(name, trainings[-1], ready, ()), workdir.joinpath, note)
-        return [name]
-    names = [f"{name}_first", name]
+    names = [f"base_{base.name}_first", f"base_{base.name}"]
     for at, options in enumerate(base_options(base, number, trainings)):
         if at:
             options = dataclasses.replace(options, init_from=str(workdir / names[at - 1] / "hf"))
@@ -122,16 +118,6 @@ def _trained(options: RunOptions, folder: Path) -> None:
     """A training, and the digests of the images that it saw."""
     train(options, folder)
     write_text(folder / IMAGES_FILE, json.dumps(sorted(trained_images(options))))
-
-
-def _ready(model: Path, trainings: Sequence[RunOptions], options: RunOptions, folder: Path) -> None:
-    """A base model that comes ready, and the digests of the images that it saw.
-
-    Those of the scenes with marks: what comes before `trainings` has none, and no test scene is without.
-    """
-    shutil.copytree(model, folder / "hf", dirs_exist_ok=True)
-    seen = set().union(*map(trained_images, trainings))
-    write_text(folder / IMAGES_FILE, json.dumps(sorted(seen)))
 
 
 def trained_images(options: RunOptions) -> set[str]:
@@ -172,7 +158,6 @@ def _measured(
     tested = {_digest(source.scene(i).image) for source in [_source(arm, condition, size, seed, *cells_of(size)[0])]
               for i in range(len(source))}  # fmt: skip
     trained = {digest for place in places for digest in json_files.read_json(place / IMAGES_FILE)}
-    seconds = model["seconds"] if condition.trained else 0.0
     content = {
         "of": of,
         "base": base,
@@ -188,11 +173,11 @@ def _measured(
             "scenes_seed": seed + FRESH_SEED,
             "visual_tokens": tokens,
         },
-        "model": _model(folder) if condition.trained else None,
+        "model": _model(folder),
         "images": {"tested": len(tested), "trained": len(trained), "shared": len(tested & trained)},
         "questions": questions,
         "cells": cells,
-        "seconds": {"training": seconds, "measuring": time.perf_counter() - begin},
+        "seconds": {"training": model["seconds"], "measuring": time.perf_counter() - begin},
         "answers": answers,
     }
     write_result(file, content)
@@ -215,7 +200,7 @@ def _model(folder: Path) -> dict[str, Any]:
 
 def cells_of(size: Size) -> list[tuple[str, int]]:
     """(working, N) of what is measured."""
-    return [(working, tokens) for working in size.workings for tokens in size.tokens]
+    return [(working, tokens) for working in WORKINGS for tokens in size.tokens]
 
 
 def _source(arm: Arm, condition: Condition, size: Size, seed: int, working: str, tokens: int) -> SceneSource:

@@ -5,7 +5,6 @@ Oracle: trainings that only write down their settings, and measures that a test 
 
 import dataclasses
 import json
-import re
 
 import pytest
 from length_studies import content
@@ -15,8 +14,7 @@ from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
 from qwenla_jax.recipes.cold_start import PRESETS
 from qwenla_jax.study import length_run
 from qwenla_jax.study.collect import StudyError
-from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZED, TEXT, Base, training_source
-from qwenla_jax.study.length_report import write_length_report
+from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZED, TEXT, training_source
 from qwenla_jax.study.length_results import read_results
 from qwenla_jax.train.loop import RunRefused
 
@@ -41,22 +39,24 @@ def ran(monkeypatch):
     return done
 
 
-def run(tmp_path, size=SIZE):
-    trainings = [dataclasses.replace(PRESETS[name](), steps=steps) for name, steps in (("working", 4), ("long", 1))]
-    return length_run.run_length(size, trainings, tmp_path / "work", tmp_path / "results", lambda line: None)
+def run(tmp_path, size=SIZE, seed=None):
+    trainings = [PRESETS["working"](), PRESETS["long"]()]
+    return length_run.run_length(size, trainings, tmp_path / "work", tmp_path / "results", lambda line: None, seed)
 
 
 def test_what_is_there_is_kept(tmp_path, ran):
     files = run(tmp_path)
     models = {TEXT: "a_short_0_text-only", BLANK: "a_short_0_blank", COPY: "a_short_0_copy", OTHER: "a_short_0_copy"}
     models[SQUEEZED] = models[TEXT]
-    first = []
+    first = ["base_a_first", "base_a"]
     for arm, model in models.items():
         first += [model] * ARMS[arm].trained + [(arm, model)]
     assert ran == first
     found = {result.arm: result for result in read_results(tmp_path / "results")}
     assert found.keys() == models.keys() and sorted(result.path for result in found.values()) == sorted(files)
-    # 256 of each of the two trainings that made the embedded checkpoint, and 256 of stage 4.
+    settings = json.loads((tmp_path / "work" / "base_a" / "settings.json").read_text())
+    assert settings["init_from"] == str(tmp_path / "work" / "base_a_first" / "hf")
+    # 256 of each of the base model's two trainings, and 256 of stage 4.
     assert {result.images["trained"] for result in found.values()} == {768}
     # Again, with a result and a training lost: these alone, and what was measured of that training.
     ran.clear()
@@ -70,34 +70,16 @@ def test_what_is_there_is_kept(tmp_path, ran):
     (tmp_path / "work" / "base_a" / "done.json").unlink()
     with pytest.raises(RunRefused, match="made from another base_a"):
         run(tmp_path)
-    # A base model that does not come ready: two trainings, the second one from the first.
+
+
+def test_a_seed_alone(tmp_path, ran):
+    size = dataclasses.replace(SIZE, seeds=3, arms=(TEXT,))
+    files = run(tmp_path, size, seed=1)
+    assert [file.name for file in files] == ["a_short_seed1_text-only.json"]
+    assert ran == ["base_a_first", "base_a", "a_short_1_text-only", (TEXT, "a_short_1_text-only")]
     ran.clear()
-    trained = dataclasses.replace(SIZE, bases=(Base("b", "random:tiny", (2, 1)),), arms=(TEXT,))
-    run(tmp_path / "trained", trained)
-    assert ran == ["base_b_first", "base_b", "b_short_0_text-only", (TEXT, "b_short_0_text-only")]
-    settings = json.loads((tmp_path / "trained" / "work" / "base_b" / "settings.json").read_text())
-    assert settings["init_from"] == str(tmp_path / "trained" / "work" / "base_b_first" / "hf")
-    (found,) = read_results(tmp_path / "trained" / "results")
-    assert found.images["trained"] == 768
-
-
-def test_without_a_stage_4_every_arm_has_the_base_model(tmp_path, ran):
-    files = run(tmp_path, SIZES["embedded"].divided(1000))
-    assert ran == [(arm, "base_a") for arm in (TEXT, BLANK, COPY, OTHER)]
-    found = read_results(tmp_path / "results")
-    seen = {(result.condition, result.model, result.images["trained"]) for result in found}
-    assert seen == {("untrained", None, 512)}
-    one = json.loads(files[2].read_text())
-    for key, value, message in (
-        ("model", {"seed": 0}, "model is {'seed': 0}, expected None"),
-        ("arm", BLANK, "blank was measured with reattention.content='image', expected 'blank'"),
-    ):
-        files[2].write_text(json.dumps(one | {key: value}))
-        with pytest.raises(StudyError, match=re.escape(message)):
-            read_results(tmp_path / "results")
-    files[2].write_text(json.dumps(one))
-    head = write_length_report(tmp_path / "results", tmp_path / "report.md")
-    assert "at 160 tokens of reasoning, without stage 4: **helps**" in head and "Missing" not in head
+    assert len(run(tmp_path, size)) == 3
+    assert [one for one in ran if isinstance(one, str)] == ["a_short_0_text-only", "a_short_2_text-only"]
 
 
 def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_path, ran, monkeypatch):

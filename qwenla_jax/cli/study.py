@@ -54,7 +54,7 @@ STUDY_TOKENS, STUDY_PLAIN_TOKENS, STUDY_REFLECTION = 112, 96, 13.0
 STUDY_STEPS = {"base": 4500, "cold_start": 300, "brpo": 160, "sft_copy": 160, "sft_route": 160}
 STUDY_QUESTIONS = 2000  # of the distillation
 STUDY_BRPO_RATE = 5e-5  # learning rate
-LENGTH_TRAININGS = "cold_start:working", "cold_start:long"  # of the base models of the length study
+LENGTH_TRAININGS = "working", "long"  # presets of cold_start: of the base models of the length study
 
 
 def settings(args: flags.FlagValues) -> Settings:
@@ -185,7 +185,7 @@ def run_length_study(args: flags.FlagValues, workdir: Path) -> None:
     if not args.report:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches
         size = SIZES[name].divided(args.divide_steps)
-        trainings = [build(RunOptions, get_config(name).to_dict()) for name in LENGTH_TRAININGS]
+        trainings = [build(RunOptions, get_config("cold_start", name).to_dict()) for name in LENGTH_TRAININGS]
         if args.seed is not None and args.seed >= size.seeds:
             sys.exit(f"--seed={args.seed}: expected a seed below {size.seeds}, as --size={name} has")
         ended(lambda: run_length(size, trainings, workdir, results, functools.partial(print, flush=True), args.seed))

@@ -9,6 +9,7 @@ import json
 import pytest
 from length_studies import content
 
+from qwenla_jax.cli import study
 from qwenla_jax.config.schema import to_json
 from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
 from qwenla_jax.recipes.cold_start import PRESETS
@@ -72,14 +73,18 @@ def test_what_is_there_is_kept(tmp_path, ran):
         run(tmp_path)
 
 
-def test_a_seed_alone(tmp_path, ran):
-    size = dataclasses.replace(SIZE, seeds=3, arms=(TEXT,))
-    files = run(tmp_path, size, seed=1)
-    assert [file.name for file in files] == ["a_short_seed1_text-only.json"]
-    assert ran == ["base_a_first", "base_a", "a_short_1_text-only", (TEXT, "a_short_1_text-only")]
-    ran.clear()
-    assert len(run(tmp_path, size)) == 3
-    assert [one for one in ran if isinstance(one, str)] == ["a_short_0_text-only", "a_short_2_text-only"]
+def test_the_command(tmp_path, ran):
+    """Of a size and a seed, as they are asked for; it ends with the report."""
+    args = ["--protocol=length", f"--workdir={tmp_path}", "--divide_steps=1000"]
+    for asked, message in ((["--seed=2"], "expected a seed below 2"), (["--study"], "is of --protocol=paper")):
+        with pytest.raises(SystemExit, match=message):
+            study.main([*args, *asked])
+    study.main([*args, "--seed=1"])
+    assert ran[:3] == ["base_a_first", "base_a", "a_short_1_text-only"]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        f"a_short_seed1_{arm}.json" for arm in ("text-only", "blank", "copy", "another-image", "text-only-squeezed")
+    }
+    assert "base a, short, seed 0: every arm" in (tmp_path / "report.md").read_text()
 
 
 def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_path, ran, monkeypatch):

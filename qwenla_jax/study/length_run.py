@@ -22,6 +22,7 @@ from qwenla_jax.config.run_options import RunOptions
 from qwenla_jax.config.schema import to_dict
 from qwenla_jax.data.batching.loader import batch_indices
 from qwenla_jax.data.sources.factory import make_source
+from qwenla_jax.data.sources.mixture import Mixture
 from qwenla_jax.data.sources.spec import parse
 from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
 from qwenla_jax.data.synthetic.length_questions import LENGTH_KINDS
@@ -127,7 +128,11 @@ def trained_images(options: RunOptions) -> set[str]:
     # Batches share out their questions by length within groups, of which the last one may be used in part.
     steps = -(-options.steps // data.length_group) * data.length_group
     rows = data.batch_size * steps
-    return {_digest(source[int(i)].images[0]) for i in batch_indices(options.seed, 0, rows, len(source))}
+    assert isinstance(source, Mixture)
+    seen = (source.place(int(i)) for i in batch_indices(options.seed, 0, rows, len(source)))
+    # The scenes alone: a record is twice the work, and told scenes are drawn too.
+    scenes = {name: one for name, one in source.sources.items() if isinstance(one, SceneSource)}
+    return {_digest(scenes[name].scene(index).image) for name, index in seen}
 
 
 def _digest(image: Image.Image) -> str:

@@ -3,8 +3,8 @@
 Oracle: trainings that only write down their settings, and measures that a test wrote; everything between them is real.
 """
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 from length_studies import content
@@ -19,7 +19,7 @@ from qwenla_jax.study.length_arms import ARMS, BLANK, COPY, OTHER, SIZES, SQUEEZ
 from qwenla_jax.study.length_results import read_results
 from qwenla_jax.train.loop import RunRefused
 
-SIZE = dataclasses.replace(SIZES["quick"].divided(1000), seeds=1)
+SIZE = replace(SIZES["quick"].divided(1000), seeds=1)
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def ran(monkeypatch):
 
 
 def run(tmp_path, size=SIZE, seed=None):
-    trainings = [PRESETS["working"](), PRESETS["long"]()]
+    small = [PRESETS["working"](), PRESETS["long"]()]
+    trainings = [replace(one, data=replace(one.data, batch_size=4, length_group=2)) for one in small]
     return length_run.run_length(size, trainings, tmp_path / "work", tmp_path / "results", lambda line: None, seed)
 
 
@@ -57,8 +58,8 @@ def test_what_is_there_is_kept(tmp_path, ran):
     assert found.keys() == models.keys() and sorted(result.path for result in found.values()) == sorted(files)
     settings = json.loads((tmp_path / "work" / "base_a" / "settings.json").read_text())
     assert settings["init_from"] == str(tmp_path / "work" / "base_a_first" / "hf")
-    # 256 of each of the base model's two trainings, and 256 of stage 4.
-    assert {result.images["trained"] for result in found.values()} == {768}
+    # 16 and 8 of the base model's two trainings, and 256 of stage 4.
+    assert {result.images["trained"] for result in found.values()} == {280}
     # Again, with a result and a training lost: these alone, and what was measured of that training.
     ran.clear()
     files[1].unlink()
@@ -90,13 +91,13 @@ def test_the_command(tmp_path, ran):
 def test_a_swapped_label_a_look_that_is_off_and_scenes_trained_on_are_seen(tmp_path, ran, monkeypatch):
     """Each broken in the code that runs, not in the files."""
     arms = dict(ARMS)
-    swapped = {BLANK: dataclasses.replace(arms[COPY], name=BLANK), COPY: dataclasses.replace(arms[BLANK], name=COPY)}
+    swapped = {BLANK: replace(arms[COPY], name=BLANK), COPY: replace(arms[BLANK], name=COPY)}
     with monkeypatch.context() as broken:
         broken.setattr(length_run, "ARMS", arms | swapped)
         run(tmp_path / "swapped")
     with pytest.raises(StudyError, match="COPY has a model that was trained with reattention.content='blank'"):
         read_results(tmp_path / "swapped" / "results")
-    off = dataclasses.replace(arms[COPY], reattention=arms[TEXT].reattention)
+    off = replace(arms[COPY], reattention=arms[TEXT].reattention)
     with monkeypatch.context() as broken:
         broken.setattr(length_run, "ARMS", arms | {COPY: off})
         run(tmp_path / "off")

@@ -17,7 +17,9 @@ from qwenla_jax.config.run_options import (
     OptimOptions,
     RunOptions,
 )
+from qwenla_jax.config.shared_options import ReattentionOptions
 from qwenla_jax.data.synthetic.length_options import LONG_TOKENS, SHORT_TOKENS, WORKINGS, LengthOptions
+from qwenla_jax.recipes import sft_copy
 from qwenla_jax.recipes.presets import pick, presets
 
 
@@ -101,37 +103,14 @@ def _large(preset: str) -> RunOptions:
     paper is silent there too: 3 epochs of its 2,000 records (94 steps), cosine decay, clipping at 1.0, the whole
     decoder with its embedding trained, 4,096 prompt tokens, the 1,024 response tokens of BRPO.
     """
-    return RunOptions(
-        stage="sft",
-        preset=preset,
+    later, change = sft_copy.large(preset, ReattentionOptions()), dataclasses.replace
+    return change(
+        later,
         steps=94,
-        init_from=None,
-        dtype="bfloat16",
-        param_dtype="float32",  # bfloat16 is too coarse for updates as small as these
-        remat="full",
-        data=DataOptions(
-            source=None,
-            max_invalid=20,  # one in a hundred
-            batch_size=64,
-            max_prompt_tokens=4096,
-            max_response_tokens=1024,
-            max_pixels=262_144,
-            length_group=8,
-            system="You are a helpful assistant.",
-            threads=8,
-        ),
-        optim=OptimOptions(
-            learning_rate=1e-5,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            warmup_ratio=0.01,
-            schedule="cosine",
-            accumulation=8,
-            trainable=(("visual/.*", "freeze"), (".*", "train")),
-        ),
-        eval=EvalOptions(every=0, final_size=200, batch_size=16),
+        data=change(later.data, max_invalid=20),  # one in a hundred
+        optim=change(later.optim, trainable=(("visual/.*", "freeze"), (".*", "train"))),
         checkpoint=CheckpointOptions(every=50),
+        reattention=ReattentionOptions(),
     )
 
 

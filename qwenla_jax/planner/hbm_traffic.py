@@ -105,6 +105,11 @@ def _moved(one: Instruction, there: dict[str, Instruction], computations: Comput
     operands = [there[name] for name in one.operands() if name in there]
     if one.opcode == "fusion":
         return _fusion(one, operands, computations)
+    if one.opcode == "custom-call" and 'custom_call_target="AllocateBuffer"' in one.rest:
+        return 0, 0
+    if one.opcode == "slice-start":  # its type is ((operand), result, context)
+        operand, result = _ARRAYS.findall(one.type)[:2]
+        return type_bytes(result) if _in_memory(operand) else 0, _in_memory(result)
     if one.opcode == "copy-start":  # its type is (result, operand, context)
         result, operand = _ARRAYS.findall(one.type)[:2]
         return _in_memory(operand), _in_memory(result)

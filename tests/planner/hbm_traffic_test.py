@@ -55,6 +55,41 @@ def test_a_layer_is_counted_as_often_as_it_runs():
     assert sum(one.bytes for one in moved) > 10 * program.cost_analysis()["bytes accessed"]
 
 
+# Of the TPU compiler, shortened: weights of 64 bytes come into the chip's own memory in four slices, under way beside
+# other work, and a product reads them there. All that is moved: the weights once, x and the result; room is no move.
+_OWN = "{0:T(1024)(128)(4,1)S(1)}"
+SLICES = "\n".join(
+    [
+        "HloModule jit_run, is_scheduled=true",
+        "%fused (p.1: f32[4], p.2: s8[64]) -> f32[4] {",
+        "  %p.1 = f32[4]{0:T(128)} parameter(0)",
+        f"  %p.2 = s8[64]{_OWN} parameter(1)",
+        "  ROOT %product.1 = f32[4]{0:T(128)} custom-call(%p.1, %p.2)",
+        "}",
+        "ENTRY %main.1 (x.1: f32[4], w.1: s8[64]) -> f32[4] {",
+        "  %x.1 = f32[4]{0:T(128)} parameter(0)",
+        "  %w.1 = s8[64]{0:T(1024)(128)(4,1)} parameter(1)",
+        '  %room = f32[512]{0:T(128)} custom-call(), custom_call_target="AllocateBuffer"',
+        *(
+            f"  %slice-start.{n} = ((s8[64]{{0:T(1024)(128)(4,1)}}), s8[16]{_OWN}, s32[]{{:S(2)}}) slice-start(%w.1), "
+            f"slice={{[{16 * n}:{16 * n + 16}]}}"
+            for n in range(4)
+        ),
+        *(f"  %slice-done.{n} = s8[16]{_OWN} slice-done(%slice-start.{n})" for n in range(4)),
+        f"  %joined = s8[64]{_OWN} custom-call({', '.join(f'%slice-done.{n}' for n in range(4))}), "
+        'custom_call_target="ConcatBitcast"',
+        "  ROOT %product = f32[4]{0:T(128)} fusion(%x.1, %joined), kind=kOutput, calls=%fused",
+        "}",
+    ]
+)
+
+
+def test_slices_under_way_are_the_array_once():
+    moved = memory_traffic(SLICES)
+    assert sum(one.read for one in moved) == 64 + 4 * 4
+    assert sum(one.written for one in moved) == 4 * 4
+
+
 # A sampler: a loop over tokens with 2 layers, in each a product by 512 bytes of weights, and a loop over pages of 64
 # bytes, which a fusion slices out of 256. What is placed in the chip's own memory, S(1), is not moved.
 SAMPLER = """HloModule jit_run, is_scheduled=true

@@ -20,6 +20,9 @@ from qwenla_jax.serve.passes import Passes
 from qwenla_jax.serve.serve_options import ServeOptions
 
 CLOSING_SECONDS = 10  # for clients to read what has been answered
+# Clients keep a connection for 5 seconds (httpx) to a minute after an answer. A server that closes it first may do so
+# while the next request is under way, which fails.
+IDLE_SECONDS = 75
 
 
 class HttpServer(uvicorn.Server):
@@ -42,6 +45,7 @@ class HttpServer(uvicorn.Server):
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=CLOSING_SECONDS,
+            timeout_keep_alive=IDLE_SECONDS,
         )
         super().__init__(config)
 

@@ -241,7 +241,7 @@ def test_the_list_has_every_recipe_with_its_presets(monkeypatch, capsys):
     sizes = ["3b", "7b", "32b", "72b", *(f"qwen3vl-{size}" for size in ("2b", "4b", "8b", "32b"))]
     wanted = dict.fromkeys(recipes, ["tiny", *sizes]) | {"base": ["tiny"]}
     wanted["distill"] = [*wanted["brpo"], "cold_start"]
-    wanted["cold_start"] = [*wanted["brpo"], "brief"]
+    wanted["cold_start"] = [*wanted["brpo"], "brief", "working", "long"]
     wanted["brpo"] = [*wanted["brpo"], "3b_80gb", "3b_v5e8", "7b_8x80gb", "7b_v5p8", "7b_geometry3k"]
     assert {line[0]: line[1:] for line in words if line[0] in recipes} == wanted
 

@@ -132,6 +132,7 @@ def start(checkpoint):
         # Small, so that a client that does not read is noticed.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**15)
         server = HttpServer(options, lambda: served, "0.1")
+        server.config.timeout_keep_alive = 5  # tests read until a connection is closed
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         served.engine.server, server.thread = server, thread
@@ -723,3 +724,10 @@ def test_the_body_is_clamped_and_defaults_are_those_of_the_server():
     chat = parse_request(json.dumps(body("x", max_tokens=5, max_completion_tokens=7, seed=2**32 + 3)).encode(), options)
     assert (chat.model, chat.mode, chat.keep_ratio, chat.max_insertions) == ("m", "route", 0.3, 4)
     assert (chat.max_tokens, chat.seed, chat.temperature, chat.top_p, chat.n) == (7, 3, 1.0, 1.0, 1)
+
+
+def test_clients_drop_an_idle_connection_before_the_server_does():
+    """Otherwise a request may meet a connection that is being closed; httpx, under the OpenAI client, says when."""
+    server = HttpServer(OPTIONS, lambda: pytest.fail("not started"), "0.1")
+    expiry = httpx.Limits().keepalive_expiry
+    assert expiry is not None and server.config.timeout_keep_alive > 2 * expiry

@@ -34,6 +34,7 @@ from qwenla_jax.inference import response_attention
 from qwenla_jax.serve import app, passes
 from qwenla_jax.serve.attention_request import attention_answer, parse_attention, token_texts
 from qwenla_jax.serve.engine_loop import build
+from qwenla_jax.serve.http_server import IDLE_SECONDS
 from qwenla_jax.serve.protocol import ApiError
 from qwenla_jax.serve.serve_options import ServeOptions
 
@@ -224,6 +225,7 @@ class Server:
         engine = types.SimpleNamespace(start=lambda: None, ready=lambda: None, running=0, waiting=0, ask=self.ask)
         self.listening = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(app.make_app(OPTIONS, engine, self.passes, "0.1"), log_level="warning", lifespan="on")
+        config.timeout_keep_alive = IDLE_SECONDS
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
         self.thread.start()

@@ -172,17 +172,17 @@ REST, AFTER, QUESTION = 112, 80, 128
 TRAINABLE = (("visual/.*", "freeze"), (".*", "train"))
 
 
-def base_options(base: Base, number: int, trainings: Sequence[RunOptions]) -> list[RunOptions]:
-    """The trainings of a base model, in their order; the first one names what it starts from.
+def base_options(base: Base, number: int, trainings: Sequence[RunOptions], first: str) -> list[RunOptions]:
+    """The trainings of a base model, in their order.
 
     Args:
       base: the base model.
       number: its place among the size's; no two have the same data.
       trainings: on short reasoning, which costs three fifths and teaches to see and to conclude, and on long one.
+      first: the model that the first one makes, from which the second starts.
     """
     change = dataclasses.replace
-    starts = (base.init_from, None)
-    made = zip(trainings, base.steps, starts, strict=True)
+    made = zip(trainings, base.steps, (base.init_from, first), strict=True)
     quiet = EvalOptions(every=0, final_size=0)
     return [change(one, init_from=start, steps=steps, seed=one.seed + number, eval=quiet) for one, steps, start in made]
 
@@ -229,8 +229,8 @@ def training_source(lengths: LengthOptions) -> str:
     length, told scenes and cut responses.
 
     Without told scenes what stands behind a long reasoning is never written: tested at 160 tokens, answers broke off
-    there, whatever had been seen. Without cut responses nothing but told scenes has a long working, and models stop
-    that of other questions after two or three steps.
+    there, whatever had been seen. Without cut responses nothing but told scenes has a long working. They were to make
+    models keep that of other questions going, which they did not (docs/study.md, "The third run").
     """
     told, cut = (
         dataclasses.replace(lengths, low=LONG_TOKENS[0], high=LONG_TOKENS[1], **kind)

@@ -100,11 +100,9 @@ def _seeds(study: Study) -> dict[str, set[int]]:
 
 
 def _judged(study: Study) -> str:
-    there = {condition for _, _, condition, _ in study.results}
-    condition = SHORT.name if SHORT.name in there else min(there)
     try:
-        one = verdict(study, condition)
-        what = f"at {PRIMARY_TOKENS} tokens of reasoning, {TITLES[condition]}"
+        one = verdict(study)
+        what = f"at {PRIMARY_TOKENS} tokens of reasoning, {TITLES[SHORT.name]}"
         judged = f"Whether COPY helps {what}: **{one.verdict}**. {one.reason[0].upper()}{one.reason[1:]}."
     except StudyError as error:
         judged = f"**Not judged**: {reason(error, study)}."

@@ -5,7 +5,6 @@ Every training has a folder and every result a file; what is there and was made 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -104,9 +103,7 @@ def _made(
 ) -> list[str]:
     """The folders of a base model's trainings, the last of which is the base model; run where they are not there."""
     names = [f"base_{base.name}_first", f"base_{base.name}"]
-    for at, options in enumerate(base_options(base, number, trainings)):
-        if at:
-            options = dataclasses.replace(options, init_from=str(workdir / names[at - 1] / "hf"))
+    for at, options in enumerate(base_options(base, number, trainings, str(workdir / names[0] / "hf"))):
         run_stage(Stage(names[at], options, _trained, tuple(names[:at])), workdir.joinpath, note)
     return names
 

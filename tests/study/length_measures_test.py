@@ -227,9 +227,9 @@ def test_arms_are_trained_alike():
         assert len(set(words)) == 1 and len({repr(one) for one in alike}) == 2
         assert made[0].data.max_response_tokens >= condition.high + 100
     trainings = [PRESETS["working"](), PRESETS["long"]()]
-    bases = [*trainings, *base_options(size.bases[1], 1, trainings)]
+    bases = [*trainings, *base_options(size.bases[1], 1, trainings, "first")]
     assert {one.seed for one in bases}.isdisjoint(range(size.seeds)) and len({one.seed for one in bases}) == 4
-    assert [one.init_from for one in bases] == [None, None, "random:tiny", None]
+    assert [one.init_from for one in bases] == [None, None, "random:tiny", "first"]
     assert ["11-330" in one.data.source for one in bases] == [False, True, False, True]
     with pytest.raises(ValueError, match="another image is not trained"):
         stage_options(ARMS["another image"], CONDITIONS["short"], size, "base", 0)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import needs_tpu_compiler
 
 from qwenla_jax.utils.libtpu import environment, has_tpu, skip_without_tpu
 
@@ -70,9 +71,8 @@ def test_every_command_that_runs_jax_calls_it():
     assert [path.name for path in mains if "\n    skip_without_tpu()\n" not in path.read_text()] == []
 
 
-@pytest.mark.skipif(
-    has_tpu() or sys.platform != "linux" or os.uname().machine != "x86_64", reason="libtpu is for Linux on x86-64"
-)
+@needs_tpu_compiler
+@pytest.mark.skipif(has_tpu(), reason="there is a TPU here")
 @pytest.mark.parametrize("ours", [True, False])
 def test_nothing_is_printed_where_there_is_no_tpu(ours):
     env = {name: value for name, value in os.environ.items() if name not in ("TPU_LOAD_LIBRARY", "JAX_PLATFORMS")}

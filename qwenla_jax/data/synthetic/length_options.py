@@ -74,17 +74,14 @@ class LengthOptions:
 
     def setting(self) -> str:
         """The setting that names such a source, see `data.sources.spec`; keys with their defaults are left out."""
-        values = {
-            "tokens": f"{self.low}-{self.high}",
-            "working": "|".join(self.workings),
-            "order": "|".join(self.orders),
-            "words": "yes" if self.words else "no",
-            "told": "yes" if self.told else "no",
-            "cut": "yes" if self.cut else "no",
-        }
-        usual = {"working": "chain", "order": "after", "words": "yes", "told": "no", "cut": "no"}
-        keys = [f"{key}={value}" for key, value in values.items() if usual.get(key) != value]
-        return f"{LENGTH_SCENES}#{'&'.join(keys)}"
+
+        def values(one: LengthOptions) -> dict[str, str]:
+            marks = {name: "yes" if getattr(one, name) else "no" for name in ("words", "told", "cut")}
+            return {"working": "|".join(one.workings), "order": "|".join(one.orders), **marks}
+
+        usual = values(LengthOptions())
+        keys = [f"{key}={value}" for key, value in values(self).items() if value != usual[key]]
+        return f"{LENGTH_SCENES}#{'&'.join([f'tokens={self.low}-{self.high}', *keys])}"
 
 
 def steps_of(tokens: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 import qwenla_jax
 from qwenla_jax.data.sources.factory import make_source
 from qwenla_jax.data.sources.spec import parse, problems
+from qwenla_jax.data.synthetic.length_options import WORKINGS, LengthOptions
 from qwenla_jax.text.conversation import encode_response
 from qwenla_jax.text.response_format import parse as sections_of
 from qwenla_jax.text.tokenizer import Tokenizer
@@ -146,6 +147,13 @@ def test_cut_responses(style):
         ids = encode_response(other.response, tok, other.complete)
         assert ids == encode_response(record.response, tok, record.complete)[: len(ids)]
         assert tok.ids.im_end not in ids
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_setting_names_the_options(told):
+    one = LengthOptions(11, 64, WORKINGS, ("paper", "after"), words=False, told=told, cut=not told)
+    for options in (LengthOptions(), one):
+        assert LengthOptions.of(parse(options.setting())[0].keys) == options
 
 
 def test_a_wrong_name_is_refused():
